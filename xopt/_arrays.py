@@ -1,0 +1,244 @@
+"""What xopt knows about array libraries: namespaces, dtypes, devices, memory.
+
+Every fact about a particular library lives here. ``array_api_compat`` is imported when the first array arrives that
+is not NumPy's, never before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any
+"""An array of any library. There is no static type that covers them all."""
+
+
+class DType(NamedTuple):
+    """A dtype that a parameter may have, apart from the library that spells it."""
+
+    name: str
+    real: str
+    """The real dtype that arithmetic is done in."""
+    complex: bool = False
+
+    @property
+    def compute(self) -> str:
+        """The dtype that a parameter of this dtype is computed in: float32 at least."""
+        return COMPLEX_OF[self.real] if self.complex else self.real
+
+
+DTYPES = {
+    d.name: d
+    for d in (
+        DType("float16", "float32"),
+        DType("bfloat16", "float32"),
+        DType("float32", "float32"),
+        DType("float64", "float64"),
+        DType("complex64", "float32", complex=True),
+        DType("complex128", "float64", complex=True),
+    )
+}
+
+COMPLEX_OF = {"float32": "complex64", "float64": "complex128"}
+
+_COMPAT = {"torch": "torch", "cupy": "cupy", "dask": "dask.array"}
+_LIBRARIES = {"numpy": "numpy", "torch": "torch", "cupy": "cupy", "dask": "dask", "jax": "jax", "jaxlib": "jax"}
+_IN_PLACE = {"numpy", "torch", "cupy", "array_api_strict"}
+_seen: dict[type, str | None] = {}
+
+
+def library(x: object) -> str | None:
+    """Name the library that an array belongs to; None for what is not an array."""
+    kind = type(x)
+    if kind not in _seen:
+        _seen[kind] = _find_library(x, kind)
+    return _seen[kind]
+
+
+def _find_library(x: object, kind: type) -> str | None:
+    if kind is np.ndarray or issubclass(kind, (np.generic, np.memmap)):
+        return "numpy"
+    if isinstance(x, np.ndarray) or not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        return None  # matrices and masked arrays mean other things by + and *
+    for base in kind.__mro__:
+        found = _LIBRARIES.get(base.__module__.partition(".")[0])
+        if found is not None:
+            return found
+    return kind.__module__.partition(".")[0] if hasattr(x, "__array_namespace__") else None
+
+
+def namespace(x: Array) -> Any:
+    """Return the array-API namespace of an array."""
+    name = library(x)
+    if name == "numpy":
+        return np
+    if name in _COMPAT:
+        return importlib.import_module(f"array_api_compat.{_COMPAT[name]}")
+    return x.__array_namespace__()
+
+
+def in_place(name: str) -> bool:
+    """Whether arrays of this library can be written into."""
+    return name in _IN_PLACE
+
+
+def dtype_name(x: Array) -> str:
+    """Name the dtype of an array as the standard does: ``"float32"``."""
+    dtype = x.dtype
+    if isinstance(dtype, np.dtype):
+        return dtype.name if dtype.isnative else f"{dtype.str} (byte-swapped)"
+    return str(dtype).rpartition(".")[2]
+
+
+def device(x: Array) -> Any:
+    """Return the device of an array, or None where it is not ours to compare (JAX places arrays itself)."""
+    name = library(x)
+    if name in ("numpy", "jax", "dask"):
+        return None
+    return x.device
+
+
+def device_name(x: Array) -> str:
+    """Name a device for an error message."""
+    found = device(x)
+    return "cpu" if found is None else str(found)
+
+
+def widest_real(xp: Any, dev: Any, default: str) -> str:
+    """Return ``"float64"`` where the device has it, otherwise the default."""
+    if xp is np:
+        return "float64"
+    try:
+        known = xp.__array_namespace_info__().dtypes(device=dev, kind="real floating")
+    except (AttributeError, ValueError, TypeError):
+        return default
+    return "float64" if "float64" in known else default
+
+
+def cast(xp: Any, x: Array, dtype: Any) -> Array:
+    """Cast without a copy where nothing changes."""
+    if x.dtype == dtype:
+        return x
+    return x.astype(dtype, copy=False) if xp is np else xp.astype(x, dtype, copy=False)
+
+
+def full_like(xp: Any, name: str, p: Array, dtype: str, value: float) -> Array:
+    """Make a state array for a parameter: its shape and device, C order, never part of a graph."""
+    kind = getattr(xp, dtype)
+    if name == "numpy":
+        return np.full(p.shape, value, kind)
+    if name in ("jax", "dask"):  # these know how the parameter is sharded or chunked
+        return xp.full_like(p, value, dtype=kind)
+    return xp.full(tuple(p.shape), value, dtype=kind, device=p.device)
+
+
+def aligned(size: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Allocate a flat NumPy array that starts on a cache line."""
+    raw = np.empty(size * dtype.itemsize + 64, np.uint8)
+    skip = -raw.ctypes.data % 64
+    return raw[skip : skip + size * dtype.itemsize].view(dtype)
+
+
+def join_complex(xp: Any, name: str, re: Array, im: Array) -> Array:
+    """Make a complex array of two real ones, without the NaN that ``re + 1j * im`` makes of an infinity."""
+    if name == "torch":
+        return importlib.import_module("torch").complex(re, im)
+    if name == "jax":
+        return importlib.import_module("jax").lax.complex(re, im)
+    if name in ("numpy", "cupy"):
+        out = xp.empty(re.shape, dtype=xp.result_type(re.dtype, xp.complex64))
+        out.real, out.imag = re, im
+        return out
+    return re + im * 1j
+
+
+def no_grad(name: str) -> Any:
+    """Return a context in which a library records no graph and NumPy raises no floating-point warning."""
+    if name == "torch":
+        return importlib.import_module("torch").no_grad()
+    return np.errstate(all="ignore")
+
+
+def host_view(x: Array) -> np.ndarray[Any, Any] | None:
+    """Return a NumPy array on the same memory, or None where there is no such thing."""
+    name = library(x)
+    if name == "numpy":
+        return np.asarray(x)
+    if name != "torch" or x.device.type != "cpu" or dtype_name(x) == "bfloat16" or x.is_conj() or x.is_neg():
+        return None
+    view: np.ndarray[Any, Any] = x.detach().numpy()
+    return view
+
+
+def written(name: str, arrays: list[Array]) -> None:
+    """Tell a library that arrays were written behind its back, so that a stale graph raises instead of lying."""
+    if name == "torch":
+        importlib.import_module("torch").autograd.graph.increment_version(arrays)
+
+
+def _phantom(x: Array) -> np.ndarray[Any, Any] | None:
+    """Describe the memory of an array as a NumPy array that must not be read: for address arithmetic only."""
+    name = library(x)
+    if name == "numpy":
+        return np.asarray(x)
+    try:
+        if name == "torch":
+            pointer, size = x.data_ptr(), x.element_size()
+            strides = tuple(s * size for s in x.stride())
+        elif name == "cupy":
+            pointer, size, strides = x.data.ptr, x.itemsize, x.strides
+        elif name == "array_api_strict":
+            return np.from_dlpack(x)
+        else:
+            return None
+    except (RuntimeError, TypeError, BufferError, ValueError):
+        return None
+    if pointer == 0 or math.prod(x.shape) == 0:
+        return None
+    face = {"data": (pointer, True), "shape": tuple(x.shape), "strides": strides, "typestr": f"|V{size}", "version": 3}
+    return np.asarray(SimpleNamespace(__array_interface__=face))
+
+
+def extent(x: Array) -> tuple[int, int]:
+    """Return the first byte of an array's memory and the one after the last; (0, 0) when empty or unknown."""
+    seen = _phantom(x)
+    if seen is None or seen.size == 0:
+        return 0, 0
+    low, high = np.lib.array_utils.byte_bounds(seen)
+    return int(low), int(high)
+
+
+def overlap(x: Array, y: Array) -> bool:
+    """Whether two arrays share a byte. Exact but for hopeless strides, where it says yes."""
+    a, b = _phantom(x), _phantom(y)
+    if a is None or b is None:
+        return x is y
+    try:
+        return np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def overlaps_itself(x: Array) -> bool:
+    """Whether two elements of one array share memory (a broadcast view, or strides made by hand)."""
+    seen = _phantom(x)
+    if seen is None or seen.size <= 1:
+        return False
+    span = seen.itemsize
+    for stride, size in sorted((abs(s), n) for s, n in zip(seen.strides, seen.shape, strict=True) if n > 1):
+        if stride < span:
+            return True
+        span = stride * (size - 1) + span
+    return False
+
+
+def owner(x: np.ndarray[Any, Any]) -> object:
+    """Return the object that owns the memory of a NumPy array."""
+    root: Any = x
+    while type(root) is np.ndarray and root.base is not None:
+        root = root.base
+    return root

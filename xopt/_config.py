@@ -1,0 +1,45 @@
+"""What this installation found, and which runner serves which library."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata, util
+
+from xopt._runners import _pool, tiled
+
+_LIBRARIES = {
+    "numpy": ("numpy", "tiled"),
+    "cupy": ("cupy", "eager"),
+    "torch": ("torch", "tiled on CPU, eager elsewhere and for bfloat16"),
+    "jax": ("jax", "eager, under jit in Optimizer"),
+    "dask": ("dask", "eager"),
+    "array_api_strict": ("array-api-strict", "eager"),
+}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "installed"
+
+
+def show_config() -> None:
+    """Print what was found and which runner serves which library. Imports nothing.
+
+    Examples
+    --------
+    >>> import xopt
+    >>> xopt.show_config()  # doctest: +ELLIPSIS
+    xopt ...
+    """
+    print(f"xopt {_version('xopt-array')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    for module, (package, runner) in _LIBRARIES.items():
+        if util.find_spec(module) is not None:
+            version = _version(package)
+            if module == "cupy" and version == "installed":
+                version = next((_version(f"cupy-cuda{n}x") for n in (13, 12) if _version(f"cupy-cuda{n}x") != "installed"), version)
+            print(f"  {module:17} {version:14} runner: {runner}")
+        else:
+            print(f"  {module:17} not installed")
+    print(f"  tiled runner: tiles of {tiled.TILE:,} elements, up to {_pool.threads()} threads")

@@ -1,0 +1,117 @@
+"""Turn a program into source text. NumPy's spelling of an operation is the standard's own name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xopt._trace import BOOL, COMPLEX, Program
+
+
+class Kernel(NamedTuple):
+    """A program as one Python function over a tile: every NumPy call writes into memory that exists already."""
+
+    run: Callable[..., None]
+    """``run(loads..., stores..., scalars..., registers...)``; a store may be the very memory of its load."""
+    source: str
+    registers: tuple[str, ...]
+    """The kind of each scratch array that it needs."""
+
+
+@functools.lru_cache(maxsize=256)
+def numpy_kernel(program: Program) -> Kernel:
+    """Write the kernel of a program.
+
+    A result goes straight to where it is stored when the old value there is dead, otherwise to a register, and
+    registers are used again as soon as their value is dead.
+    """
+    nodes, last = program.nodes, program.last_use
+    home = _homes(program)
+    where_is = {i: f"l_{_place(program, i)}" for i in program.loads.values()}
+    registers: list[str] = []
+    free: dict[str, list[int]] = {}
+    held: dict[int, int] = {}
+    kept = set(program.outputs.values())
+    lines = []
+    for i, (op, args, kind) in enumerate(nodes):
+        if op == "load":
+            continue
+        dying = [a for a in dict.fromkeys(args) if isinstance(a, int) and last[a] == i and a in held and a not in kept]
+        aliasing = _may_alias(program, i)
+        if aliasing:
+            _release(dying, held, free, nodes)
+        if i in home:
+            out = f"o_{list(program.outputs).index(home[i])}"
+        else:
+            stock = free.setdefault(kind, [])
+            if not stock:
+                stock.append(len(registers))
+                registers.append(kind)
+            held[i] = stock.pop()
+            out = f"r_{held[i]}"
+        if not aliasing:
+            _release(dying, held, free, nodes)
+        where_is[i] = out
+        lines += _call(op, [where_is[a] if isinstance(a, int) else a for a in args], out)
+    for name, i in program.outputs.items():
+        target = f"o_{list(program.outputs).index(name)}"
+        if program.loads.get(name) == i:
+            lines.append(f"if {target} is not {where_is[i]}: copyto({target}, {where_is[i]})")
+        elif home.get(i) != name:
+            lines.append(f"copyto({target}, {where_is[i]})")
+    names = [f"l_{k}" for k in range(len(program.loads))] + [f"o_{k}" for k in range(len(program.outputs))]
+    names += [f"s{k}" for k in range(len(program.scalars))] + [f"r_{k}" for k in range(len(registers))]
+    source = f"def kernel({', '.join(names)}):\n" + "".join(f"    {x}\n" for x in lines or ["pass"])
+    made: dict[str, Any] = {"copyto": np.copyto, **{n.op: getattr(np, n.op) for n in nodes if n.op != "load"}}
+    exec(compile(source, "<xopt tile>", "exec"), made)
+    return Kernel(made["kernel"], source, tuple(registers))
+
+
+def _place(program: Program, node: int) -> int:
+    return list(program.loads.values()).index(node)
+
+
+def _release(dying: list[int], held: dict[int, int], free: dict[str, list[int]], nodes: Any) -> None:
+    for a in dying:
+        free.setdefault(nodes[a].kind, []).append(held.pop(a))
+
+
+def _may_alias(program: Program, i: int) -> bool:
+    """Whether an operation may write over its own operands.
+
+    NumPy multiplies complex arrays of one element differently in place, so these never do; neither does what takes
+    two calls (where) or reads parts (real, imag).
+    """
+    op, args, kind = program.nodes[i]
+    if op in ("where", "real", "imag"):
+        return False
+    kinds = {program.nodes[a].kind for a in args if isinstance(a, int)}
+    return not (op in ("multiply", "divide") and COMPLEX in {kind, *kinds})
+
+
+def _homes(program: Program) -> dict[int, str]:
+    """Map each node that may be computed in its output's own memory to that output."""
+    home: dict[int, str] = {}
+    for name, i in program.outputs.items():
+        node = program.nodes[i]
+        if node.op == "load" or i in home or node.kind == BOOL:
+            continue
+        old = program.loads.get(name)
+        if old is not None:
+            if program.nodes[old].kind != node.kind or program.last_use.get(old, -1) > i:
+                continue
+            if old in program.outputs.values() or (old in node.args and not _may_alias(program, i)):
+                continue
+        home[i] = name
+    return home
+
+
+def _call(op: str, args: list[Any], out: str) -> list[str]:
+    if op == "where":
+        return [f"copyto({out}, {args[2]})", f"copyto({out}, {args[1]}, where={args[0]})"]
+    if op in ("real", "imag"):
+        return [f"copyto({out}, {args[0]}.{op})"]
+    return [f"{op}({', '.join(args)}, out={out})"]

@@ -1,0 +1,133 @@
+"""Fields of a rule: how a class declares its hyperparameters and static choices, and how values are checked."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import numpy as np
+
+MISSING: Any = object()
+
+
+class Field(NamedTuple):
+    """What a class says about one of its fields."""
+
+    default: Any
+    static: bool
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    among: tuple[Any, ...] | None = None
+    kw_only: bool = False
+
+    def limits(self) -> str:
+        """Say the range in words."""
+        signs = {"≥": self.ge, ">": self.gt, "≤": self.le, "<": self.lt}
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in signs.items() if bound is not None)
+
+
+def hyper(
+    default: Any = MISSING,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    kw_only: bool = False,
+) -> Any:
+    """Declare a hyperparameter of a rule: a number within bounds, or a schedule of such numbers.
+
+    A default of None means that the rule works without it; None is then a choice of formula, like a static field.
+
+    Parameters
+    ----------
+    default
+        Value when none is given; without one the hyperparameter is required.
+    ge, gt, le, lt
+        Bounds: at least, more than, at most, less than.
+    kw_only
+        Whether it must be given by name.
+    """
+    return Field(default, False, ge, gt, le, lt, None, kw_only)
+
+
+def static(
+    default: Any = MISSING, *, ge: float | None = None, le: float | None = None, kw_only: bool = False
+) -> Any:
+    """Declare a static field: it chooses a formula or a first value, and cannot change from step to step.
+
+    Annotate it ``bool``, ``int``, ``float`` or ``Literal[...]``; the annotation is enforced.
+
+    Parameters
+    ----------
+    default
+        Value when none is given; without one the field is required.
+    ge, le
+        Bounds of a number.
+    kw_only
+        Whether it must be given by name.
+    """
+    return Field(default, True, ge, None, le, None, None, kw_only)
+
+
+def check(where: str, field: Field, value: Any) -> Any:
+    """Return the value of a field as it is kept, or say what is wrong with it."""
+    if field.static:
+        return _check_static(where, field, value)
+    if value is None:
+        if field.default is not None:
+            raise TypeError(f"{where}: None, but it must be a number or a schedule")
+        return None
+    return value if callable(value) else number(where, field, value, "")
+
+
+def _check_static(where: str, field: Field, value: Any) -> Any:
+    if field.among is not None:
+        if not any(value is x or (type(value) is type(x) and value == x) for x in field.among):
+            raise ValueError(f"{where}: {value!r}, but it must be one of {', '.join(map(repr, field.among))}")
+        return value
+    return number(where, field, value, "")
+
+
+def number(where: str, field: Field, value: Any, why: str) -> Any:
+    """Return a Python float within the bounds of a field. A 0-d array stays as it is: nobody may read it."""
+    note = f" ({why})" if why else ""
+    if isinstance(value, bool | np.bool_ | str) or not (hasattr(value, "dtype") or isinstance(value, int | float)):
+        raise TypeError(f"{where}: {value!r} is a {type(value).__name__}, but it must be a number{note}")
+    if isinstance(value, np.ndarray) and value.shape == ():
+        value = value[()]
+    if hasattr(value, "dtype") and not isinstance(value, np.generic):
+        kind = str(value.dtype)
+        if tuple(value.shape) != () or not ("float" in kind or "int" in kind):
+            raise TypeError(f"{where}: an array of shape {tuple(value.shape)} and dtype {kind}, but it must be a number{note}")
+        return value
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{where}: {value!r} is not a real number{note}") from error
+    if not math.isfinite(found):
+        raise ValueError(f"{where}: {value!r}, but it must be finite{note}")
+    low = (field.ge is not None and found < field.ge) or (field.gt is not None and found <= field.gt)
+    high = (field.le is not None and found > field.le) or (field.lt is not None and found >= field.lt)
+    if low or high:
+        raise ValueError(f"{where}: {found!r} is out of range, it must be {field.limits()}{note}")
+    return found
+
+
+def declared(cls: type, name: str, hint: Any) -> Field:
+    value = vars(cls).get(name, MISSING)
+    field = value if isinstance(value, Field) else Field(value, True)
+    if not field.static:
+        return field
+    if isinstance(hint, str):
+        hint = eval(hint, vars(sys.modules[cls.__module__]))  # the annotations of this class, not of a caller
+    if get_origin(hint) is Literal:
+        return field._replace(among=get_args(hint))
+    if hint is bool:
+        return field._replace(among=(True, False))
+    if hint is float or hint is int:
+        return field
+    raise TypeError(f"{cls.__name__}.{name}: a static field must be annotated bool, int, float or Literal, not {hint}")

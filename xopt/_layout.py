@@ -1,0 +1,166 @@
+"""The parameters of a tree, and the checks that everything else must pass before anything is written."""
+
+from __future__ import annotations
+
+import bisect
+from typing import Any
+
+import numpy as np
+
+from xopt import _arrays, _tree
+
+
+class Layout:
+    """Paths, shapes, dtypes and devices of parameters: what gradients and state are compared with."""
+
+    def __init__(self, params: Any, *, writable: bool = False) -> None:
+        self.leaves, self.spec = _tree.flatten(params)
+        self._paths: list[str] | None = None
+        libraries = [_arrays.library(x) for x in self.leaves]
+        for k, (x, name) in enumerate(zip(self.leaves, libraries, strict=True)):
+            if name is None:
+                raise TypeError(f"{self.path(k)}: {_what(x)}, but a parameter must be an array")
+            if name != libraries[0]:
+                raise TypeError(f"{self.path(k)}: an array of {name}, but {self.path(0)} is one of {libraries[0]}")
+            if writable:
+                self._check_writable(k, x)
+        self.library = libraries[0] or "numpy" if libraries else "numpy"
+        if not writable:
+            self.leaves = [np.asarray(x) if isinstance(x, np.generic) else x for x in self.leaves]
+        self.xp: Any = _arrays.namespace(self.leaves[0]) if self.leaves else np
+        self.shapes = [tuple(x.shape) for x in self.leaves]
+        self.dtypes = [self._dtype(k, x) for k, x in enumerate(self.leaves)]
+        self.devices = [_arrays.device(x) for x in self.leaves]
+
+    def path(self, k: int, name: str = "params") -> str:
+        """Name leaf ``k``: ``params["layer1"]["w"]``."""
+        if self._paths is None:
+            self._paths = _tree.paths(self.spec, "")
+        return name + self._paths[k]
+
+    def _check_writable(self, k: int, x: Any) -> None:
+        if isinstance(x, np.generic):
+            raise TypeError(
+                f"{self.path(k)}: a NumPy scalar ({type(x).__name__}), which cannot be written into; "
+                f"pass numpy.asarray(x), or use rule.apply"
+            )
+        if isinstance(x, np.ndarray) and not x.flags.writeable:
+            raise ValueError(f"{self.path(k)}: a read-only array, and Optimizer writes into it; pass a copy, or use rule.apply")
+
+    def check_writable(self) -> None:
+        """Refuse parameters that were made read-only since."""
+        if self.library == "numpy":
+            for k, x in enumerate(self.leaves):
+                if not x.flags.writeable:
+                    self._check_writable(k, x)
+
+    def _dtype(self, k: int, x: Any) -> _arrays.DType:
+        name = _arrays.dtype_name(x)
+        if name not in _arrays.DTYPES:
+            raise TypeError(f"{self.path(k)}: dtype {name}, but a parameter must be one of {', '.join(_arrays.DTYPES)}")
+        if any(not isinstance(n, int) or n < 0 for n in x.shape):
+            raise ValueError(f"{self.path(k)}: shape {tuple(x.shape)}, but a parameter must have a known shape")
+        return _arrays.DTYPES[name]
+
+    def gradients(self, grads: Any) -> list[Any]:
+        """Return the gradients leaf by leaf, None where there is none, or say which one does not fit and why."""
+        found = _tree.match(self.spec, grads, "grads")
+        for k, g in enumerate(found):
+            if g is None:
+                continue
+            if type(g) is np.ndarray and self.library == "numpy":
+                if g.shape == self.shapes[k] and g.dtype == self.leaves[k].dtype:
+                    continue
+            elif isinstance(g, np.generic):
+                found[k] = g = np.asarray(g)  # NumPy makes scalars of 0-d results
+            self.same("grads", k, g, self.leaves[k].dtype)
+            if self.library == "torch":
+                found[k] = g.resolve_conj().resolve_neg()
+        return found
+
+    def same(self, name: str, k: int, x: Any, dtype: Any) -> None:
+        """Check that an array has the library, shape, dtype and device that go with parameter ``k``."""
+        path, p = self.path(k, name), self.leaves[k]
+        library = _arrays.library(x)
+        if library != self.library:
+            got = f"an array of {library}" if library else _what(x)
+            raise TypeError(f"{path}: {got}, but the parameter is an array of {self.library}")
+        if tuple(x.shape) != self.shapes[k]:
+            raise ValueError(f"{path}: shape {tuple(x.shape)}, but the parameter has {self.shapes[k]}")
+        if x.dtype != dtype:
+            owner = "the parameter has" if dtype == p.dtype else "the rule keeps"
+            raise TypeError(f"{path}: dtype {_arrays.dtype_name(x)}, but {owner} {str(dtype).rpartition('.')[2]}")
+        if _arrays.device(x) != self.devices[k]:
+            raise ValueError(f"{path}: on device {_arrays.device_name(x)}, but the parameter is on {_arrays.device_name(p)}")
+        if library == "torch" and x.layout != p.layout:
+            raise TypeError(f"{path}: layout {x.layout}, but the parameter has {p.layout}; pass x.to_dense()")
+
+    def tree(self, leaves: list[Any]) -> Any:
+        """Put one array a parameter back into the structure."""
+        return _tree.unflatten(self.spec, leaves)
+
+
+def _what(x: Any) -> str:
+    kind = type(x)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
+    return f"{x!r}, a Python {kind.__name__}" if isinstance(x, bool | int | float | complex) else f"a {module}{kind.__name__}"
+
+
+class Memory:
+    """Where the parameters of an optimizer lie, to find what overlaps them."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._refresh()
+        for k, x in enumerate(layout.leaves):
+            if _arrays.overlaps_itself(x):
+                raise ValueError(f"{layout.path(k)}: elements of this array share memory; pass a copy")
+        for _, _, k in self._spans:
+            for j in self._near(layout.leaves[k]):
+                if j < k and _arrays.overlap(layout.leaves[j], layout.leaves[k]):
+                    raise ValueError(
+                        f"{layout.path(k)}: shares memory with {layout.path(j)}; give the optimizer each array once"
+                    )
+        if not self._spans:  # a library that hides its memory
+            seen: dict[int, int] = {}
+            for k, x in enumerate(layout.leaves):
+                if id(x) in seen:
+                    raise ValueError(
+                        f"{layout.path(k)}: the same array as {layout.path(seen[id(x)])}; give the optimizer each array once"
+                    )
+                seen[id(x)] = k
+
+    def _refresh(self) -> None:
+        leaves = self._layout.leaves
+        self._pointers = [x.data_ptr() for x in leaves] if self._layout.library == "torch" else None
+        self._spans = sorted((*_arrays.extent(x), k) for k, x in enumerate(leaves) if _arrays.extent(x) != (0, 0))
+        self._lows = [low for low, _, _ in self._spans]
+        self._longest = max((high - low for low, high, _ in self._spans), default=0)
+        self._owners = {id(_arrays.owner(x)) for x in leaves} if self._layout.library == "numpy" else set()
+
+    def check(self, grads: list[Any]) -> None:
+        """Refuse a gradient that shares memory with a parameter: it would change while it is read."""
+        leaves = self._layout.leaves
+        if self._pointers is not None and self._pointers != [x.data_ptr() for x in leaves]:
+            self._refresh()  # somebody assigned p.data
+        for k, g in enumerate(grads):
+            if g is None:
+                continue
+            if type(g) is np.ndarray:
+                root = _arrays.owner(g)
+                if type(root) is np.ndarray and id(root) not in self._owners:
+                    continue
+            for j in self._near(g) if g is not leaves[k] else [k]:
+                if g is leaves[j] or _arrays.overlap(g, leaves[j]):
+                    raise ValueError(
+                        f"{self._layout.path(k, 'grads')}: shares memory with {self._layout.path(j)}, which the step "
+                        f"writes; pass a copy"
+                    )
+
+    def _near(self, g: Any) -> list[int]:
+        low, high = _arrays.extent(g)
+        if (low, high) == (0, 0):
+            return []
+        first = bisect.bisect_left(self._lows, low - self._longest)
+        last = bisect.bisect_left(self._lows, high)
+        return [k for _, end, k in self._spans[first:last] if end > low]

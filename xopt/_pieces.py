@@ -1,0 +1,133 @@
+"""What stages and runners agree on: the pieces of a chain, the work to do, the scalars of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+
+class Piece(NamedTuple):
+    """One link of a chain, as the stages see it. They know no rule."""
+
+    place: str
+    """Where it stands and what it is: ``"0.adam"``."""
+    key: Hashable
+    """Equal for pieces that record the same program: class and static fields."""
+    is_rule: bool
+    update: Callable[..., Any]
+    slots: Mapping[str, float]
+    """The state that ``update`` takes after g, with its first values."""
+    statics: Mapping[str, Any]
+    hypers: tuple[str, ...]
+    resolve: Callable[[Any], dict[str, Any]]
+    """The hyperparameters at a step, checked."""
+    reduce: Callable[..., dict[str, Any]] | None = None
+    host: Callable[..., dict[str, Any]] | None = None
+    scope: str = "tree"
+    carry: Mapping[str, float] = {}
+    inexact: bool = False
+
+    def slot(self, name: str) -> str:
+        """Return the key of a slot in the state: ``"0.adam.m"``."""
+        return f"{self.place}.{name}"
+
+
+class Column(list[Any]):
+    """A scalar with one value a leaf."""
+
+
+class Values:
+    """The scalars of one step: for each piece of the chain, its static fields, hyperparameters, sums and the step."""
+
+    def __init__(self, pieces: list[dict[str, Any]]) -> None:
+        self.pieces = pieces
+
+    @property
+    def by_leaf(self) -> bool:
+        """Whether any scalar differs from leaf to leaf."""
+        return any(type(v) is Column for piece in self.pieces for v in piece.values())
+
+    def select(self, leaves: list[int]) -> Values:
+        """Return the values of some leaves only."""
+        if not self.by_leaf:
+            return self
+        return Values(
+            [
+                {n: Column(v[k] for k in leaves) if type(v) is Column else v for n, v in piece.items()}
+                for piece in self.pieces
+            ]
+        )
+
+    def leaf(self, k: int, cast: Callable[[Any], Any], upto: int | None = None) -> list[SimpleNamespace]:
+        """Return what a rule sees as ``h`` for leaf ``k``, piece by piece. ``cast`` is applied to arrays."""
+        return [
+            SimpleNamespace(**{n: _enter(v[k] if type(v) is Column else v, cast) for n, v in piece.items()})
+            for piece in self.pieces[:upto]
+        ]
+
+    def named(self, k: int) -> dict[str, Any]:
+        """Return the values under the names that a program calls them by, for leaf ``k``."""
+        return {
+            scalar_name(n, i): v[k] if type(v) is Column else v
+            for i, piece in enumerate(self.pieces)
+            for n, v in piece.items()
+        }
+
+
+def _enter(x: Any, cast: Callable[[Any], Any]) -> Any:
+    return cast(x) if hasattr(x, "dtype") else x
+
+
+def scalar_name(name: str, place: int) -> str:
+    """Return what a program calls a hyperparameter: ``lr`` of the second piece is ``lr_1``; the step is ``t``."""
+    return "t" if name == "t" else f"{name}_{place}"
+
+
+class Work(NamedTuple):
+    """Leaves that are computed alike, and what to compute."""
+
+    pieces: tuple[Piece, ...]
+    library: str
+    xp: Any
+    real: str
+    """The real dtype of the arithmetic."""
+    split: bool
+    """Whether a complex leaf is computed as pairs of reals."""
+    loads: dict[str, list[Any]]
+    """``p``, ``g`` and every live slot: one array a leaf."""
+    outputs: tuple[str, ...]
+    """What is wanted back: ``p`` (or ``u``, the change alone) and every live slot."""
+    plan: Any
+    arenas: dict[str, tuple[Any, list[int]]] | None = None
+    """Slots whose leaves lie end to end in one buffer, with the place of each leaf: nothing to gather."""
+
+
+def compose(
+    pieces: tuple[Piece, ...],
+    hs: list[Any],
+    xp: Any,
+    p: Any,
+    g: Any,
+    slots: Mapping[str, Any],
+    reduce_at: int | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Run a chain on arrays, or on symbols that stand for them: the step and the new slots.
+
+    With ``reduce_at``, stop at that piece and return the terms that it wants summed.
+    """
+    x, new = g, {}
+    for i, piece in enumerate(pieces):
+        own = {n: slots[piece.slot(n)] for n in piece.slots if piece.slot(n) in slots}
+        if i == reduce_at:
+            assert piece.reduce is not None
+            return x, piece.reduce(hs[i], xp, p, x, **own)
+        out = piece.update(hs[i], xp, p, x, **own)
+        x, *rest = out if isinstance(out, tuple) else (out,)
+        if len(rest) != len(piece.slots):
+            raise TypeError(
+                f"{piece.place}: update returned {len(rest)} state arrays after the step, but its signature declares "
+                f"{len(piece.slots)} ({', '.join(piece.slots) or 'none'})"
+            )
+        new.update(zip(map(piece.slot, piece.slots), rest, strict=True))
+    return x, new

@@ -1,0 +1,78 @@
+"""One pool of threads for every runner, and scratch memory that they hand around."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xopt._arrays import aligned
+
+_LIMIT = 8
+"""More threads than this only wait for memory."""
+
+_lock = threading.Lock()
+_pool: Any = None
+_scratch: deque[np.ndarray[Any, Any]] = deque()
+
+
+def threads() -> int:
+    """Return how many threads a large step may use: the processors this process may run on, 8 at most."""
+    try:
+        return min(_LIMIT, len(os.sched_getaffinity(0)))
+    except AttributeError:  # macOS and Windows
+        return min(_LIMIT, os.cpu_count() or 1)
+
+
+def _forget() -> None:
+    """Start afresh in a forked child: threads do not survive a fork, and the lock may have been held."""
+    global _pool, _lock, _scratch
+    _pool, _lock, _scratch = None, threading.Lock(), deque()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def run(jobs: list[Callable[[], None]]) -> None:
+    """Run jobs at the same time, the first on the calling thread, and wait for all of them whatever happens."""
+    if len(jobs) <= 1:
+        for job in jobs:
+            job()
+        return
+    global _pool
+    with _lock:
+        if _pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # 11 ms that `import xopt` does without
+
+            _pool = ThreadPoolExecutor(_LIMIT, thread_name_prefix="xopt")
+        pool = _pool
+    futures = [pool.submit(job) for job in jobs[1:]]
+    try:
+        jobs[0]()
+    finally:
+        errors = [f.exception() for f in futures]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def borrow(size: int) -> np.ndarray[Any, Any]:
+    """Take a block of at least ``size`` bytes, aligned to 64; give it back with :func:`give`."""
+    try:
+        block = _scratch.pop()
+    except IndexError:
+        block = np.empty(0, np.uint8)
+    if block.size < size:
+        block = aligned(size, np.dtype(np.uint8))
+    return block
+
+
+def give(block: np.ndarray[Any, Any]) -> None:
+    """Return a block for the next step. A few are kept, one a thread."""
+    if len(_scratch) < _LIMIT:
+        _scratch.append(block)

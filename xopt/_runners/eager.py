@@ -1,0 +1,74 @@
+"""The eager runner: a rule called with a library's own arrays and functions, leaf by leaf. The definition of correct.
+
+Parameters, gradients and state are cast to the compute dtype, 0-d leaves are seen as (1,), and every result is rounded
+once when it is stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xopt import _arrays, _reduce
+from xopt._pieces import Values, Work, compose
+
+name = "eager"
+
+
+def body(work: Work, values: Values, into: dict[str, list[Any]] | None) -> dict[str, list[Any]]:
+    """Run the whole chain over every leaf; write into ``into`` where it is given, else return fresh arrays."""
+    outputs: dict[str, list[Any]] = {n: [] for n in work.outputs}
+    with _arrays.no_grad(work.library):
+        for k in range(len(work.loads["p"])):
+            for n, x in _leaf(work, values, k).items():
+                like = work.loads["p" if n == "u" else n][k]
+                x = _restore(work, x, like)
+                if into is not None:
+                    home = into[n][k]
+                    (home.detach() if work.library == "torch" else home)[...] = x
+                    x = home
+                outputs[n].append(x)
+    return outputs
+
+
+def _leaf(work: Work, values: Values, k: int) -> dict[str, Any]:
+    xp = work.xp
+    arrays = _compute_arrays(work, k, work.real)
+    hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, work.real)))
+    p = arrays["p"]
+    u, new = compose(work.pieces, hs, xp, p, arrays["g"], arrays)
+    result = {"p": p + u} if "p" in work.outputs else {"u": u}
+    return result | {n: new[n] for n in work.outputs if n in new}
+
+
+def sums(work: Work, values: Values, place: int) -> list[dict[str, Any]]:
+    """Return the sums that piece ``place`` asks for, leaf by leaf, computed in float64 where the device has it."""
+    xp, found = work.xp, []
+    real = _arrays.widest_real(xp, _arrays.device(work.loads["p"][0]), work.real) if work.loads["p"] else work.real
+    with _arrays.no_grad(work.library):
+        for k in range(len(work.loads["p"])):
+            arrays = _compute_arrays(work, k, real)
+            hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, real)), upto=place + 1)
+            _, terms = compose(work.pieces, hs, xp, arrays["p"], arrays["g"], arrays, reduce_at=place)
+            found.append({n: _reduce.array_sum(xp, x) for n, x in terms.items()})
+    return found
+
+
+def _compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
+    xp, arrays = work.xp, {}
+    for n, column in work.loads.items():
+        x = column[k]
+        is_complex = "complex" in str(x.dtype)
+        x = _arrays.cast(xp, x, getattr(xp, _arrays.COMPLEX_OF[real] if is_complex else real))
+        if x.ndim == 0:
+            x = xp.reshape(x, (1,))
+        if is_complex and work.split:
+            x = xp.stack([xp.real(x), xp.imag(x)], axis=-1)
+        arrays[n] = x
+    return arrays
+
+
+def _restore(work: Work, x: Any, like: Any) -> Any:
+    xp = work.xp
+    if work.split and "complex" in str(like.dtype):
+        x = _arrays.join_complex(xp, work.library, x[..., 0], x[..., 1])
+    return _arrays.cast(xp, xp.reshape(x, like.shape), like.dtype)

@@ -1,0 +1,354 @@
+"""One step of a chain over a tree: programs, validation, scalars, and the choice of a runner.
+
+A chain is cut where something must be summed over a leaf or over the tree. Everything else is one elementwise body:
+what stands before a sum is recomputed from the same loads rather than kept in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from xopt import _arrays, _reduce, _scalars, _trace, _tree
+from xopt._layout import Layout
+from xopt._pieces import Column, Piece, Values, Work, compose, scalar_name
+from xopt._runners import eager
+from xopt._runners.tiled import Tiled
+
+_TILED = Tiled()
+
+
+class _Recorded:
+    """What a rule sees as ``h`` while it is recorded: static fields as they are, all else as symbols."""
+
+    def __init__(self, piece: Piece, place: int, extra: tuple[str, ...], used: dict[str, None]) -> None:
+        self._piece, self._place, self._used = piece, place, used
+        self._names = {"t", *piece.hypers, *piece.carry, *extra}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._piece.statics:
+            return self._piece.statics[name]
+        if name not in self._names:
+            known = ", ".join(sorted({*self._names, *self._piece.statics}))
+            raise AttributeError(f"{self._piece.place} has no hyperparameter {name!r}; it has {known}")
+        self._used[scalar_name(name, self._place)] = None
+        return _trace.Scalar(scalar_name(name, self._place))
+
+
+class Plan:
+    """The programs of a chain for real or for complex parameters."""
+
+    def __init__(self, pieces: tuple[Piece, ...], complex: bool) -> None:
+        self.pieces = pieces
+        first = _trace.COMPLEX if complex else _trace.REAL
+        slots = [piece.slot(n) for piece in pieces for n in piece.slots]
+        kinds = dict.fromkeys(slots, _trace.REAL)
+        while True:  # a slot is complex only if a complex value reaches it: least fixed point
+            tape, used, loads, u, new = self._record(first, kinds)
+            for name, x in new.items():
+                if not isinstance(x, _trace.Symbol) or x.kind == _trace.BOOL:
+                    raise TypeError(f"{name}: update returned {_kind(x)}; state must be an array of numbers, like m * 0")
+            if not isinstance(u, _trace.Symbol) or u.kind == _trace.BOOL:
+                raise TypeError(f"{pieces[-1].place}: update returned {_kind(u)} as the step; it must be an array")
+            if not complex and u.kind == _trace.COMPLEX:
+                raise TypeError(f"{pieces[-1].place}: update made a complex step of real arrays")
+            wider = {n for n, x in new.items() if x.kind != kinds[n] and kinds[n] == _trace.REAL}
+            if not wider:
+                break
+            kinds |= dict.fromkeys(wider, _trace.COMPLEX)
+        p = loads["p"]
+        whole = tape.finish({"p": p + u, **new}, list(used))
+        self.live = tuple(n for n in slots if not _idle(whole, n))
+        """Slots that are read or changed; the others are not allocated."""
+        self.kinds = {n: kinds[n] for n in self.live}
+        self._tape, self._used = tape, list(used)
+        self._outputs = {"p": p + u, "u": u, **new}
+        self._bodies: dict[tuple[str, ...], _trace.Program] = {}
+        self.sums = {i: self._sum(i, first, kinds) for i, piece in enumerate(pieces) if piece.reduce}
+
+    def body(self, outputs: tuple[str, ...]) -> _trace.Program:
+        """Return the program that computes these outputs: ``p`` or ``u``, and the live slots."""
+        if outputs not in self._bodies:
+            self._bodies[outputs] = self._tape.finish({n: self._outputs[n] for n in outputs}, self._used)
+        return self._bodies[outputs]
+
+    def _start(self, first: str, kinds: dict[str, str]) -> tuple[_trace.Tape, dict[str, None], dict[str, Any], list[Any]]:
+        tape, used = _trace.Tape(any(piece.inexact for piece in self.pieces)), dict[str, None]()
+        loads: dict[str, Any] = {"p": tape.load("p", first), "g": tape.load("g", first)}
+        loads |= {name: tape.load(name, kind) for name, kind in kinds.items()}
+        hs = [_Recorded(piece, i, _extra(piece), used) for i, piece in enumerate(self.pieces)]
+        return tape, used, loads, hs
+
+    def _record(self, first: str, kinds: dict[str, str]) -> tuple[Any, dict[str, None], dict[str, Any], Any, dict[str, Any]]:
+        tape, used, loads, hs = self._start(first, kinds)
+        u, new = compose(self.pieces, hs, tape, loads["p"], loads["g"], loads)
+        return tape, used, loads, u, new
+
+    def _sum(self, place: int, first: str, kinds: dict[str, str]) -> _trace.Program:
+        tape, used, loads, hs = self._start(first, kinds)
+        _, terms = compose(self.pieces, hs, tape, loads["p"], loads["g"], loads, reduce_at=place)
+        for name, x in terms.items():
+            if not isinstance(x, _trace.Symbol) or x.kind != _trace.REAL:
+                raise TypeError(f"{self.pieces[place].place}: reduce must return real arrays to sum; {name!r} is {_kind(x)}")
+        return tape.finish(terms, list(used))
+
+
+def _idle(program: _trace.Program, name: str) -> bool:
+    index = program.outputs[name]
+    return program.nodes[index].args == (name,) and index not in program.last_use and list(
+        program.outputs.values()
+    ).count(index) == 1
+
+
+def _kind(x: Any) -> str:
+    return f"a {x.kind} array" if isinstance(x, _trace.Symbol) else f"a {type(x).__name__}"
+
+
+def _extra(piece: Piece) -> tuple[str, ...]:
+    """Name what ``reduce`` and ``host`` add to ``h``, found by calling them once."""
+    names: tuple[str, ...] = ()
+    if piece.reduce:
+        tape, probe = _trace.Tape(piece.inexact), _Recorded(piece, 0, (), {})
+        slots = {n: tape.load(n, _trace.REAL) for n in piece.slots}
+        names = tuple(piece.reduce(probe, tape, tape.load("p", _trace.REAL), tape.load("g", _trace.REAL), **slots))
+    if piece.host:
+        h = _namespace(piece.statics | piece.resolve(1) | piece.carry | dict.fromkeys(names, 1.0) | {"t": 1})
+        names += tuple(piece.host(h, _scalars.floats))
+    clash = {*names} & {"t", *piece.hypers, *piece.statics}
+    if clash:
+        raise TypeError(f"{piece.place}: reduce or host returns {sorted(clash)}, which are names of its hyperparameters")
+    return names
+
+
+def _namespace(values: Any) -> Any:
+    return SimpleNamespace(**values)
+
+
+_plans: dict[Hashable, Plan] = {}
+
+
+def plan(pieces: tuple[Piece, ...], complex: bool) -> Plan:
+    """Return the programs of a chain; a chain of the same classes and static fields is recorded once."""
+    key = (tuple((piece.place, piece.key, tuple(piece.hypers)) for piece in pieces), complex)
+    if key not in _plans:
+        if len(_plans) >= 512:
+            _plans.clear()
+        _plans[key] = Plan(pieces, complex)
+    return _plans[key]
+
+
+class Batch:
+    """Leaves of one tree that are computed alike."""
+
+    def __init__(self, plan: Plan, real: str, split: bool) -> None:
+        self.plan, self.real, self.split = plan, real, split
+        self.leaves: list[int] = []
+
+
+class Stages:
+    """A chain made ready for the parameters of one tree."""
+
+    def __init__(self, pieces: tuple[Piece, ...], layout: Layout, runner: Any = None) -> None:
+        self.layout = layout
+        self.split = any(piece.statics.get("complex") == "split" for piece in pieces)
+        self.runner = choose(layout, runner)
+        self.batches: list[Batch] = []
+        self.batch_of: list[Batch] = []
+        by_kind: dict[Hashable, Batch] = {}
+        for k, d in enumerate(layout.dtypes):
+            key = (d.real, d.complex)
+            if key not in by_kind:
+                split = d.complex and self.split
+                by_kind[key] = Batch(plan(pieces, d.complex and not split), d.real, split)
+                self.batches.append(by_kind[key])
+            by_kind[key].leaves.append(k)
+            self.batch_of.append(by_kind[key])
+        self.live = (self.batches[0].plan if self.batches else plan(pieces, False)).live
+        self.pieces = pieces
+        self.carried = {piece.slot(n): v for piece in pieces for n, v in piece.carry.items()}
+        self.first = {piece.slot(n): v for piece in pieces for n, v in piece.slots.items()}
+
+    def slot_dtype(self, name: str, k: int) -> str:
+        """Name the dtype of a slot of parameter ``k``: that of its arithmetic."""
+        d = self.layout.dtypes[k]
+        if not d.complex:
+            return d.real
+        return d.compute if self.split or self.batch_of[k].plan.kinds[name] == _trace.COMPLEX else d.real
+
+    def new_slots(self) -> dict[str, list[Any]]:
+        """Make the state before the first step."""
+        xp, library = self.layout.xp, self.layout.library
+        made: dict[str, list[Any]] = {}
+        for name in self.live:
+            column = []
+            for k, p in enumerate(self.layout.leaves):
+                dtype = self.slot_dtype(name, k)
+                column.append(_arrays.full_like(xp, library, p, dtype, self.first_value(name, dtype)))
+            made[name] = column
+        return made
+
+    def first_value(self, name: str, dtype: str) -> Any:
+        """Return the first value of a slot; of a split complex one, both parts have it."""
+        value = self.first[name]
+        return complex(value, value) if self.split and "complex" in dtype else value
+
+    def new_carry(self) -> dict[str, Any]:
+        """Make the scalars that live from step to step, before the first step."""
+        if self.layout.library != "jax":
+            return dict(self.carried)
+        return {n: self.layout.xp.asarray(v, dtype=self._scalar_dtype()) for n, v in self.carried.items()}
+
+    def new_step(self) -> Any:
+        """Return the number of steps taken: a Python int, on JAX an int32 array, so that a jitted step traces once."""
+        return self.layout.xp.asarray(0, dtype=self.layout.xp.int32) if self.layout.library == "jax" else 0
+
+    def _scalar_dtype(self) -> Any:
+        reals = {d.real for d in self.layout.dtypes}
+        return getattr(self.layout.xp, "float64" if "float64" in reals else "float32")
+
+    def check_state(self, state: Any) -> dict[str, list[Any]]:
+        """Return the slots of a state leaf by leaf, or say what does not fit this chain and these parameters."""
+        for field in ("step", "slots", "carry"):
+            if not hasattr(state, field):
+                raise TypeError(f"state: a {type(state).__name__}, but rule.init returns a State")
+        _same_keys("state.slots", state.slots, self.live)
+        _same_keys("state.carry", state.carry, self.carried)
+        step = state.step
+        if isinstance(step, bool) or not (isinstance(step, int) or getattr(step, "shape", None) == ()):
+            raise TypeError(f"state.step: {step!r}, but the number of steps taken is an int")
+        if isinstance(step, int) and step < 0:
+            raise ValueError(f"state.step: {step}, but the number of steps taken is at least 0")
+        found = {}
+        for name in self.live:
+            path = f'state.slots["{name}"]'
+            column = _tree.match(self.layout.spec, state.slots[name], path)
+            for k, x in enumerate(column):
+                self.layout.same(path, k, x, self._slot_dtype_object(name, k))
+            found[name] = column
+        return found
+
+    def _slot_dtype_object(self, name: str, k: int) -> Any:
+        kind = getattr(self.layout.xp, self.slot_dtype(name, k))
+        return np.dtype(kind) if isinstance(kind, type) else kind
+
+    def resolve(self, t: Any, pieces: tuple[Piece, ...] | None = None) -> list[dict[str, Any]]:
+        """Return the hyperparameters of step ``t``, checked, piece by piece."""
+        if not isinstance(t, int):
+            t = self.layout.xp.astype(t, self._scalar_dtype())
+        return [piece.resolve(t) for piece in pieces or self.pieces]
+
+    def run(
+        self,
+        t: Any,
+        given: list[dict[str, Any]],
+        ps: list[Any],
+        gs: list[Any],
+        slots: dict[str, list[Any]],
+        carry: dict[str, Any],
+        *,
+        change: bool = False,
+        write: bool = False,
+        arenas: list[dict[str, tuple[Any, list[int]]]] | None = None,
+    ) -> tuple[list[Any], dict[str, list[Any]], dict[str, Any]]:
+        """Take one step: the new parameters (or, with ``change``, what to add to them), slots and carry.
+
+        With ``write`` the results land in ``ps`` and ``slots`` themselves. Everything that can fail for what the
+        caller gave has been checked before the first write.
+        """
+        first = "u" if change else "p"
+        works = []
+        for number, batch in enumerate(self.batches):
+            leaves = [k for k in batch.leaves if gs[k] is not None]
+            if leaves:
+                loads = {"p": [ps[k] for k in leaves], "g": [gs[k] for k in leaves]}
+                loads |= {n: [slots[n][k] for k in leaves] for n in self.live}
+                dense = arenas is not None and len(leaves) == len(batch.leaves)
+                work = Work(
+                    self.pieces, self.layout.library, self.layout.xp, batch.real, batch.split, loads,
+                    (first, *self.live), batch.plan, arenas[number] if arenas and dense and not batch.split else None,
+                )  # fmt: skip
+                works.append((leaves, work))
+        values, carry = self._scalars(t, given, works, len(ps), carry)
+        news = list(ps)
+        if change:
+            news = [self.layout.xp.zeros_like(p) if g is None else None for p, g in zip(ps, gs, strict=True)]
+        new_slots = {n: list(column) for n, column in slots.items()}
+        for leaves, work in works:
+            into = {n: work.loads[n] for n in work.outputs} if write else None
+            out = self.runner.body(work, values.select(leaves), into)
+            for n, column in out.items():
+                target = news if n == first else new_slots[n]
+                for k, x in zip(leaves, column, strict=True):
+                    target[k] = x
+        return news, new_slots, carry
+
+    def _scalars(
+        self, t: Any, given: list[dict[str, Any]], works: list[Any], count: int, carry: dict[str, Any]
+    ) -> tuple[Values, dict[str, Any]]:
+        """Compute the scalars of a step in the order of the chain; sums read the tree."""
+        values, carry = Values([]), dict(carry)
+        step = t if isinstance(t, int | float) else _scalars.Step(self.layout.xp.astype(t, self._scalar_dtype()))
+        for i, piece in enumerate(self.pieces):
+            h = {**piece.statics, **given[i], **{n: carry[piece.slot(n)] for n in piece.carry}, "t": step}
+            if self.runner.name == "tiled":
+                h = {n: float(x) if hasattr(x, "dtype") else x for n, x in h.items()}
+            values.pieces.append(h)
+            if piece.reduce:
+                rows: dict[int, dict[str, Any]] = {}
+                for leaves, work in works:
+                    rows |= dict(zip(leaves, self.runner.sums(work, values.select(leaves), i), strict=True))
+                names = next((b.plan.sums[i].outputs for b in self.batches), ())
+                for n in names:
+                    if piece.scope == "tree":
+                        h[n] = _reduce.ordered(rows[k][n] for k in sorted(rows))
+                    else:
+                        h[n] = Column(rows[k][n] if k in rows else 0.0 for k in range(count))
+            if piece.host:
+                more = self._host(piece, h, count)
+                for n in piece.carry:
+                    if n in more:
+                        carry[piece.slot(n)] = more[n]
+                h |= more
+        return values, carry
+
+    def _host(self, piece: Piece, h: dict[str, Any], count: int) -> dict[str, Any]:
+        assert piece.host is not None
+        if not any(type(x) is Column for x in h.values()):
+            return _host_scalars(piece, h)
+        rows = [_host_scalars(piece, {n: x[k] if type(x) is Column else x for n, x in h.items()}) for k in range(count)]
+        return {n: Column(row[n] for row in rows) for n in (rows[0] if rows else ())}
+
+
+def _host_scalars(piece: Piece, h: dict[str, Any]) -> dict[str, Any]:
+    numbers = [x for x in h.values() if isinstance(x, _scalars.Step) or hasattr(x, "dtype")]
+    found: dict[str, Any] = piece.host(_namespace(h), _scalars.space(*numbers))  # type: ignore[misc]
+    return found
+
+
+def _same_keys(path: str, got: Any, want: Any) -> None:
+    if not isinstance(got, dict):
+        raise TypeError(f"{path}: a {type(got).__name__}, but it must be a dict")
+    if {*got} != {*want}:
+        raise ValueError(
+            f"{path}: {sorted(got)}, but this rule keeps {sorted(want)}; the state belongs to another rule or other options"
+        )
+
+
+def choose(layout: Layout, runner: Any = None) -> Any:
+    """Return the runner for these parameters: the best there is, or the one that was asked for."""
+    if runner is None or runner == "tiled":
+        views = layout.library in ("numpy", "torch") and all(_arrays.host_view(x) is not None for x in layout.leaves)
+        if views:
+            return _TILED
+        if runner is None:
+            return eager
+        raise ValueError(f'runner="tiled" needs arrays that share memory with NumPy; these are of {layout.library}')
+    if runner == "eager":
+        return eager
+    if isinstance(runner, Tiled):
+        return runner
+    raise ValueError(f'runner={runner!r}: there are "eager" and "tiled", and None for the best available')

@@ -1,0 +1,118 @@
+"""Trees of arrays: any nest of dict, list, tuple, namedtuple and dataclass, or a single array. Built on optree.
+
+``None`` in a tree of parameters is an empty place; ``None`` in a tree of gradients is a parameter without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import optree
+
+_SPACE = "xopt"
+
+
+def flatten(tree: Any) -> tuple[list[Any], optree.PyTreeSpec]:
+    """Return the leaves of a tree and its structure. A dataclass is recognised when its first instance arrives."""
+    while True:
+        leaves, spec = optree.tree_flatten(tree, namespace=_SPACE)
+        fresh = {type(x) for x in leaves if is_dataclass(x)}
+        if not fresh:
+            return leaves, spec
+        for kind in fresh:
+            _register(kind)
+
+
+def _register(kind: type) -> None:
+    names = tuple(f.name for f in fields(kind))
+
+    def take(x: Any) -> tuple[tuple[Any, ...], None, tuple[str, ...]]:
+        return tuple(getattr(x, n) for n in names), None, names
+
+    def make(_: None, children: Any) -> Any:
+        new = object.__new__(kind)  # not __init__: fields with init=False, and checks that would reject a tree of states
+        for name, child in zip(names, children, strict=True):
+            object.__setattr__(new, name, child)
+        return new
+
+    optree.register_pytree_node(kind, take, make, path_entry_type=optree.DataclassEntry, namespace=_SPACE)  # type: ignore[arg-type]
+
+
+def unflatten(spec: optree.PyTreeSpec, leaves: list[Any]) -> Any:
+    """Put leaves back into a structure."""
+    return optree.tree_unflatten(spec, leaves)
+
+
+def map_tree(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply a function to every leaf."""
+    leaves, spec = flatten(tree)
+    return unflatten(spec, [function(x) for x in leaves])
+
+
+def paths(spec: optree.PyTreeSpec, name: str) -> list[str]:
+    """Name every leaf as Python would reach it: ``params["layer1"]["w"]``."""
+    return [name + "".join(_step(entry) for entry in accessor) for accessor in spec.accessors()]
+
+
+def _step(entry: Any) -> str:
+    return entry.codify("").replace("'", '"') if isinstance(entry.entry, str) else str(entry.codify(""))
+
+
+def match(spec: optree.PyTreeSpec, tree: Any, name: str, like: str = "the parameters") -> list[Any]:
+    """Return what stands in ``tree`` at each leaf of ``spec``; a ValueError names the first place that differs."""
+    try:
+        return spec.flatten_up_to(tree)
+    except ValueError:
+        flatten(tree)  # a dataclass that was never seen
+    try:
+        return spec.flatten_up_to(tree)
+    except ValueError as error:
+        skeleton = unflatten(spec, [_LEAF] * spec.num_leaves)
+        raise ValueError(_difference(skeleton, tree, name, like) or f"{name}: {error}") from None
+
+
+class _Leaf:
+    """Stands for any array when two structures are compared."""
+
+
+_LEAF = _Leaf()
+
+
+def _difference(want: Any, got: Any, path: str, like: str) -> str | None:
+    if want is _LEAF:
+        return None
+    if optree.tree_is_leaf(want, namespace=_SPACE) or want is None:
+        return f"{path}: {_kind(got)}, but {like} have {_kind(want)}" if got is not want else None
+    a = optree.tree_flatten_one_level(want, namespace=_SPACE)
+    if got is None or optree.tree_is_leaf(got, namespace=_SPACE):
+        return f"{path}: {_kind(got)}, but {like} have {_kind(want)}"
+    b = optree.tree_flatten_one_level(got, namespace=_SPACE)
+    if a.kind != b.kind and not {a.kind, b.kind} <= _DICTS:
+        return f"{path}: {_kind(got)}, but {like} have {_kind(want)}"
+    children = dict(zip(b.entries, b.children, strict=True))
+    kind = a.path_entry_type
+    steps = {e: path + _step(kind(e, a.type, a.kind)) for e in (*a.entries, *b.entries)}
+    for entry, child in zip(a.entries, a.children, strict=True):
+        if entry not in children:
+            return f"{steps[entry]}: missing, but {like} have it"
+        found = _difference(child, children[entry], steps[entry], like)
+        if found:
+            return found
+    for entry in b.entries:
+        if entry not in a.entries:
+            return f"{steps[entry]}: not among {like}"
+    return None if a.type is b.type or a.kind in _DICTS else f"{path}: {_kind(got)}, but {like} have {_kind(want)}"
+
+
+_DICTS = {optree.PyTreeKind.DICT, optree.PyTreeKind.ORDEREDDICT, optree.PyTreeKind.DEFAULTDICT}
+
+
+def _kind(x: Any) -> str:
+    if x is None:
+        return "None"
+    name = type(x).__name__
+    if isinstance(x, list | tuple) and not hasattr(x, "_fields"):
+        return f"a {name} of {len(x)}"
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

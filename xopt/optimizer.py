@@ -1,0 +1,195 @@
+"""The optimizer that writes into the arrays it was given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xopt import _arrays
+from xopt._layout import Layout, Memory
+from xopt._scalars import after
+from xopt._stages import Stages
+from xopt.rule import Method, Part, State, override, qualified_names
+
+
+class Optimizer:
+    """A rule and its state for one tree of parameters, updated in place.
+
+    Parameters
+    ----------
+    params
+        An array, or any nest of dict, list, tuple, namedtuple and dataclass of arrays of one library. NumPy, CuPy,
+        torch and array-api-strict arrays are written into; where arrays are immutable (JAX, dask), or not known to be
+        writable, :attr:`params` is rebound instead.
+    rule
+        A rule or a chain.
+    runner
+        ``"eager"``: the library's own operations, one after the other. ``"tiled"``: NumPy arrays, and CPU arrays that
+        share memory with one, a tile at a time. None: the best available.
+
+    Raises
+    ------
+    TypeError
+        For a leaf that is no floating-point array, or a NumPy scalar, or of another library than the first.
+    ValueError
+        For a read-only array, and for arrays that share memory with each other.
+
+    Notes
+    -----
+    State in bytes a parameter is the rule's; the scratch of the tiled runner is below 2 MB a thread, whatever the size
+    of the parameters. Everything is checked before the first write: a step that raises has changed nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xopt
+    >>> params = {"w": np.asarray([3.0, -2.0])}
+    >>> opt = xopt.Optimizer(params, xopt.SGD(lr=0.25))
+    >>> for _ in range(10):
+    ...     _ = opt.step({"w": 2 * params["w"]})
+    >>> params["w"].round(4)
+    array([ 0.0029, -0.002 ])
+    """
+
+    def __init__(self, params: Any, rule: Method, *, runner: str | None = None) -> None:
+        if not isinstance(rule, Method):
+            got = rule.__name__ if isinstance(rule, type) else type(rule).__name__
+            hint = "; make an object of it" if isinstance(rule, type) and issubclass(rule, Part) else ""
+            hint = "; put it in a chain with a rule" if isinstance(rule, Part) else hint
+            raise TypeError(f"rule: {got}, but it must be a rule or a chain{hint}")
+        self._rule = rule
+        self._layout = Layout(params, writable=True)
+        self._stages = Stages(rule._pieces(), self._layout, runner)
+        self._memory = Memory(self._layout)
+        self._tree = params
+        self._writes = _arrays.in_place(self._layout.library)
+        if self._layout.library == "jax":  # the step donates its buffers; the caller's stay alive
+            self._layout.leaves = [self._layout.xp.asarray(p, copy=True) for p in self._layout.leaves]
+            self._tree = self._layout.tree(self._layout.leaves)
+        self._taken = 0
+        self._slots, self._arenas = self._new_slots()
+        self._carry = self._stages.new_carry()
+        self._compiled: Any = None
+
+    @property
+    def params(self) -> Any:
+        """The parameters. Live: the next step overwrites them (on JAX, it deletes them); copy what you want to keep."""
+        return self._tree
+
+    @property
+    def rule(self) -> Method:
+        """The rule, with the hyperparameters as last set."""
+        return self._rule
+
+    @property
+    def runner(self) -> str:
+        """Which runner computes the steps."""
+        name: str = self._stages.runner.name
+        return name
+
+    @property
+    def state(self) -> State:
+        """The state. Live, like :attr:`params`."""
+        return State(self._taken, {n: self._layout.tree(column) for n, column in self._slots.items()}, dict(self._carry))
+
+    def step(self, grads: Any, **overrides: Any) -> Any:
+        """Take one step and return the parameters.
+
+        Parameters
+        ----------
+        grads
+            A tree like the parameters; None leaves its parameter and its state alone.
+        **overrides
+            Hyperparameters for this step only, as for :meth:`set`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For a gradient whose structure, shape, dtype, device or library is not its parameter's, or that shares
+            memory with a parameter; for a schedule that returns something else than a number in range.
+        """
+        layout, stages = self._layout, self._stages
+        gs = layout.gradients(grads)
+        layout.check_writable()
+        self._memory.check(gs)
+        t = after(self._taken)
+        rule = self._rule if not overrides else override(self._rule, overrides)
+        given = stages.resolve(t, rule._pieces() if overrides else None)
+        if layout.library == "jax":
+            out = self._jitted()(layout.leaves, gs, self._slots, self._carry, float(t), given)
+        else:
+            out = stages.run(
+                t, given, layout.leaves, gs, self._slots, self._carry, write=self._writes, arenas=self._arenas
+            )
+        ps, slots, self._carry = out
+        if not self._writes:
+            layout.leaves, self._slots = ps, slots
+            self._tree = layout.tree(ps)
+        _arrays.written(layout.library, [p for p, g in zip(layout.leaves, gs, strict=True) if g is not None])
+        self._taken = t
+        return self._tree
+
+    def set(self, **values: Any) -> None:
+        """Change hyperparameters from the next step on: ``opt.set(lr=0.01)``.
+
+        In a chain, a name that is not unique is qualified: ``opt.set(**{"adamw.lr": 0.01})``. Values are numbers or
+        schedules. Nothing is compiled anew.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a name that there is not, a static field, a value out of range. Nothing is changed then.
+        """
+        rule = override(self._rule, values)
+        self._stages.pieces = rule._pieces()
+        self._rule = rule
+
+    def hyperparams(self) -> dict[str, Any]:
+        """Return every hyperparameter under the name that :meth:`set` takes; a schedule is returned as such."""
+        parts = self._rule._parts()
+        return {name: getattr(parts[i], field) for name, (i, field) in qualified_names(parts).items()}
+
+    def __repr__(self) -> str:
+        n = sum(int(np.prod(shape)) for shape in self._layout.shapes)
+        return (
+            f"Optimizer({self._rule!r}, {len(self._layout.leaves)} arrays of {self._layout.library}, {n:,} parameters, "
+            f"runner={self.runner!r}, step={self._taken})"
+        )
+
+    def _jitted(self) -> Any:
+        """Compile the whole step once; parameters, slots and carry are donated, hyperparameters are arguments."""
+        if self._compiled is None:
+            import jax
+
+            def step(ps: Any, gs: Any, slots: Any, carry: Any, t: Any, given: Any) -> Any:
+                return self._stages.run(t, given, ps, gs, slots, carry)
+
+            self._compiled = jax.jit(step, donate_argnums=(0, 2, 3))
+        return self._compiled
+
+    def _new_slots(self) -> tuple[dict[str, list[Any]], Any]:
+        """Make the state; for the tiled runner each slot is one flat buffer a dtype, and its leaves are views of it."""
+        stages, layout = self._stages, self._layout
+        if stages.runner.name != "tiled":
+            return stages.new_slots(), None
+        slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in stages.live}
+        arenas: list[dict[str, tuple[Any, list[int]]]] = []
+        for batch in stages.batches:
+            sizes = {k: int(np.prod(layout.shapes[k])) for k in batch.leaves}
+            small = stages.runner.tile // 2
+            order = sorted(batch.leaves, key=lambda k: sizes[k] > small)  # small ones side by side
+            at, end = {}, 0
+            for k in order:
+                at[k], end = end, end + sizes[k]
+            arena = {}
+            for n in stages.live:
+                dtype = np.dtype(stages.slot_dtype(n, batch.leaves[0]))
+                buffer = _arrays.aligned(end, dtype)
+                buffer[...] = stages.first_value(n, dtype.name)
+                arena[n] = (buffer, [at[k] for k in batch.leaves])
+                for k in batch.leaves:
+                    view = buffer[at[k] : at[k] + sizes[k]].reshape(layout.shapes[k])
+                    slots[n][k] = view if layout.library == "numpy" else layout.xp.asarray(view)
+            arenas.append(arena)
+        return slots, arenas

@@ -1,0 +1,107 @@
+"""Random numbers from a counter: the same seed gives the same bits on every array library.
+
+Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror & Shaw 2011, Parallel random numbers: as easy as 1, 2, 3), written
+with the integer operations of the array-API standard.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from xopt import _arrays
+
+Array = Any
+_MASK = 0xFFFFFFFF
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+
+__all__ = ["threefry2x32", "words"]
+
+
+def threefry2x32(xp: Any, key: tuple[int, int], x0: Array, x1: Array) -> tuple[Array, Array]:
+    """Encrypt counters with Threefry-2x32-20.
+
+    Parameters
+    ----------
+    xp
+        Array-API namespace.
+    key
+        Two integers of 32 bits.
+    x0, x1
+        Counters below 2³², in uint32 or in int64 (for libraries without arithmetic on uint32).
+
+    Returns
+    -------
+    tuple
+        Two arrays of the same dtype with 32 random bits an element.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xopt.random import threefry2x32
+    >>> a, b = threefry2x32(np, (0, 0), np.zeros(1, np.uint32), np.zeros(1, np.uint32))
+    >>> f"{a[0]:08x} {b[0]:08x}"
+    '6b200159 99ba4efe'
+    """
+    number, mask = _constants(xp, x0)
+    keys = [k & _MASK for k in key]
+    keys.append(keys[0] ^ keys[1] ^ _PARITY)
+    x0, x1 = mask(x0 + number(keys[0])), mask(x1 + number(keys[1]))
+    for group in range(5):
+        for r in _ROTATIONS[group % 2]:
+            x0 = mask(x0 + x1)
+            x1 = mask(x1 << number(r)) | (x1 >> number(32 - r))
+            x1 = x1 ^ x0
+        x0 = mask(x0 + number(keys[(group + 1) % 3]))
+        x1 = mask(x1 + number((keys[(group + 2) % 3] + group + 1) & _MASK))
+    return x0, x1
+
+
+def constant(xp: Any, like: Array, value: int) -> Array:
+    """Make a 0-d array beside ``like``: JAX would read a Python int as int32."""
+    where = _arrays.device(like)
+    return xp.asarray(value, dtype=like.dtype) if where is None else xp.asarray(value, dtype=like.dtype, device=where)
+
+
+def _constants(xp: Any, like: Array) -> tuple[Any, Any]:
+    """Return how to make a constant of this dtype, and how to keep 32 bits: uint32 wraps, int64 is masked."""
+    number = functools.partial(constant, xp, like)
+    if like.dtype == xp.uint32:
+        return number, lambda x: x
+    full = number(_MASK)
+    return number, lambda x: x & full
+
+
+def words(like: Array, seed: int, stream: int, count: int) -> Array:
+    """Return ``count`` random words of 32 bits, as a flat array beside ``like``.
+
+    Word i of a stream depends on (seed, stream, i) and on nothing else: not on the library, nor the device.
+
+    Parameters
+    ----------
+    like
+        An array whose library and device the result has.
+    seed
+        0 to 2⁶⁴ - 1.
+    stream
+        0 to 2³² - 1; another stream is other numbers.
+    count
+        How many, at most 2³³.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xopt.random import words
+    >>> words(np.zeros(1), 0, 0, 2)
+    array([1797259609, 2579123966], dtype=uint32)
+    """
+    if not 0 <= seed < 2**64 or not 0 <= stream < 2**32 or not 0 <= count <= 2**33:
+        raise ValueError(f"words: seed {seed}, stream {stream} or count {count} is out of range")
+    xp = _arrays.namespace(like)
+    dtype = xp.int64 if _arrays.library(like) == "torch" else xp.uint32
+    place = _arrays.device(like)
+    half = -(-count // 2)
+    index = xp.arange(half, dtype=dtype, **({} if place is None else {"device": place}))
+    a, b = threefry2x32(xp, (seed & _MASK, seed >> 32), index, xp.full_like(index, stream))
+    return xp.reshape(xp.stack([a, b], axis=-1), (-1,))[:count]
