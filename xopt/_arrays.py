@@ -131,8 +131,10 @@ def full_like(xp: Any, name: str, p: Array, dtype: str, value: float) -> Array:
     kind = getattr(xp, dtype)
     if name == "numpy":
         return np.full(p.shape, value, kind)
-    if name in ("jax", "dask"):  # these know how the parameter is sharded or chunked
+    if name == "jax":  # sharded like the parameter
         return xp.full_like(p, value, dtype=kind)
+    if name == "dask":
+        return xp.full(p.shape, value, dtype=kind, chunks=p.chunks)
     return xp.full(tuple(p.shape), value, dtype=kind, device=p.device)
 
 
@@ -218,7 +220,7 @@ def overlap(x: Array, y: Array) -> bool:
     if a is None or b is None:
         return x is y
     try:
-        return np.shares_memory(a, b, max_work=10_000)
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 
@@ -236,7 +238,7 @@ def overlaps_itself(x: Array) -> bool:
     return False
 
 
-def owner(x: np.ndarray[Any, Any]) -> object:
+def owner(x: object) -> object:
     """Return the object that owns the memory of a NumPy array."""
     root: Any = x
     while type(root) is np.ndarray and root.base is not None:

@@ -33,12 +33,16 @@ def show_config() -> None:
     >>> xopt.show_config()  # doctest: +ELLIPSIS
     xopt ...
     """
-    print(f"xopt {_version('xopt-array')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    print(
+        f"xopt {_version('xopt-array')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    )
     for module, (package, runner) in _LIBRARIES.items():
         if util.find_spec(module) is not None:
             version = _version(package)
             if module == "cupy" and version == "installed":
-                version = next((_version(f"cupy-cuda{n}x") for n in (13, 12) if _version(f"cupy-cuda{n}x") != "installed"), version)
+                version = next(
+                    (_version(f"cupy-cuda{n}x") for n in (13, 12) if _version(f"cupy-cuda{n}x") != "installed"), version
+                )
             print(f"  {module:17} {version:14} runner: {runner}")
         else:
             print(f"  {module:17} not installed")

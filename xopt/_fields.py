@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -54,9 +55,7 @@ def hyper(
     return Field(default, False, ge, gt, le, lt, None, kw_only)
 
 
-def static(
-    default: Any = MISSING, *, ge: float | None = None, le: float | None = None, kw_only: bool = False
-) -> Any:
+def static(default: Any = MISSING, *, ge: float | None = None, le: float | None = None, kw_only: bool = False) -> Any:
     """Declare a static field: it chooses a formula or a first value, and cannot change from step to step.
 
     Annotate it ``bool``, ``int``, ``float`` or ``Literal[...]``; the annotation is enforced.
@@ -102,7 +101,9 @@ def number(where: str, field: Field, value: Any, why: str) -> Any:
     if hasattr(value, "dtype") and not isinstance(value, np.generic):
         kind = str(value.dtype)
         if tuple(value.shape) != () or not ("float" in kind or "int" in kind):
-            raise TypeError(f"{where}: an array of shape {tuple(value.shape)} and dtype {kind}, but it must be a number{note}")
+            raise TypeError(
+                f"{where}: an array of shape {tuple(value.shape)} and dtype {kind}, but it must be a number{note}"
+            )
         return value
     try:
         found = float(value)
@@ -131,3 +132,13 @@ def declared(cls: type, name: str, hint: Any) -> Field:
     if hint is float or hint is int:
         return field
     raise TypeError(f"{cls.__name__}.{name}: a static field must be annotated bool, int, float or Literal, not {hint}")
+
+
+def signature(fields: dict[str, Field]) -> inspect.Signature:
+    """Return the signature of a class with these fields, for help() and the docs."""
+    made = []
+    for name, f in sorted(fields.items(), key=lambda x: x[1].kw_only):
+        kind = inspect.Parameter.KEYWORD_ONLY if f.kw_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
+        default = inspect.Parameter.empty if f.default is MISSING else f.default
+        made.append(inspect.Parameter(name, kind, default=default))
+    return inspect.Signature(made)

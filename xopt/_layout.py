@@ -30,6 +30,7 @@ class Layout:
         self.xp: Any = _arrays.namespace(self.leaves[0]) if self.leaves else np
         self.shapes = [tuple(x.shape) for x in self.leaves]
         self.dtypes = [self._dtype(k, x) for k, x in enumerate(self.leaves)]
+        self.raw_dtypes = [x.dtype for x in self.leaves]
         self.devices = [_arrays.device(x) for x in self.leaves]
 
     def path(self, k: int, name: str = "params") -> str:
@@ -45,7 +46,9 @@ class Layout:
                 f"pass numpy.asarray(x), or use rule.apply"
             )
         if isinstance(x, np.ndarray) and not x.flags.writeable:
-            raise ValueError(f"{self.path(k)}: a read-only array, and Optimizer writes into it; pass a copy, or use rule.apply")
+            raise ValueError(
+                f"{self.path(k)}: a read-only array, and Optimizer writes into it; pass a copy, or use rule.apply"
+            )
 
     def check_writable(self) -> None:
         """Refuse parameters that were made read-only since."""
@@ -65,15 +68,14 @@ class Layout:
     def gradients(self, grads: Any) -> list[Any]:
         """Return the gradients leaf by leaf, None where there is none, or say which one does not fit and why."""
         found = _tree.match(self.spec, grads, "grads")
-        for k, g in enumerate(found):
+        for k, (g, shape, dtype) in enumerate(zip(found, self.shapes, self.raw_dtypes, strict=True)):
+            if type(g) is np.ndarray and g.dtype is dtype and g.shape == shape:
+                continue
             if g is None:
                 continue
-            if type(g) is np.ndarray and self.library == "numpy":
-                if g.shape == self.shapes[k] and g.dtype == self.leaves[k].dtype:
-                    continue
-            elif isinstance(g, np.generic):
+            if isinstance(g, np.generic):
                 found[k] = g = np.asarray(g)  # NumPy makes scalars of 0-d results
-            self.same("grads", k, g, self.leaves[k].dtype)
+            self.same("grads", k, g, dtype)
             if self.library == "torch":
                 found[k] = g.resolve_conj().resolve_neg()
         return found
@@ -91,7 +93,9 @@ class Layout:
             owner = "the parameter has" if dtype == p.dtype else "the rule keeps"
             raise TypeError(f"{path}: dtype {_arrays.dtype_name(x)}, but {owner} {str(dtype).rpartition('.')[2]}")
         if _arrays.device(x) != self.devices[k]:
-            raise ValueError(f"{path}: on device {_arrays.device_name(x)}, but the parameter is on {_arrays.device_name(p)}")
+            raise ValueError(
+                f"{path}: on device {_arrays.device_name(x)}, but the parameter is on {_arrays.device_name(p)}"
+            )
         if library == "torch" and x.layout != p.layout:
             raise TypeError(f"{path}: layout {x.layout}, but the parameter has {p.layout}; pass x.to_dense()")
 
@@ -103,7 +107,11 @@ class Layout:
 def _what(x: Any) -> str:
     kind = type(x)
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
-    return f"{x!r}, a Python {kind.__name__}" if isinstance(x, bool | int | float | complex) else f"a {module}{kind.__name__}"
+    return (
+        f"{x!r}, a Python {kind.__name__}"
+        if isinstance(x, bool | int | float | complex)
+        else f"a {module}{kind.__name__}"
+    )
 
 
 class Memory:
@@ -125,9 +133,8 @@ class Memory:
             seen: dict[int, int] = {}
             for k, x in enumerate(layout.leaves):
                 if id(x) in seen:
-                    raise ValueError(
-                        f"{layout.path(k)}: the same array as {layout.path(seen[id(x)])}; give the optimizer each array once"
-                    )
+                    other = layout.path(seen[id(x)])
+                    raise ValueError(f"{layout.path(k)}: the same array as {other}; give the optimizer each array once")
                 seen[id(x)] = k
 
     def _refresh(self) -> None:
@@ -138,17 +145,22 @@ class Memory:
         self._longest = max((high - low for low, high, _ in self._spans), default=0)
         self._owners = {id(_arrays.owner(x)) for x in leaves} if self._layout.library == "numpy" else set()
 
-    def check(self, grads: list[Any]) -> None:
-        """Refuse a gradient that shares memory with a parameter: it would change while it is read."""
-        leaves = self._layout.leaves
-        if self._pointers is not None and self._pointers != [x.data_ptr() for x in leaves]:
-            self._refresh()  # somebody assigned p.data
+    def check(self, grads: list[Any]) -> bool:
+        """Refuse a gradient that shares memory with a parameter: it would change while it is read.
+
+        Return whether the parameters have moved since the last check.
+        """
+        leaves, owners = self._layout.leaves, self._owners
+        moved = self._pointers is not None and self._pointers != [x.data_ptr() for x in leaves]
+        if moved:  # somebody assigned p.data
+            self._refresh()
         for k, g in enumerate(grads):
             if g is None:
                 continue
             if type(g) is np.ndarray:
-                root = _arrays.owner(g)
-                if type(root) is np.ndarray and id(root) not in self._owners:
+                base = g.base
+                root = g if base is None else _arrays.owner(base)
+                if id(root) not in owners and type(root) is np.ndarray:
                     continue
             for j in self._near(g) if g is not leaves[k] else [k]:
                 if g is leaves[j] or _arrays.overlap(g, leaves[j]):
@@ -156,6 +168,7 @@ class Memory:
                         f"{self._layout.path(k, 'grads')}: shares memory with {self._layout.path(j)}, which the step "
                         f"writes; pass a copy"
                     )
+        return moved
 
     def _near(self, g: Any) -> list[int]:
         low, high = _arrays.extent(g)

@@ -14,7 +14,6 @@ class Piece(NamedTuple):
     """Where it stands and what it is: ``"0.adam"``."""
     key: Hashable
     """Equal for pieces that record the same program: class and static fields."""
-    is_rule: bool
     update: Callable[..., Any]
     slots: Mapping[str, float]
     """The state that ``update`` takes after g, with its first values."""
@@ -101,6 +100,8 @@ class Work(NamedTuple):
     plan: Any
     arenas: dict[str, tuple[Any, list[int]]] | None = None
     """Slots whose leaves lie end to end in one buffer, with the place of each leaf: nothing to gather."""
+    kept: dict[str, Any] | None = None
+    """Where a runner may keep what it found out about these very arrays, parameters and slots, for the next step."""
 
 
 def compose(
@@ -116,7 +117,8 @@ def compose(
 
     With ``reduce_at``, stop at that piece and return the terms that it wants summed.
     """
-    x, new = g, {}
+    x = g
+    new: dict[str, Any] = {}
     for i, piece in enumerate(pieces):
         own = {n: slots[piece.slot(n)] for n in piece.slots if piece.slot(n) in slots}
         if i == reduce_at:

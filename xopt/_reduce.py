@@ -21,7 +21,7 @@ def chunk_sum(x: np.ndarray[Any, Any]) -> float:
 def leaf_sum(x: np.ndarray[Any, Any]) -> float:
     """Sum a whole leaf, in C order whatever its strides."""
     flat = np.ascontiguousarray(x).reshape(-1)
-    return ordered(chunk_sum(flat[i : i + CHUNK]) for i in range(0, flat.size, CHUNK))
+    return float(ordered(chunk_sum(flat[i : i + CHUNK]) for i in range(0, flat.size, CHUNK)))
 
 
 def ordered(parts: Any) -> Any:

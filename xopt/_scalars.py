@@ -13,7 +13,25 @@ from xopt import _arrays
 
 STEP_LIMIT = 2**63 - 1
 _FUNCTIONS = frozenset(
-    "sqrt exp expm1 log log1p sin cos tanh abs floor ceil maximum minimum where sign isfinite isnan".split()
+    [
+        "sqrt",
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "sin",
+        "cos",
+        "tanh",
+        "abs",
+        "floor",
+        "ceil",
+        "maximum",
+        "minimum",
+        "where",
+        "sign",
+        "isfinite",
+        "isnan",
+    ]
 )
 
 
@@ -91,7 +109,24 @@ def _forward(method: str) -> Any:
     return lambda self, *args: getattr(self.value, method)(*(a.value if isinstance(a, Step) else a for a in args))
 
 
-for _name in "add radd sub rsub mul rmul truediv rtruediv pow neg lt le gt ge eq ne".split():
+for _name in [
+    "add",
+    "radd",
+    "sub",
+    "rsub",
+    "mul",
+    "rmul",
+    "truediv",
+    "rtruediv",
+    "pow",
+    "neg",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "eq",
+    "ne",
+]:
     setattr(Step, f"__{_name}__", _forward(f"__{_name}__"))
 
 

@@ -6,7 +6,6 @@ what stands before a sum is recomputed from the same loads rather than kept in m
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Hashable
 from types import SimpleNamespace
 from typing import Any
@@ -51,7 +50,9 @@ class Plan:
             tape, used, loads, u, new = self._record(first, kinds)
             for name, x in new.items():
                 if not isinstance(x, _trace.Symbol) or x.kind == _trace.BOOL:
-                    raise TypeError(f"{name}: update returned {_kind(x)}; state must be an array of numbers, like m * 0")
+                    raise TypeError(
+                        f"{name}: update returned {_kind(x)}; state must be an array of numbers, like m * 0"
+                    )
             if not isinstance(u, _trace.Symbol) or u.kind == _trace.BOOL:
                 raise TypeError(f"{pieces[-1].place}: update returned {_kind(u)} as the step; it must be an array")
             if not complex and u.kind == _trace.COMPLEX:
@@ -76,14 +77,18 @@ class Plan:
             self._bodies[outputs] = self._tape.finish({n: self._outputs[n] for n in outputs}, self._used)
         return self._bodies[outputs]
 
-    def _start(self, first: str, kinds: dict[str, str]) -> tuple[_trace.Tape, dict[str, None], dict[str, Any], list[Any]]:
+    def _start(
+        self, first: str, kinds: dict[str, str]
+    ) -> tuple[_trace.Tape, dict[str, None], dict[str, Any], list[Any]]:
         tape, used = _trace.Tape(any(piece.inexact for piece in self.pieces)), dict[str, None]()
         loads: dict[str, Any] = {"p": tape.load("p", first), "g": tape.load("g", first)}
         loads |= {name: tape.load(name, kind) for name, kind in kinds.items()}
         hs = [_Recorded(piece, i, _extra(piece), used) for i, piece in enumerate(self.pieces)]
         return tape, used, loads, hs
 
-    def _record(self, first: str, kinds: dict[str, str]) -> tuple[Any, dict[str, None], dict[str, Any], Any, dict[str, Any]]:
+    def _record(
+        self, first: str, kinds: dict[str, str]
+    ) -> tuple[Any, dict[str, None], dict[str, Any], Any, dict[str, Any]]:
         tape, used, loads, hs = self._start(first, kinds)
         u, new = compose(self.pieces, hs, tape, loads["p"], loads["g"], loads)
         return tape, used, loads, u, new
@@ -93,15 +98,19 @@ class Plan:
         _, terms = compose(self.pieces, hs, tape, loads["p"], loads["g"], loads, reduce_at=place)
         for name, x in terms.items():
             if not isinstance(x, _trace.Symbol) or x.kind != _trace.REAL:
-                raise TypeError(f"{self.pieces[place].place}: reduce must return real arrays to sum; {name!r} is {_kind(x)}")
+                raise TypeError(
+                    f"{self.pieces[place].place}: reduce must return real arrays to sum; {name!r} is {_kind(x)}"
+                )
         return tape.finish(terms, list(used))
 
 
 def _idle(program: _trace.Program, name: str) -> bool:
     index = program.outputs[name]
-    return program.nodes[index].args == (name,) and index not in program.last_use and list(
-        program.outputs.values()
-    ).count(index) == 1
+    return (
+        program.nodes[index].args == (name,)
+        and index not in program.last_use
+        and list(program.outputs.values()).count(index) == 1
+    )
 
 
 def _kind(x: Any) -> str:
@@ -116,11 +125,13 @@ def _extra(piece: Piece) -> tuple[str, ...]:
         slots = {n: tape.load(n, _trace.REAL) for n in piece.slots}
         names = tuple(piece.reduce(probe, tape, tape.load("p", _trace.REAL), tape.load("g", _trace.REAL), **slots))
     if piece.host:
-        h = _namespace(piece.statics | piece.resolve(1) | piece.carry | dict.fromkeys(names, 1.0) | {"t": 1})
+        h = _namespace({**piece.statics, **piece.resolve(1), **piece.carry, **dict.fromkeys(names, 1.0), "t": 1})
         names += tuple(piece.host(h, _scalars.floats))
     clash = {*names} & {"t", *piece.hypers, *piece.statics}
     if clash:
-        raise TypeError(f"{piece.place}: reduce or host returns {sorted(clash)}, which are names of its hyperparameters")
+        raise TypeError(
+            f"{piece.place}: reduce or host returns {sorted(clash)}, which are names of its hyperparameters"
+        )
     return names
 
 
@@ -252,11 +263,12 @@ class Stages:
         *,
         change: bool = False,
         write: bool = False,
-        arenas: list[dict[str, tuple[Any, list[int]]]] | None = None,
+        memory: list[tuple[dict[str, Any], dict[str, Any]]] | None = None,
     ) -> tuple[list[Any], dict[str, list[Any]], dict[str, Any]]:
         """Take one step: the new parameters (or, with ``change``, what to add to them), slots and carry.
 
-        With ``write`` the results land in ``ps`` and ``slots`` themselves. Everything that can fail for what the
+        With ``write`` the results land in ``ps`` and ``slots`` themselves. ``memory`` has, for each batch, its arenas
+        and what its runner keeps between steps. Everything that can fail for what the
         caller gave has been checked before the first write.
         """
         first = "u" if change else "p"
@@ -266,10 +278,10 @@ class Stages:
             if leaves:
                 loads = {"p": [ps[k] for k in leaves], "g": [gs[k] for k in leaves]}
                 loads |= {n: [slots[n][k] for k in leaves] for n in self.live}
-                dense = arenas is not None and len(leaves) == len(batch.leaves)
+                arenas, kept = memory[number] if memory and len(leaves) == len(batch.leaves) else (None, None)
                 work = Work(
                     self.pieces, self.layout.library, self.layout.xp, batch.real, batch.split, loads,
-                    (first, *self.live), batch.plan, arenas[number] if arenas and dense and not batch.split else None,
+                    (first, *self.live), batch.plan, arenas, kept,
                 )  # fmt: skip
                 works.append((leaves, work))
         values, carry = self._scalars(t, given, works, len(ps), carry)
@@ -334,7 +346,8 @@ def _same_keys(path: str, got: Any, want: Any) -> None:
         raise TypeError(f"{path}: a {type(got).__name__}, but it must be a dict")
     if {*got} != {*want}:
         raise ValueError(
-            f"{path}: {sorted(got)}, but this rule keeps {sorted(want)}; the state belongs to another rule or other options"
+            f"{path}: {sorted(got)}, but this rule keeps {sorted(want)}; "
+            f"the state belongs to another rule or to other options"
         )
 
 

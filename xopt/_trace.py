@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, NoReturn
 
 REAL, COMPLEX, BOOL = "real", "complex", "bool"
 
-_BINARY = frozenset("add subtract multiply divide maximum minimum".split())
-_COMPARE = frozenset("less less_equal greater greater_equal equal not_equal".split())
-_LOGICAL = frozenset("logical_and logical_or logical_not".split())
-_TEST = frozenset("isnan isinf isfinite".split())
-_UNARY = frozenset("negative sqrt abs sign real imag conj".split())
-_INEXACT = frozenset("exp expm1 log log1p sin cos tanh pow".split())
-_ARITY = {name: 1 for name in _UNARY | _TEST | {"logical_not"} | (_INEXACT - {"pow"})}
+_BINARY = frozenset(["add", "subtract", "multiply", "divide", "maximum", "minimum"])
+_COMPARE = frozenset(["less", "less_equal", "greater", "greater_equal", "equal", "not_equal"])
+_LOGICAL = frozenset(["logical_and", "logical_or", "logical_not"])
+_TEST = frozenset(["isnan", "isinf", "isfinite"])
+_UNARY = frozenset(["negative", "sqrt", "abs", "sign", "real", "imag", "conj"])
+_INEXACT = frozenset(["exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "pow"])
+_ARITY = dict.fromkeys(_UNARY | _TEST | {"logical_not"} | _INEXACT - {"pow"}, 1)
 _REAL_ONLY = _COMPARE - {"equal", "not_equal"} | {"maximum", "minimum", "sign", "real", "imag"}
 FUNCTIONS = _BINARY | _COMPARE | _LOGICAL | _TEST | _UNARY | _INEXACT | {"where", "square"}
 """Every function a rule may call. Names and meanings are the array-API standard's."""
@@ -47,7 +47,7 @@ class Scalar:
         )
 
     __bool__ = __float__ = __int__ = __index__ = _refuse
-    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse  # type: ignore[assignment]
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse
 
     def __neg__(self) -> Scalar:
         return Scalar(f"(-{self.text})")
@@ -92,7 +92,7 @@ class Symbol:
 
     def __pow__(self, power: Any) -> Symbol:
         if isinstance(power, int | float) and power == 2:
-            return self * self
+            return self.tape.emit("multiply", self, self)
         return self.tape.emit("pow", self, power)
 
     def __rpow__(self, base: Any) -> Symbol:
@@ -147,7 +147,8 @@ class Tape:
     def __getattr__(self, name: str) -> Callable[..., Symbol]:
         if name not in FUNCTIONS:
             raise AttributeError(
-                f"xp.{name} is not elementwise, or differs between libraries; a rule may use {', '.join(sorted(FUNCTIONS))}"
+                f"xp.{name} is not elementwise, or differs between libraries; "
+                f"a rule may use {', '.join(sorted(FUNCTIONS))}"
             )
         return lambda *args: self.emit(name, *args)
 
@@ -177,7 +178,9 @@ class Tape:
                 raise TypeError("xp.where needs a boolean array as its condition")
             branches = {x.kind for x in args[1:] if isinstance(x, Symbol)}
             if not branches:
-                raise TypeError("xp.where needs an array in one branch: of two scalars, libraries make different dtypes")
+                raise TypeError(
+                    "xp.where needs an array in one branch: of two scalars, libraries make different dtypes"
+                )
             if BOOL in branches:
                 raise TypeError("xp.where of boolean branches: use the logical functions")
             return COMPLEX if COMPLEX in branches else REAL
@@ -231,7 +234,9 @@ class Tape:
         for old in order:
             op, args, kind = self._nodes[old]
             if op != "load":
-                args = tuple(order[a] if isinstance(a, int) else scalars.setdefault(a, f"s{len(scalars)}") for a in args)
+                args = tuple(
+                    order[a] if isinstance(a, int) else scalars.setdefault(a, f"s{len(scalars)}") for a in args
+                )
             nodes.append(Node(op, args, kind))
         return Program(
             tuple(nodes),

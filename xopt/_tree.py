@@ -32,7 +32,7 @@ def _register(kind: type) -> None:
         return tuple(getattr(x, n) for n in names), None, names
 
     def make(_: None, children: Any) -> Any:
-        new = object.__new__(kind)  # not __init__: fields with init=False, and checks that would reject a tree of states
+        new: Any = object.__new__(kind)  # not __init__, which may check or convert what are no arrays now
         for name, child in zip(names, children, strict=True):
             object.__setattr__(new, name, child)
         return new

@@ -37,8 +37,8 @@ class Dropout:
 
     Notes
     -----
-    An element is kept when its 32 random bits are below ⌈(1 - rate)·2³²⌉, an integer comparison, so that all libraries agree.
-    The backward pass makes the mask again instead of keeping it.
+    An element is kept when its 32 random bits are below ⌈(1 - rate)·2³²⌉, an integer comparison, so that all
+    libraries agree. The backward pass makes the mask again instead of keeping it.
 
     References
     ----------

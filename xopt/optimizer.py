@@ -68,7 +68,7 @@ class Optimizer:
             self._layout.leaves = [self._layout.xp.asarray(p, copy=True) for p in self._layout.leaves]
             self._tree = self._layout.tree(self._layout.leaves)
         self._taken = 0
-        self._slots, self._arenas = self._new_slots()
+        self._slots, self._kept = self._new_slots()
         self._carry = self._stages.new_carry()
         self._compiled: Any = None
 
@@ -91,7 +91,9 @@ class Optimizer:
     @property
     def state(self) -> State:
         """The state. Live, like :attr:`params`."""
-        return State(self._taken, {n: self._layout.tree(column) for n, column in self._slots.items()}, dict(self._carry))
+        return State(
+            self._taken, {n: self._layout.tree(column) for n, column in self._slots.items()}, dict(self._carry)
+        )
 
     def step(self, grads: Any, **overrides: Any) -> Any:
         """Take one step and return the parameters.
@@ -112,7 +114,8 @@ class Optimizer:
         layout, stages = self._layout, self._stages
         gs = layout.gradients(grads)
         layout.check_writable()
-        self._memory.check(gs)
+        if self._memory.check(gs):
+            self._kept = [(arenas, {}) for arenas, _ in self._kept]
         t = after(self._taken)
         rule = self._rule if not overrides else override(self._rule, overrides)
         given = stages.resolve(t, rule._pieces() if overrides else None)
@@ -120,7 +123,7 @@ class Optimizer:
             out = self._jitted()(layout.leaves, gs, self._slots, self._carry, float(t), given)
         else:
             out = stages.run(
-                t, given, layout.leaves, gs, self._slots, self._carry, write=self._writes, arenas=self._arenas
+                t, given, layout.leaves, gs, self._slots, self._carry, write=self._writes, memory=self._kept
             )
         ps, slots, self._carry = out
         if not self._writes:
@@ -168,13 +171,13 @@ class Optimizer:
             self._compiled = jax.jit(step, donate_argnums=(0, 2, 3))
         return self._compiled
 
-    def _new_slots(self) -> tuple[dict[str, list[Any]], Any]:
+    def _new_slots(self) -> tuple[dict[str, list[Any]], list[tuple[dict[str, Any], dict[str, Any]]]]:
         """Make the state; for the tiled runner each slot is one flat buffer a dtype, and its leaves are views of it."""
         stages, layout = self._stages, self._layout
         if stages.runner.name != "tiled":
-            return stages.new_slots(), None
+            return stages.new_slots(), []
         slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in stages.live}
-        arenas: list[dict[str, tuple[Any, list[int]]]] = []
+        kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
         for batch in stages.batches:
             sizes = {k: int(np.prod(layout.shapes[k])) for k in batch.leaves}
             small = stages.runner.tile // 2
@@ -191,5 +194,5 @@ class Optimizer:
                 for k in batch.leaves:
                     view = buffer[at[k] : at[k] + sizes[k]].reshape(layout.shapes[k])
                     slots[n][k] = view if layout.library == "numpy" else layout.xp.asarray(view)
-            arenas.append(arena)
-        return slots, arenas
+            kept.append(({} if batch.split else arena, {}))
+        return slots, kept

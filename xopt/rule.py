@@ -10,7 +10,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, dataclass_transform
 
-from xopt._fields import MISSING, Field, check, declared, hyper, number, static
+from xopt._fields import MISSING, Field, check, declared, number, signature
+from xopt._fields import hyper as hyper
+from xopt._fields import static as static
 from xopt._layout import Layout
 from xopt._pieces import Piece
 from xopt._scalars import after
@@ -22,6 +24,7 @@ H: TypeAlias = Any
 """In ``update``: the hyperparameters as attributes, and ``h.t``, the number of this step, from 1 on."""
 Hyper: TypeAlias = float | Callable[[Any], Any]
 """A hyperparameter: a number, or a schedule, that is a callable of the step."""
+
 
 def abs2(xp: Any, x: Array) -> Array:
     """Square the modulus of an array: x² of a real one, Re² + Im² (real) of a complex one.
@@ -177,6 +180,7 @@ class Part:
         cls._fields = found
         if "update" in vars(cls):
             cls._slots = _slots_of(cls)
+        cls.__signature__ = signature(found)  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **given: Any) -> None:
         fields = self._fields
@@ -214,7 +218,7 @@ class Part:
         return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in self._given.items())})"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._values() == other._values()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self._values() == other._values()
 
     def __hash__(self) -> int:
         return hash((type(self), *self._values().items()))
@@ -242,8 +246,8 @@ class Part:
         hypers = tuple(n for n in values if n not in fixed)
         first = {n: float(values[v]) if isinstance(v, str) else v for n, v in self._slots.items()}
         return Piece(
-            f"{place}.{cls.__name__.lower()}", (cls, *fixed.items()), isinstance(self, Rule), self._update(), first, fixed,
-            hypers, self._resolve, cls.reduce, cls.host, cls.scope, cls.carry, cls.inexact,
+            f"{place}.{cls.__name__.lower()}", (cls, *fixed.items()), self._update(), first, fixed, hypers,
+            self._resolve, cls.reduce, cls.host, cls.scope, cls.carry, cls.inexact,
         )  # fmt: skip
 
     def _resolve(self, t: Any) -> dict[str, Any]:
@@ -262,7 +266,7 @@ class Transform(Part):
 
 
 class Rule(Part, Method):
-    """A link that maps a gradient to a step: the one of a chain that makes it an optimizer.
+    r"""A link that maps a gradient to a step: the one of a chain that makes it an optimizer.
 
     Every rule has these fields:
 
@@ -276,14 +280,14 @@ class Rule(Part, Method):
     maximize
         Climb instead of descend: the gradient changes its sign before anything else.
     complex
-        ``"modulus"``: a complex parameter has one second moment, of \\|g\\|². ``"split"``: real and imaginary part
+        ``"modulus"``: a complex parameter has one second moment, of \|g\|². ``"split"``: real and imaginary part
         are two parameters, as in torch.
     """
 
-    weight_decay: Hyper | None = hyper(None, ge=0, kw_only=True)
-    decay: Literal["l2", "lr", "independent"] = static("l2", kw_only=True)
-    maximize: bool = static(False, kw_only=True)
-    complex: Literal["modulus", "split"] = static("modulus", kw_only=True)
+    weight_decay: Hyper | None = hyper(default=None, ge=0, kw_only=True)
+    decay: Literal["l2", "lr", "independent"] = static(default="l2", kw_only=True)
+    maximize: bool = static(default=False, kw_only=True)
+    complex: Literal["modulus", "split"] = static(default="modulus", kw_only=True)
 
     def _check(self) -> None:
         if "decay" in self._given and self.weight_decay is None:
@@ -366,7 +370,7 @@ def chain(*parts: Part | Chain) -> Chain:
 
 
 def qualified_names(parts: tuple[Part, ...]) -> dict[str, tuple[int, str]]:
-    """Name every hyperparameter of a chain: ``lr``, or ``adamw.lr`` or ``1.adamw.lr`` where the shorter is not unique."""
+    """Name every hyperparameter of a chain: ``lr``, or ``adamw.lr`` or ``1.adamw.lr`` where that is not unique."""
     labels = [type(part).__name__.lower() for part in parts]
     every = [(i, n) for i, part in enumerate(parts) for n, f in part._fields.items() if not f.static]
     fields = [n for _, n in every]
@@ -383,7 +387,9 @@ def override(method: Method, values: Mapping[str, Any]) -> Method:
     for name, value in values.items():
         i, field = _locate(tuple(parts), name)
         if (value is None) != (getattr(parts[i], field) is None):
-            raise TypeError(f"{name}: {value!r} in place of {getattr(parts[i], field)!r} is another formula; make another rule")
+            raise TypeError(
+                f"{name}: {value!r} in place of {getattr(parts[i], field)!r} is another formula; make another rule"
+            )
         parts[i] = parts[i].replace(**{field: value})
     return Chain(tuple(parts)) if isinstance(method, Chain) else parts[0]  # type: ignore[return-value]
 

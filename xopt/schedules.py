@@ -1,8 +1,8 @@
 r"""Schedules: hyperparameters that follow the step.
 
 A schedule is a callable of the step t = 1, 2, 3, …; step 1 is the first update. With s = t - 1 updates already made,
-``schedule(t)`` equals optax's schedule at count s and torch's ``LambdaLR`` at epoch s. Every hyperparameter of every rule
-may be one, and so may any function of your own; written with arithmetic alone it is also traced under ``jax.jit``.
+``schedule(t)`` equals optax's schedule at count s and torch's ``LambdaLR`` at epoch s. Every hyperparameter of every
+rule may be one, and so may any function of your own; written with arithmetic alone it is also traced under ``jax.jit``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Schedule:
 
     __slots__ = ("args", "function", "kwargs", "name")
 
-    def __init__(self, name: str, function: Callable[..., Number], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, function: Callable[..., Number], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         self.name, self.function, self.args, self.kwargs = name, function, args, kwargs
 
     def __call__(self, t: Number) -> Number:
@@ -243,7 +245,9 @@ def join(schedules: list[Callable[[Any], Any]], boundaries: list[int]) -> Schedu
     [0.0, 0.5, 1.0, 1.0, 0.1, 0.1]
     """
     if len(boundaries) != len(schedules) - 1:
-        raise ValueError(f"schedules.join: {len(schedules)} schedules need {len(schedules) - 1} boundaries, got {len(boundaries)}")
+        raise ValueError(
+            f"schedules.join: {len(schedules)} schedules need {len(schedules) - 1} boundaries, got {len(boundaries)}"
+        )
     if any(b <= a for a, b in zip([0, *boundaries], boundaries, strict=False)):
         raise ValueError(f"schedules.join: boundaries {boundaries} must be positive and rise")
     for s in schedules:

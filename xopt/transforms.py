@@ -97,8 +97,8 @@ class ClipByGlobalNorm(ClipByNorm):
 
     Notes
     -----
-    No state. The norm is computed as in :class:`~xopt.ClipByNorm`, leaf after leaf, and stays on the device. A gradient that
-    is None has no part in it. A norm below ``max_norm`` changes nothing, as in optax; torch divides by ‖g‖ + 1e-6.
+    No state. The norm is computed as in :class:`~xopt.ClipByNorm`, leaf after leaf, and stays on the device. A gradient
+    that is None has no part in it. A norm below ``max_norm`` changes nothing, as in optax; torch divides by ‖g‖ + 1e-6.
 
     References
     ----------

@@ -7,8 +7,7 @@ memory is not in C order is copied block by block through scratch, a slower path
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections import deque
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,26 +16,12 @@ import numpy as np
 from xopt import _arrays, _emit, _reduce, _trace
 from xopt._pieces import Values, Work
 from xopt._runners import _pool
+from xopt._runners._cut import Leaves, NDArray, Task, pairs, parts
 
-NDArray = np.ndarray[Any, Any]
-TILE = 32_768
-"""Elements of a tile: 128 KiB of float32, so that the arrays of a tile fit in a core's second-level cache."""
+TILE = 65_536
+"""Elements of a tile: 256 KiB of float32, so that the arrays of a tile fit in a core's second-level cache."""
 _PARALLEL = 4 * TILE
-"""Elements from which on a second thread is worth waking."""
-
-
-class Segment(NamedTuple):
-    """A part of a leaf: elements ``low`` to ``high`` in C order, which are ``leaf[index]``."""
-
-    leaf: int
-    low: int
-    high: int
-    index: tuple[Any, ...] | None
-    """None where a flat slice will do."""
-
-
-Task = list[Segment]
-"""Segments that fill one tile at most: one part of a large leaf, or several small leaves."""
+"""Elements in large leaves from which on a second thread is worth waking."""
 
 
 class Tiled:
@@ -49,51 +34,49 @@ class Tiled:
 
     def body(self, work: Work, values: Values, into: dict[str, list[Any]] | None) -> dict[str, list[Any]]:
         """Run the whole chain over every leaf; write into ``into`` where it is given, else return fresh arrays."""
-        loads = _host(work, work.loads)
-        if into is None:
-            made = {n: [_empty_like(work, x) for x in work.loads["p" if n == "u" else n]] for n in work.outputs}
-            stores = _host(work._replace(library="numpy"), made)
-        else:
-            made, stores = into, {n: loads[n] for n in work.outputs}
-        run = _Run(work, work.plan.body(work.outputs), values, work.real, loads, stores)
-        self._spread(run.tasks(self.tile), run, run.step)
+        leaves, stores, made = _leaves(work), work.outputs, into
+        if made is None:
+            made = {n: [_empty_like(x) for x in work.loads["p" if n == "u" else n]] for n in work.outputs}
+            fresh = {f"new {n}": _views("numpy", column, work.split) for n, column in made.items()}
+            leaves, stores = leaves.joined(fresh), tuple(fresh)
+        self._spread(_Run(work, work.outputs, values, leaves, stores), leaves.tasks(self.tile))
         if into is None and work.library != "numpy":
             made = {n: [work.xp.asarray(x) for x in column] for n, column in made.items()}
         return made
 
     def sums(self, work: Work, values: Values, place: int) -> list[dict[str, Any]]:
         """Return the sums that piece ``place`` asks for, leaf by leaf, in float64 and in the order of `_reduce`."""
-        program = work.plan.sums[place]
-        run = _Run(work, program, values, "float64", _host(work, work.loads), None)
-        tile = min(self.tile, _reduce.CHUNK)
-        found: dict[tuple[int, int], list[float]] = {}
-        self._spread(run.tasks(tile, by_chunk=True), run, partial(run.sum, found, tile), tile)
-        parts: list[list[list[float]]] = [[] for _ in run.sizes]
-        for leaf, chunk in sorted(found):
-            parts[leaf].append(found[leaf, chunk])
-        return [{n: _reduce.ordered(x[j] for x in leaf) for j, n in enumerate(program.outputs)} for leaf in parts]
+        leaves = _leaves(work)
+        run = _Sums(work, place, values, leaves, min(self.tile, _reduce.CHUNK))
+        self._spread(run, leaves.tasks(run.tile, _reduce.CHUNK))
+        chunks: list[list[list[float]]] = [[] for _ in leaves.sizes]
+        for leaf, number in sorted(run.found):
+            chunks[leaf].append(run.found[leaf, number])
+        return [{n: _reduce.ordered(x[j] for x in leaf) for j, n in enumerate(run.names)} for leaf in chunks]
 
-    def _wanted(self, run: _Run) -> int:
-        if self.threads is not None:
-            return self.threads
-        return _pool.threads() if sum(run.sizes) >= _PARALLEL else 1
+    def _spread(self, run: _Run | _Sums, tasks: list[Task]) -> None:
+        """Share tasks among threads. All memory is taken here, before the first write.
 
-    def _spread(
-        self, tasks: list[Task], run: _Run, do: Callable[[Task, _Buffers], None], tile: int | None = None
-    ) -> None:
-        """Share tasks among threads. All memory is taken here, before the first write."""
-        if not tasks:
-            return
-        count = min(self._wanted(run), len(tasks))
-        largest = min(tile or self.tile, max(map(_length, tasks)))
-        blocks = [_pool.borrow(run.scratch(largest)) for _ in range(count)]
-        buffers = [run.buffers(block, largest) for block in blocks]
-        bounds = [len(tasks) * w // count for w in range(count + 1)]
+        Small leaves stay on the calling thread: their tasks are mostly interpreter, which only one thread can run.
+        """
+        small = deque(task for task in tasks if len(task.leaves) > 1)
+        large = deque(task for task in tasks if len(task.leaves) == 1)
+        busy = sum(task.size for task in large) >= _PARALLEL
+        count = max(1, min(self.threads or (_pool.threads() if busy else 1), len(large)))
+        largest = min(run.tile or self.tile, max((task.size for task in tasks), default=0))
+        staged = bool(small) or any(task.block is not None for task in large)
+        blocks = [_pool.borrow(run.scratch(largest, staged)) for _ in range(count)]
+        buffers = [run.buffers(block, largest, staged) for block in blocks]
 
         def job(w: int) -> None:
             with np.errstate(all="ignore"):
-                for task in tasks[bounds[w] : bounds[w + 1]]:
-                    do(task, buffers[w])
+                for queue in (small, large) if w == 0 else (large,):
+                    while True:
+                        try:
+                            task = queue.popleft()
+                        except IndexError:
+                            break
+                        run.do(task, buffers[w])
 
         try:
             _pool.run([partial(job, w) for w in range(count)])
@@ -102,48 +85,29 @@ class Tiled:
                 _pool.give(block)
 
 
-def _length(task: Task) -> int:
-    return sum(part.high - part.low for part in task)
+def _empty_like(x: Any) -> NDArray:
+    view = _arrays.host_view(x)
+    assert view is not None
+    return np.empty(view.shape, view.dtype)
 
 
-def _empty_like(work: Work, x: Any) -> NDArray:
-    return np.empty(x.shape, (x if work.library == "numpy" else _arrays.host_view(x)).dtype)
+def _leaves(work: Work) -> Leaves:
+    """See every array as a NumPy array on the same memory; what stays from step to step is looked at once."""
+    kept = work.kept
+    if kept is None or "leaves" not in kept:
+        columns = {n: _views(work.library, column, work.split) for n, column in work.loads.items() if n != "g"}
+        leaves = Leaves(columns)
+        if kept is not None:
+            kept["leaves"] = leaves
+    else:
+        leaves = kept["leaves"]
+    return leaves.joined({"g": _views(work.library, work.loads["g"], work.split)})
 
 
-def _host(work: Work, columns: dict[str, list[Any]]) -> dict[str, list[NDArray]]:
-    """See every array as a NumPy array on the same memory; split complex ones into pairs of reals."""
-    out: dict[str, list[NDArray]] = {}
-    for n, column in columns.items():
-        if work.library != "numpy":
-            column = [_arrays.host_view(x) for x in column]
-        out[n] = [_pairs(x) for x in column] if work.split and column and column[0].dtype.kind == "c" else column
-    return out
-
-
-def _pairs(x: NDArray) -> NDArray:
-    """View a complex array as one of reals with a last axis of two."""
-    re = x.real
-    return np.lib.stride_tricks.as_strided(re, (*re.shape, 2), (*re.strides, re.itemsize), writeable=x.flags.writeable)
-
-
-def _parts(shape: tuple[int, ...], plain: bool, tile: int) -> Iterator[tuple[int, int, tuple[Any, ...] | None]]:
-    """Cut a leaf into tiles: flat slices of a plain one, blocks of whole rows of any other."""
-    size = math.prod(shape)
-    if plain:
-        for low in range(0, size, tile):
-            yield low, min(size, low + tile), None
-    elif size and not shape:
-        yield 0, 1, ()
-    elif size:
-        row = size // shape[0]
-        step = max(1, tile // row)
-        for first in range(0, shape[0], step):
-            last = min(shape[0], first + step)
-            if row <= tile:
-                yield first * row, last * row, (slice(first, last),)
-            else:
-                for low, high, index in _parts(shape[1:], plain, tile):
-                    yield first * row + low, first * row + high, (first, *(index or ()))
+def _views(library: str, column: list[Any], split: bool) -> list[NDArray]:
+    if library != "numpy":
+        column = [_arrays.host_view(x) for x in column]
+    return [pairs(x) for x in column] if split and column and column[0].dtype.kind == "c" else column
 
 
 class _Buffers(NamedTuple):
@@ -154,8 +118,10 @@ class _Buffers(NamedTuple):
     registers: list[NDArray]
 
 
-class _Run:
+class _Program:
     """One program over the leaves of one step: arrays and scalars put together. Making it writes nothing."""
+
+    tile: int | None = None
 
     def __init__(
         self,
@@ -163,146 +129,79 @@ class _Run:
         program: _trace.Program,
         values: Values,
         real: str,
-        loads: dict[str, list[NDArray]],
-        stores: dict[str, list[NDArray]] | None,
+        leaves: Leaves,
+        stores: tuple[str, ...] | None,
     ) -> None:
-        self.program, self.kernel = program, _emit.numpy_kernel(program)
-        leaves = loads["p"]
-        self.shapes = [x.shape for x in leaves]
-        self.sizes = [x.size for x in leaves]
-        self.loads = [loads[n] for n in program.loads]
-        self.stores = [stores[n] for n in program.outputs] if stores else []
-        columns = [leaves, *self.loads, *self.stores]
-        self.plain = [all(x.flags.c_contiguous for x in leaf) for leaf in zip(*columns, strict=True)]
-        self.loads, self.stores = self._flat(self.loads), self._flat(self.stores)
-        # where in-place results lie: the position among the loads of what a store overwrites
-        self.same = [
-            list(program.loads).index(n) if stores and n in loads and stores[n] is loads[n] and n in program.loads else None
-            for n in program.outputs
-        ]
+        self.leaves, self.kernel = leaves, _emit.numpy_kernel(program)
+        names = list(program.loads)
+        self.loads = [leaves.flat(n) for n in names]
+        self.stores = [leaves.flat(n) for n in stores or ()]
+        # which load each output overwrites; None where it has memory of its own
+        self.over = [names.index(n) if n in names else None for n in stores or [""] * len(program.outputs)]
         self.real = np.dtype(real)
-        kinds = {_trace.REAL: self.real, _trace.COMPLEX: np.dtype(_arrays.COMPLEX_OF[real]), _trace.BOOL: np.dtype(bool)}
+        kinds = {
+            _trace.REAL: self.real,
+            _trace.COMPLEX: np.dtype(_arrays.COMPLEX_OF[real]),
+            _trace.BOOL: np.dtype(bool),
+        }
         self.load_types = [kinds[program.nodes[i].kind] for i in program.loads.values()]
         self.store_types = [kinds[program.nodes[i].kind] for i in program.outputs.values()]
         self.register_types = [kinds[kind] for kind in self.kernel.registers]
-        self.scalars = _scalars(program, values, len(leaves))
-        self.arenas = work.arenas or {}
-        self.names = list(program.loads)
-
-    def _flat(self, columns: list[list[NDArray]]) -> list[list[NDArray]]:
-        return [
-            [x.reshape(-1) if ok and x.ndim != 1 else x for x, ok in zip(column, self.plain, strict=True)]
-            for column in columns
+        arenas = work.arenas or {}
+        self.arenas = [
+            arenas.get(n) if n in arenas and arenas[n][0].dtype == kind else None
+            for n, kind in zip(names, self.load_types, strict=True)
         ]
+        count = len(leaves.sizes) if values.by_leaf else min(1, len(leaves.sizes))
+        self.scalars = [program.evaluate(values.named(k)) for k in range(count)]
 
-    def tasks(self, tile: int, by_chunk: bool = False) -> list[Task]:
-        """Cut the leaves into tiles; consecutive small ones share a tile. ``by_chunk``: large ones by whole chunks."""
-        tasks: list[Task] = []
-        group: Task = []
-        room = 0
-        for k, (size, plain) in enumerate(zip(self.sizes, self.plain, strict=True)):
-            if plain and size <= tile // 2:
-                if size > room:
-                    group, room = [], tile
-                    tasks.append(group)
-                if size:
-                    group.append(Segment(k, 0, size, None))
-                    room -= size
-            elif not by_chunk:
-                tasks += [[Segment(k, *part)] for part in _parts(self.shapes[k], plain, tile)]
-            elif plain:
-                tasks += [[Segment(k, *part)] for part in _parts(self.shapes[k], plain, _reduce.CHUNK)]
-            elif size:
-                tasks.append([Segment(k, 0, size, ())])
-        return [task for task in tasks if task]
+    def _types(self, staged: bool) -> list[list[np.dtype[Any]]]:
+        """Return the dtypes of the scratch arrays: for loads and stores only where they must be staged."""
+        columns = zip([*self.loads, *self.stores], [*self.load_types, *self.store_types], strict=False)
+        staged = staged or not self.stores or any(x.dtype != kind for column, kind in columns for x in column)
+        return [self.load_types if staged else [], self.store_types if staged else [], self.register_types]
 
-    def scratch(self, n: int) -> int:
+    def scratch(self, n: int, staged: bool) -> int:
         """Return how many bytes of scratch a thread needs for tiles of ``n`` elements."""
-        types = [*self.load_types, *self.store_types, *self.register_types]
-        return sum(-(-n * t.itemsize // 64) * 64 for t in types)
+        return sum(-(-n * t.itemsize // 64) * 64 for types in self._types(staged) for t in types)
 
-    def buffers(self, block: NDArray, n: int) -> _Buffers:
+    def buffers(self, block: NDArray, n: int, staged: bool) -> _Buffers:
         """Carve scratch arrays of ``n`` elements out of a block of bytes."""
         at = 0
-
-        def carve(types: list[np.dtype[Any]]) -> list[NDArray]:
-            nonlocal at
-            made = []
+        made: list[list[NDArray]] = []
+        for types in self._types(staged):
+            made.append([])
             for t in types:
-                made.append(block[at : at + n * t.itemsize].view(t))
+                made[-1].append(block[at : at + n * t.itemsize].view(t))
                 at += -(-n * t.itemsize // 64) * 64
-            return made
+        return _Buffers(*made)
 
-        return _Buffers(carve(self.load_types), carve(self.store_types), carve(self.register_types))
-
-    def step(self, task: Task, b: _Buffers) -> None:
-        """Compute one tile and put the results where they belong."""
-        results, staged = self._compute(task, b)
-        for j, (column, values) in enumerate(zip(self.stores, results, strict=True)):
-            if not staged[j]:
-                continue
-            at = 0
-            for leaf, low, high, index in task:
-                target = column[leaf][low:high] if index is None else column[leaf][index]
-                target[...] = values[at : at + high - low].reshape(target.shape)
-                at += high - low
-
-    def sum(self, found: dict[tuple[int, int], list[float]], tile: int, task: Task, b: _Buffers) -> None:
-        """Compute the terms of one task and sum them by chunks."""
-        if task[0].index is None and _length(task) <= tile:
-            results, _ = self._compute(task, b)
-            at = 0
-            for leaf, low, high, _index in task:
-                n = high - low
-                found[leaf, low // _reduce.CHUNK] = [_reduce.chunk_sum(x[at : at + n]) for x in results]
-                at += n
-            return
-        [(leaf, first, last, index)] = task
-        chunk = np.empty((len(self.store_types), min(_reduce.CHUNK, last - first)))
-        filled, number = 0, first // _reduce.CHUNK
-        shape = (last - first,) if index is None else self.shapes[leaf]
-        for low, high, part in _parts(shape, index is None, tile):
-            results, _ = self._compute([Segment(leaf, first + low, first + high, part)], b)
-            done = 0
-            while done < high - low:
-                n = min(high - low - done, chunk.shape[1] - filled)
-                for row, x in zip(chunk, results, strict=True):
-                    row[filled : filled + n] = x[done : done + n]
-                done, filled = done + n, filled + n
-                if filled == chunk.shape[1] or first + low + done == last:
-                    found[leaf, number] = [_reduce.chunk_sum(row[:filled]) for row in chunk]
-                    filled, number = 0, number + 1
-
-    def _compute(self, task: Task, b: _Buffers) -> tuple[list[NDArray], list[bool]]:
+    def compute(self, task: Task, b: _Buffers) -> tuple[list[NDArray], list[bool]]:
         """Run the kernel over one task; say of each result whether it still lies in scratch."""
-        n = _length(task)
-        leaf, low, high, index = task[0]
-        direct = len(task) == 1 and index is None
-        loads = []
-        own = []
-        for j, column in enumerate(self.loads):
-            x = column[leaf]
-            home = direct and x.dtype == self.load_types[j]
+        n, leaf, low = task.size, task.leaves[0], task.low
+        direct = len(task.leaves) == 1 and task.block is None
+        loads: list[NDArray] = []
+        own: list[bool] = []
+        for j, (column, kind, arena) in enumerate(zip(self.loads, self.load_types, self.arenas, strict=True)):
+            home = True
+            if direct and column[leaf].dtype == kind:
+                x = column[leaf][low : low + n]
+            elif arena is not None and task.block is None and self._end_to_end(arena[1], task):
+                start = arena[1][leaf] + low
+                x = arena[0][start : start + n]
+            else:
+                x, home = b.loads[j][:n], False
+                _gather(column, task, x)
+            loads.append(x)
             own.append(home)
-            if home:
-                loads.append(x[low:high])
-                continue
-            buffer, arena = b.loads[j][:n], self.arenas.get(self.names[j])
-            if arena is not None and index is None and arena[0].dtype == self.load_types[j]:
-                start, end = arena[1][leaf] + low, arena[1][task[-1].leaf] + task[-1].high
-                own[j] = end - start == n  # end to end in memory, not only in order
-                if own[j]:
-                    buffer = arena[0][start:end]
-            if not own[j]:
-                _gather(column, task, buffer)
-            loads.append(buffer)
-        results, staged = [], []
-        for j, same in enumerate(self.same):
-            if same is not None:
-                results.append(loads[same])
-                staged.append(not own[same])
+        results: list[NDArray] = []
+        staged: list[bool] = []
+        for j, over in enumerate(self.over):
+            if over is not None:
+                results.append(loads[over])
+                staged.append(not own[over])
             elif direct and self.stores and self.stores[j][leaf].dtype == self.store_types[j]:
-                results.append(self.stores[j][leaf][low:high])
+                results.append(self.stores[j][leaf][low : low + n])
                 staged.append(False)
             else:
                 results.append(b.stores[j][:n])
@@ -310,26 +209,103 @@ class _Run:
         self.kernel.run(*loads, *results, *self._task_scalars(task), *[r[:n] for r in b.registers])
         return results, staged
 
+    def _end_to_end(self, at: list[int], task: Task) -> bool:
+        """Whether the leaves of a task follow each other in an arena."""
+        last = task.leaves[-1]
+        return at[last] + self.leaves.sizes[last] - at[task.leaves[0]] == task.size or len(task.leaves) == 1
+
     def _task_scalars(self, task: Task) -> tuple[Any, ...]:
         if len(self.scalars) == 1:
             return self.scalars[0]
-        if len(task) == 1:
-            return self.scalars[task[0].leaf]
-        sizes = [part.high - part.low for part in task]
-        columns = zip(*(self.scalars[part.leaf] for part in task), strict=True)
+        if len(task.leaves) == 1:
+            return self.scalars[task.leaves[0]]
+        sizes = np.diff(task.ends, prepend=0)
+        columns = zip(*(self.scalars[leaf] for leaf in task.leaves), strict=True)
         return tuple(x[0] if len(set(x)) == 1 else np.repeat(np.asarray(x, self.real), sizes) for x in columns)
 
 
+class _Run(_Program):
+    """The whole chain: computes tiles and puts the results where they belong."""
+
+    def __init__(
+        self, work: Work, outputs: tuple[str, ...], values: Values, leaves: Leaves, stores: tuple[str, ...]
+    ) -> None:
+        super().__init__(work, work.plan.body(outputs), values, work.real, leaves, stores)
+        self.p = leaves.flat("p")
+        change = work.plan.body(("u", *outputs[1:]))
+        self.apart: _Program | None = None
+        if outputs[0] == "p" and "p" not in change.loads and self.p and self.p[0].dtype == self.load_types[0]:
+            # the parameters are only added to: small ones in their own memory, with nothing to gather and to scatter
+            self.apart = _Program(work, change, values, work.real, leaves, stores)
+
+    def do(self, task: Task, b: _Buffers) -> None:
+        """Compute one tile."""
+        if len(task.leaves) == 1:
+            for column, values, in_scratch in zip(self.stores, *self.compute(task, b), strict=True):
+                if in_scratch:
+                    target = _part(column, task)
+                    target[...] = values.reshape(target.shape)
+            return
+        results, staged = (self.apart or self).compute(task, b)
+        for j, (column, values, in_scratch) in enumerate(zip(self.stores, results, staged, strict=True)):
+            add = j == 0 and self.apart is not None
+            if add or in_scratch:
+                begin = 0
+                for leaf, end in zip(task.leaves, task.ends, strict=True):
+                    if add:
+                        np.add(self.p[leaf], values[begin:end], out=column[leaf])
+                    else:
+                        column[leaf][...] = values[begin:end]
+                    begin = end
+
+
+class _Sums(_Program):
+    """The terms of a reduction: computes tiles and sums them by chunks."""
+
+    tile: int
+
+    def __init__(self, work: Work, place: int, values: Values, leaves: Leaves, tile: int) -> None:
+        program = work.plan.sums[place]
+        super().__init__(work, program, values, "float64", leaves, None)
+        self.names, self.tile = tuple(program.outputs), tile
+        self.found: dict[tuple[int, int], list[float]] = {}
+        """Sums by leaf and chunk."""
+
+    def do(self, task: Task, b: _Buffers) -> None:
+        """Compute one task."""
+        if task.block is None and task.size <= self.tile:
+            results, _ = self.compute(task, b)
+            begin = 0
+            for leaf, end in zip(task.leaves, task.ends, strict=True):
+                self.found[leaf, task.low // _reduce.CHUNK] = [_reduce.chunk_sum(x[begin:end]) for x in results]
+                begin = end
+            return
+        [leaf], size = task.leaves, task.size
+        shape, plain = (self.leaves.shapes[leaf], False) if task.block is not None else ((size,), True)
+        chunk = np.empty((len(self.store_types), min(_reduce.CHUNK, size)))
+        filled, number = 0, task.low // _reduce.CHUNK
+        for low, high, block in parts(shape, plain, self.tile):
+            results, _ = self.compute(Task([leaf], [high - low], task.low + low, block), b)
+            done = 0
+            while done < high - low:
+                n = min(high - low - done, chunk.shape[1] - filled)
+                for row, x in zip(chunk, results, strict=True):
+                    row[filled : filled + n] = x[done : done + n]
+                done, filled = done + n, filled + n
+                if filled == chunk.shape[1] or low + done == size:
+                    self.found[leaf, number] = [_reduce.chunk_sum(row[:filled]) for row in chunk]
+                    filled, number = 0, number + 1
+
+
+def _part(column: list[NDArray], task: Task) -> NDArray:
+    """Return the part of a leaf that a task is about."""
+    x = column[task.leaves[0]]
+    return x[task.low : task.low + task.size] if task.block is None else x[task.block]
+
+
 def _gather(column: list[NDArray], task: Task, buffer: NDArray) -> None:
-    if len(task) > 1:
-        np.concatenate([column[part.leaf] for part in task], out=buffer, casting="unsafe")
-        return
-    leaf, low, high, index = task[0]
-    source = column[leaf][low:high] if index is None else column[leaf][index]
-    buffer.reshape(source.shape)[...] = source
-
-
-def _scalars(program: _trace.Program, values: Values, leaves: int) -> list[tuple[Any, ...]]:
-    """Compute the scalars of a step: once, or for every leaf where one differs."""
-    count = leaves if values.by_leaf else min(1, leaves)
-    return [program.evaluate(values.named(k)) for k in range(count)]
+    if len(task.leaves) > 1:
+        np.concatenate([column[leaf] for leaf in task.leaves], out=buffer, casting="unsafe")
+    else:
+        source = _part(column, task)
+        buffer.reshape(source.shape)[...] = source

@@ -56,16 +56,18 @@ class Adam(Rule):
     array([ 0.9, -1.9])
     """
 
-    lr: Hyper = hyper(1e-3, ge=0)
-    b1: Hyper = hyper(0.9, ge=0, lt=1)
-    b2: Hyper = hyper(0.999, ge=0, lt=1)
-    eps: Hyper = hyper(1e-8, ge=0)
+    lr: Hyper = hyper(default=1e-3, ge=0)
+    b1: Hyper = hyper(default=0.9, ge=0, lt=1)
+    b2: Hyper = hyper(default=0.999, ge=0, lt=1)
+    eps: Hyper = hyper(default=1e-8, ge=0)
     amsgrad: bool = False
-    eps_mode: Literal["outside", "inside", "hat"] = static("outside")
-    bias: Literal["standard", "first", "none"] = static("standard")
+    eps_mode: Literal["outside", "inside", "hat"] = "outside"
+    bias: Literal["standard", "first", "none"] = "standard"
 
     @staticmethod
-    def update(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0, v: Array = 0.0, top: Array = 0.0) -> tuple[Array, ...]:
+    def update(
+        h: H, xp: Any, p: Array, g: Array, m: Array = 0.0, v: Array = 0.0, top: Array = 0.0
+    ) -> tuple[Array, ...]:
         m = h.b1 * m + (1 - h.b1) * g
         v = h.b2 * v + (1 - h.b2) * abs2(xp, g)
         top = xp.maximum(top, v) if h.amsgrad else top
@@ -123,5 +125,5 @@ class AdamW(Adam):
     array([1.9])
     """
 
-    weight_decay: Hyper | None = hyper(1e-2, ge=0, kw_only=True)
-    decay: Literal["l2", "lr", "independent"] = static("lr", kw_only=True)
+    weight_decay: Hyper | None = hyper(default=1e-2, ge=0, kw_only=True)
+    decay: Literal["l2", "lr", "independent"] = static(default="lr", kw_only=True)

@@ -53,10 +53,10 @@ class Adagrad(Rule):
     array([ 0.5, -1.5])
     """
 
-    lr: Hyper = hyper(1e-2, ge=0)
-    eps: Hyper = hyper(1e-10, ge=0)
-    eps_mode: Literal["outside", "inside"] = static("outside")
-    initial: float = static(0.0, ge=0)
+    lr: Hyper = hyper(default=1e-2, ge=0)
+    eps: Hyper = hyper(default=1e-10, ge=0)
+    eps_mode: Literal["outside", "inside"] = "outside"
+    initial: float = static(default=0.0, ge=0)
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, v: Array = "initial") -> tuple[Array, ...]:
@@ -103,9 +103,9 @@ class Adadelta(Rule):
     array([0.99684])
     """
 
-    lr: Hyper = hyper(1.0, ge=0)
-    rho: Hyper = hyper(0.9, ge=0, lt=1)
-    eps: Hyper = hyper(1e-6, ge=0)
+    lr: Hyper = hyper(default=1.0, ge=0)
+    rho: Hyper = hyper(default=0.9, ge=0, lt=1)
+    eps: Hyper = hyper(default=1e-6, ge=0)
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, v: Array = 0.0, u: Array = 0.0) -> tuple[Array, ...]:
@@ -170,14 +170,14 @@ class RMSProp(Rule):
     array([0.6838])
     """
 
-    lr: Hyper = hyper(1e-2, ge=0)
-    rho: Hyper = hyper(0.99, ge=0, lt=1)
-    eps: Hyper = hyper(1e-8, ge=0)
-    momentum: Hyper | None = hyper(None, ge=0, lt=1)
+    lr: Hyper = hyper(default=1e-2, ge=0)
+    rho: Hyper = hyper(default=0.99, ge=0, lt=1)
+    eps: Hyper = hyper(default=1e-8, ge=0)
+    momentum: Hyper | None = hyper(default=None, ge=0, lt=1)
     centered: bool = False
-    eps_mode: Literal["outside", "inside"] = static("outside")
-    form: Literal["lr_outside", "lr_inside"] = static("lr_outside")
-    initial: float = static(0.0, ge=0)
+    eps_mode: Literal["outside", "inside"] = "outside"
+    form: Literal["lr_outside", "lr_inside"] = "lr_outside"
+    initial: float = static(default=0.0, ge=0)
 
     def _check(self) -> None:
         super()._check()

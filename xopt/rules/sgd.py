@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from xopt.rule import Array, H, Hyper, Rule, hyper, static
+from xopt.rule import Array, H, Hyper, Rule, hyper
 
 
 class SGD(Rule):
@@ -64,11 +64,11 @@ class SGD(Rule):
     array([0.46])
     """
 
-    lr: Hyper = hyper(1e-3, ge=0)
-    momentum: Hyper | None = hyper(None, ge=0, lt=1)
-    dampening: Hyper | None = hyper(None, ge=0, le=1)
+    lr: Hyper = hyper(default=1e-3, ge=0)
+    momentum: Hyper | None = hyper(default=None, ge=0, lt=1)
+    dampening: Hyper | None = hyper(default=None, ge=0, le=1)
     nesterov: bool = False
-    form: Literal["lr_outside", "lr_inside", "ema"] = static("lr_outside")
+    form: Literal["lr_outside", "lr_inside", "ema"] = "lr_outside"
 
     def _check(self) -> None:
         super()._check()

@@ -1,0 +1,183 @@
+"""The array libraries that every test of the maths runs on."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import warnings
+from typing import Any
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+
+import numpy as np
+import pytest
+
+LIBRARIES = ("numpy", "strict", "torch", "jax", "dask", "cupy")
+MODULES = {"strict": "array_api_strict"}
+
+
+class Lib:
+    """An array library in one of its guises."""
+
+    def __init__(self, name: str, guise: str = "") -> None:
+        self.name, self.guise = name, guise
+        self.id = f"{name}-{guise}" if guise else name
+
+    def module(self) -> Any:
+        return importlib.import_module(MODULES.get(self.name, self.name))
+
+    def array(self, x: Any, dtype: str | None = None) -> Any:
+        """Make an array of this library; skip the test where it has no such dtype."""
+        x = np.asarray(x)
+        dtype = dtype or x.dtype.name
+        if self.name == "numpy":
+            kind = importlib.import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
+            made = restrided(x, kind)
+            made.flags.writeable = self.guise != "read-only"
+            return made
+        if self.name == "torch":
+            torch = self.module()
+            made = torch.from_numpy(restrided(x, x.dtype)).to(getattr(torch, dtype))
+            return made.requires_grad_() if self.guise == "grad" else made
+        if self.name == "jax":
+            return self.module().numpy.asarray(x, dtype=getattr(self.module().numpy, dtype))
+        if dtype == "bfloat16":
+            pytest.skip(f"{self.name} has no bfloat16")
+        if self.name == "dask":
+            return importlib.import_module("dask.array").from_array(np.asarray(x, dtype).copy())
+        if self.name == "cupy":
+            return self.module().asarray(x, dtype=dtype)
+        if dtype == "float16":
+            pytest.skip("array-api-strict has no float16")
+        strict = self.module()
+        try:
+            return strict.asarray(np.asarray(x, dtype).copy(), device=strict.Device(self.guise))
+        except ValueError:
+            pytest.skip(f"device {self.guise} has no {dtype}")
+
+    def numpy(self, x: Any) -> Any:
+        """Bring an array back; bfloat16 as float32."""
+        if self.name == "dask":
+            x = x.compute()
+        if self.name == "torch":
+            x = x.detach()
+            x = x.float() if str(x.dtype) == "torch.bfloat16" else x
+        if self.name == "cupy":
+            x = x.get()
+        made = np.from_dlpack(x) if self.name == "strict" else np.asarray(x)
+        return made.astype(np.float32) if made.dtype.name == "bfloat16" else made
+
+    @property
+    def writable(self) -> bool:
+        """Whether Optimizer can write into these arrays."""
+        return self.name in ("torch", "strict", "cupy") or self.guise == "plain"
+
+    def __repr__(self) -> str:
+        return self.id
+
+
+def restrided(x: Any, dtype: Any) -> Any:
+    """Copy an array and keep it as discontiguous as it is."""
+    if x.ndim == 0 or x.flags.c_contiguous:
+        return np.array(x, dtype, order="C")
+    if x.flags.f_contiguous:
+        return np.array(x, dtype, order="F")
+    wide = np.zeros((*x.shape[:-1], 2 * x.shape[-1]), dtype)
+    wide[..., ::2] = x
+    return wide[..., ::2]
+
+
+def _guises(name: str) -> list[str]:
+    if name == "numpy":
+        return ["plain", "read-only"]
+    if name == "torch":
+        return ["plain", "grad"]
+    if name == "jax":
+        return ["eager", "jit"]
+    if name == "strict":
+        info = importlib.import_module("array_api_strict").__array_namespace_info__()
+        return [str(d).split("'")[1] for d in info.devices()]
+    return [""]
+
+
+def available(name: str) -> bool:
+    """Whether a library can be used here: for CuPy, whether there is a GPU too."""
+    if importlib.util.find_spec(MODULES.get(name, name)) is None:
+        return False
+    if name != "cupy":
+        return True
+    cupy = importlib.import_module("cupy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return bool(cupy.cuda.is_available())
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--library", choices=LIBRARIES, help="test on this library only (numpy: and all that needs no other)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    chosen = config.getoption("--library", default=None)
+    if chosen and chosen != "cupy" and not available(chosen):
+        raise pytest.UsageError(f"--library {chosen}: not installed")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    chosen = config.getoption("--library", default=None)
+    found = [name for name in ([chosen] if chosen else LIBRARIES) if available(name)]
+    note = "" if "cupy" in found or chosen not in (None, "cupy") else "; cupy: no GPU here, its arrays are not tested"
+    return f"array libraries: {', '.join(found) or 'none'}{note}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "lib" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--library", default=None)
+        names = [name for name in ([chosen] if chosen else LIBRARIES) if available(name)]
+        libs = [Lib(name, guise) for name in names for guise in _guises(name)]
+        marks = {"cupy": [pytest.mark.cuda]}
+        metafunc.parametrize("lib", [pytest.param(x, id=x.id, marks=marks.get(x.name, [])) for x in libs])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --library torch, leave out what does not depend on the library: the numpy run has it."""
+    chosen = config.getoption("--library", default=None)
+    if chosen is None:
+        return
+    keep, drop = [], []
+    for item in items:
+        needs = {m.args[0] for m in item.iter_markers("needs")}
+        by_library = "lib" in getattr(item, "fixturenames", ())
+        wanted = by_library or (chosen in needs) or (chosen == "numpy" and not needs)
+        (keep if wanted else drop).append(item)
+    items[:] = keep
+    config.hook.pytest_deselected(items=drop)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20260101)
+
+
+def tree(rng: np.random.Generator, dtype: str = "float64", scale: float = 1.0) -> dict[str, Any]:
+    """Parameters or gradients of every awkward shape: 0-d, empty, tall, wide, one, three axes, not contiguous."""
+
+    def draw(*shape: int) -> Any:
+        x = rng.standard_normal(shape)
+        if dtype.startswith("complex"):
+            x = x + 1j * rng.standard_normal(shape)
+        return np.asarray(x * scale, dtype if dtype != "bfloat16" else "float32")
+
+    return {
+        "tall": draw(7, 2),
+        "wide": {"w": draw(2, 5), "b": draw(5)},
+        "list": [draw(), draw(0), (draw(0, 3), draw(2, 3, 4))],
+        "one": draw(1),
+        "turned": draw(3, 4).T,
+        "strided": [draw(10)[::2], draw(2, 3, 6)[:, :, ::2]],
+    }

@@ -1,0 +1,328 @@
+"""Every rule against its oracle: on every library, dtype and runner, and against its peers elsewhere."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import catalog
+import numpy as np
+import optree
+import pytest
+import references
+from catalog import Row
+from conftest import Lib, tree
+
+import xopt
+from xopt import _stages
+from xopt._runners.tiled import Tiled
+from xopt._trace import replay
+
+STEPS = 20
+NEW = optree.tree_map
+
+
+def leaves(x: Any) -> list[Any]:
+    return optree.tree_leaves(x)  # type: ignore[no-any-return]
+
+
+def problem(rng: np.random.Generator, dtype: str, steps: int = STEPS) -> tuple[Any, list[Any]]:
+    """Parameters and gradients: of many sizes, one all zero, zero at places, one parameter that never moves."""
+    params = tree(rng, dtype)
+    grads = [tree(rng, dtype, scale) for scale in np.geomspace(1e-2, 3, steps)]
+    if steps > 3:
+        grads[3] = NEW(np.zeros_like, grads[3])
+    for g in grads:
+        g["wide"]["b"][:2] = 0
+    return params, grads
+
+
+def oracle(row: Row, rule: xopt.Rule, params: Any, grads: list[Any]) -> list[Any]:
+    """Run the reference in float64 or complex128; split complex parameters are two real ones each."""
+    split = rule.complex == "split"
+    out = []
+    for k, p in enumerate(leaves(params)):
+        gs = [leaves(g)[k] for g in grads]
+        if split and np.iscomplexobj(p):
+            parts = [run_reference(row, rule, part(p), [part(g) for g in gs]) for part in (np.real, np.imag)]
+            out.append(parts[0] + 1j * parts[1])
+        else:
+            out.append(run_reference(row, rule, p, gs))
+    return out
+
+
+def run_reference(row: Row, rule: xopt.Rule, p: Any, gs: list[Any]) -> Any:
+    wide = np.complex128 if np.iscomplexobj(p) else np.float64
+    p, state = np.asarray(p, wide), dict[str, Any]()
+    for t, g in enumerate(gs, 1):
+        h = {n: v(t) if callable(v) else v for n, v in catalog.fields(rule).items()}
+        p = row.reference(p, np.asarray(g, wide), state, t, **h)
+    return p
+
+
+def run(lib: Lib, rule: Any, params: Any, grads: list[Any], dtype: str | None = None, **kwargs: Any) -> tuple[Any, Any]:
+    """Run xopt on a library, under jit where that is its guise; check shapes, dtypes and that nothing was written."""
+    params = NEW(lambda x: lib.array(x, dtype), params)
+    state = rule.init(params)
+    apply = lambda p, g, s: rule.apply(p, g, s, **kwargs)
+    traced = []
+    if lib.guise == "jit":
+        jax = lib.module()
+        apply = jax.jit(lambda p, g, s: traced.append(1) or rule.apply(p, g, s, **kwargs))
+    for g in grads:
+        g = NEW(lambda x: lib.array(x, dtype), g)
+        before = NEW(lib.numpy, (params, g, state.slots)) if lib.writable else None
+        new, new_state = apply(params, g, state)
+        if before is not None:
+            for x, y in zip(leaves(before), leaves(NEW(lib.numpy, (params, g, state.slots))), strict=True):
+                np.testing.assert_array_equal(x, y, err_msg="apply wrote into its arguments")
+        for a, b in zip(leaves(params), leaves(new), strict=True):
+            assert (a.shape, a.dtype, type(a).__module__) == (b.shape, b.dtype, type(b).__module__)
+            assert not getattr(b, "requires_grad", False)
+        params, state = new, new_state
+    assert len(traced) <= 1, "a second trace: something in the state changed its type"
+    return NEW(lib.numpy, params), state
+
+
+def assert_close(got: Any, want: list[Any], rtol: float, atol: float) -> None:
+    for x, y in zip(leaves(got), want, strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+
+
+def test_every_public_rule_has_a_row() -> None:
+    public = {x for x in vars(xopt).values() if inspect.isclass(x) and issubclass(x, xopt.Rule) and x is not xopt.Rule}
+    assert public == {row.rule for row in catalog.ROWS}
+
+
+@pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
+def test_every_field_is_changed_by_some_row(row: Row) -> None:
+    changed = {n for options in [*row.options, *catalog.COMMON] for n in options} | {"lr", "complex"}
+    assert changed == set(row.rule._fields)
+
+
+@pytest.mark.parametrize(("row", "rule"), catalog.rules())
+def test_float64(lib: Lib, row: Row, rule: xopt.Rule, rng: np.random.Generator) -> None:
+    params, grads = problem(rng, "float64")
+    rule = rule.replace(lr=xopt.schedules.cosine(row.lr, steps=30, end=row.lr / 10))
+    got, _ = run(lib, rule, params, grads)
+    # centered RMSProp divides by the root of a difference: an error of u in both terms grows
+    assert_close(got, oracle(row, rule, params, grads), rtol=1e-12 if "centered" not in str(rule) else 1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize(("row", "rule"), catalog.rules())
+def test_float32(lib: Lib, row: Row, rule: xopt.Rule, rng: np.random.Generator) -> None:
+    params, grads = problem(rng, "float32")
+    got, _ = run(lib, rule, params, grads)
+    # 20 steps of a few roundings each, in parameters of size 1 (2^-24 = 6e-8); centered amplifies as above
+    assert_close(got, oracle(row, rule, params, grads), rtol=2e-5 if "centered" not in str(rule) else 2e-3, atol=4e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
+def test_half(lib: Lib, row: Row, dtype: str, rng: np.random.Generator) -> None:
+    rule = row.rule(lr=row.lr)
+    params, grads = problem(rng, "float32", steps=1)
+    back = lambda x: lib.numpy(lib.array(x, dtype)).astype(np.float32)
+    params, grads = NEW(back, params), [NEW(back, g) for g in grads]
+    got, state = run(lib, rule, params, grads, dtype)
+    # one rounding on store: half a unit in the last place, and a little for the float32 arithmetic before it
+    assert_close(got, oracle(row, rule, params, grads), rtol={"float16": 5e-4, "bfloat16": 4e-3}[dtype], atol=1e-6)
+    assert all("float32" in str(x.dtype) for x in leaves(state.slots))
+
+
+@pytest.mark.parametrize("mode", ["modulus", "split"])
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+@pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
+def test_complex(lib: Lib, row: Row, dtype: str, mode: str, rng: np.random.Generator) -> None:
+    params, grads = problem(rng, dtype)
+    for options in row.options:
+        rule = row.rule(**{"lr": row.lr, "complex": mode, **options})
+        got, state = run(lib, rule, params, grads)
+        tol = {"complex64": (2e-4, 2e-5), "complex128": (1e-12, 1e-13)}[dtype]
+        if "centered" in options:
+            tol = (tol[0] * 1e3, tol[1] * 1e3)
+        assert_close(got, oracle(row, rule, params, grads), *tol)
+        second = [x for n, x in state.slots.items() if n.endswith((".v", ".u", ".top"))]
+        assert all(("complex" in str(x.dtype)) == (mode == "split") for x in leaves(second))
+
+
+@pytest.mark.parametrize(("row", "rule"), catalog.rules())
+def test_optimizer_equals_apply(lib: Lib, row: Row, rule: xopt.Rule, rng: np.random.Generator) -> None:
+    params, grads = problem(rng, "float64", steps=5)
+    want, want_state = run(lib, rule, params, grads)
+    if lib.guise == "read-only":
+        pytest.skip("Optimizer refuses read-only arrays")
+    mine = NEW(lib.array, params)
+    opt = xopt.Optimizer(mine, rule)
+    for g in grads:
+        opt.step(NEW(lib.array, g))
+    assert (opt.params is mine) == lib.writable
+    exact = lib.name != "jax"  # XLA fuses a jitted step otherwise than single operations
+    for x, y in zip(leaves(opt.params), leaves(want), strict=True):
+        np.testing.assert_allclose(lib.numpy(x), y, rtol=0 if exact else 1e-12, atol=0 if exact else 1e-13)
+    for x, y in zip(leaves(opt.state.slots), leaves(want_state.slots), strict=True):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype)
+        np.testing.assert_allclose(lib.numpy(x), lib.numpy(y), rtol=0 if exact else 1e-12, atol=0 if exact else 1e-13)
+    assert opt.state.step == 5
+    for x in leaves(opt.params):
+        assert lib.name != "torch" or x.requires_grad == (lib.guise == "grad")
+
+
+@pytest.mark.parametrize(("row", "rule"), catalog.rules())
+def test_updates_are_what_apply_adds(lib: Lib, row: Row, rule: xopt.Rule, rng: np.random.Generator) -> None:
+    params, grads = problem(rng, "float64", steps=3)
+    p = NEW(lib.array, params)
+    state = other = rule.init(p)
+    for g in grads:
+        g = NEW(lib.array, g)
+        change, other = rule.updates(p, g, other)
+        new, state = rule.apply(p, g, state)
+        for a, b, c in zip(leaves(p), leaves(change), leaves(new), strict=True):
+            np.testing.assert_allclose(lib.numpy(a) + lib.numpy(b), lib.numpy(c), rtol=1e-15, atol=1e-15)
+        p = NEW(lambda x: lib.array(lib.numpy(x)), new)
+
+
+@pytest.mark.parametrize(("row", "rule"), catalog.rules())
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
+def test_replayed_trace_is_eager_to_the_bit(row: Row, rule: xopt.Rule, dtype: str, rng: np.random.Generator) -> None:
+    """The recording against the rule called with NumPy itself; and no result is wider than it should be."""
+    draw = lambda: np.asarray(rng.standard_normal(300) * (1 + 2j if "c" in dtype else 1), dtype)
+    with np.errstate(all="ignore"):
+        arrays = {"p": draw(), "g": draw()}
+        arrays["g"][:4] = [np.nan, np.inf, -0.0, 1e-42]
+    [piece] = rule._pieces()
+    plan = _stages.plan((piece,), "complex" in dtype)
+    for name in plan.live:
+        x = np.abs(draw()) if plan.kinds[name] == "real" else draw()
+        arrays[name] = x
+    values = {"t": 3, **piece.resolve(3)}
+    h = {**piece.statics, **values}
+    if piece.host:
+        h |= piece.host(_stages._namespace(h), _stages._scalars.floats)
+    program = plan.body(("p", "u", *plan.live))
+    scalars = program.evaluate({_stages.scalar_name(n, 0): v for n, v in h.items()})
+    with np.errstate(all="ignore"):
+        got = replay(program, np, arrays, scalars)
+        slots = {n: arrays[piece.slot(n)] for n in piece.slots if piece.slot(n) in plan.live}
+        u, *new = piece.update(_stages._namespace(h), np, arrays["p"], arrays["g"], **slots)
+        want = {"p": arrays["p"] + u, "u": u, **dict(zip(map(piece.slot, piece.slots), new, strict=True))}
+    for name, x in got.items():
+        assert want[name].dtype.itemsize <= arrays["p"].dtype.itemsize, f"{name} is wider than the compute dtype"
+        np.testing.assert_array_equal(x, want[name], err_msg=name)
+
+
+@pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
+def test_every_hyperparameter_and_option_matters(row: Row, rng: np.random.Generator) -> None:
+    params, grads = problem(rng, "float64", steps=4)
+    outcome = lambda rule: np.concatenate([x.ravel() for x in oracle_free(rule, params, grads)])
+    base = {"lr": row.lr}
+    seen = {row.rule(lr=row.lr * 2): outcome(row.rule(lr=row.lr * 2))}
+    for options in [*row.options, *catalog.COMMON]:
+        rule = row.rule(**{**base, **options})
+        if rule not in seen:
+            now = outcome(rule)
+            assert not any(np.array_equal(now, other) for other in seen.values()), options
+            seen[rule] = now
+    assert len(seen) > len(row.options)
+
+
+def oracle_free(rule: xopt.Rule, params: Any, grads: list[Any]) -> list[Any]:
+    state = rule.init(params)
+    for g in grads:
+        params, state = rule.apply(params, g, state)
+    return leaves(params)
+
+
+@pytest.mark.parametrize(("row", "rule"), catalog.rules())
+def test_every_state_array_changes_and_none_is_idle(row: Row, rule: xopt.Rule, rng: np.random.Generator) -> None:
+    p = rng.standard_normal(5)
+    state = rule.init(p)
+    names = set(state.slots)
+    _, after = rule.apply(p, rng.standard_normal(5), state)
+    assert set(after.slots) == names
+    for name in names:
+        assert not np.any(state.slots[name] == after.slots[name]), name
+
+
+@pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
+def test_refused_options(row: Row) -> None:
+    for options in [*row.refused, *catalog.COMMON_REFUSED]:
+        with pytest.raises((ValueError, TypeError)) as caught:
+            row.rule(**options)
+        assert row.rule.__name__ in str(caught.value)
+        assert any(name in str(caught.value) for name in options), str(caught.value)
+
+
+@pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
+def test_schedules_of_every_hyperparameter(row: Row, rng: np.random.Generator) -> None:
+    """Any hyperparameter may follow the step; the oracle is given its values one by one."""
+    for options in row.options:
+        rule = row.rule(**{"lr": row.lr, **options})
+        ramps = {
+            n: (lambda t, v=v: v * (1 - 0.02 * t))
+            for n, v in catalog.fields(rule).items()
+            if not row.rule._fields[n].static and v is not None
+        }
+        scheduled = rule.replace(**ramps)
+        params, grads = problem(rng, "float64", steps=8)
+        got = oracle_free(scheduled, params, grads)
+        assert_close(got, oracle(row, scheduled, params, grads), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
+def test_a_changed_hyperparameter_records_nothing_anew(row: Row, rng: np.random.Generator) -> None:
+    p, g = rng.standard_normal(9), rng.standard_normal(9)
+    opt = xopt.Optimizer(p, row.rule(lr=row.lr))
+    opt.step(g)
+    plans = dict(_stages._plans)
+    for lr in (0.5, 0.25, 0.125):
+        opt.set(lr=lr)
+        opt.step(g, lr=lr / 3)
+        row.rule(lr=lr).apply(p, g, row.rule(lr=lr).init(p))
+    assert _stages._plans.keys() == plans.keys()
+
+
+TRANSFORMS = [
+    (xopt.ClipByValue, references.clip_by_value, 0.7),
+    (xopt.ClipByNorm, references.clip_by_norm, 1.5),
+    (xopt.ClipByGlobalNorm, references.clip_by_global_norm, 3.0),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "complex128"])
+@pytest.mark.parametrize(("transform", "reference", "limit"), TRANSFORMS, ids=lambda x: getattr(x, "__name__", None))
+def test_transforms(
+    lib: Lib, transform: Any, reference: Any, limit: float, dtype: str, rng: np.random.Generator
+) -> None:
+    params, grads = problem(rng, dtype, steps=6)
+    rule = xopt.chain(transform(limit), xopt.SGD(lr=0.1, momentum=0.5))
+    got, _ = run(lib, rule, params, grads)
+    wide = lambda g: [x.astype("complex128" if "c" in dtype else "float64") for x in leaves(g)]
+    clipped = [reference(wide(g), limit) for g in grads]
+    assert any(not np.allclose(a, b) for g, c in zip(grads, clipped, strict=True) for a, b in zip(leaves(g), c, strict=True))
+    want, _ = run(Lib("numpy", "plain"), xopt.SGD(lr=0.1, momentum=0.5), wide(params), clipped)
+    tol = 1e-13 if dtype != "float32" else 2e-6
+    assert_close(got, leaves(want), rtol=tol, atol=tol)
+
+
+def test_two_reductions_and_a_transform_of_the_step(lib: Lib, rng: np.random.Generator) -> None:
+    """Clip, clip globally, step, clip the step: each link sees what the one before made of it."""
+    params, grads = problem(rng, "float64", steps=4)
+    rule = xopt.chain(xopt.ClipByNorm(2.0), xopt.ClipByGlobalNorm(2.5), xopt.Adam(lr=0.1), xopt.ClipByGlobalNorm(0.2))
+    got, _ = run(lib, rule, params, grads)
+    p = [np.asarray(x) for x in leaves(params)]
+    states: list[dict[str, Any]] = [{} for _ in p]
+    h = catalog.fields(xopt.Adam(lr=0.1))
+    for t, g in enumerate(grads, 1):
+        gs = references.clip_by_global_norm(references.clip_by_norm(leaves(g), 2.0), 2.5)
+        steps = [references.adam(x, y, s, t, **h) - x for x, y, s in zip(p, gs, states, strict=True)]
+        p = [x + u for x, u in zip(p, references.clip_by_global_norm(steps, 0.2), strict=True)]
+    assert_close(got, p, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("runner", ["eager", Tiled(7, 2), None])
+def test_runners_by_name(runner: Any, rng: np.random.Generator) -> None:
+    p = rng.standard_normal(50)
+    opt = xopt.Optimizer(p, xopt.Adam(), runner=runner)
+    assert opt.runner == ("eager" if runner == "eager" else "tiled")
+    opt.step(rng.standard_normal(50))

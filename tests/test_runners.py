@@ -1,0 +1,295 @@
+"""The tiled runner gives the bits of the eager one: any tile size, any number of threads, anything in the data."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import catalog
+import numpy as np
+import optree
+import pytest
+from catalog import Row
+from conftest import tree
+
+import xopt
+from xopt import _emit, _reduce, _stages
+from xopt._runners import _pool, eager
+from xopt._runners._cut import Leaves, parts
+from xopt._runners.tiled import Tiled
+
+TILES = [1, 3, 7, 64, 4097]
+
+
+def awkward(rng: np.random.Generator, dtype: str) -> Any:
+    """Leaves around every tile size, of every layout."""
+    params = tree(rng, dtype)
+    draw = lambda *shape: np.asarray(rng.standard_normal(shape) * (1 + 2j if "complex" in dtype else 1), dtype)
+    params["many"] = [draw(n) for n in (5, 64, 1, 63, 2, 65, 4097)]
+    params["rows"] = draw(13, 40)[:, ::-1]
+    params["deep"] = draw(4, 3, 70).transpose(1, 0, 2)
+    return params
+
+
+def poison(grads: Any, rng: np.random.Generator) -> Any:
+    """Put NaN, infinities, denormals and signed zeros among the numbers."""
+    special = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42, -1e-42, 1e30, 6e-8]
+    for x in optree.tree_leaves(grads):
+        if x.size:
+            at = rng.integers(0, x.size, 1 + x.size // 7)
+            with np.errstate(all="ignore"):
+                x.flat[at] = rng.choice(special, at.size).astype(x.dtype)
+    return grads
+
+
+def same_bits(x: Any, y: Any) -> bool:
+    """Compare two arrays; NaN equals NaN, and 0 equals -0, as promised."""
+    return x.shape == y.shape and x.dtype == y.dtype and bool(np.array_equal(x, y, equal_nan=True))
+
+
+def trajectory(rule: Any, params: Any, grads: list[Any], runner: Any) -> list[Any]:
+    state = rule.init(params)
+    for g in grads:
+        params, state = rule.apply(params, g, state, runner=runner)
+    return optree.tree_leaves((params, state.slots))  # type: ignore[no-any-return]
+
+
+CHAIN = xopt.chain(
+    xopt.ClipByValue(2.0),
+    xopt.ClipByNorm(30.0),
+    xopt.ClipByGlobalNorm(35.0),
+    xopt.AdamW(lr=xopt.schedules.cosine(0.1, steps=10), weight_decay=0.3, amsgrad=True),
+    xopt.ClipByValue(0.05),
+)
+RULES = [row.rule(**{"lr": row.lr, **row.options[-1]}) for row in catalog.ROWS] + [CHAIN]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64", "complex128"])
+def test_tiles_and_threads(rule: Any, dtype: str, rng: np.random.Generator) -> None:
+    params = awkward(rng, dtype)
+    grads = [poison(awkward(rng, dtype), rng) if k == 2 else awkward(rng, dtype) for k in range(4)]
+    want = trajectory(rule, params, grads, "eager")
+    for tile in TILES:
+        for threads in (1, 2, 3, 4) if tile == 64 else (1 + tile % 4,):
+            got = trajectory(rule, params, grads, Tiled(tile, threads))
+            assert all(map(same_bits, got, want)), (tile, threads)
+
+
+@pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_every_option(row: Row, dtype: str, rng: np.random.Generator) -> None:
+    params, grads = awkward(rng, dtype), [poison(awkward(rng, dtype), rng), awkward(rng, dtype)]
+    for options in [*row.options, *catalog.COMMON]:
+        for mode in ("modulus", "split") if "complex" in dtype else ("modulus",):
+            rule = row.rule(**{"lr": row.lr, "complex": mode, **options})
+            want = trajectory(rule, params, grads, "eager")
+            assert all(map(same_bits, trajectory(rule, params, grads, Tiled(7, 1)), want)), rule
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("tile", TILES)
+def test_in_place_equals_pure(rule: Any, tile: int, rng: np.random.Generator) -> None:
+    """Optimizer computes in the arrays themselves, its state in one buffer a slot."""
+    params, grads = awkward(rng, "float32"), [awkward(rng, "float32") for _ in range(3)]
+    grads[1]["many"][2] = None
+    grads[1]["rows"] = np.ascontiguousarray(grads[1]["rows"])
+    want = trajectory(rule, params, grads, "eager")
+    opt = xopt.Optimizer(params, rule, runner=Tiled(tile, 2))
+    for g in grads:
+        opt.step(g)
+    assert all(map(same_bits, optree.tree_leaves((params, opt.state.slots)), want))
+
+
+def test_poison_is_poison(rng: np.random.Generator) -> None:
+    found = np.concatenate([x.ravel() for x in optree.tree_leaves(poison(awkward(rng, "float32"), rng))])
+    assert np.isnan(found).any()
+    assert np.isinf(found).any()
+    assert ((np.abs(found) < np.finfo("f4").tiny) & (found != 0)).any()
+    assert (np.signbit(found) & (found == 0)).any()
+
+
+def test_two_dtypes_in_one_tree(rng: np.random.Generator) -> None:
+    kinds = ["float32", "float64", "float16", "complex64", "float32", "complex128", "float64"]
+    draw = lambda: [np.asarray(rng.standard_normal(9), k) for k in kinds]
+    params, grads = draw(), [draw() for _ in range(3)]
+    for rule in RULES:
+        want = trajectory(rule, params, grads, "eager")
+        assert all(map(same_bits, trajectory(rule, params, grads, Tiled(7, 2)), want))
+
+
+def test_which_runner_ran(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison of two runners is worth nothing if one of them ran twice."""
+    ran = []
+    monkeypatch.setattr(eager, "body", lambda *args, real=eager.body: ran.append("eager") or real(*args))
+    monkeypatch.setattr(Tiled, "body", lambda *args, real=Tiled.body: ran.append("tiled") or real(*args))
+    p, rule = rng.standard_normal(5), xopt.Adam()
+    for runner in ("eager", "tiled", None):
+        rule.apply(p, p, rule.init(p), runner=runner)
+    assert ran == ["eager", "tiled", "tiled"]
+
+
+def test_large_leaf_uses_threads(rng: np.random.Generator) -> None:
+    used = set()
+    real = _emit.numpy_kernel(_stages.plan(xopt.SGD()._pieces(), False).body(("p",)))
+    n = 5 * 32_768 + 3
+    p, g = rng.standard_normal(n, dtype="float32"), rng.standard_normal(n, dtype="float32")
+    want = p - np.float32(0.1) * g
+
+    def spy(*args: Any) -> None:
+        used.add(threading.current_thread().name)
+        real.run(*args)
+
+    opt = xopt.Optimizer(p, xopt.SGD(lr=0.1), runner=Tiled(1024, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_emit, "numpy_kernel", lambda program: real._replace(run=spy))
+        opt.step(g)
+    assert len(used) == 2
+    assert np.array_equal(p, want)
+
+
+def test_warnings_as_errors_do_not_stop_a_step_half_way() -> None:
+    """Overflow, division by zero and invalid values in a pool thread, with every warning an error."""
+    code = """
+import numpy as np, xopt
+from xopt._runners.tiled import Tiled
+np.seterr(all="raise")
+for runner in ("eager", Tiled(64, 3)):
+    p = np.ones(1000, "float32")
+    g = np.full(1000, 3e38, "float32")
+    g[7], g[500], g[501] = np.nan, np.inf, 0
+    for rule in (xopt.Adam(eps=0.0), xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.RMSProp(eps=0.0))):
+        xopt.Optimizer(p, rule, runner=runner).step(g)
+    assert np.isnan(p[7]) and np.isnan(p[501])
+print("done")
+"""
+    out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert out.stdout == "done\n", out.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_after_fork(rng: np.random.Generator) -> None:
+    """The pool's threads do not survive a fork: the child starts its own instead of waiting for ever."""
+    if "jax" in sys.modules:
+        pytest.skip("JAX does not survive a fork itself")
+    p, g = rng.standard_normal(5000), rng.standard_normal(5000)
+    opt = xopt.Optimizer(p, xopt.Adam(), runner=Tiled(64, 3))
+    opt.step(g)
+    assert _pool._pool is not None
+    want, _ = xopt.Adam().apply(p, g, opt.state, runner="eager")
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+
+    def child() -> None:
+        opt.step(g)
+        queue.put(p)
+
+    process = context.Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert np.array_equal(queue.get(), want)
+
+
+def test_two_threads_step_two_optimizers(rng: np.random.Generator) -> None:
+    grads = [rng.standard_normal(20_000) for _ in range(20)]
+    start = rng.standard_normal(20_000)
+    rule = xopt.chain(xopt.ClipByGlobalNorm(50.0), xopt.Adam(lr=0.01))
+    want = trajectory(rule, start, grads, "eager")[0]
+    results = [start.copy() for _ in range(4)]
+
+    def work(p: Any) -> None:
+        opt = xopt.Optimizer(p, rule, runner=Tiled(512, 2))
+        for g in grads:
+            opt.step(g)
+
+    threads = [threading.Thread(target=work, args=(p,)) for p in results]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert all(np.array_equal(p, want) for p in results)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (5, 0), (3, 4), (2, 3, 5), (1, 1, 9), (40, 2)])
+@pytest.mark.parametrize("tile", [1, 2, 3, 7, 100])
+def test_parts_cover_a_leaf_once_and_in_order(shape: tuple[int, ...], tile: int) -> None:
+    x = np.arange(int(np.prod(shape))).reshape(shape)
+    for plain in (True, False):
+        seen: list[int] = []
+        for low, high, block in parts(shape, plain, tile):
+            assert 0 < high - low <= tile
+            piece = x.reshape(-1)[low:high] if block is None else x[block]
+            assert piece.size == high - low
+            seen += piece.reshape(-1).tolist()
+        assert seen == list(range(x.size))
+
+
+def test_small_leaves_share_a_tile() -> None:
+    leaves = Leaves({"p": [np.zeros(10) for _ in range(50)] + [np.zeros(1000), np.zeros(3), np.zeros((4, 4)).T]})
+    tasks = leaves.tasks(100)
+    assert [len(task.leaves) for task in tasks[:5]] == [10] * 5
+    assert all(task.size <= 100 for task in tasks)
+    assert sum(task.size for task in tasks) == 50 * 10 + 1000 + 3 + 16
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 200_003])
+@pytest.mark.parametrize("layout", ["plain", "strided", "turned"])
+def test_norm_is_summed_in_one_order(size: int, layout: str, rng: np.random.Generator) -> None:
+    """A norm has the same bits for any tile and thread count, and is close to the exact one."""
+    g = rng.standard_normal(2 * size)[::2] if layout == "strided" else rng.standard_normal(size)
+    if layout == "turned":
+        g = np.asfortranarray(g[: size // 7 * 7].reshape(7, -1))
+    p = np.zeros(g.shape)
+    rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(lr=1.0))
+    state = rule.init(p)
+    want, _ = rule.apply(p, g, state, runner="eager")
+    for tile, threads in [(64, 3), (4097, 1), (32_768, 2), (65_536, 2), (100_000, 1)]:
+        got, _ = rule.apply(p, g, state, runner=Tiled(tile, threads))
+        assert np.array_equal(got, want), (tile, threads)
+    if g.size:
+        np.testing.assert_allclose(np.linalg.norm(want), 1, rtol=1e-14)
+
+
+def test_chunk_is_a_constant_of_the_format() -> None:
+    """The order of summation is part of the promise: a change of the chunk changes the last bits of every norm."""
+    assert _reduce.CHUNK == 65_536
+
+
+def test_peak_memory_of_a_step_is_scratch_only(rng: np.random.Generator) -> None:
+    import tracemalloc
+
+    p, g = np.ones(2**21, "float32"), np.ones(2**21, "float32")
+    opt = xopt.Optimizer(p, xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.AdamW()))
+    opt.step(g)
+    tracemalloc.start()
+    opt.step(g)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6, f"{peak / 1e6:.1f} MB beside 8 MB of parameters"
+
+
+def test_gradients_are_not_kept(rng: np.random.Generator) -> None:
+    import weakref
+
+    p, g = rng.standard_normal(100), rng.standard_normal(100)
+    opt = xopt.Optimizer(p, xopt.Adam())
+    gone = weakref.ref(g)
+    opt.step(g)
+    del g
+    assert gone() is None
+
+
+def test_kernel_source_uses_memory_that_is_there() -> None:
+    """Adam: no NumPy call without `out=`, and two registers."""
+    plan = _stages.plan(xopt.Adam()._pieces(), False)
+    kernel = _emit.numpy_kernel(plan.body(("p", *plan.live)))
+    lines = kernel.source.splitlines()[1:]
+    assert all("out=" in line for line in lines)
+    assert len(lines) == 12
+    assert kernel.registers == ("real", "real")
