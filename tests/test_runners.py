@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from conftest import tree
 
 import xopt
 from xopt import _emit, _reduce, _stages
-from xopt._runners import _pool, eager
+from xopt._runners import eager
 from xopt._runners._cut import Leaves, parts
 from xopt._runners.tiled import Tiled
 
@@ -144,7 +143,7 @@ def test_large_leaf_uses_threads(rng: np.random.Generator) -> None:
         used.add(threading.current_thread().name)
         real.run(*args)
 
-    opt = xopt.Optimizer(p, xopt.SGD(lr=0.1), runner=Tiled(1024, 2))
+    opt = xopt.Optimizer(p, xopt.SGD(lr=0.1), runner=Tiled(4096, 2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_emit, "numpy_kernel", lambda program: real._replace(run=spy))
         opt.step(g)
@@ -172,28 +171,30 @@ print("done")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_after_fork(rng: np.random.Generator) -> None:
+def test_after_fork() -> None:
     """The pool's threads do not survive a fork: the child starts its own instead of waiting for ever."""
-    if "jax" in sys.modules:
-        pytest.skip("JAX does not survive a fork itself")
-    p, g = rng.standard_normal(5000), rng.standard_normal(5000)
-    opt = xopt.Optimizer(p, xopt.Adam(), runner=Tiled(64, 3))
+    code = """
+import os, sys, warnings
+import numpy as np, xopt
+from xopt._runners import _pool
+from xopt._runners.tiled import Tiled
+warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of a fork with threads, which is what this is about
+p, g = np.ones(5000), np.linspace(-1, 1, 5000)
+opt = xopt.Optimizer(p, xopt.Adam(), runner=Tiled(64, 3))
+opt.step(g)
+assert _pool._pool is not None
+want, _ = xopt.Adam().apply(p, g, opt.state, runner="eager")
+child = os.fork()
+if child == 0:
     opt.step(g)
-    assert _pool._pool is not None
-    want, _ = xopt.Adam().apply(p, g, opt.state, runner="eager")
-    context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-
-    def child() -> None:
-        opt.step(g)
-        queue.put(p)
-
-    process = context.Process(target=child)
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0
-    assert np.array_equal(queue.get(), want)
+    os._exit(0 if np.array_equal(p, want) else 1)
+_, status = os.waitpid(child, 0)
+assert status == 0, status
+opt.step(g)
+print("done" if np.array_equal(p, want) else "the parent is wrong")
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert out.stdout == "done\n", out.stderr
 
 
 def test_two_threads_step_two_optimizers(rng: np.random.Generator) -> None:
@@ -233,7 +234,7 @@ def test_parts_cover_a_leaf_once_and_in_order(shape: tuple[int, ...], tile: int)
 def test_small_leaves_share_a_tile() -> None:
     leaves = Leaves({"p": [np.zeros(10) for _ in range(50)] + [np.zeros(1000), np.zeros(3), np.zeros((4, 4)).T]})
     tasks = leaves.tasks(100)
-    assert [len(task.leaves) for task in tasks[:5]] == [10] * 5
+    assert sorted(len(task.leaves) for task in tasks)[-5:] == [10] * 5
     assert all(task.size <= 100 for task in tasks)
     assert sum(task.size for task in tasks) == 50 * 10 + 1000 + 3 + 16
 
@@ -293,3 +294,4 @@ def test_kernel_source_uses_memory_that_is_there() -> None:
     assert all("out=" in line for line in lines)
     assert len(lines) == 12
     assert kernel.registers == ("real", "real")
+    assert "multiply(s0, l_2, out=o_1)" in kernel.source, "what leads to m is computed in the memory of m"

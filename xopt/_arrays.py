@@ -176,10 +176,9 @@ def host_view(x: Array) -> np.ndarray[Any, Any] | None:
     return view
 
 
-def written(name: str, arrays: list[Array]) -> None:
-    """Tell a library that arrays were written behind its back, so that a stale graph raises instead of lying."""
-    if name == "torch":
-        importlib.import_module("torch").autograd.graph.increment_version(arrays)
+def written(arrays: list[Array]) -> None:
+    """Tell torch that its tensors were written behind its back, so that a stale graph raises instead of lying."""
+    importlib.import_module("torch").autograd.graph.increment_version(arrays)
 
 
 def _phantom(x: Array) -> np.ndarray[Any, Any] | None:

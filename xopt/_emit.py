@@ -25,11 +25,14 @@ class Kernel(NamedTuple):
 def numpy_kernel(program: Program) -> Kernel:
     """Write the kernel of a program.
 
-    A result goes straight to where it is stored when the old value there is dead, otherwise to a register, and
-    registers are used again as soon as their value is dead.
+    A result goes straight to where it is stored when the old value there is dead, and so does what leads to it, so
+    that most operations work in place, which is the fastest. The rest goes to registers, used again as soon as their
+    value is dead.
     """
     nodes, last = program.nodes, program.last_use
     home = _homes(program)
+    lodger = _lodgers(program, home)
+    place = {name: f"o_{k}" for k, name in enumerate(program.outputs)}
     where_is = {i: f"l_{_place(program, i)}" for i in program.loads.values()}
     registers: list[str] = []
     free: dict[str, list[int]] = {}
@@ -43,8 +46,8 @@ def numpy_kernel(program: Program) -> Kernel:
         aliasing = _may_alias(program, i)
         if aliasing:
             _release(dying, held, free, nodes)
-        if i in home:
-            out = f"o_{list(program.outputs).index(home[i])}"
+        if i in home or i in lodger:
+            out = place[home.get(i) or lodger[i]]
         else:
             stock = free.setdefault(kind, [])
             if not stock:
@@ -57,7 +60,7 @@ def numpy_kernel(program: Program) -> Kernel:
         where_is[i] = out
         lines += _call(op, [where_is[a] if isinstance(a, int) else a for a in args], out)
     for name, i in program.outputs.items():
-        target = f"o_{list(program.outputs).index(name)}"
+        target = place[name]
         if program.loads.get(name) == i:
             lines.append(f"if {target} is not {where_is[i]}: copyto({target}, {where_is[i]})")
         elif home.get(i) != name:
@@ -107,6 +110,30 @@ def _homes(program: Program) -> dict[int, str]:
                 continue
         home[i] = name
     return home
+
+
+def _lodgers(program: Program, home: dict[int, str]) -> dict[int, str]:
+    """Map nodes to the output's memory that they may use as a register until the output itself is written.
+
+    A lodger moves in once the old value is dead, and is dead when the output is computed.
+    """
+    nodes, last = program.nodes, program.last_use
+    found: dict[int, str] = {}
+    for final, name in home.items():
+        old = program.loads.get(name)
+        free_from = last.get(old, -1) if old is not None else 0
+        for i in range(final):
+            node = nodes[i]
+            if node.op == "load" or i in home or i in found or i in program.outputs.values():
+                continue
+            reads_old = old in node.args and not _may_alias(program, i)
+            if i < free_from or reads_old or last[i] > final or node.kind != nodes[final].kind:
+                continue
+            if last[i] == final and not _may_alias(program, final):
+                continue
+            found[i] = name
+            free_from = last[i] if _may_alias(program, last[i]) else last[i] + 1
+    return found
 
 
 def _call(op: str, args: list[Any], out: str) -> list[str]:

@@ -43,7 +43,7 @@ class Plan:
 
     def __init__(self, pieces: tuple[Piece, ...], complex: bool) -> None:
         self.pieces = pieces
-        first = _trace.COMPLEX if complex else _trace.REAL
+        self.kind = first = _trace.COMPLEX if complex else _trace.REAL
         slots = [piece.slot(n) for piece in pieces for n in piece.slots]
         kinds = dict.fromkeys(slots, _trace.REAL)
         while True:  # a slot is complex only if a complex value reaches it: least fixed point
@@ -178,7 +178,8 @@ class Stages:
                 self.batches.append(by_kind[key])
             by_kind[key].leaves.append(k)
             self.batch_of.append(by_kind[key])
-        self.live = (self.batches[0].plan if self.batches else plan(pieces, False)).live
+        self.plan = self.batches[0].plan if self.batches else plan(pieces, False)
+        self.live = self.plan.live
         self.pieces = pieces
         self.carried = {piece.slot(n): v for piece in pieces for n, v in piece.carry.items()}
         self.first = {piece.slot(n): v for piece in pieces for n, v in piece.slots.items()}
@@ -276,8 +277,9 @@ class Stages:
         for number, batch in enumerate(self.batches):
             leaves = [k for k in batch.leaves if gs[k] is not None]
             if leaves:
-                loads = {"p": [ps[k] for k in leaves], "g": [gs[k] for k in leaves]}
-                loads |= {n: [slots[n][k] for k in leaves] for n in self.live}
+                columns = {"p": ps, "g": gs, **{n: slots[n] for n in self.live}}
+                whole = len(leaves) == len(ps)
+                loads = columns if whole else {n: [x[k] for k in leaves] for n, x in columns.items()}
                 arenas, kept = memory[number] if memory and len(leaves) == len(batch.leaves) else (None, None)
                 work = Work(
                     self.pieces, self.layout.library, self.layout.xp, batch.real, batch.split, loads,
@@ -290,8 +292,10 @@ class Stages:
             news = [self.layout.xp.zeros_like(p) if g is None else None for p, g in zip(ps, gs, strict=True)]
         new_slots = {n: list(column) for n, column in slots.items()}
         for leaves, work in works:
-            into = {n: work.loads[n] for n in work.outputs} if write else None
-            out = self.runner.body(work, values.select(leaves), into)
+            if write:
+                self.runner.body(work, values.select(leaves), {n: work.loads[n] for n in work.outputs})
+                continue
+            out = self.runner.body(work, values.select(leaves), None)
             for n, column in out.items():
                 target = news if n == first else new_slots[n]
                 for k, x in zip(leaves, column, strict=True):
@@ -313,8 +317,7 @@ class Stages:
                 rows: dict[int, dict[str, Any]] = {}
                 for leaves, work in works:
                     rows |= dict(zip(leaves, self.runner.sums(work, values.select(leaves), i), strict=True))
-                names = next((b.plan.sums[i].outputs for b in self.batches), ())
-                for n in names:
+                for n in self.plan.sums[i].outputs:
                     if piece.scope == "tree":
                         h[n] = _reduce.ordered(rows[k][n] for k in sorted(rows))
                     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,8 @@ class Optimizer:
         if not self._writes:
             layout.leaves, self._slots = ps, slots
             self._tree = layout.tree(ps)
-        _arrays.written(layout.library, [p for p, g in zip(layout.leaves, gs, strict=True) if g is not None])
+        if layout.library == "torch":
+            _arrays.written([p for p, g in zip(layout.leaves, gs, strict=True) if g is not None])
         self._taken = t
         return self._tree
 
@@ -179,20 +181,16 @@ class Optimizer:
         slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in stages.live}
         kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
         for batch in stages.batches:
-            sizes = {k: int(np.prod(layout.shapes[k])) for k in batch.leaves}
-            small = stages.runner.tile // 2
-            order = sorted(batch.leaves, key=lambda k: sizes[k] > small)  # small ones side by side
-            at, end = {}, 0
-            for k in order:
-                at[k], end = end, end + sizes[k]
+            at, end = stages.runner.places(layout.library, [layout.leaves[k] for k in batch.leaves])
             arena = {}
             for n in stages.live:
                 dtype = np.dtype(stages.slot_dtype(n, batch.leaves[0]))
                 buffer = _arrays.aligned(end, dtype)
                 buffer[...] = stages.first_value(n, dtype.name)
-                arena[n] = (buffer, [at[k] for k in batch.leaves])
-                for k in batch.leaves:
-                    view = buffer[at[k] : at[k] + sizes[k]].reshape(layout.shapes[k])
+                arena[n] = (buffer, at)
+                for start, k in zip(at, batch.leaves, strict=True):
+                    shape = layout.shapes[k]
+                    view = buffer[start : start + math.prod(shape)].reshape(shape)
                     slots[n][k] = view if layout.library == "numpy" else layout.xp.asarray(view)
             kept.append(({} if batch.split else arena, {}))
         return slots, kept

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import operator
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 NDArray = np.ndarray[Any, Any]
 
 
-class Task(NamedTuple):
+class Task:
     """What fills one tile: a part of one leaf, or several small leaves whole."""
 
-    leaves: list[int]
-    ends: list[int]
-    """Where each leaf ends in the tile."""
-    low: int = 0
-    """First element of the part, in C order; 0 for whole leaves."""
-    block: tuple[Any, ...] | None = None
-    """The part as an index of the leaf; None where a slice of flat memory will do."""
+    __slots__ = ("block", "leaves", "low", "pick", "size", "slices")
 
-    @property
-    def size(self) -> int:
+    def __init__(self, leaves: list[int], sizes: list[int], low: int = 0, block: tuple[Any, ...] | None = None) -> None:
+        self.leaves = leaves
+        ends = list(itertools.accumulate(sizes))
+        self.size = ends[-1]
         """Elements in the tile."""
-        return self.ends[-1]
+        self.slices = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+        """Where each leaf lies in the tile."""
+        self.pick = operator.itemgetter(*leaves)
+        """Takes the leaves of this task from a column: a tuple, if there are several."""
+        self.low = low
+        """First element of the part, in C order; 0 for whole leaves."""
+        self.block = block
+        """The part as an index of the leaf; None where a slice of flat memory will do."""
 
 
 def parts(shape: tuple[int, ...], plain: bool, tile: int) -> Iterator[tuple[int, int, tuple[Any, ...] | None]]:
@@ -63,27 +68,30 @@ class Leaves:
         first = next(iter(columns.values()))
         self.shapes = [x.shape for x in first]
         self.sizes = [x.size for x in first]
-        flags = [[x.flags.c_contiguous for x in column] for column in columns.values()]
-        self.plain = [all(row) for row in zip(*flags, strict=True)]
-        self._flat: dict[str, list[NDArray]] = {}
+        self.plain = [all(row) for row in zip(*_plain(columns), strict=True)]
+        self._one_axis = all(len(shape) == 1 for shape in self.shapes)
+        self._flat = {n: self._flatten(column) for n, column in columns.items()}
         self._tasks: dict[tuple[int, int | None], list[Task]] = {}
+
+    def _flatten(self, column: list[NDArray]) -> list[NDArray]:
+        if self._one_axis:
+            return column
+        return [x.reshape(-1) if ok and x.ndim != 1 else x for x, ok in zip(column, self.plain, strict=True)]
 
     def flat(self, name: str) -> list[NDArray]:
         """Return a column with its plain leaves seen as flat."""
-        if name not in self._flat:
-            column = zip(self.columns[name], self.plain, strict=True)
-            self._flat[name] = [x.reshape(-1) if ok and x.ndim != 1 else x for x, ok in column]
         return self._flat[name]
 
     def joined(self, columns: dict[str, list[NDArray]]) -> Leaves:
         """Return these leaves with more columns; what is known of these is kept where that is possible."""
-        more = Leaves(columns)
-        if not (all(more.plain) or more.plain == self.plain):
-            return Leaves({**self.columns, **columns})
-        more.plain = self.plain
+        more = _plain(columns)
+        if not all(map(all, more)):
+            plain = [all(row) for row in zip(self.plain, *more, strict=True)]
+            if plain != self.plain:
+                return Leaves({**self.columns, **columns})
         new = copy.copy(self)  # this one must not hold on to what is only passing through
         new.columns = {**self.columns, **columns}
-        new._flat = {n: self.flat(n) for n in self.columns} | {n: more.flat(n) for n in columns}
+        new._flat = self._flat | {n: self._flatten(column) for n, column in columns.items()}
         return new
 
     def tasks(self, tile: int, chunk: int | None = None) -> list[Task]:
@@ -97,19 +105,24 @@ class Leaves:
 
     def _cut(self, tile: int, chunk: int | None) -> list[Task]:
         tasks: list[Task] = []
-        group, room = Task([], []), 0
+        group: list[int] = []
+        room = tile
         for k, (size, plain) in enumerate(zip(self.sizes, self.plain, strict=True)):
-            if not size:
-                continue
-            if plain and size <= tile // 2:
+            if plain and 0 < size <= tile // 2:
                 if size > room:
-                    group, room = Task([], []), tile
-                    tasks.append(group)
-                group.leaves.append(k)
-                group.ends.append(size + (group.ends[-1] if group.ends else 0))
+                    tasks.append(Task(group, [self.sizes[i] for i in group]))
+                    group, room = [], tile
+                group.append(k)
                 room -= size
-            elif plain or chunk is None:
+            elif size and (plain or chunk is None):
                 tasks += [Task([k], [b - a], a, block) for a, b, block in parts(self.shapes[k], plain, chunk or tile)]
-            else:
+            elif size:
                 tasks.append(Task([k], [size], 0, ()))
+        if group:
+            tasks.append(Task(group, [self.sizes[i] for i in group]))
         return tasks
+
+
+def _plain(columns: dict[str, list[NDArray]]) -> list[list[bool]]:
+    """Say of each array whether its memory is in C order without gaps."""
+    return [[x.flags.c_contiguous for x in column] for column in columns.values()]

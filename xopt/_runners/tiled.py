@@ -7,7 +7,11 @@ memory is not in C order is copied block by block through scratch, a slower path
 
 from __future__ import annotations
 
+import itertools
+import math
+import operator
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,50 +43,77 @@ class Tiled:
             made = {n: [_empty_like(x) for x in work.loads["p" if n == "u" else n]] for n in work.outputs}
             fresh = {f"new {n}": _views("numpy", column, work.split) for n, column in made.items()}
             leaves, stores = leaves.joined(fresh), tuple(fresh)
-        self._spread(_Run(work, work.outputs, values, leaves, stores), leaves.tasks(self.tile))
+        tasks = leaves.tasks(self.tile)
+        small = [task for task in tasks if len(task.leaves) > 1]
+        large = [task for task in tasks if len(task.leaves) == 1]
+        kinds: list[tuple[type[_Small] | type[_Large], list[Task]]] = [(_Small, small), (_Large, large)]
+        runs = [(kind(work, values, leaves, stores), some) for kind, some in kinds if some]
+        self._spread(runs)
         if into is None and work.library != "numpy":
             made = {n: [work.xp.asarray(x) for x in column] for n, column in made.items()}
         return made
+
+    def places(self, library: str, params: list[Any]) -> tuple[list[int], int]:
+        """Say where the state of each leaf should lie in one buffer, and how long that is.
+
+        Leaves that are computed together lie end to end, and each tile starts on a cache line.
+        """
+        at, end = [0] * len(params), 0
+        for task in Leaves({"p": _views(library, params, split=False)}).tasks(self.tile):
+            if task.low == 0:
+                end = -(-end // 16) * 16
+                for leaf in task.leaves:
+                    at[leaf], end = end, end + math.prod(params[leaf].shape)
+        return at, end
 
     def sums(self, work: Work, values: Values, place: int) -> list[dict[str, Any]]:
         """Return the sums that piece ``place`` asks for, leaf by leaf, in float64 and in the order of `_reduce`."""
         leaves = _leaves(work)
         run = _Sums(work, place, values, leaves, min(self.tile, _reduce.CHUNK))
-        self._spread(run, leaves.tasks(run.tile, _reduce.CHUNK))
+        self._spread([(run, leaves.tasks(run.tile, _reduce.CHUNK))])
         chunks: list[list[list[float]]] = [[] for _ in leaves.sizes]
         for leaf, number in sorted(run.found):
             chunks[leaf].append(run.found[leaf, number])
         return [{n: _reduce.ordered(x[j] for x in leaf) for j, n in enumerate(run.names)} for leaf in chunks]
 
-    def _spread(self, run: _Run | _Sums, tasks: list[Task]) -> None:
-        """Share tasks among threads. All memory is taken here, before the first write.
-
-        Small leaves stay on the calling thread: their tasks are mostly interpreter, which only one thread can run.
-        """
-        small = deque(task for task in tasks if len(task.leaves) > 1)
-        large = deque(task for task in tasks if len(task.leaves) == 1)
-        busy = sum(task.size for task in large) >= _PARALLEL
-        count = max(1, min(self.threads or (_pool.threads() if busy else 1), len(large)))
-        largest = min(run.tile or self.tile, max((task.size for task in tasks), default=0))
-        staged = bool(small) or any(task.block is not None for task in large)
-        blocks = [_pool.borrow(run.scratch(largest, staged)) for _ in range(count)]
-        buffers = [run.buffers(block, largest, staged) for block in blocks]
-
-        def job(w: int) -> None:
-            with np.errstate(all="ignore"):
-                for queue in (small, large) if w == 0 else (large,):
-                    while True:
-                        try:
-                            task = queue.popleft()
-                        except IndexError:
-                            break
-                        run.do(task, buffers[w])
-
+    def _spread(self, runs: Sequence[tuple[_Small | _Large | _Sums, list[Task]]]) -> None:
+        """Do all tasks. All memory is taken here, before the first write."""
+        ready = []
+        blocks: list[NDArray] = []
         try:
-            _pool.run([partial(job, w) for w in range(count)])
+            for run, tasks in runs:
+                if not tasks:
+                    continue
+                count = min(self._threads(tasks), len(tasks))
+                largest = min(run.tile or self.tile, max(task.size for task in tasks))
+                staged = any(len(task.leaves) > 1 or task.block is not None for task in tasks)
+                mine = [_pool.borrow(run.scratch(largest, staged)) for _ in range(count)]
+                blocks += mine
+                ready.append((run, deque(tasks), [run.buffers(block, largest, staged) for block in mine]))
+            for run, queue, buffers in ready:
+                _pool.run([partial(_work, run, queue, b) for b in buffers])
         finally:
             for block in blocks:
                 _pool.give(block)
+
+    def _threads(self, tasks: list[Task]) -> int:
+        """Say how many threads. Small leaves stay on the calling one: they are mostly interpreter, which is one."""
+        if any(len(task.leaves) > 1 for task in tasks):
+            return 1
+        if self.threads is not None:
+            return self.threads
+        return _pool.threads() if sum(task.size for task in tasks) >= _PARALLEL else 1
+
+
+def _work(run: _Small | _Large | _Sums, queue: deque[Task], buffers: _Buffers) -> None:
+    """Do tasks until there are none left."""
+    with np.errstate(all="ignore"):
+        while True:
+            try:
+                task = queue.popleft()
+            except IndexError:
+                return
+            run.do(task, buffers)
 
 
 def _empty_like(x: Any) -> NDArray:
@@ -163,7 +194,7 @@ class _Program:
 
     def scratch(self, n: int, staged: bool) -> int:
         """Return how many bytes of scratch a thread needs for tiles of ``n`` elements."""
-        return sum(-(-n * t.itemsize // 64) * 64 for types in self._types(staged) for t in types)
+        return sum(_room(n, t) for types in self._types(staged) for t in types)
 
     def buffers(self, block: NDArray, n: int, staged: bool) -> _Buffers:
         """Carve scratch arrays of ``n`` elements out of a block of bytes."""
@@ -173,7 +204,7 @@ class _Program:
             made.append([])
             for t in types:
                 made[-1].append(block[at : at + n * t.itemsize].view(t))
-                at += -(-n * t.itemsize // 64) * 64
+                at += _room(n, t)
         return _Buffers(*made)
 
     def compute(self, task: Task, b: _Buffers) -> tuple[list[NDArray], list[bool]]:
@@ -219,44 +250,47 @@ class _Program:
             return self.scalars[0]
         if len(task.leaves) == 1:
             return self.scalars[task.leaves[0]]
-        sizes = np.diff(task.ends, prepend=0)
+        sizes = [part.stop - part.start for part in task.slices]
         columns = zip(*(self.scalars[leaf] for leaf in task.leaves), strict=True)
         return tuple(x[0] if len(set(x)) == 1 else np.repeat(np.asarray(x, self.real), sizes) for x in columns)
 
 
-class _Run(_Program):
-    """The whole chain: computes tiles and puts the results where they belong."""
+class _Large(_Program):
+    """The whole chain over a part of one leaf."""
 
-    def __init__(
-        self, work: Work, outputs: tuple[str, ...], values: Values, leaves: Leaves, stores: tuple[str, ...]
-    ) -> None:
-        super().__init__(work, work.plan.body(outputs), values, work.real, leaves, stores)
-        self.p = leaves.flat("p")
-        change = work.plan.body(("u", *outputs[1:]))
-        self.apart: _Program | None = None
-        if outputs[0] == "p" and "p" not in change.loads and self.p and self.p[0].dtype == self.load_types[0]:
-            # the parameters are only added to: small ones in their own memory, with nothing to gather and to scatter
-            self.apart = _Program(work, change, values, work.real, leaves, stores)
+    def __init__(self, work: Work, values: Values, leaves: Leaves, stores: tuple[str, ...]) -> None:
+        super().__init__(work, work.plan.body(work.outputs), values, work.real, leaves, stores)
 
     def do(self, task: Task, b: _Buffers) -> None:
         """Compute one tile."""
-        if len(task.leaves) == 1:
-            for column, values, in_scratch in zip(self.stores, *self.compute(task, b), strict=True):
-                if in_scratch:
-                    target = _part(column, task)
-                    target[...] = values.reshape(target.shape)
-            return
-        results, staged = (self.apart or self).compute(task, b)
+        for column, values, in_scratch in zip(self.stores, *self.compute(task, b), strict=True):
+            if in_scratch:
+                target = _part(column, task)
+                target[...] = values.reshape(target.shape)
+
+
+class _Small(_Program):
+    """The whole chain over several leaves. Where parameters are only added to, that is done in their own memory."""
+
+    def __init__(self, work: Work, values: Values, leaves: Leaves, stores: tuple[str, ...]) -> None:
+        program, self.p = work.plan.body(work.outputs), leaves.flat("p")
+        change = work.plan.body(("u", *work.outputs[1:]))
+        same = all(x.dtype == work.real for x in (self.p[:1] if work.plan.kind == _trace.REAL else ()))
+        self.adds = work.outputs[0] == "p" and "p" not in change.loads and work.plan.kind == _trace.REAL and same
+        super().__init__(work, change if self.adds else program, values, work.real, leaves, stores)
+
+    def do(self, task: Task, b: _Buffers) -> None:
+        """Compute one tile. The loops over leaves run in C."""
+        results, staged = self.compute(task, b)
         for j, (column, values, in_scratch) in enumerate(zip(self.stores, results, staged, strict=True)):
-            add = j == 0 and self.apart is not None
-            if add or in_scratch:
-                begin = 0
-                for leaf, end in zip(task.leaves, task.ends, strict=True):
-                    if add:
-                        np.add(self.p[leaf], values[begin:end], out=column[leaf])
-                    else:
-                        column[leaf][...] = values[begin:end]
-                    begin = end
+            pieces = map(values.__getitem__, task.slices)
+            if j == 0 and self.adds:
+                if column is self.p:
+                    deque(map(np.ndarray.__iadd__, task.pick(column), pieces), maxlen=0)
+                else:
+                    deque(map(np.add, task.pick(self.p), pieces, task.pick(column)), maxlen=0)
+            elif in_scratch:
+                deque(map(operator.setitem, task.pick(column), itertools.repeat(...), pieces), maxlen=0)
 
 
 class _Sums(_Program):
@@ -275,10 +309,8 @@ class _Sums(_Program):
         """Compute one task."""
         if task.block is None and task.size <= self.tile:
             results, _ = self.compute(task, b)
-            begin = 0
-            for leaf, end in zip(task.leaves, task.ends, strict=True):
-                self.found[leaf, task.low // _reduce.CHUNK] = [_reduce.chunk_sum(x[begin:end]) for x in results]
-                begin = end
+            for leaf, part in zip(task.leaves, task.slices, strict=True):
+                self.found[leaf, task.low // _reduce.CHUNK] = [_reduce.chunk_sum(x[part]) for x in results]
             return
         [leaf], size = task.leaves, task.size
         shape, plain = (self.leaves.shapes[leaf], False) if task.block is not None else ((size,), True)
@@ -297,6 +329,14 @@ class _Sums(_Program):
                     filled, number = 0, number + 1
 
 
+def _room(n: int, t: np.dtype[Any]) -> int:
+    """Return the bytes for n elements: whole cache lines, and a few more.
+
+    Arrays that lie a power of two apart fight for the same lines of the cache.
+    """
+    return (-(-n * t.itemsize // 64) + 5) * 64
+
+
 def _part(column: list[NDArray], task: Task) -> NDArray:
     """Return the part of a leaf that a task is about."""
     x = column[task.leaves[0]]
@@ -305,7 +345,7 @@ def _part(column: list[NDArray], task: Task) -> NDArray:
 
 def _gather(column: list[NDArray], task: Task, buffer: NDArray) -> None:
     if len(task.leaves) > 1:
-        np.concatenate([column[leaf] for leaf in task.leaves], out=buffer, casting="unsafe")
+        np.concatenate(task.pick(column), out=buffer, casting="unsafe")
     else:
         source = _part(column, task)
         buffer.reshape(source.shape)[...] = source
