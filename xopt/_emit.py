@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xopt._trace import BOOL, COMPLEX, Program
+from xopt._trace import BOOL, COMPLEX, Node, Program
 
 
 class Kernel(NamedTuple):
@@ -29,6 +29,7 @@ def numpy_kernel(program: Program) -> Kernel:
     that most operations work in place, which is the fastest. The rest goes to registers, used again as soon as their
     value is dead.
     """
+    program = _with_copies(program)
     nodes, last = program.nodes, program.last_use
     home = _homes(program)
     lodger = _lodgers(program, home)
@@ -71,6 +72,16 @@ def numpy_kernel(program: Program) -> Kernel:
     made: dict[str, Any] = {"copyto": np.copyto, **{n.op: getattr(np, n.op) for n in nodes if n.op != "load"}}
     exec(compile(source, "<xopt tile>", "exec"), made)
     return Kernel(made["kernel"], source, tuple(registers))
+
+
+def _with_copies(program: Program) -> Program:
+    """Make an operation of every output that is the old value of another one, so that swapped state is in order."""
+    nodes, outputs = list(program.nodes), dict(program.outputs)
+    for name, i in program.outputs.items():
+        if program.nodes[i].op == "load" and program.loads.get(name) != i:
+            outputs[name] = len(nodes)
+            nodes.append(Node("copy", (i,), program.nodes[i].kind))
+    return Program(tuple(nodes), outputs, program.scalars, program.inputs)
 
 
 def _place(program: Program, node: int) -> int:
@@ -141,4 +152,6 @@ def _call(op: str, args: list[Any], out: str) -> list[str]:
         return [f"copyto({out}, {args[2]})", f"copyto({out}, {args[1]}, where={args[0]})"]
     if op in ("real", "imag"):
         return [f"copyto({out}, {args[0]}.{op})"]
+    if op == "copy":
+        return [f"copyto({out}, {args[0]})"]
     return [f"{op}({', '.join(args)}, out={out})"]

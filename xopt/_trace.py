@@ -6,6 +6,7 @@ that they take. The recorder accepts what gives one answer on every library, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -54,11 +55,12 @@ class Scalar:
 
 
 def _literal(x: object) -> str | None:
-    return repr(x) if isinstance(x, int | float) and not isinstance(x, bool) else None
+    return repr(x) if type(x) in (int, float) else None  # a NumPy scalar beside an array would be a strong float64
 
 
 def _scalar_operator(symbol: str, reverse: bool) -> Any:
     def operate(self: Scalar, other: Any) -> Any:
+        other = float(other) if isinstance(other, float) else other
         text = other.text if isinstance(other, Scalar) else _literal(other)
         if text is None:
             return NotImplemented
@@ -255,7 +257,7 @@ class Program:
         self.nodes, self.outputs, self.scalars, self.inputs = nodes, outputs, scalars, inputs
         self.loads: dict[str, int] = {str(n.args[0]): i for i, n in enumerate(nodes) if n.op == "load"}
         self.source = f"def scalars({', '.join(inputs)}):\n    return ({''.join(s + ', ' for s in scalars)})\n"
-        made: dict[str, Any] = {}
+        made: dict[str, Any] = {"inf": math.inf, "nan": math.nan}
         exec(compile(self.source, "<xopt scalars>", "exec"), made)
         self._scalars: Callable[..., tuple[Any, ...]] = made["scalars"]
         self.last_use: dict[int, int] = {a: i for i, n in enumerate(nodes) for a in n.args if isinstance(a, int)}
