@@ -86,6 +86,8 @@ class Dropout:
     def mask(self, like: Array, call: int) -> Array:
         """Return the boolean mask of training pass ``call`` (from 0 on) for an array of this shape."""
         xp = _arrays.namespace(like)
+        if 0 in like.shape:
+            return xp.zeros_like(like, dtype=xp.bool)
         bits = words(like, self.seed, call, math.prod(like.shape))
         limit = min(math.ceil((1 - self.rate) * 2**32), 2**32 - 1)
         return xp.reshape(bits, like.shape) < constant(xp, bits, limit)

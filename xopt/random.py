@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
+
 from xopt import _arrays
 
 Array = Any
@@ -58,10 +60,14 @@ def threefry2x32(xp: Any, key: tuple[int, int], x0: Array, x1: Array) -> tuple[A
     return x0, x1
 
 
-def constant(xp: Any, like: Array, value: int) -> Array:
-    """Make a 0-d array beside ``like``: JAX would read a Python int as int32."""
-    where = _arrays.device(like)
-    return xp.asarray(value, dtype=like.dtype) if where is None else xp.asarray(value, dtype=like.dtype, device=where)
+def constant(xp: Any, like: Array, value: int) -> Any:
+    """Make a constant that mixes with ``like``, without a transfer to a device where a host scalar will do."""
+    name = _arrays.library(like)
+    if name == "torch":
+        return value
+    if name in ("numpy", "jax", "cupy", "dask"):  # JAX would read a Python int as int32
+        return np.uint32(value)
+    return xp.asarray(value, dtype=like.dtype, device=_arrays.device(like))
 
 
 def _constants(xp: Any, like: Array) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeAlias
 
 from xopt import _scalars
@@ -45,7 +45,7 @@ class Schedule:
     (0.1, 0.05, 0.0)
     """
 
-    __slots__ = ("args", "function", "kwargs", "name")
+    __slots__ = ("__weakref__", "args", "function", "kwargs", "name")  # jax.jit takes weak references
 
     def __init__(
         self, name: str, function: Callable[..., Number], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -61,6 +61,9 @@ class Schedule:
         given = [*map(repr, self.args), *(f"{k}={v!r}" for k, v in self.kwargs.items())]
         return f"{self.name}({', '.join(given)})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.name, self.args, self.kwargs)
+
     def _key(self) -> tuple[Any, ...]:
         return self.name, self.args, tuple(sorted(self.kwargs.items()))
 
@@ -69,6 +72,10 @@ class Schedule:
 
     def __hash__(self) -> int:
         return hash(self._key())
+
+
+def _rebuild(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return globals()[name](*args, **kwargs)
 
 
 def _schedule(function: Callable[Concatenate[Number, Any, P], Number]) -> Callable[P, Schedule]:
@@ -221,7 +228,7 @@ def warmup_cosine(
     return xp.where(done < warmup, rising, falling)
 
 
-def join(schedules: list[Callable[[Any], Any]], boundaries: list[int]) -> Schedule:
+def join(schedules: Sequence[Callable[[Any], Any]], boundaries: Sequence[int]) -> Schedule:
     """Follow one schedule after the other; each counts its own steps from 1.
 
     Parameters

@@ -1,0 +1,81 @@
+"""Sessions: `nox -s train` runs the main job, `nox -s tests` the tests, `nox -l` lists the rest."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["lint", "types", "tests", "docs"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+TORCH = "torch==2.13.0"  # pinned: an open range brings gigabytes of CUDA
+LIBRARIES = {
+    "numpy": [],
+    "strict": ["array-api-strict>=2.3"],
+    "torch": [TORCH],
+    "jax": ["jax>=0.5", "optax>=0.2.5"],
+    "dask": ["dask[array]>=2025.1"],
+    "cupy": ["cupy-cuda13x>=14"],
+}
+THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+
+
+def group(name: str) -> list[str]:
+    return list(nox.project.dependency_groups(PROJECT, name))
+
+
+def argument(session: nox.Session, flag: str, default: str) -> str:
+    """Return the value of an argument after `--`."""
+    words = [*session.posargs, default]
+    for word, value in zip(words, words[1:], strict=False):
+        if word == flag:
+            return value
+    return next((w.partition("=")[2] for w in words if w.startswith(flag + "=")), default)
+
+
+@nox.session
+def train(session: nox.Session) -> None:
+    """Train a classifier of handwritten digits: `nox -s train -- --library torch --optimizer rmsprop`."""
+    library = argument(session, "--library", "auto")
+    session.install(*LIBRARIES.get(library, []), ".[demo]")
+    session.run("python", "docs/examples/train_digits.py", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("library", [nox.param(name, id=name) for name in LIBRARIES])
+def tests(session: nox.Session, library: str) -> None:
+    """Test on one array library: `nox -s "tests(torch)"`. cupy tests what needs no GPU where there is none."""
+    demo = ["scikit-learn", "matplotlib", "tqdm"] if library in ("numpy", "torch", "jax") else []
+    session.install(*LIBRARIES[library], *group("test"), *demo, "-e", ".")
+    session.run("pytest", "--library", library, *session.posargs, env=THREADS)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types."""
+    session.install(*group("types"), "-e", ".")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into docs/_build/html, and run its examples."""
+    session.install(*group("docs"), "-e", ".[demo]")
+    session.run("sphinx-build", "-n", "-W", "-b", "html", "docs", "docs/_build/html", env=THREADS)
+    session.run("sphinx-build", "-n", "-W", "-b", "doctest", "docs", "docs/_build/doctest", env=THREADS)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure the tiled runner beside a textbook NumPy Adam."""
+    session.install("-e", ".")
+    session.run("python", "benchmarks/textbook.py", *session.posargs)

@@ -1,0 +1,148 @@
+"""Optimizer: hyperparameters, state, counters, names."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xopt
+
+
+def test_set_and_hyperparams() -> None:
+    p = np.ones(3)
+    opt = xopt.Optimizer(p, xopt.SGD(lr=0.5))
+    assert opt.hyperparams() == {"lr": 0.5, "momentum": None, "dampening": None, "weight_decay": None}
+    opt.step(np.ones(3))
+    opt.set(lr=0.25)
+    opt.step(np.ones(3))
+    opt.step(np.ones(3), lr=1.0)
+    opt.step(np.ones(3))
+    assert p.tolist() == [1 - 0.5 - 0.25 - 1 - 0.25] * 3
+    assert opt.hyperparams()["lr"] == 0.25
+    assert opt.rule == xopt.SGD(lr=0.25)
+    schedule = xopt.schedules.constant(2.0)
+    opt.set(lr=schedule)
+    assert opt.hyperparams()["lr"] is schedule
+    opt.step(np.ones(3))
+    assert p.tolist() == [-3.0] * 3
+
+
+def test_names_in_a_chain() -> None:
+    rule = xopt.chain(xopt.ClipByNorm(1.0), xopt.ClipByValue(2.0), xopt.AdamW(lr=0.1), xopt.ClipByNorm(3.0))
+    opt = xopt.Optimizer(np.ones(3), rule)
+    names = opt.hyperparams()
+    assert names["0.clipbynorm.max_norm"] == 1.0
+    assert names["3.clipbynorm.max_norm"] == 3.0
+    assert names["limit"] == 2.0
+    assert names["lr"] == 0.1
+    opt.set(**{"adamw.lr": 0.2, "0.clipbynorm.max_norm": 5.0, "2.adamw.b1": 0.5, "limit": 9.0})
+    names = opt.hyperparams()
+    assert (names["lr"], names["0.clipbynorm.max_norm"], names["b1"], names["limit"]) == (0.2, 5.0, 0.5, 9.0)
+    assert names["3.clipbynorm.max_norm"] == 3.0
+    assert isinstance(opt.rule, xopt.Chain)
+
+
+def test_step_counter_is_exact() -> None:
+    """A counter in bfloat16 stops at 256, one in float32 at 2**24 (pytorch #110940); powers do not overflow."""
+    rule, p = xopt.Adam(lr=0.1), np.ones(2)
+    state = rule.init(p)
+    for step in (0, 255, 256, 2047, 2**24 - 1, 2**24, 2**31 - 1, 2**53 - 1, 2**53, 10**18, 2**63 - 2):
+        new, after = rule.apply(p, p, state._replace(step=step))
+        assert after.step == step + 1
+        assert np.isfinite(new).all()
+    assert rule.apply(p, p, state._replace(step=2**63 - 1))[1].step == 2**63 - 1
+
+
+def test_two_parameters_are_two_optimizers() -> None:
+    """The step is counted once a step, not once a parameter (PennyLane #1928)."""
+    rng = np.random.default_rng(0)
+    a, b, grads = rng.standard_normal(3), rng.standard_normal(4), [rng.standard_normal(7) for _ in range(5)]
+    together = xopt.Optimizer([a.copy(), b.copy()], xopt.Adam(lr=0.1))
+    alone = [xopt.Optimizer(a.copy(), xopt.Adam(lr=0.1)), xopt.Optimizer(b.copy(), xopt.Adam(lr=0.1))]
+    for g in grads:
+        together.step([g[:3], g[3:]])
+        alone[0].step(g[:3])
+        alone[1].step(g[3:])
+    assert np.array_equal(together.params[0], alone[0].params)
+    assert np.array_equal(together.params[1], alone[1].params)
+
+
+def test_state_moves_between_apply_and_optimizer() -> None:
+    p = np.ones(3)
+    opt = xopt.Optimizer(p, xopt.Adam(lr=0.1))
+    opt.step(p * 2)
+    start, state = p.copy(), copy.deepcopy(opt.state)
+    opt.step(np.full(3, 0.5))
+    pure, _ = xopt.Adam(lr=0.1).apply(start, np.full(3, 0.5), state)
+    assert np.array_equal(pure, p)
+
+
+def test_rules_are_values() -> None:
+    for rule in (
+        xopt.AdamW(lr=xopt.schedules.cosine(0.1, steps=5), b1=0.8),
+        xopt.chain(xopt.ClipByNorm(1.0), xopt.SGD(0.1, 0.9)),
+    ):
+        twin = copy.deepcopy(rule)
+        assert twin == rule
+        assert hash(twin) == hash(rule)
+        assert repr(twin) == repr(rule)
+        back = pickle.loads(pickle.dumps(rule))
+        assert back == rule
+    assert xopt.Adam(lr=0.1) != xopt.Adam(lr=0.2)
+    assert xopt.Adam() != xopt.AdamW()
+    assert repr(xopt.SGD(0.1, momentum=0.9)) == "SGD(lr=0.1, momentum=0.9)"
+    assert eval(repr(xopt.Adam(lr=0.1, amsgrad=True)), vars(xopt)) == xopt.Adam(lr=0.1, amsgrad=True)
+    assert xopt.Adam(lr=1) == xopt.Adam(lr=1.0)
+
+
+def test_replace_keeps_what_was_chosen() -> None:
+    rule = xopt.Adam(b1=0.5).replace(lr=0.1).replace(b1=0.6)
+    assert repr(rule) == "Adam(b1=0.6, lr=0.1)"
+
+
+def test_repr_of_an_optimizer() -> None:
+    opt = xopt.Optimizer({"w": np.ones((3, 4)), "b": np.ones(4)}, xopt.SGD(0.1))
+    assert repr(opt) == "Optimizer(SGD(lr=0.1), 2 arrays of numpy, 16 parameters, runner='tiled', step=0)"
+
+
+class Heavy(xopt.AdamW):
+    """A rule made of another one: one more slot, a chosen default."""
+
+    lr: Any = xopt.hyper(default=0.5, ge=0)
+
+    @staticmethod
+    def update(h: Any, xp: Any, p: Any, g: Any, m: Any = 0.0, v: Any = 0.0, top: Any = 0.0, far: Any = 2.0) -> Any:
+        u, m, v, top = xopt.AdamW.update(h, xp, p, g, m, v, top)
+        return u, m, v, top, 0.5 * far + p
+
+
+def test_a_subclass_may_add_slots() -> None:
+    rule, p = Heavy(), np.ones(2)
+    state = rule.init(p)
+    assert list(state.slots) == ["0.heavy.m", "0.heavy.v", "0.heavy.far"]
+    assert state.slots["0.heavy.far"].tolist() == [2.0, 2.0]
+    new, after = rule.apply(p, p, state)
+    want, _ = xopt.AdamW(lr=0.5).apply(p, p, xopt.AdamW().init(p))
+    assert np.array_equal(new, want)
+    assert after.slots["0.heavy.far"].tolist() == [2.0, 2.0]
+    with pytest.raises(ValueError, match="another rule"):
+        rule.apply(p, p, xopt.AdamW().init(p))
+
+
+def test_memmap(tmp_path: Any) -> None:
+    p = np.memmap(tmp_path / "p", "float32", "w+", shape=(100,))
+    p[:] = 1
+    xopt.Optimizer(p, xopt.SGD(lr=0.5)).step(np.ones(100, "float32"))
+    assert np.array_equal(np.asarray(p), np.full(100, 0.5, "float32"))
+
+
+def test_initial_accumulator() -> None:
+    p = np.ones(2, "complex128")
+    assert xopt.Adagrad(initial=0.25).init(p).slots["0.adagrad.v"].tolist() == [0.25, 0.25]
+    split = xopt.Adagrad(initial=0.25, complex="split")
+    assert split.init(p).slots["0.adagrad.v"].tolist() == [0.25 + 0.25j] * 2
+    assert xopt.Optimizer(p.copy(), split).state.slots["0.adagrad.v"].tolist() == [0.25 + 0.25j] * 2
