@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import nox
 
 nox.needs_version = ">=2024.10.9"
@@ -27,11 +29,12 @@ def group(name: str) -> list[str]:
 
 def argument(session: nox.Session, flag: str, default: str) -> str:
     """Return the value of an argument after `--`."""
-    words = [*session.posargs, default]
-    for word, value in zip(words, words[1:], strict=False):
+    for word, value in itertools.pairwise([*session.posargs, ""]):
         if word == flag:
-            return value
-    return next((w.partition("=")[2] for w in words if w.startswith(flag + "=")), default)
+            return str(value)
+        if word.startswith(flag + "="):
+            return str(word.partition("=")[2])
+    return default
 
 
 @nox.session

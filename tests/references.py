@@ -17,9 +17,7 @@ S = dict[str, Any]
 def _decayed(step: Any) -> Any:
     """Add the three kinds of weight decay, and maximisation, around a rule."""
 
-    def whole(
-        p: A, g: A, s: S, t: int, *, weight_decay: Any, decay: str, maximize: bool, complex: str, **h: Any
-    ) -> A:
+    def whole(p: A, g: A, s: S, t: int, *, weight_decay: Any, decay: str, maximize: bool, complex: str, **h: Any) -> A:
         del complex  # the test calls split parts one by one
         if maximize:
             g = -g

@@ -203,7 +203,9 @@ def test_article_3(momentum: float | None, centered: bool, rng: np.random.Genera
     states = article3_states(theirs)
     hp = {"lr": 1e-3, "rho": 0.9, "eps": 1e-8, "momentum": momentum, "centered": centered}
     options = {} if momentum is None else {"momentum": momentum, "form": "lr_inside"}
-    opt = xopt.Optimizer(ours, xopt.RMSProp(lr=1e-3, rho=0.9, eps=1e-8, eps_mode="inside", centered=centered, **options))
+    opt = xopt.Optimizer(
+        ours, xopt.RMSProp(lr=1e-3, rho=0.9, eps=1e-8, eps_mode="inside", centered=centered, **options)
+    )
     before = loss(*theirs)
     for _ in range(100):
         w, b = gradients(*theirs)  # one gradient for both: near the minimum, paths of their own drift apart

@@ -14,7 +14,7 @@ from conftest import Lib
 
 import xopt
 
-NT = namedtuple("NT", "w b")  # noqa: PYI024
+NT = namedtuple("NT", "w b")
 
 
 def ones(*shape: int, dtype: str = "float64") -> Any:
@@ -91,7 +91,9 @@ def test_library_of_a_gradient(other: str) -> None:
     module = pytest.importorskip(other)
     module = module.numpy if other == "jax" else module
     name = other.partition(".")[0]
-    refuses(TypeError, f"an array of {name}, but the parameter is an array of numpy", {"w": ones(3)}, {"w": module.ones(3)})
+    refuses(
+        TypeError, f"an array of {name}, but the parameter is an array of numpy", {"w": ones(3)}, {"w": module.ones(3)}
+    )
     with pytest.raises(TypeError, match=rf'params\["v"\]: an array of numpy, but params\["u"\] is one of {name}'):
         xopt.Adam().init({"u": module.ones(3), "v": ones(3)})
 
@@ -172,10 +174,9 @@ def test_the_same_memory_twice() -> None:
         "transposed": [base, base.T],
         "apart and overlapping": [ones(2), x[1:], ones(3), x[:2]],
     }
-    for name, params in cases.items():
+    for params in cases.values():
         with pytest.raises(ValueError, match=r"params\[\d\]: shares memory with params\[\d\]"):
             xopt.Optimizer(params, xopt.Adam())
-            pytest.fail(name)
     with pytest.raises(ValueError, match=r'params\["b"\]: shares memory with params\["a"\]'):
         xopt.Optimizer({"a": x, "b": x}, xopt.Adam())
     with pytest.raises(ValueError, match="elements of this array share memory"):
@@ -290,8 +291,16 @@ def test_set_changes_all_or_nothing() -> None:
         (lambda s: xopt.SGD(momentum=0.9).init(ones(3)), ValueError, "belongs to another rule or to other options"),
         (lambda s: xopt.Adam(amsgrad=True).init(ones(3)), ValueError, "belongs to another rule or to other options"),
         (lambda s: xopt.AdamW().init(ones(3)), ValueError, "belongs to another rule"),
-        (lambda s: xopt.Adam().init(ones(4)), ValueError, 'state.slots["0.adam.m"]: shape (4,), but the parameter has (3,)'),
-        (lambda s: xopt.Adam().init(ones(3, dtype="float32")), TypeError, "dtype float32, but the parameter has float64"),
+        (
+            lambda s: xopt.Adam().init(ones(4)),
+            ValueError,
+            'state.slots["0.adam.m"]: shape (4,), but the parameter has (3,)',
+        ),
+        (
+            lambda s: xopt.Adam().init(ones(3, dtype="float32")),
+            TypeError,
+            "dtype float32, but the parameter has float64",
+        ),
         (lambda s: xopt.Adam().init({"w": ones(3)}), TypeError, 'state.slots["0.adam.m"]: a dict'),
         (lambda s: s._replace(step=-1), ValueError, "state.step: -1"),
         (lambda s: s._replace(step=1.5), TypeError, "state.step: 1.5"),
@@ -372,7 +381,9 @@ def test_none_gradients_leave_their_leaf_alone(lib: Lib) -> None:
     assert np.all(lib.numpy(new["a"]) < 1)
     assert all(np.array_equal(lib.numpy(x["b"]), np.zeros(2)) for x in after.slots.values())
     norm = np.sqrt(27)  # of what has a gradient
-    np.testing.assert_allclose(lib.numpy(after.slots["1.adamw.m"]["a"]), 0.1 * 3 * ones(3) * min(1, 5 / norm), rtol=1e-12)
+    np.testing.assert_allclose(
+        lib.numpy(after.slots["1.adamw.m"]["a"]), 0.1 * 3 * ones(3) * min(1, 5 / norm), rtol=1e-12
+    )
     change, _ = rule.updates(params, {"a": None, "b": None}, state)
     assert all(np.array_equal(lib.numpy(x), np.zeros(x.shape)) for x in change.values())
     if lib.guise != "read-only":
@@ -394,8 +405,10 @@ def test_trees_of_every_kind(rng: np.random.Generator) -> None:
         first: Layer
         rest: Any
 
-    draw = lambda: Model(Layer(rng.standard_normal((2, 3)), rng.standard_normal(3)),
-                         [NT(rng.standard_normal(2), {"x": rng.standard_normal(())}), OrderedDict(z=rng.standard_normal(1), a=None), ()])  # fmt: skip
+    draw = lambda: Model(
+        Layer(rng.standard_normal((2, 3)), rng.standard_normal(3)),
+        [NT(rng.standard_normal(2), {"x": rng.standard_normal(())}), OrderedDict(z=rng.standard_normal(1), a=None), ()],
+    )
     params, grads = draw(), draw()
     rule = xopt.SGD(lr=0.5)
     new, _ = rule.apply(params, grads, rule.init(params))

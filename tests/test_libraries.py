@@ -99,7 +99,9 @@ def test_torch_bfloat16_and_conjugates(torch: Any) -> None:
 @pytest.mark.needs("torch")
 def test_torch_learning_rate_in_a_tensor(torch: Any) -> None:
     for runner in ("eager", "tiled"):
-        p, _ = xopt.SGD().apply(torch.ones(3), torch.ones(3), xopt.SGD().init(torch.ones(3)), lr=torch.tensor(0.5), runner=runner)
+        p, _ = xopt.SGD().apply(
+            torch.ones(3), torch.ones(3), xopt.SGD().init(torch.ones(3)), lr=torch.tensor(0.5), runner=runner
+        )
         assert p.tolist() == [0.5, 0.5, 0.5]
 
 
@@ -163,7 +165,9 @@ def test_jax_transformations(jax: Any) -> None:
     np.testing.assert_allclose(scanned, q, rtol=1e-12)
     assert int(state.step) == 5
     batch = jax.vmap(lambda x, g: rule.apply(x, g, rule.init(x))[0])(jnp.ones((5, 3)), grads)
-    np.testing.assert_allclose(batch[0], rule.apply(np.ones(3), np.asarray(grads[0]), rule.init(np.ones(3)))[0], rtol=1e-12)
+    np.testing.assert_allclose(
+        batch[0], rule.apply(np.ones(3), np.asarray(grads[0]), rule.init(np.ones(3)))[0], rtol=1e-12
+    )
     shapes = jax.eval_shape(lambda x: rule.init(x), p)
     assert shapes.slots["0.adam.m"].shape == (3,)
 
@@ -210,8 +214,12 @@ np.testing.assert_allclose(opt.params, q, rtol=2e-6)
 print(xopt.nn.Dropout(0.5).forward(jnp.ones(4)), end="")
 """
     out = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, env={"JAX_PLATFORMS": "cpu", "PYTHONPATH": ":".join(sys.path)},
-    )  # fmt: skip
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"JAX_PLATFORMS": "cpu", "PYTHONPATH": ":".join(sys.path)},
+    )
     assert out.returncode == 0, out.stderr
     assert out.stdout == str(xopt.nn.Dropout(0.5).forward(np.ones(4)))
 
@@ -250,7 +258,9 @@ def test_dask_computes_nothing() -> None:
 
 def test_float32_stays_float32(lib: Lib) -> None:
     """No hyperparameter, schedule, norm or step counter may widen anything; NumPy scalars may not either."""
-    rule = xopt.chain(xopt.ClipByGlobalNorm(np.float64(1.0)), xopt.AdamW(lr=lambda t: np.float64(0.1), b1=np.float32(0.9)))
+    rule = xopt.chain(
+        xopt.ClipByGlobalNorm(np.float64(1.0)), xopt.AdamW(lr=lambda t: np.float64(0.1), b1=np.float32(0.9))
+    )
     p, g = lib.array(np.ones(3, "float32")), lib.array(np.ones(3, "float32"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -263,7 +273,14 @@ def test_float32_stays_float32(lib: Lib) -> None:
 
 def test_zero_gradients_of_half_precision_move_nothing(lib: Lib) -> None:
     """eps = 1e-8 is 0 in float16: 0/0 elsewhere (optax #1754, chainer #6299)."""
-    for rule in (xopt.Adam(), xopt.RMSProp(), xopt.Adagrad(), xopt.Adadelta(), xopt.AdamW(weight_decay=0.0), xopt.SGD()):
+    for rule in (
+        xopt.Adam(),
+        xopt.RMSProp(),
+        xopt.Adagrad(),
+        xopt.Adadelta(),
+        xopt.AdamW(weight_decay=0.0),
+        xopt.SGD(),
+    ):
         p = lib.array(np.ones(3), "float16")
         new, _ = rule.apply(p, lib.array(np.zeros(3), "float16"), rule.init(p))
         assert lib.numpy(new).tolist() == [1.0, 1.0, 1.0]

@@ -85,7 +85,9 @@ def test_dropout(lib: Any, shape: Any, form: Any, rng: np.random.Generator) -> N
     y = layer.forward(lib.array(x), training=False)
     expected = x if form == "inverted" else x * 0.6
     np.testing.assert_allclose(lib.numpy(y), expected, rtol=1e-15)
-    np.testing.assert_allclose(lib.numpy(layer.backward(lib.array(dy))), dy if form == "inverted" else dy * 0.6, rtol=1e-15)
+    np.testing.assert_allclose(
+        lib.numpy(layer.backward(lib.array(dy))), dy if form == "inverted" else dy * 0.6, rtol=1e-15
+    )
     assert layer.calls == 3
 
 

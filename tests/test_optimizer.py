@@ -101,7 +101,7 @@ def test_rules_are_values() -> None:
 
 def test_replace_keeps_what_was_chosen() -> None:
     rule = xopt.Adam(b1=0.5).replace(lr=0.1).replace(b1=0.6)
-    assert repr(rule) == "Adam(b1=0.6, lr=0.1)"
+    assert repr(rule) == "Adam(lr=0.1, b1=0.6)"
 
 
 def test_repr_of_an_optimizer() -> None:

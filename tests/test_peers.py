@@ -41,9 +41,17 @@ TORCH: list[tuple[Any, str, dict[str, Any]]] = [
         {"lr": 0.1, "lr_decay": 0.2, "initial_accumulator_value": 0.3, "weight_decay": 0.2},
     ),
     (xopt.Adadelta(), "Adadelta", {}),
-    (xopt.Adadelta(0.5, 0.8, 1e-4, weight_decay=0.2), "Adadelta", {"lr": 0.5, "rho": 0.8, "eps": 1e-4, "weight_decay": 0.2}),
+    (
+        xopt.Adadelta(0.5, 0.8, 1e-4, weight_decay=0.2),
+        "Adadelta",
+        {"lr": 0.5, "rho": 0.8, "eps": 1e-4, "weight_decay": 0.2},
+    ),
     (xopt.RMSProp(), "RMSprop", {}),
-    (xopt.RMSProp(0.1, 0.9, 1e-3, weight_decay=0.2), "RMSprop", {"lr": 0.1, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.2}),
+    (
+        xopt.RMSProp(0.1, 0.9, 1e-3, weight_decay=0.2),
+        "RMSprop",
+        {"lr": 0.1, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.2},
+    ),
     (xopt.RMSProp(0.1, momentum=0.9), "RMSprop", {"lr": 0.1, "momentum": 0.9}),
     (
         xopt.RMSProp(0.1, 0.9, 1e-3, 0.5, centered=True),
@@ -51,13 +59,21 @@ TORCH: list[tuple[Any, str, dict[str, Any]]] = [
         {"lr": 0.1, "alpha": 0.9, "eps": 1e-3, "momentum": 0.5, "centered": True},
     ),
     (xopt.Adam(), "Adam", {}),
-    (xopt.Adam(0.1, 0.8, 0.95, 1e-4, weight_decay=0.3), "Adam", {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.3}),
+    (
+        xopt.Adam(0.1, 0.8, 0.95, 1e-4, weight_decay=0.3),
+        "Adam",
+        {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.3},
+    ),
     (xopt.Adam(0.1, amsgrad=True, b2=0.9), "Adam", {"lr": 0.1, "amsgrad": True, "betas": (0.9, 0.9)}),
     (xopt.Adam(0.1, maximize=True), "Adam", {"lr": 0.1, "maximize": True}),
     (xopt.AdamW(), "AdamW", {}),
     (xopt.AdamW(0.1, weight_decay=0.5), "AdamW", {"lr": 0.1, "weight_decay": 0.5}),
-    (xopt.AdamW(0.1, amsgrad=True, b2=0.9, weight_decay=0.5), "AdamW", {"lr": 0.1, "amsgrad": True, "betas": (0.9, 0.9), "weight_decay": 0.5}),
-]  # fmt: skip
+    (
+        xopt.AdamW(0.1, amsgrad=True, b2=0.9, weight_decay=0.5),
+        "AdamW",
+        {"lr": 0.1, "amsgrad": True, "betas": (0.9, 0.9), "weight_decay": 0.5},
+    ),
+]
 
 
 @pytest.mark.needs("torch")
@@ -129,7 +145,9 @@ def test_optax(rule: Any, make: Any, rng: np.random.Generator) -> None:
     for a, b in zip(ours(rule, params, grads), theirs, strict=True):
         assert b.dtype == "float64"
         # centered RMSProp divides by the root of a difference of averages, which magnifies the last bit
-        np.testing.assert_allclose(a, b, rtol=1e-9 if "centered" in repr(rule) or ", True" in repr(rule) else 1e-12, atol=1e-13)
+        np.testing.assert_allclose(
+            a, b, rtol=1e-9 if "centered" in repr(rule) or ", True" in repr(rule) else 1e-12, atol=1e-13
+        )
 
 
 @pytest.mark.needs("jax")
@@ -175,4 +193,6 @@ def test_weight_decay_is_not_lost_in_float32() -> None:
     for _ in range(1000):
         u, state = rule.updates(p, g, state)
         u64, state64 = rule.updates(p64, g.astype("float64"), state64)
-        assert abs(float(u[0]) - float(u64[0])) <= 8 * 2**-24 * abs(float(u64[0]))  # a few roundings; lost, it would be 2.5e-3
+        assert abs(float(u[0]) - float(u64[0])) <= 8 * 2**-24 * abs(
+            float(u64[0])
+        )  # a few roundings; lost, it would be 2.5e-3

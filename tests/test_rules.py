@@ -299,7 +299,9 @@ def test_transforms(
     got, _ = run(lib, rule, params, grads)
     wide = lambda g: [x.astype("complex128" if "c" in dtype else "float64") for x in leaves(g)]
     clipped = [reference(wide(g), limit) for g in grads]
-    assert any(not np.allclose(a, b) for g, c in zip(grads, clipped, strict=True) for a, b in zip(leaves(g), c, strict=True))
+    assert any(
+        not np.allclose(a, b) for g, c in zip(grads, clipped, strict=True) for a, b in zip(leaves(g), c, strict=True)
+    )
     want, _ = run(Lib("numpy", "plain"), xopt.SGD(lr=0.1, momentum=0.5), wide(params), clipped)
     tol = 1e-13 if dtype != "float32" else 2e-6
     assert_close(got, leaves(want), rtol=tol, atol=tol)

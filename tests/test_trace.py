@@ -63,10 +63,18 @@ REFUSED = [
     (lambda h, xp, p, g: xp.imag(g), TypeError, "needs a complex array"),
     (lambda h, xp, p, g: h.lr, TypeError, "update returned a Scalar as the step"),
     (lambda h, xp, p, g: g > 0, TypeError, "update returned a bool array as the step"),
-    (lambda h, xp, p, g, m=0.0: g, TypeError, "update returned 0 state arrays after the step, but its signature declares 1"),
-    (lambda h, xp, p, g: (g, g), TypeError, "update returned 1 state arrays after the step, but its signature declares 0"),
+    (
+        lambda h, xp, p, g, m=0.0: g,
+        TypeError,
+        "update returned 0 state arrays after the step, but its signature declares 1",
+    ),
+    (
+        lambda h, xp, p, g: (g, g),
+        TypeError,
+        "update returned 1 state arrays after the step, but its signature declares 0",
+    ),
     (lambda h, xp, p, g, m=0.0: (g, 0.0), TypeError, "0.mine.m: update returned a float; state must be an array"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("update", "exception", "message"), REFUSED, ids=lambda x: None)
@@ -149,7 +157,20 @@ def test_everything_that_is_allowed(rng: np.random.Generator) -> None:
         assert np.array_equal(other.slots["0.everything.m"], state.slots["0.everything.m"])
 
 
-OPS = ["add", "subtract", "multiply", "divide", "maximum", "minimum", "negative", "abs", "sqrt", "where", "scalar", "slot"]
+OPS = [
+    "add",
+    "subtract",
+    "multiply",
+    "divide",
+    "maximum",
+    "minimum",
+    "negative",
+    "abs",
+    "sqrt",
+    "where",
+    "scalar",
+    "slot",
+]
 
 
 def random_rule(seed: int, complex: bool) -> Any:
@@ -312,7 +333,9 @@ def test_carry(lib: Any, rng: np.random.Generator) -> None:
         np.testing.assert_allclose(lib.numpy(params[k]), want[k], rtol=1e-12)
     assert list(state.carry) == ["0.clipbyrunningnorm.average"]
     carried = state.carry["0.clipbyrunningnorm.average"]
-    np.testing.assert_allclose(float(carried) if isinstance(carried, float) else lib.numpy(carried), average, rtol=1e-12)
+    np.testing.assert_allclose(
+        float(carried) if isinstance(carried, float) else lib.numpy(carried), average, rtol=1e-12
+    )
     if lib.guise != "read-only":
         opt = xopt.Optimizer(send(start), rule)
         for g in grads:

@@ -4,23 +4,20 @@ from xopt import nn, random, schedules
 from xopt._config import show_config
 from xopt.optimizer import Optimizer
 from xopt.rule import Chain, Rule, State, Transform, abs2, chain, hyper, is_complex, static
-from xopt.rules import SGD, Adadelta, Adagrad, Adam, AdamW, RMSProp
+from xopt.rules import adam, adaptive, sgd
+from xopt.rules.adam import *
+from xopt.rules.adaptive import *
+from xopt.rules.sgd import *
 from xopt.transforms import ClipByGlobalNorm, ClipByNorm, ClipByValue
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "SGD",
-    "Adadelta",
-    "Adagrad",
-    "Adam",
-    "AdamW",
     "Chain",
     "ClipByGlobalNorm",
     "ClipByNorm",
     "ClipByValue",
     "Optimizer",
-    "RMSProp",
     "Rule",
     "State",
     "Transform",
@@ -34,3 +31,6 @@ __all__ = [
     "show_config",
     "static",
 ]
+__all__ += adam.__all__
+__all__ += adaptive.__all__
+__all__ += sgd.__all__

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from importlib import metadata, util
-
 from xopt._runners import _pool, tiled
 
 _LIBRARIES = {
@@ -18,6 +15,8 @@ _LIBRARIES = {
 
 
 def _version(package: str) -> str:
+    from importlib import metadata  # 20 ms that `import xopt` does without
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -33,6 +32,9 @@ def show_config() -> None:
     >>> xopt.show_config()  # doctest: +ELLIPSIS
     xopt ...
     """
+    import platform
+    from importlib import util
+
     print(
         f"xopt {_version('xopt-array')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     )

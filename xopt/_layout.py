@@ -67,8 +67,9 @@ class Layout:
     def gradients(self, grads: Any) -> list[Any]:
         """Return the gradients leaf by leaf, None where there is none, or say which one does not fit and why."""
         found = _tree.match(self.spec, grads, "grads")
+        array = np.ndarray if self.library == "numpy" else None
         every = zip(found, self.shapes, self.raw_dtypes, strict=True)
-        odd = [k for k, (g, s, d) in enumerate(every) if not (type(g) is np.ndarray and g.dtype is d and g.shape == s)]
+        odd = [k for k, (g, s, d) in enumerate(every) if not (type(g) is array and g.dtype is d and g.shape == s)]
         for k in odd:
             g = found[k]
             if g is None:

@@ -9,9 +9,10 @@ import numpy as np
 
 from xopt import _arrays
 from xopt._layout import Layout, Memory
+from xopt._names import qualified_names
 from xopt._scalars import after
 from xopt._stages import Stages
-from xopt.rule import Method, Part, State, override, qualified_names
+from xopt.rule import Method, Part, State
 
 
 class Optimizer:
@@ -118,7 +119,7 @@ class Optimizer:
         if self._memory.check(gs):
             self._kept = [(arenas, {}) for arenas, _ in self._kept]
         t = after(self._taken)
-        rule = self._rule if not overrides else override(self._rule, overrides)
+        rule = self._rule._with(overrides) if overrides else self._rule
         given = stages.resolve(t, rule._pieces() if overrides else None)
         if layout.library == "jax":
             out = self._jitted()(layout.leaves, gs, self._slots, self._carry, float(t), given)
@@ -146,7 +147,7 @@ class Optimizer:
         TypeError, ValueError
             For a name that there is not, a static field, a value out of range. Nothing is changed then.
         """
-        rule = override(self._rule, values)
+        rule = self._rule._with(values)
         self._stages.pieces = rule._pieces()
         self._rule = rule
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, dataclass_transform
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, cast, dataclass_transform
 
 from xopt._fields import MISSING, Field, check, declared, number, signature
 from xopt._fields import hyper as hyper
 from xopt._fields import static as static
 from xopt._layout import Layout
+from xopt._names import replaced
 from xopt._pieces import Piece
 from xopt._scalars import after
 from xopt._stages import Stages
@@ -75,8 +76,12 @@ class Method:
     def _parts(self) -> tuple[Part, ...]:
         raise NotImplementedError
 
+    def _with(self, values: Mapping[str, Any]) -> Method:
+        """Return this rule or chain with other values of some hyperparameters."""
+        raise NotImplementedError
+
     def _pieces(self, overrides: Mapping[str, Any] | None = None) -> tuple[Piece, ...]:
-        parts = (override(self, overrides) if overrides else self)._parts()
+        parts = replaced(self._parts(), overrides) if overrides else self._parts()
         return tuple(part._piece(i) for i, part in enumerate(parts))
 
     def init(self, params: Any) -> State:
@@ -215,7 +220,8 @@ class Part:
         raise AttributeError(f"{type(self).__name__} is immutable")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in self._given.items())})"
+        order = sorted(self._fields, key=lambda n: self._fields[n].kw_only)
+        return f"{type(self).__name__}({', '.join(f'{n}={self._given[n]!r}' for n in order if n in self._given)})"
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._values() == other._values()
@@ -296,6 +302,10 @@ class Rule(Part, Method):
     def _parts(self) -> tuple[Part, ...]:
         return (self,)
 
+    def _with(self, values: Mapping[str, Any]) -> Method:
+        [new] = replaced((self,), values)
+        return cast(Rule, new)
+
     def _update(self) -> Callable[..., Any]:
         update = type(self).update
 
@@ -314,7 +324,14 @@ class Rule(Part, Method):
 
 
 class Chain(Method):
-    """Transforms and one rule, applied in order. Made by :func:`chain`."""
+    """Transforms and one rule, applied in order. Made by :func:`chain`; its links are in ``parts``.
+
+    Examples
+    --------
+    >>> import xopt
+    >>> xopt.chain(xopt.ClipByValue(1.0), xopt.SGD()).parts
+    (ClipByValue(limit=1.0), SGD())
+    """
 
     __slots__ = ("parts",)
     parts: tuple[Part, ...]
@@ -324,6 +341,9 @@ class Chain(Method):
 
     def _parts(self) -> tuple[Part, ...]:
         return self.parts
+
+    def _with(self, values: Mapping[str, Any]) -> Method:
+        return Chain(replaced(self.parts, values))
 
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self.parts))})"
@@ -367,49 +387,6 @@ def chain(*parts: Part | Chain) -> Chain:
         names = ", ".join(type(part).__name__ for part in flat) or "nothing"
         raise ValueError(f"chain: {len(rules)} rules in ({names}), but a chain has exactly one")
     return Chain(tuple(flat))
-
-
-def qualified_names(parts: tuple[Part, ...]) -> dict[str, tuple[int, str]]:
-    """Name every hyperparameter of a chain: ``lr``, or ``adamw.lr`` or ``1.adamw.lr`` where that is not unique."""
-    labels = [type(part).__name__.lower() for part in parts]
-    every = [(i, n) for i, part in enumerate(parts) for n, f in part._fields.items() if not f.static]
-    fields = [n for _, n in every]
-    found = {}
-    for i, n in every:
-        label = labels[i] if labels.count(labels[i]) == 1 else f"{i}.{labels[i]}"
-        found[n if fields.count(n) == 1 else f"{label}.{n}"] = (i, n)
-    return found
-
-
-def override(method: Method, values: Mapping[str, Any]) -> Method:
-    """Return a rule or chain with other values of some hyperparameters, of the same formula."""
-    parts = list(method._parts())
-    for name, value in values.items():
-        i, field = _locate(tuple(parts), name)
-        if (value is None) != (getattr(parts[i], field) is None):
-            raise TypeError(
-                f"{name}: {value!r} in place of {getattr(parts[i], field)!r} is another formula; make another rule"
-            )
-        parts[i] = parts[i].replace(**{field: value})
-    return Chain(tuple(parts)) if isinstance(method, Chain) else parts[0]  # type: ignore[return-value]
-
-
-def _locate(parts: tuple[Part, ...], name: str) -> tuple[int, str]:
-    """Find which hyperparameter of a chain a name like ``lr`` or ``adamw.lr`` means."""
-    names = qualified_names(parts)
-    if name in names:
-        return names[name]
-    prefix, _, field = name.rpartition(".")
-    labels = [type(part).__name__.lower() for part in parts]
-    fits = [(i, n) for i, n in names.values() if n == field and prefix in ("", labels[i], f"{i}.{labels[i]}")]
-    if len(fits) == 1:
-        return fits[0]
-    if fits:
-        options = " or ".join(q for q, place in names.items() if place in fits)
-        raise TypeError(f"{name!r} is ambiguous: say {options}")
-    if any(field in part._fields for part in parts):
-        raise TypeError(f"{name!r} is a static field: it chooses a formula and cannot change between steps")
-    raise TypeError(f"no hyperparameter {name!r}; there are {', '.join(names)}")
 
 
 def _slots_of(cls: type[Part]) -> dict[str, float | str]:

@@ -14,6 +14,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 import xopt
+from xopt._fields import MISSING
 from xopt.rule import Part
 
 _log = logging.getLogger(__name__)
@@ -93,9 +94,9 @@ class FieldTable(Generated):
         rows = []
         for cls in [xopt.Rule, *public(xopt.Rule), *public(xopt.Transform)]:
             first = "every rule" if cls is xopt.Rule else f":class:`~xopt.{cls.__name__}`"
-            for name, field in cls._fields.items():
+            for name, field in sorted(cls._fields.items(), key=lambda x: x[1].kw_only):
                 if cls is xopt.Rule or not issubclass(cls, xopt.Rule) or field != xopt.Rule._fields.get(name):
-                    default = "required" if "object object" in repr(field.default) else f"``{field.default!r}``"
+                    default = "required" if field.default is MISSING else f"``{field.default!r}``"
                     kind = "static" if field.static else "hyperparameter"
                     rows.append((first, f"``{name}``", kind, default, values(field)))
                     first = ""
@@ -113,7 +114,7 @@ class Classes(Generated):
 
 def check(app: Sphinx, env: Any) -> None:
     """Warn of public names that no page describes."""
-    known = env.domains["py"].objects if hasattr(env.domains, "__getitem__") else env.get_domain("py").objects
+    known = env.get_domain("py").objects
     modules = {"xopt": xopt, "xopt.schedules": xopt.schedules, "xopt.nn": xopt.nn, "xopt.random": xopt.random}
     for where, module in modules.items():
         for name in module.__all__:

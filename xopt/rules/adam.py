@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
 
+__all__ = ["Adam", "AdamW"]
+
 
 class Adam(Rule):
     r"""Adam (Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1).

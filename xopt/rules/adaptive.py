@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
 
+__all__ = ["Adadelta", "Adagrad", "RMSProp"]
+
 
 def _root(h: H, xp: Any, v: Array) -> Array:
     return xp.sqrt(v + h.eps) if h.eps_mode == "inside" else xp.sqrt(v) + h.eps
@@ -150,8 +152,8 @@ class RMSProp(Rule):
 
     Notes
     -----
-    State: ``v``, real, and with ``centered`` ``a``, with momentum ``m``, shaped like the parameter: 4 to 12 bytes a
-    float32 parameter.
+    State: ``v``, real, and with ``centered`` ``a``, with momentum ``m``, shaped like the parameter:
+    4 to 12 bytes a float32 parameter.
 
     The variance w is kept from falling below 0 by rounding, where other libraries return NaN.
 

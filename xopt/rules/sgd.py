@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from xopt.rule import Array, H, Hyper, Rule, hyper
 
+__all__ = ["SGD"]
+
 
 class SGD(Rule):
     r"""Gradient descent, optionally with momentum (Polyak 1964) or Nesterov's (1983), in the forms in use.

@@ -1,0 +1,78 @@
+"""The examples of the docs: the main job, and the pictures of the paths."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Lib
+
+EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
+
+
+def load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def digits(monkeypatch: pytest.MonkeyPatch) -> Any:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib").use("Agg")
+    return load("train_digits")
+
+
+def quick(digits: Any, *args: str) -> Any:
+    return digits.main(["--quiet", "--output", "", "--seed", "0", *args])
+
+
+def test_defaults_reach_97_percent_and_draw(digits: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = digits.main(["--library", "numpy", "--output", str(tmp_path / "loss.png")])
+    assert result["test accuracy"] >= 0.97
+    assert (tmp_path / "loss.png").stat().st_size > 10_000
+    table = capsys.readouterr().out
+    for word in ("optimizer", "library", "runner", "steps", "training loss", "test accuracy", "adam", "numpy", "tiled"):
+        assert word in table
+
+
+def test_the_same_seed_gives_the_same_digits(digits: Any) -> None:
+    args = ("--library", "numpy", "--epochs", "3")
+    first, second = quick(digits, *args), quick(digits, *args)
+    assert first["training loss"] == second["training loss"]
+    assert first["training loss"] != digits.main(["--quiet", "--output", "", "--seed", "1", *args])["training loss"]
+
+
+def test_libraries_agree(digits: Any, lib: Lib) -> None:
+    """The final loss in float64 is the same to 1e-4 on every library that the script knows."""
+    if lib.name not in ("torch", "jax", "cupy") or lib.guise in ("grad", "jit"):
+        pytest.skip("not a library of the script")
+    args = ("--epochs", "4", "--optimizer", "rmsprop", "--schedule", "cosine")
+    want = quick(digits, "--library", "numpy", *args)["training loss"]
+    got = quick(digits, "--library", lib.name, *args)["training loss"]
+    assert abs(got - want) < 1e-4 * want
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adadelta", "rmsprop", "adamw"])
+@pytest.mark.parametrize("schedule", ["constant", "warmup_cosine"])
+def test_options(digits: Any, optimizer: str, schedule: str) -> None:
+    result = quick(
+        digits, "--library", "numpy", "--epochs", "6", "--optimizer", optimizer, "--schedule", schedule, "--clip", "5"
+    )
+    assert result["test accuracy"] > 0.9
+
+
+def test_pictures_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    module = load("compare_paths")
+    monkeypatch.setattr(sys, "argv", ["compare_paths.py"])
+    module.main(["--output-dir", str(tmp_path)])
+    assert len(list(tmp_path.glob("*.png"))) == 3
+    matplotlib.pyplot.close("all")

@@ -1,0 +1,199 @@
+"""The project itself: who imports whom, what an import costs, what a newcomer touches, what is documented."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xopt
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "xopt"
+
+# each module may import modules of earlier rows only
+ORDER = [
+    ["_arrays"],
+    ["_tree", "_scalars", "_trace", "_reduce", "_fields", "_pieces", "_names"],
+    ["_emit", "_layout", "random"],
+    ["_runners", "_runners._pool", "_runners._cut"],
+    ["_runners.eager", "_runners.tiled"],
+    ["_stages"],
+    ["rule"],
+    ["rules.sgd", "rules.adaptive", "rules.adam", "transforms", "schedules", "nn"],
+    ["rules"],
+    ["optimizer", "_config"],
+    [""],
+]
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        found[name.removesuffix("__init__").removesuffix(".")] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Return the modules that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "absolute imports only"
+            inside = [f"{node.module}.{a.name}" for a in node.names]
+            known = {f"xopt.{m}" for m in modules() if m}
+            found |= {m if m in known else str(node.module) for m in inside}
+    return found
+
+
+def test_imports_run_one_way() -> None:
+    rank = {f"xopt.{m}".rstrip("."): i for i, row in enumerate(ORDER) for m in row}
+    rank["xopt"] = len(ORDER)
+    for name, tree in modules().items():
+        mine = rank[f"xopt.{name}".rstrip(".")]
+        for other in imports(tree):
+            if other.startswith("xopt"):
+                assert rank[other] < mine or (name == "_config"), f"{name} imports {other}"
+
+
+def test_order_has_every_module() -> None:
+    assert {m for row in ORDER for m in row} == set(modules())
+
+
+def test_rules_import_only_rule() -> None:
+    for name, tree in modules().items():
+        if name.startswith("rules."):
+            assert imports(tree) <= {"__future__", "typing", "xopt.rule"}, name
+
+
+def test_only_arrays_knows_array_api_compat() -> None:
+    knowing = {p.name for p in PACKAGE.rglob("*.py") if "array_api_compat" in p.read_text(encoding="utf-8")}
+    assert knowing == {"_arrays.py"}
+
+
+def test_no_module_is_long() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 420, path.name
+
+
+def run(code: str, *flags: str) -> str:
+    out = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert out.returncode == 0, out.stderr
+    return out.stdout
+
+
+def test_import_loads_no_other_array_library() -> None:
+    heavy = "torch jax cupy dask array_api_strict array_api_compat numba matplotlib sklearn tqdm concurrent.futures"
+    code = f"import xopt, sys; print([m for m in {heavy.split()} if m in sys.modules])"
+    assert run(code, "-W", "error") == "[]\n"
+    code = """
+import sys, numpy as np, xopt
+xopt.show_config()
+opt = xopt.Optimizer({"w": np.ones(9)}, xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam()))
+opt.step({"w": np.ones(9)})
+xopt.nn.Dropout().forward(np.ones(9))
+print([m for m in ("torch", "jax", "cupy", "dask", "array_api_compat") if m in sys.modules])
+"""
+    assert run(code, "-W", "error").splitlines()[-1] == "[]"
+
+
+def test_import_costs_at_most_half_of_numpy() -> None:
+    """Best of five each, in processes of their own: xopt after NumPy, beside NumPy."""
+    code = "from time import perf_counter as c; t = c(); import numpy; u = c(); import xopt; print(u - t, c() - u)"
+    pairs = [tuple(map(float, run(code).split())) for _ in range(5)]
+    numpy_s, xopt_s = min(a for a, _ in pairs), min(b for _, b in pairs)
+    assert xopt_s <= 0.5 * numpy_s, f"numpy {numpy_s * 1e3:.0f} ms, xopt {xopt_s * 1e3:.0f} ms more"
+
+
+def code_lines(cls: type) -> int:
+    """Count the lines of code of a class: fields and update, no docstring, no blank lines."""
+    tree: Any = ast.parse(inspect.getsource(cls)).body[0]
+    doc = tree.body[0]
+    source = inspect.getsource(cls).splitlines()
+    rest = source[: doc.lineno - 1] + source[doc.end_lineno :]
+    return sum(1 for line in rest if line.strip() and not line.strip().startswith("#"))
+
+
+def test_adam_is_about_twelve_lines() -> None:
+    assert code_lines(xopt.Adam) <= 20  # of which 7 declare its fields and 2 are `class` and `@staticmethod`
+    body = inspect.getsource(xopt.Adam.update).splitlines()
+    assert len(body) <= 12
+
+
+def public() -> list[tuple[str, Any]]:
+    names = [(n, getattr(xopt, n)) for n in xopt.__all__ if not inspect.ismodule(getattr(xopt, n))]
+    for module in (xopt.schedules, xopt.nn, xopt.random):
+        names += [(f"{module.__name__.removeprefix('xopt.')}.{n}", getattr(module, n)) for n in module.__all__]
+    return names
+
+
+@pytest.mark.parametrize(("name", "thing"), public(), ids=[n for n, _ in public()])
+def test_every_public_name_has_a_docstring_with_an_example(name: str, thing: Any) -> None:
+    doc = inspect.getdoc(thing) or ""
+    assert len(doc) > 30
+    if thing not in (xopt.State, xopt.Rule, xopt.Transform, xopt.hyper, xopt.static):  # shown in the example of a rule
+        assert ">>>" in doc, f"{name} has no example"
+
+
+def test_every_public_name_is_in_the_docs() -> None:
+    text = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs").rglob("*.md"))
+    text += "".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs").rglob("*.rst"))
+    missing = [n for n, _ in public() if n.rpartition(".")[2] not in text]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "rule", [c for c in vars(xopt).values() if inspect.isclass(c) and issubclass(c, xopt.Rule) and c is not xopt.Rule]
+)
+def test_rule_docstrings_are_complete(rule: Any) -> None:
+    doc = inspect.getdoc(rule) or ""
+    for part in ("Parameters", "Notes", "State:", "bytes a float32 parameter", "References", "Examples", "::"):
+        assert part in doc, part
+    for field in rule._fields:
+        assert field in doc, field
+
+
+def test_adding_a_rule_touches_two_files() -> None:
+    """The machinery names no rule: the family's file and the catalogue do (and peers and articles, which may)."""
+    for name in ("Adadelta", "AdamW"):
+        naming = {
+            str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*.py") if f'"{name}"' in p.read_text(encoding="utf-8")
+        }
+        assert naming == {f"xopt/rules/{'adaptive' if name == 'Adadelta' else 'adam'}.py"}
+        naming = {p.name for p in PACKAGE.glob("_*.py") if f"{name}(" in p.read_text(encoding="utf-8")}
+        assert naming <= {"__init__.py"}
+    assert "Adadelta" not in (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+
+
+def test_seterr_of_the_caller_is_untouched() -> None:
+    with np.errstate(all="raise"):
+        before = np.geterr()
+        xopt.Optimizer(np.ones(3), xopt.Adam()).step(np.ones(3))
+        assert np.geterr() == before
+
+
+def test_no_public_name_is_missing_from_all() -> None:
+    names = {n for n, x in vars(xopt).items() if not n.startswith("_") and not inspect.ismodule(x)}
+    assert names == set(xopt.__all__) - {"nn", "random", "schedules"}
+
+
+def test_no_stray_names_of_the_machine() -> None:
+    for path in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("*.toml"),
+        *ROOT.glob("*.py"),
+        *PACKAGE.rglob("*.py"),
+        *(ROOT / "docs").glob("*.md"),
+    ]:
+        text = path.read_text(encoding="utf-8")
+        assert "/work/" not in text, path
+        assert "/tmp/" not in text, path
