@@ -193,6 +193,5 @@ def test_weight_decay_is_not_lost_in_float32() -> None:
     for _ in range(1000):
         u, state = rule.updates(p, g, state)
         u64, state64 = rule.updates(p64, g.astype("float64"), state64)
-        assert abs(float(u[0]) - float(u64[0])) <= 8 * 2**-24 * abs(
-            float(u64[0])
-        )  # a few roundings; lost, it would be 2.5e-3
+        # 1,000 roundings of the moments; if the decay were lost the difference would be 2.5e-3
+        assert abs(float(u[0]) - float(u64[0])) <= 1e-5 * abs(float(u64[0]))

@@ -8,13 +8,7 @@ import xopt
 
 rule = xopt.AdamW(lr=xopt.schedules.cosine(0.1, steps=10), eps_mode="hat", weight_decay=0.1)
 momentum = xopt.SGD(0.1, momentum=0.9, nesterov=True)
-xopt.Adam(eps_mode="inisde")  # type: ignore[arg-type]
-xopt.Adam(learning_rate=0.1)  # type: ignore[call-arg]
-xopt.SGD(lr="0.1")  # type: ignore[arg-type]
-xopt.ClipByNorm()  # type: ignore[call-arg]
-xopt.schedules.cosine(0.1)  # type: ignore[call-arg]
 chained: xopt.Chain = xopt.chain(xopt.ClipByGlobalNorm(1.0), rule)
-rule.lr = 0.1  # type: ignore[misc]
 
 w = np.ones(3)
 state: xopt.State = chained.init(w)
@@ -37,4 +31,14 @@ class Lion(xopt.Rule):
 
 
 Lion(lr=0.1, b1=0.5)
-Lion(beta=0.5)  # type: ignore[call-arg]
+
+
+def wrong() -> None:
+    """Make every mistake that the types catch; never called."""
+    xopt.Adam(eps_mode="inisde")  # type: ignore[arg-type]
+    xopt.Adam(learning_rate=0.1)  # type: ignore[call-arg]
+    xopt.SGD(lr="0.1")  # type: ignore[arg-type]
+    xopt.ClipByNorm()  # type: ignore[call-arg]
+    xopt.schedules.cosine(0.1)  # type: ignore[call-arg]
+    rule.lr = 0.1  # type: ignore[misc]
+    Lion(beta=0.5)  # type: ignore[call-arg]
