@@ -14,7 +14,7 @@ w = np.ones(3)
 state: xopt.State = chained.init(w)
 w, state = chained.apply(w, w, state, lr=0.1)
 opt = xopt.Optimizer(w, chained, runner="eager")
-opt.step(w)
+opt.step(np.zeros(3))
 changed: xopt.AdamW = rule.replace(lr=0.2)
 
 
