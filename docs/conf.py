@@ -21,6 +21,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "examples"]
 nitpicky = True
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 
 autodoc_typehints = "none"

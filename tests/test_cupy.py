@@ -65,13 +65,13 @@ def test_errors_come_before_any_memory_is_touched(cupy: Any) -> None:
 def test_memory(cupy: Any) -> None:
     a, b, c = fake(cupy, 4096, 4), fake(cupy, 4096 + 8, 4), fake(cupy, 8192, 4)
     with pytest.raises(ValueError, match=r"params\[1\]: shares memory with params\[0\]"):
-        Memory(Layout([a, b]))
-    memory = Memory(Layout([a, c]))
+        Memory(Layout([a, b]), [])
+    memory = Memory(Layout([a, c]), [])
     with pytest.raises(ValueError, match=r"grads\[1\]: shares memory with params\[0\]"):
         memory.check([fake(cupy, 1 << 20, 4), b])
     assert memory.check([fake(cupy, 1 << 20, 4), fake(cupy, 1 << 21, 4)]) is False
     even, odd = a[::2], a[1::2]
-    Memory(Layout([even, odd]))
+    Memory(Layout([even, odd]), [])
 
 
 @pytest.mark.cuda

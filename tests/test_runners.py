@@ -27,7 +27,9 @@ TILES = [1, 3, 7, 64, 4097]
 def awkward(rng: np.random.Generator, dtype: str) -> Any:
     """Leaves around every tile size, of every layout."""
     params = tree(rng, dtype)
-    draw = lambda *shape: np.asarray(rng.standard_normal(shape) * (1 + 2j if "complex" in dtype else 1), dtype)
+    draw = lambda *shape: np.asarray(
+        rng.standard_normal(shape) + (1j * rng.standard_normal(shape) if "complex" in dtype else 0), dtype
+    )
     params["many"] = [draw(n) for n in (5, 64, 1, 63, 2, 65, 4097)]
     params["rows"] = draw(13, 40)[:, ::-1]
     params["deep"] = draw(4, 3, 70).transpose(1, 0, 2)
@@ -124,8 +126,8 @@ def test_two_dtypes_in_one_tree(rng: np.random.Generator) -> None:
 def test_which_runner_ran(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A comparison of two runners is worth nothing if one of them ran twice."""
     ran = []
-    monkeypatch.setattr(eager, "body", lambda *args, real=eager.body: ran.append("eager") or real(*args))
-    monkeypatch.setattr(Tiled, "body", lambda *args, real=Tiled.body: ran.append("tiled") or real(*args))
+    monkeypatch.setattr(eager, "prepare", lambda *args, real=eager.prepare: ran.append("eager") or real(*args))
+    monkeypatch.setattr(Tiled, "prepare", lambda *args, real=Tiled.prepare: ran.append("tiled") or real(*args))
     p, rule = rng.standard_normal(5), xopt.Adam()
     for runner in ("eager", "tiled", None):
         rule.apply(p, p, rule.init(p), runner=runner)

@@ -120,7 +120,7 @@ def test_bad_arguments() -> None:
     for make, text in [
         (lambda: s.cosine(0.1, steps=0), "schedules.cosine: steps is 0, but it must be a positive number of steps"),
         (lambda: s.step(0.1, every=-1, factor=0.5), "every is -1"),
-        (lambda: s.warmup_cosine(0.1, warmup=0, steps=5), "warmup is 0"),
+        (lambda: s.warmup_cosine(0.1, warmup=0, steps=-5), "steps is -5"),
         (lambda: s.join([s.constant(1.0)], [3]), "1 schedules need 0 boundaries, got 1"),
         (lambda: s.join([s.constant(1.0)] * 3, [3, 3]), "must be positive and rise"),
         (lambda: s.join([s.constant(1.0)] * 2, [0]), "must be positive and rise"),

@@ -225,10 +225,16 @@ def test_random_rules_have_the_same_bits_on_both_runners(seed: int, complex: boo
     for tile in (1, 5, 100):
         pure, mine = p, rule.init(p)
         opt = xopt.Optimizer(p.copy(), rule, runner=Tiled(tile, 1))
+        plain = xopt.Optimizer(p.copy(), rule, runner="eager")
         for g in grads:
             pure, mine = rule.apply(pure, g, mine, runner=Tiled(tile, 1))
             opt.step(g)
-        for got, slots in ((pure, mine.slots), (opt.params, opt.state.slots)):
+            plain.step(g)
+        for got, slots in (
+            (pure, mine.slots),
+            (opt.params, opt.state.slots),
+            (plain.params, plain.state.slots),
+        ):
             assert np.array_equal(got, want, equal_nan=True)
             assert slots.keys() == state.slots.keys()
             assert all(np.array_equal(slots[n], x, equal_nan=True) for n, x in state.slots.items())
@@ -244,7 +250,8 @@ def test_random_rules_are_varied() -> None:
         idle += len(plan.live) < len(piece.slots)
         shared += len(set(program.outputs.values())) < len(program.outputs)
         swapped += any(program.nodes[i].op == "load" for n, i in program.outputs.items() if n != "p")
-    assert min(swapped, idle, shared) >= 5
+    assert min(swapped, shared) >= 5
+    assert idle
 
 
 def test_a_value_is_computed_once() -> None:
@@ -260,9 +267,9 @@ def test_scalars_are_computed_by_the_host_in_float64() -> None:
     [piece] = xopt.Adam()._pieces()
     plan = _stages.plan((piece,), False)
     program = plan.body(("p", *plan.live))
-    values = {_stages.scalar_name(n, 0): v for n, v in piece.resolve(1).items()} | {"t": 1}
+    values = {_stages.scalar_name(n, 0): v for n, v in piece.resolve(1, "numpy", read=True).items()} | {"t": 1}
     assert (1 - 0.999) in program.evaluate(values)
-    assert "1 - (b2_0 ** t)" in program.source
+    assert "((1) - (b2_0 ** t))" in program.source
 
 
 def test_a_plan_has_one_body_for_a_whole_chain() -> None:

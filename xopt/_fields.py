@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import numpy as np
 
+from xopt import _arrays
+
 MISSING: Any = object()
 
 
@@ -23,6 +25,7 @@ class Field(NamedTuple):
     lt: float | None = None
     among: tuple[Any, ...] | None = None
     kw_only: bool = False
+    whole: bool = False
 
     def limits(self) -> str:
         """Say the range in words."""
@@ -31,8 +34,8 @@ class Field(NamedTuple):
 
 
 def hyper(
-    default: Any = MISSING,
     *,
+    default: Any = MISSING,
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
@@ -55,7 +58,7 @@ def hyper(
     return Field(default, False, ge, gt, le, lt, None, kw_only)
 
 
-def static(default: Any = MISSING, *, ge: float | None = None, le: float | None = None, kw_only: bool = False) -> Any:
+def static(*, default: Any = MISSING, ge: float | None = None, le: float | None = None, kw_only: bool = False) -> Any:
     """Declare a static field: it chooses a formula or a first value, and cannot change from step to step.
 
     Annotate it ``bool``, ``int``, ``float`` or ``Literal[...]``; the annotation is enforced.
@@ -80,6 +83,8 @@ def check(where: str, field: Field, value: Any) -> Any:
         if field.default is not None:
             raise TypeError(f"{where}: None, but it must be a number or a schedule")
         return None
+    if isinstance(value, type):
+        raise TypeError(f"{where}: the class {value.__name__}, but it must be a number or a schedule")
     return value if callable(value) else number(where, field, value, "")
 
 
@@ -88,23 +93,32 @@ def _check_static(where: str, field: Field, value: Any) -> Any:
         if not any(value is x or (type(value) is type(x) and value == x) for x in field.among):
             raise ValueError(f"{where}: {value!r}, but it must be one of {', '.join(map(repr, field.among))}")
         return value
-    return number(where, field, value, "")
+    if field.whole and type(value) is not int:
+        raise TypeError(f"{where}: {value!r}, but it must be an int")
+    found = number(where, field, value, "")
+    return value if field.whole else found
 
 
-def number(where: str, field: Field, value: Any, why: str) -> Any:
-    """Return a Python float within the bounds of a field. A 0-d array stays as it is: nobody may read it."""
+def number(where: str, field: Field, value: Any, why: str, library: str = "", read: bool = False) -> Any:
+    """Return a Python float within the bounds of a field.
+
+    A 0-d array of ``library`` stays as it is, because nobody may read it, unless ``read`` says that it is at hand.
+    """
     note = f" ({why})" if why else ""
     if isinstance(value, bool | np.bool_ | str) or not (hasattr(value, "dtype") or isinstance(value, int | float)):
         raise TypeError(f"{where}: {value!r} is a {type(value).__name__}, but it must be a number{note}")
-    if isinstance(value, np.ndarray) and value.shape == ():
-        value = value[()]
     if hasattr(value, "dtype") and not isinstance(value, np.generic):
         kind = str(value.dtype)
         if tuple(value.shape) != () or not ("float" in kind or "int" in kind):
             raise TypeError(
                 f"{where}: an array of shape {tuple(value.shape)} and dtype {kind}, but it must be a number{note}"
             )
-        return value
+        if not isinstance(value, np.ndarray) and not read:
+            if library and _arrays.library(value) != library:
+                raise TypeError(
+                    f"{where}: an array of {_arrays.library(value)}, but the parameters are of {library}{note}"
+                )
+            return value
     try:
         found = float(value)
     except (TypeError, ValueError, OverflowError) as error:
@@ -130,7 +144,7 @@ def declared(cls: type, name: str, hint: Any) -> Field:
     if hint is bool:
         return field._replace(among=(True, False))
     if hint is float or hint is int:
-        return field
+        return field._replace(whole=hint is int)
     raise TypeError(f"{cls.__name__}.{name}: a static field must be annotated bool, int, float or Literal, not {hint}")
 
 

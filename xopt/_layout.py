@@ -116,59 +116,75 @@ def _what(x: Any) -> str:
 
 
 class Memory:
-    """Where the parameters of an optimizer lie, to find what overlaps them."""
+    """Where the parameters and the state of an optimizer lie, to find what overlaps them."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._refresh()
+    def __init__(self, layout: Layout, state: list[Any]) -> None:
+        self._layout, self._state = layout, state
+        self._look()
+
+    def _look(self) -> None:
+        """Find where everything lies; refuse parameters that share memory."""
+        layout = self._layout
+        self._known = self._fingerprints()
+        self._arrays = [*layout.leaves, *self._state]
+        extents = [_arrays.extent(x) for x in self._arrays]
+        self._spans = sorted((*e, k) for k, e in enumerate(extents) if e != (0, 0))
+        self._lows = [low for low, _, _ in self._spans]
+        self._longest = max((high - low for low, high, _ in self._spans), default=0)
+        owners = [_arrays.owner(x) for x in self._arrays] if layout.library == "numpy" else []
+        self._owners = {id(x) for x in owners}
+        self._foreign = any(type(x) is not np.ndarray for x in owners)  # memory that others may own too
+        seen: dict[int, int] = {}
         for k, x in enumerate(layout.leaves):
             if _arrays.overlaps_itself(x):
                 raise ValueError(f"{layout.path(k)}: elements of this array share memory; pass a copy")
-        for _, _, k in self._spans:
-            for j in self._near(layout.leaves[k]):
-                if j < k and _arrays.overlap(layout.leaves[j], layout.leaves[k]):
-                    raise ValueError(
-                        f"{layout.path(k)}: shares memory with {layout.path(j)}; give the optimizer each array once"
-                    )
-        if not self._spans:  # a library that hides its memory
-            seen: dict[int, int] = {}
-            for k, x in enumerate(layout.leaves):
-                if id(x) in seen:
-                    other = layout.path(seen[id(x)])
-                    raise ValueError(f"{layout.path(k)}: the same array as {other}; give the optimizer each array once")
-                seen[id(x)] = k
+            shared = [j for j in self._near(x) if j < k and _arrays.overlap(self._arrays[j], x)]
+            if not self._spans and id(x) in seen:  # a library that hides its memory
+                shared = [seen[id(x)]]
+            if shared:
+                raise ValueError(
+                    f"{layout.path(k)}: shares memory with {layout.path(shared[0])}; give the optimizer each array once"
+                )
+            seen[id(x)] = k
 
-    def _refresh(self) -> None:
-        leaves = self._layout.leaves
-        self._pointers = [x.data_ptr() for x in leaves] if self._layout.library == "torch" else None
-        self._spans = sorted((*_arrays.extent(x), k) for k, x in enumerate(leaves) if _arrays.extent(x) != (0, 0))
-        self._lows = [low for low, _, _ in self._spans]
-        self._longest = max((high - low for low, high, _ in self._spans), default=0)
-        self._owners = {id(_arrays.owner(x)) for x in leaves} if self._layout.library == "numpy" else set()
+    def _fingerprints(self) -> list[Any]:
+        """Say of each torch parameter what assigning to ``p.data`` changes."""
+        if self._layout.library != "torch":
+            return []
+        return [(x.data_ptr(), x.shape, x.stride(), x.dtype) for x in self._layout.leaves]
 
     def check(self, grads: list[Any]) -> bool:
-        """Refuse a gradient that shares memory with a parameter: it would change while it is read.
+        """Refuse a gradient that shares memory with what the step writes: it would change while it is read.
 
         Return whether the parameters have moved since the last check.
         """
-        leaves, owners = self._layout.leaves, self._owners
-        moved = self._pointers is not None and self._pointers != [x.data_ptr() for x in leaves]
+        moved = self._known != self._fingerprints()
         if moved:  # somebody assigned p.data
-            self._refresh()
-        array = np.ndarray
-        for k in [k for k, g in enumerate(grads) if type(g) is not array or g.base is not None or id(g) in owners]:
+            for k, (x, shape, dtype) in enumerate(
+                zip(self._layout.leaves, self._layout.shapes, self._layout.raw_dtypes, strict=True)
+            ):
+                if tuple(x.shape) != shape or x.dtype != dtype:
+                    raise ValueError(
+                        f"{self._layout.path(k)}: shape {tuple(x.shape)} and dtype {x.dtype} now, "
+                        f"but {shape} and {dtype} when the optimizer was made"
+                    )
+            self._look()
+        array, owners = np.ndarray, self._owners
+        suspects = [k for k, g in enumerate(grads) if type(g) is not array or g.base is not None or id(g) in owners]
+        held = {id(p): k for k, p in enumerate(self._layout.leaves)} if self._layout.library == "jax" else {}
+        for k in range(len(grads)) if self._foreign else suspects:
             g = grads[k]
             if g is None:
                 continue
             root = _arrays.owner(g)
-            if type(root) is array and id(root) not in owners:
+            if type(root) is array and id(root) not in owners and not self._foreign:
                 continue
-            for j in self._near(g) if g is not leaves[k] else [k]:
-                if g is leaves[j] or _arrays.overlap(g, leaves[j]):
-                    raise ValueError(
-                        f"{self._layout.path(k, 'grads')}: shares memory with {self._layout.path(j)}, which the step "
-                        f"writes; pass a copy"
-                    )
+            near = [held[id(g)]] if id(g) in held else self._near(g)
+            for j in near:
+                if g is self._arrays[j] or id(g) in held or _arrays.overlap(g, self._arrays[j]):
+                    what = self._layout.path(j) if j < len(self._layout.leaves) else "the optimizer's state"
+                    path = self._layout.path(k, "grads")
+                    raise ValueError(f"{path}: shares memory with {what}, which the step writes; pass a copy")
         return moved
 
     def _near(self, g: Any) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -19,8 +19,8 @@ class Piece(NamedTuple):
     """The state that ``update`` takes after g, with its first values."""
     statics: Mapping[str, Any]
     hypers: tuple[str, ...]
-    resolve: Callable[[Any], dict[str, Any]]
-    """The hyperparameters at a step, checked."""
+    resolve: Callable[..., dict[str, Any]]
+    """``resolve(t, library, read)``: the hyperparameters at a step, checked; ``read``: 0-d arrays too, as floats."""
     reduce: Callable[..., dict[str, Any]] | None = None
     host: Callable[..., dict[str, Any]] | None = None
     scope: str = "tree"
@@ -46,6 +46,16 @@ class Values:
     def by_leaf(self) -> bool:
         """Whether any scalar differs from leaf to leaf."""
         return any(type(v) is Column for piece in self.pieces for v in piece.values())
+
+    @property
+    def on_device(self) -> bool:
+        """Whether any scalar is a 0-d array, which nobody may read."""
+        return any(not isinstance(x, int | float | str | None) for x in self._scalars())
+
+    def _scalars(self) -> Iterator[Any]:
+        for piece in self.pieces:
+            for v in piece.values():
+                yield from v if type(v) is Column else (v,)
 
     def select(self, leaves: list[int]) -> Values:
         """Return the values of some leaves only."""

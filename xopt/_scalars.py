@@ -12,27 +12,8 @@ import numpy as np
 from xopt import _arrays
 
 STEP_LIMIT = 2**63 - 1
-_FUNCTIONS = frozenset(
-    [
-        "sqrt",
-        "exp",
-        "expm1",
-        "log",
-        "log1p",
-        "sin",
-        "cos",
-        "tanh",
-        "abs",
-        "floor",
-        "ceil",
-        "maximum",
-        "minimum",
-        "where",
-        "sign",
-        "isfinite",
-        "isnan",
-    ]
-)
+_NAMES = "sqrt exp expm1 log log1p sin cos tanh abs floor ceil maximum minimum where sign isfinite isnan"
+_FUNCTIONS = frozenset(_NAMES.split())
 
 
 class _Floats:
@@ -99,6 +80,9 @@ class Step:
     def __init__(self, value: Any) -> None:
         self.value = value
 
+    def __jax_array__(self) -> Any:
+        return self.value
+
     def __rpow__(self, base: Any) -> _Power:
         xp = Zeros(self.value)
         log = xp.log(base) if not isinstance(base, int | float) else floats.log(float(base))
@@ -109,24 +93,8 @@ def _forward(method: str) -> Any:
     return lambda self, *args: getattr(self.value, method)(*(a.value if isinstance(a, Step) else a for a in args))
 
 
-for _name in [
-    "add",
-    "radd",
-    "sub",
-    "rsub",
-    "mul",
-    "rmul",
-    "truediv",
-    "rtruediv",
-    "pow",
-    "neg",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "eq",
-    "ne",
-]:
+_OPERATORS = "add radd sub rsub mul rmul truediv rtruediv floordiv mod pow neg lt le gt ge eq ne"
+for _name in _OPERATORS.split():
     setattr(Step, f"__{_name}__", _forward(f"__{_name}__"))
 
 

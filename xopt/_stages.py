@@ -62,8 +62,7 @@ class Plan:
                 break
             kinds |= dict.fromkeys(wider, _trace.COMPLEX)
         p = loads["p"]
-        whole = tape.finish({"p": p + u, **new}, list(used))
-        self.live = tuple(n for n in slots if not _idle(whole, n))
+        self.live = tuple(n for n in slots if not tape.idle(loads[n], list(new.values()), new[n]))
         """Slots that are read or changed; the others are not allocated."""
         self.kinds = {n: kinds[n] for n in self.live}
         self._tape, self._used = tape, list(used)
@@ -104,15 +103,6 @@ class Plan:
         return tape.finish(terms, list(used))
 
 
-def _idle(program: _trace.Program, name: str) -> bool:
-    index = program.outputs[name]
-    return (
-        program.nodes[index].args == (name,)
-        and index not in program.last_use
-        and list(program.outputs.values()).count(index) == 1
-    )
-
-
 def _kind(x: Any) -> str:
     return f"a {x.kind} array" if isinstance(x, _trace.Symbol) else f"a {type(x).__name__}"
 
@@ -125,7 +115,8 @@ def _extra(piece: Piece) -> tuple[str, ...]:
         slots = {n: tape.load(n, _trace.REAL) for n in piece.slots}
         names = tuple(piece.reduce(probe, tape, tape.load("p", _trace.REAL), tape.load("g", _trace.REAL), **slots))
     if piece.host:
-        h = _namespace({**piece.statics, **piece.resolve(1), **piece.carry, **dict.fromkeys(names, 1.0), "t": 1})
+        hypers = piece.resolve(1, "numpy", read=True)
+        h = _namespace({**piece.statics, **hypers, **piece.carry, **dict.fromkeys(names, 1.0), "t": 1})
         names += tuple(piece.host(h, _scalars.floats))
     clash = {*names} & {"t", *piece.hypers, *piece.statics}
     if clash:
@@ -210,13 +201,14 @@ class Stages:
 
     def new_carry(self) -> dict[str, Any]:
         """Make the scalars that live from step to step, before the first step."""
-        if self.layout.library != "jax":
-            return dict(self.carried)
-        return {n: self.layout.xp.asarray(v, dtype=self._scalar_dtype()) for n, v in self.carried.items()}
+        return {n: self._carried(v) for n, v in self.carried.items()}
 
     def new_step(self) -> Any:
         """Return the number of steps taken: a Python int, on JAX an int32 array, so that a jitted step traces once."""
         return self.layout.xp.asarray(0, dtype=self.layout.xp.int32) if self.layout.library == "jax" else 0
+
+    def _carried(self, x: Any) -> Any:
+        return self.layout.xp.asarray(x, dtype=self._scalar_dtype()) if self.layout.library == "jax" else x
 
     def _scalar_dtype(self) -> Any:
         reals = {d.real for d in self.layout.dtypes}
@@ -230,7 +222,8 @@ class Stages:
         _same_keys("state.slots", state.slots, self.live)
         _same_keys("state.carry", state.carry, self.carried)
         step = state.step
-        if isinstance(step, bool) or not (isinstance(step, int) or getattr(step, "shape", None) == ()):
+        traced = self.layout.library == "jax" and getattr(step, "shape", None) == () and "int" in str(step.dtype)
+        if isinstance(step, bool) or not (isinstance(step, int) or traced):
             raise TypeError(f"state.step: {step!r}, but the number of steps taken is an int")
         if isinstance(step, int) and step < 0:
             raise ValueError(f"state.step: {step}, but the number of steps taken is at least 0")
@@ -251,7 +244,8 @@ class Stages:
         """Return the hyperparameters of step ``t``, checked, piece by piece."""
         if not isinstance(t, int):
             t = self.layout.xp.astype(t, self._scalar_dtype())
-        return [piece.resolve(t) for piece in pieces or self.pieces]
+        read = self.runner.name == "tiled"
+        return [piece.resolve(t, self.layout.library, read) for piece in pieces or self.pieces]
 
     def run(
         self,
@@ -291,12 +285,13 @@ class Stages:
         if change:
             news = [self.layout.xp.zeros_like(p) if g is None else None for p, g in zip(ps, gs, strict=True)]
         new_slots = {n: list(column) for n, column in slots.items()}
+        jobs = []
         for leaves, work in works:
-            if write:
-                self.runner.body(work, values.select(leaves), {n: work.loads[n] for n in work.outputs})
-                continue
-            out = self.runner.body(work, values.select(leaves), None)
-            for n, column in out.items():
+            into = {n: work.loads[n] for n in work.outputs} if write else None
+            jobs.append(self.runner.prepare(work, values.select(leaves), into))
+        for (leaves, _), job in zip(works, jobs, strict=True):
+            out = job()
+            for n, column in () if write else out.items():
                 target = news if n == first else new_slots[n]
                 for k, x in zip(leaves, column, strict=True):
                     target[k] = x
@@ -321,12 +316,12 @@ class Stages:
                     if piece.scope == "tree":
                         h[n] = _reduce.ordered(rows[k][n] for k in sorted(rows))
                     else:
-                        h[n] = Column(rows[k][n] if k in rows else 0.0 for k in range(count))
+                        h[n] = Column(rows[k][n] if k in rows else None for k in range(count))
             if piece.host:
                 more = self._host(piece, h, count)
                 for n in piece.carry:
                     if n in more:
-                        carry[piece.slot(n)] = more[n]
+                        carry[piece.slot(n)] = self._carried(more[n])
                 h |= more
         return values, carry
 
@@ -334,8 +329,13 @@ class Stages:
         assert piece.host is not None
         if not any(type(x) is Column for x in h.values()):
             return _host_scalars(piece, h)
-        rows = [_host_scalars(piece, {n: x[k] if type(x) is Column else x for n, x in h.items()}) for k in range(count)]
-        return {n: Column(row[n] for row in rows) for n in (rows[0] if rows else ())}
+        column = next(x for x in h.values() if type(x) is Column)
+        rows: list[dict[str, Any] | None] = []
+        for k in range(count):  # a leaf without a gradient has no sums and needs no scalars
+            own = {n: x[k] if type(x) is Column else x for n, x in h.items()}
+            rows.append(None if column[k] is None else _host_scalars(piece, own))
+        names = next((list(row) for row in rows if row is not None), [])
+        return {n: Column(row and row[n] for row in rows) for n in names}
 
 
 def _host_scalars(piece: Piece, h: dict[str, Any]) -> dict[str, Any]:

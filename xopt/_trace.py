@@ -55,7 +55,7 @@ class Scalar:
 
 
 def _literal(x: object) -> str | None:
-    return repr(x) if type(x) in (int, float) else None  # a NumPy scalar beside an array would be a strong float64
+    return f"({x!r})" if type(x) in (int, float) else None  # a NumPy scalar beside an array would be a strong float64
 
 
 def _scalar_operator(symbol: str, reverse: bool) -> Any:
@@ -64,6 +64,10 @@ def _scalar_operator(symbol: str, reverse: bool) -> Any:
         text = other.text if isinstance(other, Scalar) else _literal(other)
         if text is None:
             return NotImplemented
+        if symbol == "**" and reverse and text.startswith("(-"):
+            raise TypeError(
+                f"{text} to the power of a hyperparameter ({self.text}): a negative base has no real powers"
+            )
         return Scalar(f"({text} {symbol} {self.text})" if reverse else f"({self.text} {symbol} {text})")
 
     return operate
@@ -221,6 +225,11 @@ class Tape:
             self._nodes.append(node)
         return Symbol(self, self._known[node], node.kind)
 
+    def idle(self, slot: Symbol, outputs: list[Symbol], output: Symbol) -> bool:
+        """Whether a slot comes back unchanged and nothing reads it, not even what is thrown away later."""
+        read = any(slot.index in node.args for node in self._nodes)
+        return output.index == slot.index and not read and [x.index for x in outputs].count(slot.index) == 1
+
     def finish(self, outputs: Mapping[str, Symbol], inputs: list[str]) -> Program:
         """Close the recording: drop what no output needs, and compile the scalars."""
         wanted = [x.index for x in outputs.values()]
@@ -263,8 +272,20 @@ class Program:
         self.last_use: dict[int, int] = {a: i for i, n in enumerate(nodes) for a in n.args if isinstance(a, int)}
 
     def evaluate(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Compute the scalars of one step from the named values of :attr:`inputs`."""
-        return self._scalars(*[values[n] for n in self.inputs])
+        """Compute the scalars of one step from the named values of :attr:`inputs`: Python floats, or 0-d arrays.
+
+        This is where a formula of scalars that cannot be computed raises, before any array is touched.
+        """
+        return tuple(
+            _real(x) if isinstance(x, int | float | complex) else x
+            for x in self._scalars(*[values[n] for n in self.inputs])
+        )
+
+
+def _real(x: Any) -> float:
+    if isinstance(x, complex):
+        raise ValueError(f"a root or power of a negative number among the hyperparameters is {x}; it must be real")
+    return float(x)
 
 
 def replay(program: Program, xp: Any, arrays: Mapping[str, Any], scalars: tuple[Any, ...]) -> dict[str, Any]:

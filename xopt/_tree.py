@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -57,7 +58,10 @@ def paths(spec: optree.PyTreeSpec, name: str) -> list[str]:
 
 
 def _step(entry: Any) -> str:
-    return entry.codify("").replace("'", '"') if isinstance(entry.entry, str) else str(entry.codify(""))
+    code = str(entry.codify(""))
+    return (
+        f"[{json.dumps(entry.entry, ensure_ascii=False)}]" if isinstance(entry.entry, str) and code[:1] == "[" else code
+    )
 
 
 def match(spec: optree.PyTreeSpec, tree: Any, name: str, like: str = "the parameters") -> list[Any]:

@@ -52,7 +52,7 @@ class Dropout:
     >>> layer = Dropout(0.5, seed=1)
     >>> y = layer.forward(np.ones(6))
     >>> y
-    array([0., 2., 2., 0., 0., 2.])
+    array([0., 0., 2., 2., 2., 0.])
     >>> np.array_equal(layer.backward(np.ones(6)), y)
     True
     >>> layer.forward(np.ones(3), training=False)

@@ -12,7 +12,7 @@ from xopt._layout import Layout, Memory
 from xopt._names import qualified_names
 from xopt._scalars import after
 from xopt._stages import Stages
-from xopt.rule import Method, Part, State
+from xopt.rule import Method, Part, RunnerName, State
 
 
 class Optimizer:
@@ -54,7 +54,7 @@ class Optimizer:
     array([ 0.0029, -0.002 ])
     """
 
-    def __init__(self, params: Any, rule: Method, *, runner: str | None = None) -> None:
+    def __init__(self, params: Any, rule: Method, *, runner: RunnerName | None = None) -> None:
         if not isinstance(rule, Method):
             got = rule.__name__ if isinstance(rule, type) else type(rule).__name__
             hint = "; make an object of it" if isinstance(rule, type) and issubclass(rule, Part) else ""
@@ -63,15 +63,15 @@ class Optimizer:
         self._rule = rule
         self._layout = Layout(params, writable=True)
         self._stages = Stages(rule._pieces(), self._layout, runner)
-        self._memory = Memory(self._layout)
         self._tree = params
         self._writes = _arrays.in_place(self._layout.library)
         if self._layout.library == "jax":  # the step donates its buffers; the caller's stay alive
-            self._layout.leaves = [self._layout.xp.asarray(p, copy=True) for p in self._layout.leaves]
+            self._layout.leaves = [self._layout.xp.asarray(p, dtype=p.dtype, copy=True) for p in self._layout.leaves]
             self._tree = self._layout.tree(self._layout.leaves)
         self._taken = 0
         self._slots, self._kept = self._new_slots()
         self._carry = self._stages.new_carry()
+        self._memory = Memory(self._layout, self._state_arrays())
         self._compiled: Any = None
 
     @property
@@ -163,6 +163,12 @@ class Optimizer:
             f"runner={self.runner!r}, step={self._taken})"
         )
 
+    def _state_arrays(self) -> list[Any]:
+        """Return the arrays that hold the state: the buffers of the tiled runner, or the slots."""
+        if self._kept and not self._stages.split:
+            return [buffer for arenas, _ in self._kept for buffer, _ in arenas.values()]
+        return [x for column in self._slots.values() for x in column]
+
     def _jitted(self) -> Any:
         """Compile the whole step once; parameters, slots and carry are donated, hyperparameters are arguments."""
         if self._compiled is None:
@@ -189,9 +195,9 @@ class Optimizer:
                 buffer = _arrays.aligned(end, dtype)
                 buffer[...] = stages.first_value(n, dtype.name)
                 arena[n] = (buffer, at)
+                flat = buffer if layout.library == "numpy" else layout.xp.asarray(buffer)
                 for start, k in zip(at, batch.leaves, strict=True):
                     shape = layout.shapes[k]
-                    view = buffer[start : start + math.prod(shape)].reshape(shape)
-                    slots[n][k] = view if layout.library == "numpy" else layout.xp.asarray(view)
+                    slots[n][k] = flat[start : start + math.prod(shape)].reshape(shape)
             kept.append(({} if batch.split else arena, {}))
         return slots, kept

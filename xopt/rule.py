@@ -6,25 +6,22 @@ against the array-API standard. Everything else (trees, dtypes, libraries, memor
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, cast, dataclass_transform
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
-from xopt._fields import MISSING, Field, check, declared, number, signature
 from xopt._fields import hyper as hyper
 from xopt._fields import static as static
 from xopt._layout import Layout
 from xopt._names import replaced
+from xopt._part import Array as Array
+from xopt._part import H as H
+from xopt._part import Hyper as Hyper
+from xopt._part import Part as Part
 from xopt._pieces import Piece
 from xopt._scalars import after
 from xopt._stages import Stages
 
-Array: TypeAlias = Any
-"""An array of any library that speaks the array-API standard."""
-H: TypeAlias = Any
-"""In ``update``: the hyperparameters as attributes, and ``h.t``, the number of this step, from 1 on."""
-Hyper: TypeAlias = float | Callable[[Any], Any]
-"""A hyperparameter: a number, or a schedule, that is a callable of the step."""
+RunnerName: TypeAlias = Literal["eager", "tiled"]
 
 
 def abs2(xp: Any, x: Array) -> Array:
@@ -108,7 +105,7 @@ class Method:
         return State(stages.new_step(), slots, stages.new_carry())
 
     def apply(
-        self, params: Any, grads: Any, state: State, *, runner: str | None = None, **overrides: Any
+        self, params: Any, grads: Any, state: State, *, runner: RunnerName | None = None, **overrides: Any
     ) -> tuple[Any, State]:
         """Take one step and return new parameters and a new state. Pure: what is passed in is never written.
 
@@ -132,7 +129,7 @@ class Method:
         return self._step(params, grads, state, runner, overrides, change=False)
 
     def updates(
-        self, params: Any, grads: Any, state: State, *, runner: str | None = None, **overrides: Any
+        self, params: Any, grads: Any, state: State, *, runner: RunnerName | None = None, **overrides: Any
     ) -> tuple[Any, State]:
         """Return what :meth:`apply` would add to the parameters, and the new state.
 
@@ -141,7 +138,13 @@ class Method:
         return self._step(params, grads, state, runner, overrides, change=True)
 
     def _step(
-        self, params: Any, grads: Any, state: State, runner: str | None, overrides: Mapping[str, Any], change: bool
+        self,
+        params: Any,
+        grads: Any,
+        state: State,
+        runner: RunnerName | None,
+        overrides: Mapping[str, Any],
+        change: bool,
     ) -> tuple[Any, State]:
         layout = Layout(params)
         stages = Stages(self._pieces(overrides), layout, runner)
@@ -150,121 +153,6 @@ class Method:
         t = after(state.step)
         ps, slots, carry = stages.run(t, stages.resolve(t), layout.leaves, gs, slots, state.carry, change=change)
         return layout.tree(ps), State(t, {n: layout.tree(column) for n, column in slots.items()}, carry)
-
-
-@dataclass_transform(field_specifiers=(hyper, static), frozen_default=True)
-class Part:
-    """One link of a chain. Subclasses declare fields with :func:`hyper`, :func:`static` or a plain annotation."""
-
-    update: ClassVar[Callable[..., Any]]
-    """``update(h, xp, p, g, *slots) -> step`` or ``(step, *slots)``."""
-    reduce: ClassVar[Callable[..., dict[str, Array]] | None] = None
-    """``reduce(h, xp, p, g, *slots) -> {name: terms}``: summed over ``scope``, they become ``h.name``."""
-    host: ClassVar[Callable[..., dict[str, Any]] | None] = None
-    """``host(h, xp) -> {name: value}``: more scalars, once a step; ``xp`` has scalar functions."""
-    scope: ClassVar[str] = "tree"
-    """What ``reduce`` sums over: ``"tree"`` or ``"leaf"``."""
-    carry: ClassVar[Mapping[str, float]] = {}
-    """Scalars kept between steps with their first values; ``host`` returns the new ones."""
-    inexact: ClassVar[bool] = False
-    """Whether ``update`` may use functions that differ in the last bits between libraries (exp, pow …)."""
-
-    _fields: ClassVar[dict[str, Field]] = {}
-    _slots: ClassVar[dict[str, float | str]] = {}
-    _given: dict[str, Any]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        found = dict(cls._fields)
-        for name, hint in inspect.get_annotations(cls).items():
-            if name.startswith("_") or "ClassVar" in str(hint):
-                continue
-            found[name] = declared(cls, name, hint)
-            if name in vars(cls):
-                delattr(cls, name)
-        cls._fields = found
-        if "update" in vars(cls):
-            cls._slots = _slots_of(cls)
-        cls.__signature__ = signature(found)  # type: ignore[attr-defined]
-
-    def __init__(self, *args: Any, **given: Any) -> None:
-        fields = self._fields
-        places = [n for n, f in fields.items() if not f.kw_only]
-        name = type(self).__name__
-        if len(args) > len(places):
-            raise TypeError(f"{name} takes {len(places)} positional arguments ({', '.join(places)}), got {len(args)}")
-        for place, value in zip(places, args, strict=False):
-            if place in given:
-                raise TypeError(f"{name}: {place} is given twice")
-            given[place] = value
-        for n in given:
-            if n not in fields:
-                raise TypeError(f"{name} has no hyperparameter {n!r}; it has {', '.join(fields)}")
-        for n, f in fields.items():
-            if n not in given and f.default is MISSING:
-                raise TypeError(f"{name} needs {n}")
-            value = check(f"{name}.{n}", f, given[n]) if n in given else f.default
-            object.__setattr__(self, n, value)
-            if n in given:
-                given[n] = value
-        object.__setattr__(self, "_given", given)
-        self._check()
-
-    def _check(self) -> None:
-        """Refuse fields that contradict each other. Subclasses extend it."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"{type(self).__name__} is immutable; use replace({name}={value!r}) or Optimizer.set")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"{type(self).__name__} is immutable")
-
-    def __repr__(self) -> str:
-        order = sorted(self._fields, key=lambda n: self._fields[n].kw_only)
-        return f"{type(self).__name__}({', '.join(f'{n}={self._given[n]!r}' for n in order if n in self._given)})"
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._values() == other._values()
-
-    def __hash__(self) -> int:
-        return hash((type(self), *self._values().items()))
-
-    def _values(self) -> dict[str, Any]:
-        return {n: getattr(self, n) for n in self._fields}
-
-    def replace(self, **changes: Any) -> Self:
-        """Return a copy with other values of some fields; what was left to its default stays so.
-
-        Examples
-        --------
-        >>> import xopt
-        >>> xopt.Adam(lr=0.1).replace(b1=0.5)
-        Adam(lr=0.1, b1=0.5)
-        """
-        return type(self)(**{**self._given, **changes})
-
-    def _update(self) -> Callable[..., Any]:
-        return type(self).update
-
-    def _piece(self, place: int) -> Piece:
-        cls, values = type(self), self._values()
-        fixed = {n: v for n, v in values.items() if self._fields[n].static or v is None}
-        hypers = tuple(n for n in values if n not in fixed)
-        first = {n: float(values[v]) if isinstance(v, str) else v for n, v in self._slots.items()}
-        return Piece(
-            f"{place}.{cls.__name__.lower()}", (cls, *fixed.items()), self._update(), first, fixed, hypers,
-            self._resolve, cls.reduce, cls.host, cls.scope, cls.carry, cls.inexact,
-        )  # fmt: skip
-
-    def _resolve(self, t: Any) -> dict[str, Any]:
-        found = {}
-        for n, f in self._fields.items():
-            value = getattr(self, n)
-            if not f.static and value is not None:
-                if callable(value):
-                    value = number(f"{type(self).__name__}.{n}", f, value(t), f"the schedule returned this at step {t}")
-                found[n] = value
-        return found
 
 
 class Transform(Part):
@@ -306,21 +194,26 @@ class Rule(Part, Method):
         [new] = replaced((self,), values)
         return cast(Rule, new)
 
-    def _update(self) -> Callable[..., Any]:
-        update = type(self).update
+    def _hooks(self) -> tuple[Callable[..., Any], Callable[..., dict[str, Array]] | None]:
+        update, reduce = type(self).update, type(self).reduce
+
+        def gradient(h: H, p: Array, g: Array) -> Array:
+            g = -g if h.maximize else g
+            return g + h.weight_decay * p if h.weight_decay is not None and h.decay == "l2" else g
 
         def whole(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> tuple[Array, ...]:
-            if h.maximize:
-                g = -g
-            if h.weight_decay is None:
-                return _tuple(update(h, xp, p, g, **slots))
-            if h.decay == "l2":
-                return _tuple(update(h, xp, p, g + h.weight_decay * p, **slots))
-            step, *new = _tuple(update(h, xp, p, g, **slots))
-            factor = h.lr * h.weight_decay if h.decay == "lr" else h.weight_decay
-            return (step - factor * p, *new)
+            out = update(h, xp, p, gradient(h, p, g), **slots)
+            step, *new = out if isinstance(out, tuple) else (out,)
+            if h.weight_decay is not None and h.decay != "l2":
+                factor = h.lr * h.weight_decay if h.decay == "lr" else h.weight_decay
+                step = step - factor * p
+            return (step, *new)
 
-        return whole
+        def terms(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> dict[str, Array]:
+            assert reduce is not None
+            return reduce(h, xp, p, gradient(h, p, g), **slots)
+
+        return whole, terms if reduce else None
 
 
 class Chain(Method):
@@ -333,11 +226,16 @@ class Chain(Method):
     (ClipByValue(limit=1.0), SGD())
     """
 
-    __slots__ = ("parts",)
-    parts: tuple[Part, ...]
+    __slots__ = ("_links",)
+    _links: tuple[Part, ...]
 
     def __init__(self, parts: tuple[Part, ...]) -> None:
-        self.parts = parts
+        self._links = parts
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The links, in order."""
+        return self._links
 
     def _parts(self) -> tuple[Part, ...]:
         return self.parts
@@ -387,22 +285,3 @@ def chain(*parts: Part | Chain) -> Chain:
         names = ", ".join(type(part).__name__ for part in flat) or "nothing"
         raise ValueError(f"chain: {len(rules)} rules in ({names}), but a chain has exactly one")
     return Chain(tuple(flat))
-
-
-def _slots_of(cls: type[Part]) -> dict[str, float | str]:
-    """Read the state of a rule from the signature of its update."""
-    names = list(inspect.signature(cls.update).parameters.values())
-    if len(names) < 4 or any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in names):
-        raise TypeError(f"{cls.__name__}.update must take (h, xp, p, g) and then one parameter for each state array")
-    found: dict[str, float | str] = {}
-    for p in names[4:]:
-        if p.default is p.empty:
-            raise TypeError(f"{cls.__name__}.update: state array {p.name!r} needs its first value, like {p.name}=0.0")
-        if isinstance(p.default, str) and p.default not in cls._fields:
-            raise TypeError(f"{cls.__name__}.update: {p.name}={p.default!r} names no field of {cls.__name__}")
-        found[p.name] = p.default
-    return found
-
-
-def _tuple(x: Any) -> tuple[Any, ...]:
-    return x if isinstance(x, tuple) else (x,)

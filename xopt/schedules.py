@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeAlias
 
+import numpy as np
+
 from xopt import _scalars
 
 __all__ = [
@@ -41,7 +43,7 @@ class Schedule:
     >>> lr = xopt.schedules.cosine(0.1, steps=10)
     >>> lr
     cosine(0.1, steps=10)
-    >>> lr(1), lr(6), lr(11)
+    >>> lr(1), round(lr(6), 4), lr(11)
     (0.1, 0.05, 0.0)
     """
 
@@ -98,9 +100,13 @@ def _schedule(function: Callable[Concatenate[Number, Any, P], Number]) -> Callab
 def _check(where: str, name: str, value: Any) -> None:
     if name in ("schedules", "boundaries"):
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | np.integer | np.floating)
+        or not math.isfinite(value)
+    ):
         raise TypeError(f"{where} is {value!r}, but it must be a finite number")
-    if name in ("steps", "every", "warmup") and value <= 0:
+    if name in ("steps", "every") and value <= 0:
         raise ValueError(f"{where} is {value!r}, but it must be a positive number of steps")
 
 
@@ -220,10 +226,10 @@ def warmup_cosine(
     --------
     >>> import xopt
     >>> lr = xopt.schedules.warmup_cosine(1.0, warmup=4, steps=14)
-    >>> [lr(t) for t in (1, 3, 5, 10, 15)]
+    >>> [round(lr(t), 4) for t in (1, 3, 5, 10, 15)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
-    rising = start + (peak - start) * xp.minimum(done / warmup, 1.0)
+    rising = start + (peak - start) * xp.minimum(done / max(warmup, 1), 1.0)
     falling = _cosine(xp.maximum(done - warmup, 0.0), xp, peak, max(steps - warmup, 1), end)
     return xp.where(done < warmup, rising, falling)
 

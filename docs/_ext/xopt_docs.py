@@ -1,4 +1,4 @@
-"""What the pages take from the package while they are built: the table of rules, and a check that no name is missing."""
+"""What the pages take from the package while they are built: tables, and a check that no name is missing."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def values(field: Any) -> str:
 def table(widths: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     lines = [".. list-table::", "   :header-rows: 1", f"   :widths: {widths}", ""]
     for row in [head, *rows]:
-        lines += [f"   {'-' if k else '* -'} {cell}".replace("   - ", "     - ", 1) for k, cell in enumerate(row)]
+        lines += [f"   {'* -' if k == 0 else '  -'} {cell}" for k, cell in enumerate(row)]
     return [*lines, ""]
 
 

@@ -39,26 +39,35 @@ if hasattr(os, "register_at_fork"):
 
 
 def run(jobs: list[Callable[[], None]]) -> None:
-    """Run jobs at the same time, the first on the calling thread, and wait for all of them whatever happens."""
-    if len(jobs) <= 1:
-        for job in jobs:
-            job()
-        return
-    global _pool
-    with _lock:
-        if _pool is None:
-            from concurrent.futures import ThreadPoolExecutor  # 11 ms that `import xopt` does without
+    """Run jobs that take their work from one queue, the first on the calling thread, and wait for all of them.
 
-            _pool = ThreadPoolExecutor(_LIMIT, thread_name_prefix="xopt")
-        pool = _pool
-    futures = [pool.submit(job) for job in jobs[1:]]
+    A helper that cannot be started is done without: whoever runs takes all the work there is.
+    """
+    futures = []
     try:
+        if len(jobs) > 1:
+            try:
+                pool = _threads()
+                for job in jobs[1:]:
+                    futures.append(pool.submit(job))  # noqa: PERF401 (those that started count if a later one does not)
+            except RuntimeError:  # no more threads, or the interpreter is shutting down
+                pass
         jobs[0]()
     finally:
         errors = [f.exception() for f in futures]
     for error in errors:
         if error is not None:
             raise error
+
+
+def _threads() -> Any:
+    global _pool
+    with _lock:
+        if _pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # 11 ms that `import xopt` does without
+
+            _pool = ThreadPoolExecutor(_LIMIT, thread_name_prefix="xopt")
+        return _pool
 
 
 def borrow(size: int) -> np.ndarray[Any, Any]:

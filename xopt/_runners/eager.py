@@ -6,22 +6,47 @@ once when it is stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from xopt import _arrays, _reduce
 from xopt._pieces import Values, Work, compose
+from xopt._trace import Program
 
 name = "eager"
 
 
-def body(work: Work, values: Values, into: dict[str, list[Any]] | None) -> dict[str, list[Any]]:
-    """Run the whole chain over every leaf; write into ``into`` where it is given, else return fresh arrays."""
+def prepare(work: Work, values: Values, into: dict[str, list[Any]] | None) -> Callable[[], dict[str, list[Any]]]:
+    """Return a function that runs the whole chain over every leaf; what can fail fails here, before any write.
+
+    Its results land in ``into`` where that is given, else in fresh arrays.
+    """
+    program = work.plan.body(work.outputs)
+    if not values.on_device:
+        for k in range(len(work.loads["p"]) if values.by_leaf else 1):
+            program.evaluate(values.named(k))
+    return partial(_body, work, values, into, _aliases(program))
+
+
+def _aliases(program: Program) -> set[str]:
+    """Name the outputs that are, or may be, a view of what was loaded, or of another output."""
+    found = {n for n, i in program.outputs.items() if program.nodes[i].op in ("load", "real", "imag", "conj")}
+    indices = list(program.outputs.values())
+    return found | {n for n, i in program.outputs.items() if indices.count(i) > 1}
+
+
+def _body(work: Work, values: Values, into: dict[str, list[Any]] | None, aliases: set[str]) -> dict[str, list[Any]]:
     outputs: dict[str, list[Any]] = {n: [] for n in work.outputs}
     with _arrays.no_grad(work.library):
         for k in range(len(work.loads["p"])):
-            for n, x in _leaf(work, values, k).items():
-                like = work.loads["p" if n == "u" else n][k]
-                x = _restore(work, x, like)
+            results = _leaf(work, values, k)
+            for n, x in results.items():
+                own = work.xp.asarray(x, copy=True) if n in aliases else x
+                results[n] = _restore(work, own, work.loads["p" if n == "u" else n][k])
+            for n, x in results.items():
                 if into is not None:
                     home = into[n][k]
                     (home.detach() if work.library == "torch" else home)[...] = x
@@ -56,11 +81,13 @@ def sums(work: Work, values: Values, place: int) -> list[dict[str, Any]]:
 def _compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
     xp, arrays = work.xp, {}
     for n, column in work.loads.items():
-        x = column[k]
+        x = column[k].detach() if work.library == "torch" else column[k]
         is_complex = "complex" in str(x.dtype)
         x = _arrays.cast(xp, x, getattr(xp, _arrays.COMPLEX_OF[real] if is_complex else real))
         if x.ndim == 0:
             x = xp.reshape(x, (1,))
+        if is_complex and work.library == "numpy":
+            x = np.ascontiguousarray(x)  # NumPy's complex loops round otherwise where the stride is negative
         if is_complex and work.split:
             x = xp.stack([xp.real(x), xp.imag(x)], axis=-1)
         arrays[n] = x

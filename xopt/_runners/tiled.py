@@ -11,7 +11,7 @@ import itertools
 import math
 import operator
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,8 +36,13 @@ class Tiled:
     def __init__(self, tile: int = TILE, threads: int | None = None) -> None:
         self.tile, self.threads = tile, threads
 
-    def body(self, work: Work, values: Values, into: dict[str, list[Any]] | None) -> dict[str, list[Any]]:
-        """Run the whole chain over every leaf; write into ``into`` where it is given, else return fresh arrays."""
+    def prepare(
+        self, work: Work, values: Values, into: dict[str, list[Any]] | None
+    ) -> Callable[[], dict[str, list[Any]]]:
+        """Return a function that runs the whole chain over every leaf; what can fail fails here, before any write.
+
+        Its results land in ``into`` where that is given, else in fresh arrays.
+        """
         leaves, stores, made = _leaves(work), work.outputs, into
         if made is None:
             made = {n: [_empty_like(x) for x in work.loads["p" if n == "u" else n]] for n in work.outputs}
@@ -48,10 +53,15 @@ class Tiled:
         large = [task for task in tasks if len(task.leaves) == 1]
         kinds: list[tuple[type[_Small] | type[_Large], list[Task]]] = [(_Small, small), (_Large, large)]
         runs = [(kind(work, values, leaves, stores), some) for kind, some in kinds if some]
-        self._spread(runs)
-        if into is None and work.library != "numpy":
-            made = {n: [work.xp.asarray(x) for x in column] for n, column in made.items()}
-        return made
+        ready = [self._ready(run, some) for run, some in runs]
+
+        def finish() -> dict[str, list[Any]]:
+            _go(ready)
+            if into is None and work.library != "numpy":
+                return {n: [work.xp.asarray(x) for x in column] for n, column in made.items()}
+            return made
+
+        return finish
 
     def places(self, library: str, params: list[Any]) -> tuple[list[int], int]:
         """Say where the state of each leaf should lie in one buffer, and how long that is.
@@ -70,31 +80,19 @@ class Tiled:
         """Return the sums that piece ``place`` asks for, leaf by leaf, in float64 and in the order of `_reduce`."""
         leaves = _leaves(work)
         run = _Sums(work, place, values, leaves, min(self.tile, _reduce.CHUNK))
-        self._spread([(run, leaves.tasks(run.tile, _reduce.CHUNK))])
+        _go([self._ready(run, leaves.tasks(run.tile, _reduce.CHUNK))])
         chunks: list[list[list[float]]] = [[] for _ in leaves.sizes]
         for leaf, number in sorted(run.found):
             chunks[leaf].append(run.found[leaf, number])
         return [{n: _reduce.ordered(x[j] for x in leaf) for j, n in enumerate(run.names)} for leaf in chunks]
 
-    def _spread(self, runs: Sequence[tuple[_Small | _Large | _Sums, list[Task]]]) -> None:
-        """Do all tasks. All memory is taken here, before the first write."""
-        ready = []
-        blocks: list[NDArray] = []
-        try:
-            for run, tasks in runs:
-                if not tasks:
-                    continue
-                count = min(self._threads(tasks), len(tasks))
-                largest = min(run.tile or self.tile, max(task.size for task in tasks))
-                staged = any(len(task.leaves) > 1 or task.block is not None for task in tasks)
-                mine = [_pool.borrow(run.scratch(largest, staged)) for _ in range(count)]
-                blocks += mine
-                ready.append((run, deque(tasks), [run.buffers(block, largest, staged) for block in mine]))
-            for run, queue, buffers in ready:
-                _pool.run([partial(_work, run, queue, b) for b in buffers])
-        finally:
-            for block in blocks:
-                _pool.give(block)
+    def _ready(self, run: _Small | _Large | _Sums, tasks: list[Task]) -> _Ready:
+        """Take the memory that some tasks need, before the first write."""
+        count = min(self._threads(tasks), len(tasks))
+        largest = min(run.tile or self.tile, max((task.size for task in tasks), default=0))
+        staged = any(len(task.leaves) > 1 or task.block is not None for task in tasks)
+        blocks = [_pool.borrow(run.scratch(largest, staged)) for _ in range(count)]
+        return _Ready(run, deque(tasks), blocks, [run.buffers(block, largest, staged) for block in blocks])
 
     def _threads(self, tasks: list[Task]) -> int:
         """Say how many threads. Small leaves stay on the calling one: they are mostly interpreter, which is one."""
@@ -103,6 +101,24 @@ class Tiled:
         if self.threads is not None:
             return self.threads
         return _pool.threads() if sum(task.size for task in tasks) >= _PARALLEL else 1
+
+
+class _Ready(NamedTuple):
+    """Tasks with the memory to do them, a block and its arrays for each thread."""
+
+    run: _Small | _Large | _Sums
+    queue: deque[Task]
+    blocks: list[NDArray]
+    buffers: list[_Buffers]
+
+
+def _go(ready: list[_Ready]) -> None:
+    """Do all tasks, and give the memory back."""
+    for run, queue, blocks, buffers in ready:
+        if queue:
+            _pool.run([partial(_work, run, queue, b) for b in buffers])
+        for block in blocks:
+            _pool.give(block)
 
 
 def _work(run: _Small | _Large | _Sums, queue: deque[Task], buffers: _Buffers) -> None:

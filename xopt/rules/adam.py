@@ -46,6 +46,7 @@ class Adam(Rule):
     References
     ----------
     D. P. Kingma, J. Ba (2015), Adam: a method for stochastic optimization, arXiv:1412.6980, Algorithm 1.
+
     S. J. Reddi, S. Kale, S. Kumar (2018), On the convergence of Adam and beyond, arXiv:1904.09237, Algorithm 2.
 
     Examples

@@ -160,6 +160,7 @@ class RMSProp(Rule):
     References
     ----------
     T. Tieleman, G. Hinton (2012), Lecture 6.5, Neural networks for machine learning.
+
     A. Graves (2013), Generating sequences with recurrent neural networks, arXiv:1308.0850, equations 38-45.
 
     Examples

@@ -50,7 +50,9 @@ class SGD(Rule):
     References
     ----------
     B. T. Polyak (1964), Some methods of speeding up the convergence of iteration methods.
+
     Y. Nesterov (1983), A method for solving the convex programming problem with convergence rate O(1/k²).
+
     I. Sutskever, J. Martens, G. Dahl, G. Hinton (2013), On the importance of initialization and momentum.
 
     Examples

@@ -1,0 +1,178 @@
+"""One link of a chain: a frozen object whose fields are hyperparameters, with hooks that the stages call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self, TypeAlias, dataclass_transform
+
+from xopt._fields import MISSING, Field, check, declared, hyper, number, signature, static
+from xopt._pieces import Piece
+
+Array: TypeAlias = Any
+"""An array of any library that speaks the array-API standard."""
+H: TypeAlias = Any
+"""In ``update``: the hyperparameters as attributes, and ``h.t``, the number of this step, from 1 on."""
+Hyper: TypeAlias = float | Callable[[Any], Any]
+"""A hyperparameter: a number, or a schedule, that is a callable of the step."""
+
+_RESERVED = {
+    "t",
+    "update",
+    "replace",
+    "init",
+    "apply",
+    "updates",
+    "params",
+    "grads",
+    "state",
+    "runner",
+    "scope",
+    "carry",
+}
+
+
+@dataclass_transform(field_specifiers=(hyper, static), frozen_default=True)
+class Part:
+    """One link of a chain. Subclasses declare fields with :func:`hyper`, :func:`static` or a plain annotation."""
+
+    update: ClassVar[Callable[..., Any]]
+    """``update(h, xp, p, g, *slots) -> step`` or ``(step, *slots)``."""
+    reduce: ClassVar[Callable[..., dict[str, Array]] | None] = None
+    """``reduce(h, xp, p, g, *slots) -> {name: terms}``: summed over ``scope``, they become ``h.name``."""
+    host: ClassVar[Callable[..., dict[str, Any]] | None] = None
+    """``host(h, xp) -> {name: value}``: more scalars, once a step; ``xp`` has scalar functions."""
+    scope: ClassVar[str] = "tree"
+    """What ``reduce`` sums over: ``"tree"`` or ``"leaf"``."""
+    carry: ClassVar[Mapping[str, float]] = {}
+    """Scalars kept between steps with their first values; ``host`` returns the new ones."""
+    inexact: ClassVar[bool] = False
+    """Whether ``update`` may use functions that differ in the last bits between libraries (exp, pow …)."""
+
+    _fields: ClassVar[dict[str, Field]] = {}
+    _slots: ClassVar[dict[str, float | str]] = {}
+    _given: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        found = dict(cls._fields)
+        for name, hint in inspect.get_annotations(cls).items():
+            if name.startswith("_") or "ClassVar" in str(hint):
+                continue
+            if name in _RESERVED:
+                raise TypeError(
+                    f"{cls.__name__}.{name}: this name means something else in a rule; call the field otherwise"
+                )
+            found[name] = declared(cls, name, hint)
+            if name in vars(cls):
+                delattr(cls, name)
+        cls._fields = found
+        if cls.scope == "leaf" and cls.carry:
+            raise TypeError(
+                f'{cls.__name__}: what is carried from step to step is one scalar for the tree; scope is "leaf"'
+            )
+        if "update" in vars(cls):
+            cls._slots = _slots_of(cls)
+        cls.__signature__ = signature(found)  # type: ignore[attr-defined]
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        fields = self._fields
+        places = [n for n, f in fields.items() if not f.kw_only]
+        name = type(self).__name__
+        if len(args) > len(places):
+            raise TypeError(f"{name} takes {len(places)} positional arguments ({', '.join(places)}), got {len(args)}")
+        for place, value in zip(places, args, strict=False):
+            if place in given:
+                raise TypeError(f"{name}: {place} is given twice")
+            given[place] = value
+        for n in given:
+            if n not in fields:
+                raise TypeError(f"{name} has no hyperparameter {n!r}; it has {', '.join(fields)}")
+        for n, f in fields.items():
+            if n not in given and f.default is MISSING:
+                raise TypeError(f"{name} needs {n}")
+            value = check(f"{name}.{n}", f, given[n]) if n in given else f.default
+            object.__setattr__(self, n, value)
+            if n in given:
+                given[n] = value
+        object.__setattr__(self, "_given", given)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse fields that contradict each other. Subclasses extend it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable; use replace({name}={value!r}) or Optimizer.set")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __repr__(self) -> str:
+        order = sorted(self._fields, key=lambda n: self._fields[n].kw_only)
+        return f"{type(self).__name__}({', '.join(f'{n}={self._given[n]!r}' for n in order if n in self._given)})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self._values().items()))
+
+    def _values(self) -> dict[str, Any]:
+        return {n: getattr(self, n) for n in self._fields}
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with other values of some fields; what was left to its default stays so.
+
+        Examples
+        --------
+        >>> import xopt
+        >>> xopt.Adam(lr=0.1).replace(b1=0.5)
+        Adam(lr=0.1, b1=0.5)
+        """
+        return type(self)(**{**self._given, **changes})
+
+    def _hooks(self) -> tuple[Callable[..., Any], Callable[..., dict[str, Array]] | None]:
+        """Return update and reduce as the stages call them."""
+        return type(self).update, type(self).reduce
+
+    def _piece(self, place: int) -> Piece:
+        cls, values = type(self), self._values()
+        fixed = {n: v for n, v in values.items() if self._fields[n].static or v is None}
+        hypers = tuple(n for n in values if n not in fixed)
+        first = {n: float(values[v]) if isinstance(v, str) else v for n, v in self._slots.items()}
+        update, reduce = self._hooks()
+        return Piece(
+            f"{place}.{cls.__name__.lower()}", (cls, *fixed.items()), update, first, fixed, hypers,
+            self._resolve, reduce, cls.host, cls.scope, cls.carry, cls.inexact,
+        )  # fmt: skip
+
+    def _resolve(self, t: Any, library: str, read: bool) -> dict[str, Any]:
+        found = {}
+        for n, f in self._fields.items():
+            value, why = getattr(self, n), ""
+            if f.static or value is None:
+                continue
+            where = f"{type(self).__name__}.{n}"
+            if callable(value):
+                value, why = value(t), f"the schedule returned this at step {t}"
+            found[n] = number(where, f, value, why, library, read)
+        return found
+
+
+def _slots_of(cls: type[Part]) -> dict[str, float | str]:
+    """Read the state of a rule from the signature of its update."""
+    names = list(inspect.signature(cls.update).parameters.values())
+    if len(names) < 4 or any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in names):
+        raise TypeError(f"{cls.__name__}.update must take (h, xp, p, g) and then one parameter for each state array")
+    found: dict[str, float | str] = {}
+    for p in names[4:]:
+        if p.default is p.empty:
+            raise TypeError(f"{cls.__name__}.update: state array {p.name!r} needs its first value, like {p.name}=0.0")
+        if isinstance(p.default, bool) or not isinstance(p.default, int | float | str):
+            raise TypeError(
+                f"{cls.__name__}.update: {p.name}={p.default!r}, but a first value is a number or names a field"
+            )
+        if isinstance(p.default, str) and p.default not in cls._fields:
+            raise TypeError(f"{cls.__name__}.update: {p.name}={p.default!r} names no field of {cls.__name__}")
+        found[p.name] = p.default
+    return found
