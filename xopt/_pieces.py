@@ -85,6 +85,8 @@ class Values:
 
 
 def _enter(x: Any, cast: Callable[[Any], Any]) -> Any:
+    if hasattr(x, "cast"):  # a step counter
+        return x.cast(cast)
     return cast(x) if hasattr(x, "dtype") else x
 
 

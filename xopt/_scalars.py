@@ -80,8 +80,9 @@ class Step:
     def __init__(self, value: Any) -> None:
         self.value = value
 
-    def __jax_array__(self) -> Any:
-        return self.value
+    def cast(self, function: Any) -> Step:
+        """Return this step in another dtype."""
+        return Step(function(self.value))
 
     def __rpow__(self, base: Any) -> _Power:
         xp = Zeros(self.value)
@@ -111,6 +112,19 @@ class _Power(Step):
         if isinstance(other, int | float) and other == 1:
             return -_arrays.namespace(self.exponent).expm1(self.exponent)
         return other - self.value
+
+
+class Unwrapped:
+    """A namespace whose functions take a :class:`Step` for the array that it is."""
+
+    def __init__(self, xp: Any) -> None:
+        self._xp = xp
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._xp, name)
+        if not callable(function) or isinstance(function, type):
+            return function
+        return lambda *args: function(*(x.value if isinstance(x, Step) else x for x in args))
 
 
 def after(step: Any) -> Any:

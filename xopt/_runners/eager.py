@@ -14,6 +14,7 @@ import numpy as np
 
 from xopt import _arrays, _reduce
 from xopt._pieces import Values, Work, compose
+from xopt._scalars import Unwrapped
 from xopt._trace import Program
 
 name = "eager"
@@ -60,7 +61,7 @@ def _leaf(work: Work, values: Values, k: int) -> dict[str, Any]:
     arrays = _compute_arrays(work, k, work.real)
     hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, work.real)))
     p = arrays["p"]
-    u, new = compose(work.pieces, hs, xp, p, arrays["g"], arrays)
+    u, new = compose(work.pieces, hs, _namespace(work), p, arrays["g"], arrays)
     result = {"p": p + u} if "p" in work.outputs else {"u": u}
     return result | {n: new[n] for n in work.outputs if n in new}
 
@@ -73,9 +74,13 @@ def sums(work: Work, values: Values, place: int) -> list[dict[str, Any]]:
         for k in range(len(work.loads["p"])):
             arrays = _compute_arrays(work, k, real)
             hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, real)), upto=place + 1)
-            _, terms = compose(work.pieces, hs, xp, arrays["p"], arrays["g"], arrays, reduce_at=place)
+            _, terms = compose(work.pieces, hs, _namespace(work), arrays["p"], arrays["g"], arrays, reduce_at=place)
             found.append({n: _reduce.array_sum(xp, x) for n, x in terms.items()})
     return found
+
+
+def _namespace(work: Work) -> Any:
+    return Unwrapped(work.xp) if work.library == "jax" else work.xp
 
 
 def _compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
