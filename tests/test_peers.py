@@ -76,6 +76,21 @@ TORCH: list[tuple[Any, str, dict[str, Any]]] = [
 ]
 
 
+TORCH += [
+    (xopt.SGD(0.1, 0.9, 0.4), "SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.4}),
+    (
+        xopt.RMSProp(0.02, eps=1e-3, momentum=0.9, centered=True, weight_decay=0.3),
+        "RMSprop",
+        {"lr": 0.02, "eps": 1e-3, "momentum": 0.9, "centered": True, "weight_decay": 0.3},
+    ),
+    (
+        xopt.Adam(0.05, weight_decay=0.3, decay="lr"),
+        "Adam",
+        {"lr": 0.05, "weight_decay": 0.3, "decoupled_weight_decay": True},
+    ),
+]
+
+
 @pytest.mark.needs("torch")
 @pytest.mark.parametrize(("rule", "name", "kwargs"), TORCH, ids=[repr(x[0]) for x in TORCH])
 def test_torch(rule: Any, name: str, kwargs: dict[str, Any], rng: np.random.Generator) -> None:
@@ -91,17 +106,25 @@ def test_torch(rule: Any, name: str, kwargs: dict[str, Any], rng: np.random.Gene
         np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-12, atol=1e-13)
 
 
+TORCH_COMPLEX: list[tuple[Any, str, dict[str, Any]]] = [
+    (xopt.SGD(0.1, 0.9, complex="split"), "SGD", {"lr": 0.1, "momentum": 0.9}),
+    (xopt.Adagrad(0.1, complex="split"), "Adagrad", {"lr": 0.1}),
+    (xopt.Adadelta(complex="split"), "Adadelta", {}),
+    (xopt.RMSProp(0.02, complex="split"), "RMSprop", {"lr": 0.02}),
+    (xopt.Adam(0.1, complex="split"), "Adam", {"lr": 0.1}),
+    (xopt.AdamW(0.05, complex="split", amsgrad=True), "AdamW", {"lr": 0.05, "amsgrad": True}),
+]
+
+
 @pytest.mark.needs("torch")
-@pytest.mark.parametrize("name", ["Adam", "AdamW", "Adagrad", "SGD"])
-def test_torch_complex(name: str, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(("rule", "name", "kwargs"), TORCH_COMPLEX, ids=[repr(x[0]) for x in TORCH_COMPLEX])
+def test_torch_complex(rule: Any, name: str, kwargs: dict[str, Any], rng: np.random.Generator) -> None:
     """torch takes real and imaginary part as two parameters."""
     torch = pytest.importorskip("torch")
-    kwargs = {"momentum": 0.9} if name == "SGD" else {}
-    rule = getattr(xopt, name)(lr=0.1, complex="split", **kwargs)
     draw = lambda: rng.standard_normal(7) + 1j * rng.standard_normal(7)
     params, grads = draw(), [draw() for _ in range(10)]
     theirs = torch.tensor(params, requires_grad=True)
-    opt = getattr(torch.optim, name)([theirs], lr=0.1, **kwargs)
+    opt = getattr(torch.optim, name)([theirs], **kwargs)
     for g in grads:
         theirs.grad = torch.tensor(g)
         opt.step()
@@ -131,6 +154,31 @@ OPTAX: list[tuple[Any, Callable[[Any], Any]]] = [
 ]
 
 
+OPTAX += [
+    (xopt.SGD(0.05, 0.9, form="ema"), lambda o: o.chain(o.ema(0.9, debias=False), o.scale(-0.05))),
+    (
+        xopt.RMSProp(0.02, 0.9, eps_mode="inside", momentum=0.9, form="lr_inside"),
+        lambda o: o.rmsprop(0.02, momentum=0.9),
+    ),
+    (xopt.RMSProp(0.02, 0.9, initial=1.0), lambda o: o.rmsprop(0.02, eps_in_sqrt=False, initial_scale=1.0)),
+    (xopt.Adadelta(0.7, 0.5, 1e-3), lambda o: o.adadelta(0.7, rho=0.5, eps=1e-3)),
+    (xopt.AdamW(0.05, weight_decay=1e-4), lambda o: o.adamw(0.05)),
+    (xopt.Adam(0.05, weight_decay=0.3), lambda o: o.chain(o.add_decayed_weights(0.3), o.adam(0.05))),
+    (
+        xopt.SGD(0.05, 0.9, weight_decay=0.3),
+        lambda o: o.chain(o.add_decayed_weights(0.3), o.sgd(0.05, momentum=0.9)),
+    ),
+    (
+        xopt.SGD(0.05, 0.9, weight_decay=0.03, decay="independent"),
+        lambda o: o.chain(o.sgd(0.05, momentum=0.9), o.add_decayed_weights(-0.03)),
+    ),
+    (
+        xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(0.1)),
+        lambda o: o.chain(o.clip_by_global_norm(1.0), o.sgd(0.1)),
+    ),
+]
+
+
 @pytest.mark.needs("jax")
 @pytest.mark.parametrize(("rule", "make"), OPTAX, ids=[repr(x[0]) for x in OPTAX])
 def test_optax(rule: Any, make: Any, rng: np.random.Generator) -> None:
@@ -150,18 +198,41 @@ def test_optax(rule: Any, make: Any, rng: np.random.Generator) -> None:
         )
 
 
+OPTAX_COMPLEX: list[tuple[Any, Callable[[Any], Any]]] = [
+    (xopt.Adam(0.05), lambda o: o.adam(0.05)),
+    (xopt.RMSProp(0.02, 0.9, eps_mode="inside"), lambda o: o.rmsprop(0.02)),
+    (xopt.Adagrad(0.05, 1e-7, "inside", 0.1), lambda o: o.adagrad(0.05)),
+    (xopt.Adam(0.05, complex="split"), lambda o: o.contrib.split_real_and_imaginary(o.adam(0.05))),
+]
+
+
 @pytest.mark.needs("jax")
-def test_optax_complex(rng: np.random.Generator) -> None:
-    """optax takes the squared modulus."""
+@pytest.mark.parametrize(("rule", "make"), OPTAX_COMPLEX, ids=[repr(x[0]) for x in OPTAX_COMPLEX])
+def test_optax_complex(rule: Any, make: Any, rng: np.random.Generator) -> None:
+    """optax takes the squared modulus, or splits when it is told to."""
     optax, jax = pytest.importorskip("optax"), pytest.importorskip("jax")
     draw = lambda: rng.standard_normal(7) + 1j * rng.standard_normal(7)
     params, grads = draw(), [draw() for _ in range(10)]
-    opt, theirs = optax.adam(0.1), jax.numpy.asarray(params)
+    opt, theirs = make(optax), jax.numpy.asarray(params)
     state = opt.init(theirs)
     for g in grads:
         updates, state = opt.update(jax.numpy.asarray(g), state, theirs)
         theirs = optax.apply_updates(theirs, updates)
-    np.testing.assert_allclose(ours(xopt.Adam(0.1), params, grads), theirs, rtol=1e-12)
+    np.testing.assert_allclose(ours(rule, params, grads), theirs, rtol=1e-12)
+
+
+@pytest.mark.needs("jax")
+def test_amsgrad_is_not_that_of_optax() -> None:
+    """torch, and xopt, keep the largest uncorrected v; optax the largest corrected one."""
+    optax, jax = pytest.importorskip("optax"), pytest.importorskip("jax")
+    grads = [np.asarray([g]) for g in (1.0, 0.1, 0.1, 2.0, 0.01)]
+    np.testing.assert_allclose(ours(xopt.Adam(0.1, amsgrad=True), np.zeros(1), grads), -0.37644, atol=5e-6)
+    opt, theirs = optax.amsgrad(0.1), jax.numpy.zeros(1)
+    state = opt.init(theirs)
+    for g in grads:
+        updates, state = opt.update(jax.numpy.asarray(g), state)
+        theirs = optax.apply_updates(theirs, updates)
+    np.testing.assert_allclose(theirs, -0.32185, atol=1e-5)
 
 
 @pytest.mark.needs("torch")

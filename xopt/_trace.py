@@ -55,7 +55,10 @@ class Scalar:
 
 
 def _literal(x: object) -> str | None:
-    return f"({x!r})" if type(x) in (int, float) else None  # a NumPy scalar beside an array would be a strong float64
+    if type(x) not in (int, float):  # a NumPy scalar beside an array would be a strong float64
+        return None
+    text = repr(x)
+    return f"({text})" if text.startswith("-") else text
 
 
 def _scalar_operator(symbol: str, reverse: bool) -> Any:
