@@ -67,19 +67,16 @@ class Layout:
     def gradients(self, grads: Any) -> list[Any]:
         """Return the gradients leaf by leaf, None where there is none, or say which one does not fit and why."""
         found = _tree.match(self.spec, grads, "grads")
-        array = np.ndarray if self.library == "numpy" else None
-        every = zip(found, self.shapes, self.raw_dtypes, strict=True)
-        odd = [k for k, (g, s, d) in enumerate(every) if not (type(g) is array and g.dtype is d and g.shape == s)]
-        for k in odd:
-            g = found[k]
-            if g is None:
-                continue
-            if isinstance(g, np.generic):
-                found[k] = g = np.asarray(g)  # NumPy makes scalars of 0-d results
-            self.same("grads", k, g, self.raw_dtypes[k])
-            if self.library == "torch":
-                found[k] = g.resolve_conj().resolve_neg()
-        return found
+        return [self.accept(k, g) for k, g in enumerate(found)]
+
+    def accept(self, k: int, g: Any) -> Any:
+        """Return the gradient of leaf ``k`` as an array that can be computed with, or say why it does not fit."""
+        if g is None:
+            return None
+        if isinstance(g, np.generic):
+            g = np.asarray(g)  # NumPy makes scalars of 0-d results
+        self.same("grads", k, g, self.raw_dtypes[k])
+        return g.resolve_conj().resolve_neg() if self.library == "torch" else g
 
     def same(self, name: str, k: int, x: Any, dtype: Any) -> None:
         """Check that an array has the library, shape, dtype and device that go with parameter ``k``."""
@@ -153,39 +150,51 @@ class Memory:
             return []
         return [(x.data_ptr(), x.shape, x.stride(), x.dtype) for x in self._layout.leaves]
 
-    def check(self, grads: list[Any]) -> bool:
-        """Refuse a gradient that shares memory with what the step writes: it would change while it is read.
+    def gradients(self, grads: Any) -> list[Any]:
+        """Return the gradients leaf by leaf, checked, and refuse one that shares memory with what the step writes.
 
-        Return whether the parameters have moved since the last check.
+        A NumPy array that is plainly right (type, dtype, shape, owner of memory that is nobody else's) costs one look.
         """
-        moved = self._known != self._fingerprints()
-        if moved:  # somebody assigned p.data
-            for k, (x, shape, dtype) in enumerate(
-                zip(self._layout.leaves, self._layout.shapes, self._layout.raw_dtypes, strict=True)
-            ):
-                if tuple(x.shape) != shape or x.dtype != dtype:
-                    raise ValueError(
-                        f"{self._layout.path(k)}: shape {tuple(x.shape)} and dtype {x.dtype} now, "
-                        f"but {shape} and {dtype} when the optimizer was made"
-                    )
-            self._look()
-        array, owners = np.ndarray, self._owners
-        suspects = [k for k, g in enumerate(grads) if type(g) is not array or g.base is not None or id(g) in owners]
-        held = {id(p): k for k, p in enumerate(self._layout.leaves)} if self._layout.library == "jax" else {}
-        for k in range(len(grads)) if self._foreign else suspects:
-            g = grads[k]
-            if g is None:
-                continue
-            root = _arrays.owner(g)
-            if type(root) is array and id(root) not in owners and not self._foreign:
-                continue
-            near = [held[id(g)]] if id(g) in held else self._near(g)
-            for j in near:
-                if g is self._arrays[j] or id(g) in held or _arrays.overlap(g, self._arrays[j]):
-                    what = self._layout.path(j) if j < len(self._layout.leaves) else "the optimizer's state"
-                    path = self._layout.path(k, "grads")
-                    raise ValueError(f"{path}: shares memory with {what}, which the step writes; pass a copy")
-        return moved
+        layout = self._layout
+        found = _tree.match(layout.spec, grads, "grads")
+        array = np.ndarray if layout.library == "numpy" and not self._foreign else None
+        owners = self._owners
+        odd = [
+            k
+            for k, (g, s, d) in enumerate(zip(found, layout.shapes, layout.raw_dtypes, strict=True))
+            if type(g) is not array or g.dtype is not d or g.shape != s or g.base is not None or id(g) in owners
+        ]
+        for k in odd:
+            found[k] = layout.accept(k, found[k])
+        held = {id(p): k for k, p in enumerate(layout.leaves)} if layout.library == "jax" else {}
+        for k in odd:
+            if found[k] is not None:
+                self._refuse_shared(k, found[k], held)
+        return found
+
+    def _refuse_shared(self, k: int, g: Any, held: dict[int, int]) -> None:
+        root = _arrays.owner(g)
+        if type(root) is np.ndarray and id(root) not in self._owners and not self._foreign:
+            return
+        for j in [held[id(g)]] if id(g) in held else self._near(g):
+            if g is self._arrays[j] or id(g) in held or _arrays.overlap(g, self._arrays[j]):
+                what = self._layout.path(j) if j < len(self._layout.leaves) else "the optimizer's state"
+                path = self._layout.path(k, "grads")
+                raise ValueError(f"{path}: shares memory with {what}, which the step writes; pass a copy")
+
+    def moved(self) -> bool:
+        """Whether torch parameters have new memory since the last look; refuse another shape or dtype."""
+        if self._known == self._fingerprints():
+            return False
+        layout = self._layout  # somebody assigned p.data
+        for k, (x, shape, dtype) in enumerate(zip(layout.leaves, layout.shapes, layout.raw_dtypes, strict=True)):
+            if tuple(x.shape) != shape or x.dtype != dtype:
+                raise ValueError(
+                    f"{layout.path(k)}: shape {tuple(x.shape)} and dtype {x.dtype} now, "
+                    f"but {shape} and {dtype} when the optimizer was made"
+                )
+        self._look()
+        return True
 
     def _near(self, g: Any) -> list[int]:
         low, high = _arrays.extent(g)

@@ -114,10 +114,10 @@ class Optimizer:
             memory with a parameter; for a schedule that returns something else than a number in range.
         """
         layout, stages = self._layout, self._stages
-        gs = layout.gradients(grads)
-        layout.check_writable()
-        if self._memory.check(gs):
+        if self._memory.moved():
             self._kept = [(arenas, {}) for arenas, _ in self._kept]
+        gs = self._memory.gradients(grads)
+        layout.check_writable()
         t = after(self._taken)
         rule = self._rule._with(overrides) if overrides else self._rule
         given = stages.resolve(t, rule._pieces() if overrides else None)
