@@ -1,6 +1,6 @@
 """The five articles that this project started from: their code in plain float64 NumPy, and xopt equal to it.
 
-Each class or function below is an article's formula as it was published, not a call of the oracle in `references.py`.
+Each class or function below is an article's formula as it was published, not a call of the oracle in `catalog.py`.
 """
 
 from __future__ import annotations
