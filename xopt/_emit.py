@@ -130,7 +130,7 @@ def _lodgers(program: Program, home: dict[int, str]) -> dict[int, str]:
     """
     nodes, last = program.nodes, program.last_use
     found: dict[int, str] = {}
-    for final, name in home.items():
+    for final, name in sorted(home.items()):  # the nearest goal first: what leads to m is computed in the memory of m
         old = program.loads.get(name)
         free_from = last.get(old, -1) if old is not None else 0
         for i in range(final):

@@ -112,7 +112,7 @@ class Work(NamedTuple):
     plan: Any
     arenas: dict[str, tuple[Any, list[int]]] | None = None
     """Slots whose leaves lie end to end in one buffer, with the place of each leaf: nothing to gather."""
-    kept: dict[str, Any] | None = None
+    kept: dict[Any, Any] | None = None
     """Where a runner may keep what it found out about these very arrays, parameters and slots, for the next step."""
 
 

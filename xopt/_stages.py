@@ -6,6 +6,8 @@ what stands before a sum is recomputed from the same loads rather than kept in m
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Hashable
 from types import SimpleNamespace
 from typing import Any
@@ -268,8 +270,9 @@ class Stages:
         """
         first = "u" if change else "p"
         works = []
+        holes = any(map(operator.is_, gs, itertools.repeat(None)))
         for number, batch in enumerate(self.batches):
-            leaves = [k for k in batch.leaves if gs[k] is not None]
+            leaves = [k for k in batch.leaves if gs[k] is not None] if holes else batch.leaves
             if leaves:
                 columns = {"p": ps, "g": gs, **{n: slots[n] for n in self.live}}
                 whole = len(leaves) == len(ps)
@@ -281,10 +284,10 @@ class Stages:
                 )  # fmt: skip
                 works.append((leaves, work))
         values, carry = self._scalars(t, given, works, len(ps), carry)
-        news = list(ps)
+        news = ps if write else list(ps)
         if change:
             news = [self.layout.xp.zeros_like(p) if g is None else None for p, g in zip(ps, gs, strict=True)]
-        new_slots = {n: list(column) for n, column in slots.items()}
+        new_slots = slots if write else {n: list(column) for n, column in slots.items()}
         jobs = []
         for leaves, work in works:
             into = {n: work.loads[n] for n in work.outputs} if write else None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 NDArray = np.ndarray[Any, Any]
+_contiguous = operator.attrgetter("flags.c_contiguous")
 
 
 class Task:
@@ -71,7 +72,7 @@ class Leaves:
         self.plain = [all(row) for row in zip(*_plain(columns), strict=True)]
         self._one_axis = all(len(shape) == 1 for shape in self.shapes)
         self._flat = {n: self._flatten(column) for n, column in columns.items()}
-        self._tasks: dict[tuple[int, int | None], list[Task]] = {}
+        self._tasks: dict[tuple[int, int, bool], list[Task]] = {}
 
     def _flatten(self, column: list[NDArray]) -> list[NDArray]:
         if self._one_axis:
@@ -94,16 +95,16 @@ class Leaves:
         new._flat = self._flat | {n: self._flatten(column) for n, column in columns.items()}
         return new
 
-    def tasks(self, tile: int, chunk: int | None = None) -> list[Task]:
-        """Cut into tiles; consecutive small leaves share one.
+    def tasks(self, tile: int, part: int, whole: bool = False) -> list[Task]:
+        """Cut into tasks: leaves of at most half a tile share one, in their order; others are cut into parts.
 
-        With ``chunk``, a large leaf is cut into chunks of that many elements instead, or left whole if it is not plain.
+        With ``whole``, a large leaf whose memory is not plain is left whole.
         """
-        if (tile, chunk) not in self._tasks:
-            self._tasks[tile, chunk] = self._cut(tile, chunk)
-        return self._tasks[tile, chunk]
+        if (tile, part, whole) not in self._tasks:
+            self._tasks[tile, part, whole] = self._cut(tile, part, whole)
+        return self._tasks[tile, part, whole]
 
-    def _cut(self, tile: int, chunk: int | None) -> list[Task]:
+    def _cut(self, tile: int, part: int, whole: bool) -> list[Task]:
         tasks: list[Task] = []
         group: list[int] = []
         room = tile
@@ -114,8 +115,8 @@ class Leaves:
                     group, room = [], tile
                 group.append(k)
                 room -= size
-            elif size and (plain or chunk is None):
-                tasks += [Task([k], [b - a], a, block) for a, b, block in parts(self.shapes[k], plain, chunk or tile)]
+            elif size and (plain or not whole):
+                tasks += [Task([k], [b - a], a, block) for a, b, block in parts(self.shapes[k], plain, part)]
             elif size:
                 tasks.append(Task([k], [size], 0, ()))
         if group:
@@ -125,4 +126,4 @@ class Leaves:
 
 def _plain(columns: dict[str, list[NDArray]]) -> list[list[bool]]:
     """Say of each array whether its memory is in C order without gaps."""
-    return [[x.flags.c_contiguous for x in column] for column in columns.values()]
+    return [list(map(_contiguous, column)) for column in columns.values()]

@@ -11,7 +11,7 @@ import itertools
 import math
 import operator
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,16 +25,28 @@ from xopt._runners._cut import Leaves, NDArray, Task, pairs, parts
 TILE = 65_536
 """Elements of a tile: 256 KiB of float32, so that the arrays of a tile fit in a core's second-level cache."""
 _PARALLEL = 4 * TILE
-"""Elements in large leaves from which on a second thread is worth waking."""
+"""Elements from which on a second thread is worth waking."""
 
 
 class Tiled:
-    """A runner with a tile size and a number of threads (None: as many as the work deserves)."""
+    """A runner with a tile size and a number of threads; None is what suits the work.
+
+    With threads, large leaves are cut into parts of two tiles: every NumPy call waits its turn for the interpreter, so
+    fewer calls are better than a better fit in cache. Small leaves stay on the calling thread: they are mostly
+    interpreter, which only one thread can run.
+    """
 
     name = "tiled"
 
-    def __init__(self, tile: int = TILE, threads: int | None = None) -> None:
-        self.tile, self.threads = tile, threads
+    def __init__(self, tile: int | None = None, threads: int | None = None) -> None:
+        self.tile, self._fixed, self.threads = tile or TILE, tile is not None, threads
+
+    def _cut(self, leaves: Leaves) -> tuple[list[Task], list[Task], int]:
+        """Return the tasks of small leaves, those of large ones, and how many threads these may use."""
+        threads = self.threads or (_pool.threads() if sum(leaves.sizes) >= _PARALLEL else 1)
+        tasks = leaves.tasks(self.tile, self.tile if self._fixed or threads == 1 else 2 * self.tile)
+        small = [task for task in tasks if len(task.leaves) > 1]
+        return small, [task for task in tasks if len(task.leaves) == 1], threads
 
     def prepare(
         self, work: Work, values: Values, into: dict[str, list[Any]] | None
@@ -48,12 +60,12 @@ class Tiled:
             made = {n: [_empty_like(x) for x in work.loads["p" if n == "u" else n]] for n in work.outputs}
             fresh = {f"new {n}": _views("numpy", column, work.split) for n, column in made.items()}
             leaves, stores = leaves.joined(fresh), tuple(fresh)
-        tasks = leaves.tasks(self.tile)
-        small = [task for task in tasks if len(task.leaves) > 1]
-        large = [task for task in tasks if len(task.leaves) == 1]
-        kinds: list[tuple[type[_Small] | type[_Large], list[Task]]] = [(_Small, small), (_Large, large)]
-        runs = [(kind(work, values, leaves, stores), some) for kind, some in kinds if some]
-        ready = [self._ready(run, some) for run, some in runs]
+        small, large, threads = self._cut(leaves)
+        ready: list[_Ready] = []
+        if small:
+            ready.append(_Small(work, values, leaves, stores).ready(small, self.tile))
+        if large:
+            ready.append(_Large(work, values, leaves, stores).ready(large, 2 * self.tile, threads))
 
         def finish() -> dict[str, list[Any]]:
             _go(ready)
@@ -69,7 +81,8 @@ class Tiled:
         Leaves that are computed together lie end to end, and each tile starts on a cache line.
         """
         at, end = [0] * len(params), 0
-        for task in Leaves({"p": _views(library, params, split=False)}).tasks(self.tile):
+        small, large, _ = self._cut(Leaves({"p": _views(library, params, split=False)}))
+        for task in [*small, *large]:
             if task.low == 0:
                 end = -(-end // 16) * 16
                 for leaf in task.leaves:
@@ -79,49 +92,33 @@ class Tiled:
     def sums(self, work: Work, values: Values, place: int) -> list[dict[str, Any]]:
         """Return the sums that piece ``place`` asks for, leaf by leaf, in float64 and in the order of `_reduce`."""
         leaves = _leaves(work)
-        run = _Sums(work, place, values, leaves, min(self.tile, _reduce.CHUNK))
-        _go([self._ready(run, leaves.tasks(run.tile, _reduce.CHUNK))])
+        tile = min(self.tile, _reduce.CHUNK)
+        run = _Sums(work, place, values, leaves, tile)
+        _go([run.ready(leaves.tasks(tile, _reduce.CHUNK, whole=True), tile, self._cut(leaves)[2])])
         chunks: list[list[list[float]]] = [[] for _ in leaves.sizes]
         for leaf, number in sorted(run.found):
             chunks[leaf].append(run.found[leaf, number])
         return [{n: _reduce.ordered(x[j] for x in leaf) for j, n in enumerate(run.names)} for leaf in chunks]
 
-    def _ready(self, run: _Small | _Large | _Sums, tasks: list[Task]) -> _Ready:
-        """Take the memory that some tasks need, before the first write."""
-        count = min(self._threads(tasks), len(tasks))
-        largest = min(run.tile or self.tile, max((task.size for task in tasks), default=0))
-        staged = any(len(task.leaves) > 1 or task.block is not None for task in tasks)
-        blocks = [_pool.borrow(run.scratch(largest, staged)) for _ in range(count)]
-        return _Ready(run, deque(tasks), blocks, [run.buffers(block, largest, staged) for block in blocks])
-
-    def _threads(self, tasks: list[Task]) -> int:
-        """Say how many threads. Small leaves stay on the calling one: they are mostly interpreter, which is one."""
-        if any(len(task.leaves) > 1 for task in tasks):
-            return 1
-        if self.threads is not None:
-            return self.threads
-        return _pool.threads() if sum(task.size for task in tasks) >= _PARALLEL else 1
-
 
 class _Ready(NamedTuple):
-    """Tasks with the memory to do them, a block and its arrays for each thread."""
+    """Tasks with the memory to do them: blocks, and a worker for each thread."""
 
-    run: _Small | _Large | _Sums
     queue: deque[Task]
     blocks: list[NDArray]
-    buffers: list[_Buffers]
+    workers: Sequence[Callable[[Task], None]]
 
 
 def _go(ready: list[_Ready]) -> None:
     """Do all tasks, and give the memory back."""
-    for run, queue, blocks, buffers in ready:
+    for queue, blocks, workers in ready:
         if queue:
-            _pool.run([partial(_work, run, queue, b) for b in buffers])
+            _pool.run([partial(_drain, queue, worker) for worker in workers])
         for block in blocks:
             _pool.give(block)
 
 
-def _work(run: _Small | _Large | _Sums, queue: deque[Task], buffers: _Buffers) -> None:
+def _drain(queue: deque[Task], worker: Callable[[Task], None]) -> None:
     """Do tasks until there are none left."""
     with np.errstate(all="ignore"):
         while True:
@@ -129,7 +126,7 @@ def _work(run: _Small | _Large | _Sums, queue: deque[Task], buffers: _Buffers) -
                 task = queue.popleft()
             except IndexError:
                 return
-            run.do(task, buffers)
+            worker(task)
 
 
 def _empty_like(x: Any) -> NDArray:
@@ -168,8 +165,6 @@ class _Buffers(NamedTuple):
 class _Program:
     """One program over the leaves of one step: arrays and scalars put together. Making it writes nothing."""
 
-    tile: int | None = None
-
     def __init__(
         self,
         work: Work,
@@ -202,66 +197,63 @@ class _Program:
         count = len(leaves.sizes) if values.by_leaf else min(1, len(leaves.sizes))
         self.scalars = [program.evaluate(values.named(k)) for k in range(count)]
 
-    def _types(self, staged: bool) -> list[list[np.dtype[Any]]]:
-        """Return the dtypes of the scratch arrays: for loads and stores only where they must be staged."""
+    def ready(self, tasks: list[Task], part: int, threads: int = 1) -> _Ready:
+        """Take the memory that some tasks need, for tiles of ``part`` at most, before the first write."""
+        size = min(part, max((task.size for task in tasks), default=0))
+        staged = not self.stores or any(task.block is not None or len(task.leaves) > 1 for task in tasks)
         columns = zip([*self.loads, *self.stores], [*self.load_types, *self.store_types], strict=False)
-        staged = staged or not self.stores or any(x.dtype != kind for column, kind in columns for x in column)
-        return [self.load_types if staged else [], self.store_types if staged else [], self.register_types]
+        staged = staged or any(x.dtype != kind for column, kind in columns for x in column)
+        sets = [self.load_types if staged else [], self.store_types if staged else [], self.register_types]
+        blocks = [_pool.borrow(_room(size, *sets)) for _ in range(min(threads, len(tasks)))]
+        return _Ready(deque(tasks), blocks, [partial(self.do, b=_carve(block, size, *sets)) for block in blocks])
 
-    def scratch(self, n: int, staged: bool) -> int:
-        """Return how many bytes of scratch a thread needs for tiles of ``n`` elements."""
-        return sum(_room(n, t) for types in self._types(staged) for t in types)
-
-    def buffers(self, block: NDArray, n: int, staged: bool) -> _Buffers:
-        """Carve scratch arrays of ``n`` elements out of a block of bytes."""
-        at = 0
-        made: list[list[NDArray]] = []
-        for types in self._types(staged):
-            made.append([])
-            for t in types:
-                made[-1].append(block[at : at + n * t.itemsize].view(t))
-                at += _room(n, t)
-        return _Buffers(*made)
+    def do(self, task: Task, b: _Buffers) -> None:
+        """Compute one task."""
+        raise NotImplementedError
 
     def compute(self, task: Task, b: _Buffers) -> tuple[list[NDArray], list[bool]]:
         """Run the kernel over one task; say of each result whether it still lies in scratch."""
+        loads, results, gathers, staged = self.bind(task, b)
+        for j in gathers:
+            _gather(self.loads[j], task, loads[j])
+        self.kernel.run(*loads, *results, *self.task_scalars(task), *[r[: task.size] for r in b.registers])
+        return results, staged
+
+    def bind(self, task: Task, b: _Buffers) -> tuple[list[NDArray], list[NDArray], list[int], list[bool]]:
+        """Find the memory for one task: what is read and written, which loads to gather, which results to scatter."""
         n, leaf, low = task.size, task.leaves[0], task.low
         direct = len(task.leaves) == 1 and task.block is None
         loads: list[NDArray] = []
-        own: list[bool] = []
+        gathers: list[int] = []
         for j, (column, kind, arena) in enumerate(zip(self.loads, self.load_types, self.arenas, strict=True)):
-            home = True
             if direct and column[leaf].dtype == kind:
-                x = column[leaf][low : low + n]
+                loads.append(column[leaf][low : low + n])
             elif arena is not None and task.block is None and self._end_to_end(arena[1], task):
                 start = arena[1][leaf] + low
-                x = arena[0][start : start + n]
+                loads.append(arena[0][start : start + n])
             else:
-                x, home = b.loads[j][:n], False
-                _gather(column, task, x)
-            loads.append(x)
-            own.append(home)
+                loads.append(b.loads[j][:n])
+                gathers.append(j)
         results: list[NDArray] = []
         staged: list[bool] = []
         for j, over in enumerate(self.over):
             if over is not None:
                 results.append(loads[over])
-                staged.append(not own[over])
+                staged.append(over in gathers)
             elif direct and self.stores and self.stores[j][leaf].dtype == self.store_types[j]:
                 results.append(self.stores[j][leaf][low : low + n])
                 staged.append(False)
             else:
                 results.append(b.stores[j][:n])
                 staged.append(True)
-        self.kernel.run(*loads, *results, *self._task_scalars(task), *[r[:n] for r in b.registers])
-        return results, staged
+        return loads, results, gathers, staged
 
     def _end_to_end(self, at: list[int], task: Task) -> bool:
         """Whether the leaves of a task follow each other in an arena."""
         last = task.leaves[-1]
         return at[last] + self.leaves.sizes[last] - at[task.leaves[0]] == task.size or len(task.leaves) == 1
 
-    def _task_scalars(self, task: Task) -> tuple[Any, ...]:
+    def task_scalars(self, task: Task) -> tuple[Any, ...]:
         if len(self.scalars) == 1:
             return self.scalars[0]
         if len(task.leaves) == 1:
@@ -285,6 +277,17 @@ class _Large(_Program):
                 target[...] = values.reshape(target.shape)
 
 
+class _Bound(NamedTuple):
+    """A group of small leaves with the memory that it is computed in."""
+
+    arguments: list[NDArray]
+    registers: list[NDArray]
+    gathers: list[tuple[int, NDArray]]
+    """Loads to copy together, and where to."""
+    pieces: list[list[NDArray]]
+    """For each store, the part of the result that belongs to each leaf; empty where it is at home already."""
+
+
 class _Small(_Program):
     """The whole chain over several leaves. Where parameters are only added to, that is done in their own memory."""
 
@@ -293,26 +296,49 @@ class _Small(_Program):
         change = work.plan.body(("u", *work.outputs[1:]))
         same = all(x.dtype == work.real for x in (self.p[:1] if work.plan.kind == _trace.REAL else ()))
         self.adds = work.outputs[0] == "p" and "p" not in change.loads and work.plan.kind == _trace.REAL and same
+        self.kept = work.kept if stores == work.outputs else None
         super().__init__(work, change if self.adds else program, values, work.real, leaves, stores)
 
+    def ready(self, tasks: list[Task], part: int, threads: int = 1) -> _Ready:
+        """Take the memory of one tile. An optimizer keeps it, and all that lies in it, for the next step."""
+        sets = [self.load_types, self.store_types, self.register_types]
+        if self.kept is None:
+            block = _pool.borrow(_room(part, *sets))
+            return _Ready(deque(tasks), [block], [partial(self.do, b=_carve(block, part, *sets))])
+        if "buffers" not in self.kept:
+            self.kept["buffers"] = _carve(_pool.borrow(_room(part, *sets)), part, *sets)
+        return _Ready(deque(tasks), [], [partial(self.do, b=self.kept["buffers"])])
+
     def do(self, task: Task, b: _Buffers) -> None:
-        """Compute one tile. The loops over leaves run in C."""
-        results, staged = self.compute(task, b)
-        for j, (column, values, in_scratch) in enumerate(zip(self.stores, results, staged, strict=True)):
-            pieces = map(values.__getitem__, task.slices)
-            if j == 0 and self.adds:
-                if column is self.p:
-                    deque(map(np.ndarray.__iadd__, task.pick(column), pieces), maxlen=0)
-                else:
-                    deque(map(np.add, task.pick(self.p), pieces, task.pick(column)), maxlen=0)
-            elif in_scratch:
-                deque(map(operator.setitem, task.pick(column), itertools.repeat(...), pieces), maxlen=0)
+        """Gather one group, compute it, and scatter it. The loops over leaves run in C."""
+        bound = None if self.kept is None else self.kept.get(task)
+        if bound is None:
+            loads, results, gathers, staged = self.bind(task, b)
+            pieces = [
+                list(map(values.__getitem__, task.slices)) if in_scratch else []
+                for values, in_scratch in zip(results, staged, strict=True)
+            ]
+            registers = [r[: task.size] for r in b.registers]
+            bound = _Bound([*loads, *results], registers, [(j, loads[j]) for j in gathers], pieces)
+            if self.kept is not None:
+                self.kept[task] = bound
+        arguments, registers, buffers, pieces = bound
+        for j, buffer in buffers:
+            _gather(self.loads[j], task, buffer)
+        self.kernel.run(*arguments, *self.task_scalars(task), *registers)
+        for j, (column, views) in enumerate(zip(self.stores, pieces, strict=True)):
+            if not views:
+                continue
+            if j or not self.adds:
+                deque(map(operator.setitem, task.pick(column), itertools.repeat(...), views), maxlen=0)
+            elif column is self.p:
+                deque(map(np.ndarray.__iadd__, task.pick(column), views), maxlen=0)
+            else:
+                deque(map(np.add, task.pick(self.p), views, task.pick(column)), maxlen=0)
 
 
 class _Sums(_Program):
     """The terms of a reduction: computes tiles and sums them by chunks."""
-
-    tile: int
 
     def __init__(self, work: Work, place: int, values: Values, leaves: Leaves, tile: int) -> None:
         program = work.plan.sums[place]
@@ -345,12 +371,28 @@ class _Sums(_Program):
                     filled, number = 0, number + 1
 
 
-def _room(n: int, t: np.dtype[Any]) -> int:
+def _step(n: int, t: np.dtype[Any]) -> int:
     """Return the bytes for n elements: whole cache lines, and a few more.
 
     Arrays that lie a power of two apart fight for the same lines of the cache.
     """
     return (-(-n * t.itemsize // 64) + 5) * 64
+
+
+def _room(n: int, *sets: list[np.dtype[Any]]) -> int:
+    return sum(_step(n, t) for types in sets for t in types)
+
+
+def _carve(block: NDArray, n: int, *sets: list[np.dtype[Any]]) -> _Buffers:
+    """Make scratch arrays of n elements out of a block of bytes."""
+    at = 0
+    made: list[list[NDArray]] = []
+    for types in sets:
+        made.append([])
+        for t in types:
+            made[-1].append(block[at : at + n * t.itemsize].view(t))
+            at += _step(n, t)
+    return _Buffers(*made)
 
 
 def _part(column: list[NDArray], task: Task) -> NDArray:

@@ -40,7 +40,7 @@ class Adam(Rule):
     -----
     State: ``m`` and ``v`` (real), with amsgrad ``top``, shaped like the parameter: 8 or 12 bytes a float32 parameter.
 
-    Computed as lr·√c₂/c₁ · m / (√v + ε·√c₂): the same numbers with one array division. With amsgrad the largest
+    Computed as lr·√c₂/c₁ · (m / (√v + ε·√c₂)): the same numbers with one array division. With amsgrad the largest
     *uncorrected* v is kept, as in torch; optax keeps the largest corrected one.
 
     References
@@ -78,7 +78,7 @@ class Adam(Rule):
         eps = {"outside": h.eps * c2**0.5, "inside": h.eps * c2, "hat": h.eps}[h.eps_mode]
         w = top if h.amsgrad else v
         root = xp.sqrt(w + eps) if h.eps_mode == "inside" else xp.sqrt(w) + eps
-        return -(h.lr * c2**0.5 / c1) * m / root, m, v, top
+        return -(h.lr * c2**0.5 / c1) * (m / root), m, v, top
 
 
 def _corrections(h: H) -> tuple[Any, Any]:
