@@ -141,8 +141,13 @@ def test_large_leaf_uses_threads(rng: np.random.Generator) -> None:
     p, g = rng.standard_normal(n, dtype="float32"), rng.standard_normal(n, dtype="float32")
     want = p - np.float32(0.1) * g
 
+    both = threading.Barrier(2, timeout=60)
+
     def spy(*args: Any) -> None:
-        used.add(threading.current_thread().name)
+        name = threading.current_thread().name
+        if name not in used:
+            used.add(name)
+            both.wait()  # the first task of each thread: neither can do all of them
         real.run(*args)
 
     opt = xopt.Optimizer(p, xopt.SGD(lr=0.1), runner=Tiled(4096, 2))
