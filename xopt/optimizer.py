@@ -39,8 +39,9 @@ class Optimizer:
 
     Notes
     -----
-    State in bytes a parameter is the rule's; the scratch of the tiled runner is below 2 MB a thread, whatever the size
-    of the parameters. Everything is checked before the first write: a step that raises has changed nothing.
+    State in bytes a parameter is the rule's; the scratch of the tiled runner is a few megabytes, whatever the size of
+    the parameters. Everything is checked before the first write: a step that raises has changed nothing. Not for two
+    threads at once; two optimizers in two threads are fine.
 
     Examples
     --------
