@@ -9,11 +9,12 @@ import threading
 from typing import Any
 
 import catalog
+import ml_dtypes
 import numpy as np
 import optree
 import pytest
 from catalog import Row
-from conftest import tree
+from conftest import restrided, tree
 
 import xopt
 from xopt import _emit, _reduce, _stages
@@ -26,6 +27,8 @@ TILES = [1, 3, 7, 64, 4097]
 
 def awkward(rng: np.random.Generator, dtype: str) -> Any:
     """Leaves around every tile size, of every layout."""
+    if dtype == "bfloat16":
+        return optree.tree_map(lambda x: restrided(x, ml_dtypes.bfloat16), awkward(rng, "float32"))
     params = tree(rng, dtype)
     draw = lambda *shape: np.asarray(
         rng.standard_normal(shape) + (1j * rng.standard_normal(shape) if "complex" in dtype else 0), dtype
@@ -70,7 +73,7 @@ RULES = [row.rule(**{"lr": row.lr, **row.options[-1]}) for row in catalog.ROWS] 
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"])
 def test_tiles_and_threads(rule: Any, dtype: str, rng: np.random.Generator) -> None:
     params = awkward(rng, dtype)
     grads = [poison(awkward(rng, dtype), rng) if k == 2 else awkward(rng, dtype) for k in range(4)]
