@@ -184,14 +184,15 @@ print("done")
 def test_after_fork() -> None:
     """The pool's threads do not survive a fork: the child starts its own instead of waiting for ever."""
     code = """
-import os, sys, warnings
+import os, sys, time, warnings
 import numpy as np, xopt
 from xopt._runners import _pool
 from xopt._runners.tiled import Tiled
 warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of a fork with threads, which is what this is about
 p, g = np.ones(5000), np.linspace(-1, 1, 5000)
-opt = xopt.Optimizer(p, xopt.Adam(), runner=Tiled(64, 3))
+opt = xopt.Optimizer(p, xopt.Adam(), runner=Tiled(64, 2))  # one helper: with more, the child would start one itself
 opt.step(g)
+time.sleep(0.1)  # until it is idle
 assert _pool._pool is not None
 want, _ = xopt.Adam().apply(p, g, opt.state, runner="eager")
 child = os.fork()
