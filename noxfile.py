@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 
 import nox
 
@@ -11,6 +12,7 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.sessions = ["lint", "types", "tests", "docs"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
+GPU = shutil.which("nvidia-smi") is not None
 TORCH = "torch==2.13.0"  # pinned: an open range brings gigabytes of CUDA
 LIBRARIES = {
     "numpy": [],
@@ -18,7 +20,7 @@ LIBRARIES = {
     "torch": [TORCH],
     "jax": ["jax>=0.5", "optax>=0.2.5"],
     "dask": ["dask[array]>=2025.1"],
-    "cupy": ["cupy-cuda13x>=14"],
+    "cupy": ["cupy-cuda13x[ctk]>=14" if GPU else "cupy-cuda13x>=14"],  # without a GPU it imports, and that is tested
 }
 THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
 
@@ -41,7 +43,8 @@ def argument(session: nox.Session, flag: str, default: str) -> str:
 def train(session: nox.Session) -> None:
     """Train a classifier of handwritten digits: `nox -s train -- --library torch --optimizer rmsprop`."""
     library = argument(session, "--library", "auto")
-    session.install(*LIBRARIES.get(library, []), ".[demo]")
+    needs = LIBRARIES["cupy" if GPU else "numpy"] if library == "auto" else LIBRARIES.get(library, [])
+    session.install(*needs, ".[demo]")
     session.run("python", "docs/examples/train_digits.py", *session.posargs)
 
 
