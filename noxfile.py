@@ -75,7 +75,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into docs/_build/html, and run its examples."""
-    session.install(*group("docs"), "-e", ".[demo]")
+    session.install(*group("docs"), TORCH, "jax", "-e", ".[demo]")  # the examples of the pages use both
     session.run("sphinx-build", "-n", "-W", "-b", "html", "docs", "docs/_build/html", env=THREADS)
     session.run("sphinx-build", "-n", "-W", "-b", "doctest", "docs", "docs/_build/doctest", env=THREADS)
 
