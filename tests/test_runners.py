@@ -300,6 +300,24 @@ def test_gradients_are_not_kept(rng: np.random.Generator) -> None:
         assert [g() for g in gone] == [None] * len(sizes)
 
 
+def test_an_optimizer_does_not_grow(rng: np.random.Generator) -> None:
+    """Gradients that are now in C order and now not: other tasks each time, and nothing is kept of them."""
+    params = [rng.standard_normal((4, 5)) for _ in range(6)]
+    opt = xopt.Optimizer(params, xopt.Adam(0.1))
+    want, state = [p.copy() for p in params], opt.rule.init(params)
+    sizes = set()
+    for k in range(30):
+        grads = [rng.standard_normal((4, 5)) for _ in params]
+        if k % 2:
+            grads[k % 6] = np.asfortranarray(grads[k % 6])
+        opt.step(grads)
+        want, state = opt.rule.apply(want, grads, state, runner="eager")
+        if k > 2:
+            sizes.add(len(opt._kept[0][1]))
+    assert len(sizes) == 1
+    assert all(map(same_bits, params, want))
+
+
 def test_kernel_source_uses_memory_that_is_there() -> None:
     """Adam: no NumPy call without `out=`, and one register."""
     plan = _stages.plan(xopt.Adam()._pieces(), False)

@@ -95,6 +95,10 @@ class Leaves:
         new._flat = self._flat | {n: self._flatten(column) for n, column in columns.items()}
         return new
 
+    def cut_like(self, other: Leaves) -> bool:
+        """Whether these have the very tasks of others, so that what is known of one holds for the other."""
+        return self._tasks is other._tasks
+
     def tasks(self, tile: int, part: int, whole: bool = False) -> list[Task]:
         """Cut into tasks: leaves of at most half a tile share one, in their order; others are cut into parts.
 

@@ -296,7 +296,8 @@ class _Small(_Program):
         change = work.plan.body(("u", *work.outputs[1:]))
         same = all(x.dtype == work.real for x in (self.p[:1] if work.plan.kind == _trace.REAL else ()))
         self.adds = work.outputs[0] == "p" and "p" not in change.loads and work.plan.kind == _trace.REAL and same
-        self.kept = work.kept if stores == work.outputs else None
+        again = work.kept is not None and stores == work.outputs and leaves.cut_like(work.kept["leaves"])
+        self.kept = work.kept if again else None
         super().__init__(work, change if self.adds else program, values, work.real, leaves, stores)
 
     def ready(self, tasks: list[Task], part: int, threads: int = 1) -> _Ready:
