@@ -416,3 +416,15 @@ def test_float32_adamw_within_its_bounds(scale: float, step: int, rng: np.random
     assert np.all(np.abs(after.slots["0.adamw.v"] - V) <= 5 * u * V + tiny)
     if scale >= 1e-12:  # at 1e-18 the second moment is denormal
         assert np.all(np.abs(new - want) <= 8 * u * size)
+
+
+@pytest.mark.needs("torch")
+def test_a_condition_of_the_host_among_arrays() -> None:
+    """The step is an int and the rate a tensor: torch.where takes no bool."""
+    torch = pytest.importorskip("torch")
+    rule, p, q = xopt.SGD(0.1, 0.9, 0.3), torch.ones(3), np.ones(3, "float32")
+    state, other = rule.init(p), rule.init(q)
+    for _ in range(3):
+        p, state = rule.apply(p, torch.ones(3), state, lr=torch.tensor(0.1), runner="eager")
+        q, other = rule.apply(q, np.ones(3, "float32"), other)
+    np.testing.assert_allclose(p.numpy(), q, rtol=1e-6)

@@ -16,13 +16,17 @@ _NAMES = "sqrt exp expm1 log log1p sin cos tanh abs floor ceil maximum minimum w
 _FUNCTIONS = frozenset(_NAMES.split())
 
 
+def _function(xp: Any, name: str) -> Any:
+    if name not in _FUNCTIONS:
+        raise AttributeError(f"xp.{name} is not a scalar function; there are {', '.join(sorted(_FUNCTIONS))}")
+    return getattr(xp, name)
+
+
 class _Floats:
     """Scalar functions of Python floats, with IEEE results (``sqrt(-1)`` is NaN) instead of exceptions."""
 
     def __getattr__(self, name: str) -> Any:
-        if name not in _FUNCTIONS:
-            raise AttributeError(f"xp.{name} is not a scalar function; there are {', '.join(sorted(_FUNCTIONS))}")
-        function = getattr(np, name)
+        function = _function(np, name)
 
         def scalar(*args: Any) -> Any:
             with np.errstate(all="ignore"):
@@ -47,13 +51,14 @@ class Zeros:
         return x.value if isinstance(x, Step) else x
 
     def __getattr__(self, name: str) -> Any:
-        if name not in _FUNCTIONS:
-            raise AttributeError(f"xp.{name} is not a scalar function; there are {', '.join(sorted(_FUNCTIONS))}")
-        function = getattr(self._xp, name)
+        function = _function(self._xp, name)
 
         def scalar(*args: Any) -> Any:
             if name == "where":
-                return function(args[0], self._lift(args[1]), self._lift(args[2]))
+                condition, a, b = args[0], self._lift(args[1]), self._lift(args[2])
+                if isinstance(condition, bool):  # the host knows: torch takes no bool here
+                    return a if condition else b
+                return function(condition, a, b)
             return function(*map(self._lift, args))
 
         return scalar
