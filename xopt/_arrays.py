@@ -94,6 +94,11 @@ def dtype_name(x: Array) -> str:
     return str(dtype).rpartition(".")[2]
 
 
+def is_complex(x: Array) -> bool:
+    """Whether an array is complex."""
+    return "complex" in str(x.dtype)
+
+
 def device(x: Array) -> Any:
     """Return the device of an array, or None where it is not ours to compare (JAX places arrays itself)."""
     name = library(x)

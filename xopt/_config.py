@@ -42,9 +42,8 @@ def show_config() -> None:
         if util.find_spec(module) is not None:
             version = _version(package)
             if module == "cupy" and version == "installed":
-                version = next(
-                    (_version(f"cupy-cuda{n}x") for n in (13, 12) if _version(f"cupy-cuda{n}x") != "installed"), version
-                )
+                wheels = (_version(f"cupy-cuda{n}x") for n in (13, 12))
+                version = next((v for v in wheels if v != "installed"), version)
             print(f"  {module:17} {version:14} runner: {runner}")
         else:
             print(f"  {module:17} not installed")

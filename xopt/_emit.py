@@ -34,7 +34,7 @@ def numpy_kernel(program: Program) -> Kernel:
     home = _homes(program)
     lodger = _lodgers(program, home)
     place = {name: f"o_{k}" for k, name in enumerate(program.outputs)}
-    where_is = {i: f"l_{_place(program, i)}" for i in program.loads.values()}
+    where_is = {i: f"l_{k}" for k, i in enumerate(program.loads.values())}
     registers: list[str] = []
     free: dict[str, list[int]] = {}
     held: dict[int, int] = {}
@@ -82,10 +82,6 @@ def _with_copies(program: Program) -> Program:
             outputs[name] = len(nodes)
             nodes.append(Node("copy", (i,), program.nodes[i].kind))
     return Program(tuple(nodes), outputs, program.scalars, program.inputs)
-
-
-def _place(program: Program, node: int) -> int:
-    return list(program.loads.values()).index(node)
 
 
 def _release(dying: list[int], held: dict[int, int], free: dict[str, list[int]], nodes: Any) -> None:

@@ -307,9 +307,10 @@ class Stages:
         values, carry = Values([]), dict(carry)
         step = t if isinstance(t, int | float) else _scalars.Step(self.layout.xp.astype(t, self._scalar_dtype()))
         for i, piece in enumerate(self.pieces):
-            h = {**piece.statics, **given[i], **{n: carry[piece.slot(n)] for n in piece.carry}, "t": step}
-            if self.runner.name == "tiled":
-                h = {n: float(x) if hasattr(x, "dtype") else x for n, x in h.items()}
+            kept = {n: carry[piece.slot(n)] for n in piece.carry}
+            if self.runner.name == "tiled":  # the state may come from a step of another runner
+                kept = {n: float(x) for n, x in kept.items()}
+            h = {**piece.statics, **given[i], **kept, "t": step}
             values.pieces.append(h)
             if piece.reduce:
                 rows: dict[int, dict[str, Any]] = {}

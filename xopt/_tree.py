@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -44,12 +43,6 @@ def _register(kind: type) -> None:
 def unflatten(spec: optree.PyTreeSpec, leaves: list[Any]) -> Any:
     """Put leaves back into a structure."""
     return optree.tree_unflatten(spec, leaves)
-
-
-def map_tree(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Apply a function to every leaf."""
-    leaves, spec = flatten(tree)
-    return unflatten(spec, [function(x) for x in leaves])
 
 
 def paths(spec: optree.PyTreeSpec, name: str) -> list[str]:

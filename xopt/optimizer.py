@@ -158,7 +158,7 @@ class Optimizer:
         return {name: getattr(parts[i], field) for name, (i, field) in qualified_names(parts).items()}
 
     def __repr__(self) -> str:
-        n = sum(int(np.prod(shape)) for shape in self._layout.shapes)
+        n = sum(math.prod(shape) for shape in self._layout.shapes)
         return (
             f"Optimizer({self._rule!r}, {len(self._layout.leaves)} arrays of {self._layout.library}, {n:,} parameters, "
             f"runner={self.runner!r}, step={self._taken})"

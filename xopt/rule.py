@@ -6,9 +6,11 @@ against the array-API standard. Everything else (trees, dtypes, libraries, memor
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
+from xopt import _arrays
 from xopt._fields import hyper as hyper
 from xopt._fields import static as static
 from xopt._layout import Layout
@@ -51,7 +53,7 @@ def is_complex(x: Array) -> bool:
     True
     """
     kind = getattr(type(x), "kind", None)
-    return x.kind == "complex" if kind is not None else "complex" in str(x.dtype)
+    return x.kind == "complex" if kind is not None else _arrays.is_complex(x)
 
 
 class State(NamedTuple):
@@ -65,21 +67,21 @@ class State(NamedTuple):
     """Scalars that a chain keeps for the whole tree."""
 
 
-class Method:
+class Method(ABC):
     """What rules and chains have in common: ``init``, ``apply`` and ``updates``."""
 
     __slots__ = ()
 
+    @abstractmethod
     def _parts(self) -> tuple[Part, ...]:
-        raise NotImplementedError
+        """Return the links: a rule is a chain of one."""
 
+    @abstractmethod
     def _with(self, values: Mapping[str, Any]) -> Method:
         """Return this rule or chain with other values of some hyperparameters."""
-        raise NotImplementedError
 
-    def _pieces(self, overrides: Mapping[str, Any] | None = None) -> tuple[Piece, ...]:
-        parts = replaced(self._parts(), overrides) if overrides else self._parts()
-        return tuple(part._piece(i) for i, part in enumerate(parts))
+    def _pieces(self) -> tuple[Piece, ...]:
+        return tuple(part._piece(i) for i, part in enumerate(self._parts()))
 
     def init(self, params: Any) -> State:
         """Return the state before the first step.
@@ -147,7 +149,7 @@ class Method:
         change: bool,
     ) -> tuple[Any, State]:
         layout = Layout(params)
-        stages = Stages(self._pieces(overrides), layout, runner)
+        stages = Stages(self._with(overrides)._pieces(), layout, runner)
         gs = layout.gradients(grads)
         slots = stages.check_state(state)
         t = after(state.step)

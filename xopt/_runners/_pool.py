@@ -85,3 +85,28 @@ def give(block: np.ndarray[Any, Any]) -> None:
     """Return a block for the next step. A few are kept, one a thread."""
     if len(_scratch) < _LIMIT:
         _scratch.append(block)
+
+
+def _step(n: int, t: np.dtype[Any]) -> int:
+    """Return the bytes for n elements: whole cache lines, and a few more.
+
+    Arrays that lie a power of two apart fight for the same lines of the cache.
+    """
+    return (-(-n * t.itemsize // 64) + 5) * 64
+
+
+def room(n: int, *sets: list[np.dtype[Any]]) -> int:
+    """Return the bytes of a block that :func:`carve` makes arrays of n elements out of."""
+    return sum(_step(n, t) for types in sets for t in types)
+
+
+def carve(block: np.ndarray[Any, Any], n: int, *sets: list[np.dtype[Any]]) -> list[list[np.ndarray[Any, Any]]]:
+    """Make scratch arrays of n elements out of a block of bytes, one a dtype, in the same sets."""
+    at = 0
+    made: list[list[np.ndarray[Any, Any]]] = []
+    for types in sets:
+        made.append([])
+        for t in types:
+            made[-1].append(block[at : at + n * t.itemsize].view(t))
+            at += _step(n, t)
+    return made

@@ -87,7 +87,7 @@ def _compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
     xp, arrays = work.xp, {}
     for n, column in work.loads.items():
         x = column[k].detach() if work.library == "torch" else column[k]
-        is_complex = "complex" in str(x.dtype)
+        is_complex = _arrays.is_complex(x)
         x = _arrays.cast(xp, x, getattr(xp, _arrays.COMPLEX_OF[real] if is_complex else real))
         if x.ndim == 0:
             x = xp.reshape(x, (1,))
@@ -101,6 +101,6 @@ def _compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
 
 def _restore(work: Work, x: Any, like: Any) -> Any:
     xp = work.xp
-    if work.split and "complex" in str(like.dtype):
+    if work.split and _arrays.is_complex(like):
         x = _arrays.join_complex(xp, work.library, x[..., 0], x[..., 1])
     return _arrays.cast(xp, xp.reshape(x, like.shape), like.dtype)

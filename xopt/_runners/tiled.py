@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -162,7 +163,7 @@ class _Buffers(NamedTuple):
     registers: list[NDArray]
 
 
-class _Program:
+class _Program(ABC):
     """One program over the leaves of one step: arrays and scalars put together. Making it writes nothing."""
 
     def __init__(
@@ -204,12 +205,14 @@ class _Program:
         columns = zip([*self.loads, *self.stores], [*self.load_types, *self.store_types], strict=False)
         staged = staged or any(x.dtype != kind for column, kind in columns for x in column)
         sets = [self.load_types if staged else [], self.store_types if staged else [], self.register_types]
-        blocks = [_pool.borrow(_room(size, *sets)) for _ in range(min(threads, len(tasks)))]
-        return _Ready(deque(tasks), blocks, [partial(self.do, b=_carve(block, size, *sets)) for block in blocks])
+        blocks = [_pool.borrow(_pool.room(size, *sets)) for _ in range(min(threads, len(tasks)))]
+        return _Ready(
+            deque(tasks), blocks, [partial(self.do, b=_Buffers(*_pool.carve(block, size, *sets))) for block in blocks]
+        )
 
+    @abstractmethod
     def do(self, task: Task, b: _Buffers) -> None:
         """Compute one task."""
-        raise NotImplementedError
 
     def compute(self, task: Task, b: _Buffers) -> tuple[list[NDArray], list[bool]]:
         """Run the kernel over one task; say of each result whether it still lies in scratch."""
@@ -304,10 +307,10 @@ class _Small(_Program):
         """Take the memory of one tile. An optimizer keeps it, and all that lies in it, for the next step."""
         sets = [self.load_types, self.store_types, self.register_types]
         if self.kept is None:
-            block = _pool.borrow(_room(part, *sets))
-            return _Ready(deque(tasks), [block], [partial(self.do, b=_carve(block, part, *sets))])
+            block = _pool.borrow(_pool.room(part, *sets))
+            return _Ready(deque(tasks), [block], [partial(self.do, b=_Buffers(*_pool.carve(block, part, *sets)))])
         if "buffers" not in self.kept:
-            self.kept["buffers"] = _carve(_pool.borrow(_room(part, *sets)), part, *sets)
+            self.kept["buffers"] = _Buffers(*_pool.carve(_pool.borrow(_pool.room(part, *sets)), part, *sets))
         return _Ready(deque(tasks), [], [partial(self.do, b=self.kept["buffers"])])
 
     def do(self, task: Task, b: _Buffers) -> None:
@@ -370,30 +373,6 @@ class _Sums(_Program):
                 if filled == chunk.shape[1] or low + done == size:
                     self.found[leaf, number] = [_reduce.chunk_sum(row[:filled]) for row in chunk]
                     filled, number = 0, number + 1
-
-
-def _step(n: int, t: np.dtype[Any]) -> int:
-    """Return the bytes for n elements: whole cache lines, and a few more.
-
-    Arrays that lie a power of two apart fight for the same lines of the cache.
-    """
-    return (-(-n * t.itemsize // 64) + 5) * 64
-
-
-def _room(n: int, *sets: list[np.dtype[Any]]) -> int:
-    return sum(_step(n, t) for types in sets for t in types)
-
-
-def _carve(block: NDArray, n: int, *sets: list[np.dtype[Any]]) -> _Buffers:
-    """Make scratch arrays of n elements out of a block of bytes."""
-    at = 0
-    made: list[list[NDArray]] = []
-    for types in sets:
-        made.append([])
-        for t in types:
-            made[-1].append(block[at : at + n * t.itemsize].view(t))
-            at += _step(n, t)
-    return _Buffers(*made)
 
 
 def _part(column: list[NDArray], task: Task) -> NDArray:
