@@ -164,6 +164,14 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20260101)
 
 
+def walk(rule: Any, params: Any, grads: list[Any], **kwargs: Any) -> tuple[Any, Any]:
+    """Take a step for each gradient: the last parameters and state."""
+    state = rule.init(params)
+    for g in grads:
+        params, state = rule.apply(params, g, state, **kwargs)
+    return params, state
+
+
 def tree(rng: np.random.Generator, dtype: str = "float64", scale: float = 1.0) -> dict[str, Any]:
     """Parameters or gradients of every awkward shape: 0-d, empty, tall, wide, one, three axes, not contiguous."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import walk
 
 import xopt
 
@@ -21,11 +22,8 @@ def problem(rng: np.random.Generator) -> tuple[list[Any], list[list[Any]]]:
     return draw(1.0), grads
 
 
-def ours(rule: Any, params: list[Any], grads: list[list[Any]]) -> list[Any]:
-    state = rule.init(params)
-    for g in grads:
-        params, state = rule.apply(params, g, state)
-    return params
+def ours(rule: Any, params: Any, grads: list[Any]) -> Any:
+    return walk(rule, params, grads)[0]
 
 
 TORCH: list[tuple[Any, str, dict[str, Any]]] = [

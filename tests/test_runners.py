@@ -14,7 +14,7 @@ import numpy as np
 import optree
 import pytest
 from catalog import Row
-from conftest import restrided, tree
+from conftest import restrided, tree, walk
 
 import xopt
 from xopt import _emit, _reduce, _stages
@@ -56,10 +56,8 @@ def same_bits(x: Any, y: Any) -> bool:
 
 
 def trajectory(rule: Any, params: Any, grads: list[Any], runner: Any) -> list[Any]:
-    state = rule.init(params)
-    for g in grads:
-        params, state = rule.apply(params, g, state, runner=runner)
-    return optree.tree_leaves((params, state.slots))  # type: ignore[no-any-return]
+    last, state = walk(rule, params, grads, runner=runner)
+    return optree.tree_leaves((last, state.slots))  # type: ignore[no-any-return]
 
 
 CHAIN = xopt.chain(
