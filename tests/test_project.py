@@ -22,7 +22,7 @@ PACKAGE = ROOT / "xopt"
 ORDER = [
     ["_arrays"],
     ["_tree", "_scalars", "_trace", "_reduce", "_fields", "_names", "_pieces"],
-    ["_emit", "_layout", "random"],
+    ["_emit", "_lower", "_layout", "random"],
     ["_part", "_runners", "_runners._pool", "_runners._cut"],
     ["_runners.eager", "_runners.tiled"],
     ["_stages"],
