@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+
+import numpy as np
 
 
 class Piece(NamedTuple):
@@ -32,8 +34,15 @@ class Piece(NamedTuple):
         return f"{self.place}.{name}"
 
 
-class Column(list[Any]):
-    """A scalar with one value a leaf."""
+class Column(NamedTuple):
+    """A scalar with one value a leaf: a vector of the library that computes the step."""
+
+    vector: Any
+
+    def at(self, k: int) -> Any:
+        """Return the value of leaf ``k``: a Python float, or a 0-d array of another library than NumPy."""
+        x = self.vector[k]
+        return x.item() if isinstance(x, np.generic) else x
 
 
 class Values:
@@ -50,35 +59,20 @@ class Values:
     @property
     def on_device(self) -> bool:
         """Whether any scalar is a 0-d array, which nobody may read."""
-        return any(not isinstance(x, int | float | str | None) for x in self._scalars())
-
-    def _scalars(self) -> Iterator[Any]:
-        for piece in self.pieces:
-            for v in piece.values():
-                yield from v if type(v) is Column else (v,)
-
-    def select(self, leaves: list[int]) -> Values:
-        """Return the values of some leaves only."""
-        if not self.by_leaf:
-            return self
-        return Values(
-            [
-                {n: Column(v[k] for k in leaves) if type(v) is Column else v for n, v in piece.items()}
-                for piece in self.pieces
-            ]
-        )
+        found = [v.vector if type(v) is Column else v for piece in self.pieces for v in piece.values()]
+        return any(not isinstance(v, int | float | str | np.ndarray | None) for v in found)
 
     def leaf(self, k: int, cast: Callable[[Any], Any], upto: int | None = None) -> list[SimpleNamespace]:
         """Return what a rule sees as ``h`` for leaf ``k``, piece by piece. ``cast`` is applied to arrays."""
         return [
-            SimpleNamespace(**{n: _enter(v[k] if type(v) is Column else v, cast) for n, v in piece.items()})
+            SimpleNamespace(**{n: _enter(v.at(k) if type(v) is Column else v, cast) for n, v in piece.items()})
             for piece in self.pieces[:upto]
         ]
 
-    def named(self, k: int) -> dict[str, Any]:
-        """Return the values under the names that a program calls them by, for leaf ``k``."""
+    def named(self, k: int | None = None) -> dict[str, Any]:
+        """Return the values under the names that a program calls them by: for leaf ``k``, or with vectors of leaves."""
         return {
-            scalar_name(n, i): v[k] if type(v) is Column else v
+            scalar_name(n, i): (v.vector if k is None else v.at(k)) if type(v) is Column else v
             for i, piece in enumerate(self.pieces)
             for n, v in piece.items()
         }
@@ -101,8 +95,8 @@ class Work(NamedTuple):
     pieces: tuple[Piece, ...]
     library: str
     xp: Any
-    real: str
-    """The real dtype of the arithmetic."""
+    dtype: Any
+    """The `DType` of the parameters and gradients; state has that of the arithmetic."""
     split: bool
     """Whether a complex leaf is computed as pairs of reals."""
     loads: dict[str, list[Any]]
@@ -114,6 +108,12 @@ class Work(NamedTuple):
     """Slots whose leaves lie end to end in one buffer, with the place of each leaf: nothing to gather."""
     kept: dict[Any, Any] | None = None
     """Where a runner may keep what it found out about these very arrays, parameters and slots, for the next step."""
+
+    @property
+    def real(self) -> str:
+        """The real dtype of the arithmetic."""
+        real: str = self.dtype.real
+        return real
 
 
 def compose(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xopt import _arrays, _reduce, _scalars, _trace, _tree
+from xopt import _arrays, _scalars, _trace, _tree
 from xopt._layout import Layout
 from xopt._pieces import Column, Piece, Values, Work, compose, scalar_name
 from xopt._runners import eager
@@ -146,10 +146,10 @@ def plan(pieces: tuple[Piece, ...], complex: bool) -> Plan:
 
 
 class Batch:
-    """Leaves of one tree that are computed alike."""
+    """Leaves of one dtype, which are computed alike."""
 
-    def __init__(self, plan: Plan, real: str, split: bool) -> None:
-        self.plan, self.real, self.split = plan, real, split
+    def __init__(self, plan: Plan, dtype: _arrays.DType, split: bool) -> None:
+        self.plan, self.dtype, self.split = plan, dtype, split
         self.leaves: list[int] = []
 
 
@@ -162,15 +162,14 @@ class Stages:
         self.runner = choose(layout, runner)
         self.batches: list[Batch] = []
         self.batch_of: list[Batch] = []
-        by_kind: dict[Hashable, Batch] = {}
+        by_kind: dict[_arrays.DType, Batch] = {}
         for k, d in enumerate(layout.dtypes):
-            key = (d.real, d.complex)
-            if key not in by_kind:
+            if d not in by_kind:
                 split = d.complex and self.split
-                by_kind[key] = Batch(plan(pieces, d.complex and not split), d.real, split)
-                self.batches.append(by_kind[key])
-            by_kind[key].leaves.append(k)
-            self.batch_of.append(by_kind[key])
+                by_kind[d] = Batch(plan(pieces, d.complex and not split), d, split)
+                self.batches.append(by_kind[d])
+            by_kind[d].leaves.append(k)
+            self.batch_of.append(by_kind[d])
         self.plan = self.batches[0].plan if self.batches else plan(pieces, False)
         self.live = self.plan.live
         self.pieces = pieces
@@ -246,8 +245,7 @@ class Stages:
         """Return the hyperparameters of step ``t``, checked, piece by piece."""
         if not isinstance(t, int):
             t = self.layout.xp.astype(t, self._scalar_dtype())
-        read = self.runner.name == "tiled"
-        return [piece.resolve(t, self.layout.library, read) for piece in pieces or self.pieces]
+        return [piece.resolve(t, self.layout.library, self.runner.host) for piece in pieces or self.pieces]
 
     def run(
         self,
@@ -279,19 +277,19 @@ class Stages:
                 loads = columns if whole else {n: [x[k] for k in leaves] for n, x in columns.items()}
                 arenas, kept = memory[number] if memory and len(leaves) == len(batch.leaves) else (None, None)
                 work = Work(
-                    self.pieces, self.layout.library, self.layout.xp, batch.real, batch.split, loads,
+                    self.pieces, self.layout.library, self.layout.xp, batch.dtype, batch.split, loads,
                     (first, *self.live), batch.plan, arenas, kept,
                 )  # fmt: skip
                 works.append((leaves, work))
-        values, carry = self._scalars(t, given, works, len(ps), carry)
+        values, carry = self._scalars(t, given, works, carry)
         news = ps if write else list(ps)
         if change:
             news = [self.layout.xp.zeros_like(p) if g is None else None for p, g in zip(ps, gs, strict=True)]
         new_slots = slots if write else {n: list(column) for n, column in slots.items()}
         jobs = []
-        for leaves, work in works:
+        for (_, work), scalars in zip(works, values, strict=False):
             into = {n: work.loads[n] for n in work.outputs} if write else None
-            jobs.append(self.runner.prepare(work, values.select(leaves), into))
+            jobs.append(self.runner.prepare(work, scalars, into))
         for (leaves, _), job in zip(works, jobs, strict=True):
             out = job()
             for n, column in () if write else out.items():
@@ -301,49 +299,62 @@ class Stages:
         return news, new_slots, carry
 
     def _scalars(
-        self, t: Any, given: list[dict[str, Any]], works: list[Any], count: int, carry: dict[str, Any]
-    ) -> tuple[Values, dict[str, Any]]:
-        """Compute the scalars of a step in the order of the chain; sums read the tree."""
-        values, carry = Values([]), dict(carry)
+        self, t: Any, given: list[dict[str, Any]], works: list[tuple[list[int], Work]], carry: dict[str, Any]
+    ) -> tuple[list[Values], dict[str, Any]]:
+        """Compute the scalars of a step, for each work, in the order of the chain; sums read the tree."""
+        values, carry = [Values([]) for _ in range(max(1, len(works)))], dict(carry)
         step = t if isinstance(t, int | float) else _scalars.Step(self.layout.xp.astype(t, self._scalar_dtype()))
         for i, piece in enumerate(self.pieces):
             kept = {n: carry[piece.slot(n)] for n in piece.carry}
-            if self.runner.name == "tiled":  # the state may come from a step of another runner
+            if self.runner.host:  # the state may come from a step of another runner
                 kept = {n: float(x) for n, x in kept.items()}
             h = {**piece.statics, **given[i], **kept, "t": step}
-            values.pieces.append(h)
+            for own in values:
+                own.pieces.append(dict(h))
             if piece.reduce:
-                rows: dict[int, dict[str, Any]] = {}
-                for leaves, work in works:
-                    rows |= dict(zip(leaves, self.runner.sums(work, values.select(leaves), i), strict=True))
+                found = [self.runner.sums(work, own, i) for (_, work), own in zip(works, values, strict=False)]
                 for n in self.plan.sums[i].outputs:
                     if piece.scope == "tree":
-                        h[n] = _reduce.ordered(rows[k][n] for k in sorted(rows))
+                        total = self._total([leaves for leaves, _ in works], [sums[n] for sums in found])
+                        for own in values:
+                            own.pieces[i][n] = total
                     else:
-                        h[n] = Column(rows[k][n] if k in rows else None for k in range(count))
-            if piece.host:
-                more = self._host(piece, h, count)
+                        for own, sums in zip(values, found, strict=False):
+                            own.pieces[i][n] = Column(sums[n])
+            if piece.host and piece.scope == "leaf":
+                for own in values[: len(works)]:
+                    own.pieces[i] |= _host_by_leaf(piece, own.pieces[i])
+            elif piece.host:
+                more = _host_scalars(piece, values[0].pieces[i])
                 for n in piece.carry:
                     if n in more:
                         carry[piece.slot(n)] = self._carried(more[n])
-                h |= more
+                for own in values:
+                    own.pieces[i] |= more
         return values, carry
 
-    def _host(self, piece: Piece, h: dict[str, Any], count: int) -> dict[str, Any]:
-        assert piece.host is not None
-        if not any(type(x) is Column for x in h.values()):
-            return _host_scalars(piece, h)
-        column = next(x for x in h.values() if type(x) is Column)
-        rows: list[dict[str, Any] | None] = []
-        for k in range(count):  # a leaf without a gradient has no sums and needs no scalars
-            own = {n: x[k] if type(x) is Column else x for n, x in h.items()}
-            rows.append(None if column[k] is None else _host_scalars(piece, own))
-        names = next((list(row) for row in rows if row is not None), [])
-        return {n: Column(row and row[n] for row in rows) for n in names}
+    def _total(self, leaves: list[list[int]], columns: list[Any]) -> Any:
+        """Sum over the tree, in the order of its leaves."""
+        if not columns:
+            return 0.0
+        if len(columns) == 1:
+            return self.runner.total(self.layout.xp, columns[0])
+        order = np.argsort([k for own in leaves for k in own])
+        xp = np if self.runner.host else self.layout.xp
+        return self.runner.total(self.layout.xp, xp.concat(columns)[order if xp is np else xp.asarray(order)])
+
+
+def _host_by_leaf(piece: Piece, h: dict[str, Any]) -> dict[str, Any]:
+    """Compute the scalars of a piece for all leaves at once."""
+    plain = {n: x.vector if type(x) is Column else x for n, x in h.items()}
+    with np.errstate(all="ignore"):
+        found = _host_scalars(piece, plain)
+    return {n: Column(x) if getattr(x, "ndim", 0) else x for n, x in found.items()}
 
 
 def _host_scalars(piece: Piece, h: dict[str, Any]) -> dict[str, Any]:
     numbers = [x for x in h.values() if isinstance(x, _scalars.Step) or hasattr(x, "dtype")]
+    numbers.sort(key=lambda x: -getattr(x, "ndim", 0))  # a vector lifts numbers to vectors
     found: dict[str, Any] = piece.host(_namespace(h), _scalars.space(*numbers))  # type: ignore[misc]
     return found
 

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
+
 REAL, COMPLEX, BOOL = "real", "complex", "bool"
 
 _BINARY = frozenset(["add", "subtract", "multiply", "divide", "maximum", "minimum"])
@@ -275,14 +277,24 @@ class Program:
         self.last_use: dict[int, int] = {a: i for i, n in enumerate(nodes) for a in n.args if isinstance(a, int)}
 
     def evaluate(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Compute the scalars of one step from the named values of :attr:`inputs`: Python floats, or 0-d arrays.
+        """Compute the scalars of one step from the named values of :attr:`inputs`: Python floats, or arrays.
 
-        This is where a formula of scalars that cannot be computed raises, before any array is touched.
+        Arrays are 0-d, or vectors with a value a leaf. This is where a formula of scalars that cannot be computed
+        raises, before any array is touched.
         """
-        return tuple(
-            _real(x) if isinstance(x, int | float | complex) else x
-            for x in self._scalars(*[values[n] for n in self.inputs])
-        )
+        given = [values[n] for n in self.inputs]
+        vectors = [x for x in given if isinstance(x, np.ndarray)]
+        if not vectors:
+            return tuple(_real(x) if isinstance(x, int | float | complex) else x for x in self._scalars(*given))
+        if "**" not in self.source:  # NumPy's powers are not Python's to the last bit
+            try:
+                with np.errstate(over="ignore", under="ignore", divide="raise", invalid="raise"):
+                    return self._scalars(*given)
+            except FloatingPointError:  # let Python say what it thinks of that
+                pass
+        leaves = ([x.item(k) if isinstance(x, np.ndarray) else x for x in given] for k in range(len(vectors[0])))
+        rows = [[_real(x) for x in self._scalars(*own)] for own in leaves]
+        return tuple(np.asarray(column) for column in zip(*rows, strict=True))
 
 
 def _real(x: Any) -> float:

@@ -18,6 +18,8 @@ from xopt._scalars import Unwrapped
 from xopt._trace import Program
 
 name = "eager"
+host = False
+total = _reduce.total
 
 
 def prepare(work: Work, values: Values, into: dict[str, list[Any]] | None) -> Callable[[], dict[str, list[Any]]]:
@@ -66,8 +68,8 @@ def _leaf(work: Work, values: Values, k: int) -> dict[str, Any]:
     return result | {n: new[n] for n in work.outputs if n in new}
 
 
-def sums(work: Work, values: Values, place: int) -> list[dict[str, Any]]:
-    """Return the sums that piece ``place`` asks for, leaf by leaf, computed in float64 where the device has it."""
+def sums(work: Work, values: Values, place: int) -> dict[str, Any]:
+    """Return the sums that piece ``place`` asks for, a vector over the leaves, in float64 where the device has it."""
     xp, found = work.xp, []
     real = _arrays.widest_real(xp, _arrays.device(work.loads["p"][0]), work.real) if work.loads["p"] else work.real
     with _arrays.no_grad(work.library):
@@ -75,8 +77,9 @@ def sums(work: Work, values: Values, place: int) -> list[dict[str, Any]]:
             arrays = _compute_arrays(work, k, real)
             hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, real)), upto=place + 1)
             _, terms = compose(work.pieces, hs, _namespace(work), arrays["p"], arrays["g"], arrays, reduce_at=place)
-            found.append({n: _reduce.array_sum(xp, x) for n, x in terms.items()})
-    return found
+            found.append([_reduce.array_sum(xp, x) for x in terms.values()])
+    columns = zip(work.plan.sums[place].outputs, zip(*found, strict=True), strict=True)
+    return {n: np.asarray(column) if xp is np else xp.stack(column) for n, column in columns}
 
 
 def _namespace(work: Work) -> Any:

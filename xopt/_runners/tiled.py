@@ -38,6 +38,9 @@ class Tiled:
     """
 
     name = "tiled"
+    host = True
+    """Scalars are Python floats: what the host computes, and what it reads from arrays it shares memory with."""
+    total = staticmethod(_reduce.total)
 
     def __init__(self, tile: int | None = None, threads: int | None = None) -> None:
         self.tile, self._fixed, self.threads = tile or TILE, tile is not None, threads
@@ -90,8 +93,8 @@ class Tiled:
                     at[leaf], end = end, end + math.prod(params[leaf].shape)
         return at, end
 
-    def sums(self, work: Work, values: Values, place: int) -> list[dict[str, Any]]:
-        """Return the sums that piece ``place`` asks for, leaf by leaf, in float64 and in the order of `_reduce`."""
+    def sums(self, work: Work, values: Values, place: int) -> dict[str, NDArray]:
+        """Return the sums that piece ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
         leaves = _leaves(work)
         tile = min(self.tile, _reduce.CHUNK)
         run = _Sums(work, place, values, leaves, tile)
@@ -99,7 +102,9 @@ class Tiled:
         chunks: list[list[list[float]]] = [[] for _ in leaves.sizes]
         for leaf, number in sorted(run.found):
             chunks[leaf].append(run.found[leaf, number])
-        return [{n: _reduce.ordered(x[j] for x in leaf) for j, n in enumerate(run.names)} for leaf in chunks]
+        return {
+            n: np.asarray([_reduce.ordered(x[j] for x in leaf) for leaf in chunks]) for j, n in enumerate(run.names)
+        }
 
 
 class _Ready(NamedTuple):
@@ -195,8 +200,7 @@ class _Program(ABC):
             arenas.get(n) if n in arenas and arenas[n][0].dtype == kind else None
             for n, kind in zip(names, self.load_types, strict=True)
         ]
-        count = len(leaves.sizes) if values.by_leaf else min(1, len(leaves.sizes))
-        self.scalars = [program.evaluate(values.named(k)) for k in range(count)]
+        self.scalars, self.by_leaf = program.evaluate(values.named()), values.by_leaf
 
     def ready(self, tasks: list[Task], part: int, threads: int = 1) -> _Ready:
         """Take the memory that some tasks need, for tiles of ``part`` at most, before the first write."""
@@ -256,14 +260,16 @@ class _Program(ABC):
         last = task.leaves[-1]
         return at[last] + self.leaves.sizes[last] - at[task.leaves[0]] == task.size or len(task.leaves) == 1
 
-    def task_scalars(self, task: Task) -> tuple[Any, ...]:
-        if len(self.scalars) == 1:
-            return self.scalars[0]
+    def task_scalars(self, task: Task) -> Sequence[Any]:
+        """Return the scalars of a task; what differs between its leaves as an array."""
+        if not self.by_leaf:
+            return self.scalars
         if len(task.leaves) == 1:
-            return self.scalars[task.leaves[0]]
+            return [x.item(task.leaves[0]) if isinstance(x, np.ndarray) else x for x in self.scalars]
         sizes = [part.stop - part.start for part in task.slices]
-        columns = zip(*(self.scalars[leaf] for leaf in task.leaves), strict=True)
-        return tuple(x[0] if len(set(x)) == 1 else np.repeat(np.asarray(x, self.real), sizes) for x in columns)
+        return [
+            np.repeat(x[task.leaves].astype(self.real), sizes) if isinstance(x, np.ndarray) else x for x in self.scalars
+        ]
 
 
 class _Large(_Program):
