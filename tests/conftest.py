@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_ENABLE_X64", "1")
 import numpy as np
 import pytest
 
-LIBRARIES = ("numpy", "strict", "torch", "jax", "dask", "cupy")
+LIBRARIES = ("numpy", "strict", "torch", "jax", "dask", "cupy", "numba")
 MODULES = {"strict": "array_api_strict"}
 
 
@@ -138,7 +138,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "lib" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--library", default=None)
-        names = [name for name in ([chosen] if chosen else LIBRARIES) if available(name)]
+        names = [name for name in ([chosen] if chosen else LIBRARIES) if available(name) and name != "numba"]
         libs = [Lib(name, guise) for name in names for guise in _guises(name)]
         marks = {"cupy": [pytest.mark.cuda]}
         metafunc.parametrize("lib", [pytest.param(x, id=x.id, marks=marks.get(x.name, [])) for x in libs])
@@ -152,11 +152,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     keep, drop = [], []
     for item in items:
         needs = {m.args[0] for m in item.iter_markers("needs")}
-        by_library = "lib" in getattr(item, "fixturenames", ())
+        by_library = "lib" in getattr(item, "fixturenames", ()) and chosen != "numba"
         wanted = by_library or (chosen in needs) or (chosen == "numpy" and not needs)
         (keep if wanted else drop).append(item)
     items[:] = keep
     config.hook.pytest_deselected(items=drop)
+
+
+@pytest.fixture(autouse=True)
+def no_numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test the tiled runner as the default, also where Numba is installed; its own tests are marked for it."""
+    if "numba" not in {m.args[0] for m in request.node.iter_markers("needs")}:
+        monkeypatch.setattr("xopt._runners.numba.missing", lambda: "Numba is left out of this test")
 
 
 @pytest.fixture

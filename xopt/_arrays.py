@@ -7,6 +7,7 @@ is not NumPy's, never before.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -143,6 +144,13 @@ def full_like(xp: Any, name: str, p: Array, dtype: str, value: float) -> Array:
     return xp.full(tuple(p.shape), value, dtype=kind, device=p.device)
 
 
+def empty_like(x: Array) -> Array:
+    """Make an array in host memory that is written before it is read: of the same kind, in C order."""
+    if isinstance(x, np.ndarray):
+        return np.empty(x.shape, x.dtype)
+    return importlib.import_module("torch").empty(tuple(x.shape), dtype=x.dtype)
+
+
 def aligned(size: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """Allocate a flat NumPy array that starts on a cache line."""
     raw = np.empty(size * dtype.itemsize + 64, np.uint8)
@@ -175,9 +183,16 @@ def host_view(x: Array) -> np.ndarray[Any, Any] | None:
     name = library(x)
     if name == "numpy":
         return np.asarray(x)
-    if name != "torch" or x.device.type != "cpu" or dtype_name(x) == "bfloat16" or x.is_conj() or x.is_neg():
+    if name != "torch" or x.device.type != "cpu" or x.is_conj() or x.is_neg():
         return None
-    view: np.ndarray[Any, Any] = x.detach().numpy()
+    view: np.ndarray[Any, Any]
+    if dtype_name(x) != "bfloat16":
+        view = x.detach().numpy()
+    elif importlib.util.find_spec("ml_dtypes") is None:
+        return None
+    else:
+        bits = x.detach().view(importlib.import_module("torch").int16).numpy()
+        view = bits.view(importlib.import_module("ml_dtypes").bfloat16)
     return view
 
 

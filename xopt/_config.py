@@ -5,12 +5,13 @@ from __future__ import annotations
 from xopt._runners import _pool, tiled
 
 _LIBRARIES = {
-    "numpy": ("numpy", "tiled"),
+    "numpy": ("numpy", "numba if installed, else tiled"),
     "cupy": ("cupy", "eager"),
-    "torch": ("torch", "tiled on CPU, eager elsewhere and for bfloat16"),
+    "torch": ("torch", "like NumPy on CPU, eager elsewhere"),
     "jax": ("jax", "eager, under jit in Optimizer"),
     "dask": ("dask", "eager"),
     "array_api_strict": ("array-api-strict", "eager"),
+    "numba": ("numba", "numba"),
 }
 
 

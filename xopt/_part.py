@@ -141,9 +141,11 @@ class Part:
         hypers = tuple(n for n in values if n not in fixed)
         first = {n: float(values[v]) if isinstance(v, str) else v for n, v in self._slots.items()}
         update, reduce = self._hooks()
+        numbers = {n: values[n] for n in hypers}
+        constants = numbers if {*map(type, numbers.values())} <= {float} else None
         return Piece(
             f"{place}.{cls.__name__.lower()}", (cls, *fixed.items()), update, first, fixed, hypers,
-            self._resolve, reduce, cls.host, cls.scope, cls.carry, cls.inexact,
+            self._resolve, constants, reduce, cls.host, cls.scope, cls.carry, cls.inexact,
         )  # fmt: skip
 
     def _resolve(self, t: Any, library: str, read: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ class Piece(NamedTuple):
     hypers: tuple[str, ...]
     resolve: Callable[..., dict[str, Any]]
     """``resolve(t, library, read)``: the hyperparameters at a step, checked; ``read``: 0-d arrays too, as floats."""
+    constants: dict[str, Any] | None = None
+    """The hyperparameters, if they are numbers for ever: nothing to resolve."""
     reduce: Callable[..., dict[str, Any]] | None = None
     host: Callable[..., dict[str, Any]] | None = None
     scope: str = "tree"
@@ -48,13 +51,9 @@ class Column(NamedTuple):
 class Values:
     """The scalars of one step: for each piece of the chain, its static fields, hyperparameters, sums and the step."""
 
-    def __init__(self, pieces: list[dict[str, Any]]) -> None:
-        self.pieces = pieces
-
-    @property
-    def by_leaf(self) -> bool:
-        """Whether any scalar differs from leaf to leaf."""
-        return any(type(v) is Column for piece in self.pieces for v in piece.values())
+    def __init__(self, pieces: list[dict[str, Any]], by_leaf: bool = False) -> None:
+        self.pieces, self.by_leaf = pieces, by_leaf
+        """Whether any scalar is a `Column`."""
 
     @property
     def on_device(self) -> bool:
@@ -69,13 +68,12 @@ class Values:
             for piece in self.pieces[:upto]
         ]
 
-    def named(self, k: int | None = None) -> dict[str, Any]:
-        """Return the values under the names that a program calls them by: for leaf ``k``, or with vectors of leaves."""
-        return {
-            scalar_name(n, i): (v.vector if k is None else v.at(k)) if type(v) is Column else v
-            for i, piece in enumerate(self.pieces)
-            for n, v in piece.items()
-        }
+    def given(self, names: tuple[str, ...], k: int | None = None) -> list[Any]:
+        """Return the values that a program asks for by name: for leaf ``k``, or with vectors of leaves."""
+        found = [self.pieces[place][name] for place, name in _places(names)]
+        if not self.by_leaf:
+            return found
+        return [(x.vector if k is None else x.at(k)) if type(x) is Column else x for x in found]
 
 
 def _enter(x: Any, cast: Callable[[Any], Any]) -> Any:
@@ -87,6 +85,13 @@ def _enter(x: Any, cast: Callable[[Any], Any]) -> Any:
 def scalar_name(name: str, place: int) -> str:
     """Return what a program calls a hyperparameter: ``lr`` of the second piece is ``lr_1``; the step is ``t``."""
     return "t" if name == "t" else f"{name}_{place}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _places(names: tuple[str, ...]) -> tuple[tuple[int, str], ...]:
+    """Undo `scalar_name`."""
+    parts = (name.rpartition("_") for name in names)
+    return tuple((int(place), name) if name else (0, "t") for name, _, place in parts)
 
 
 class Work(NamedTuple):

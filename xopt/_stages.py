@@ -17,10 +17,11 @@ import numpy as np
 from xopt import _arrays, _scalars, _trace, _tree
 from xopt._layout import Layout
 from xopt._pieces import Column, Piece, Values, Work, compose, scalar_name
-from xopt._runners import eager
+from xopt._runners import eager, numba
+from xopt._runners.numba import Numba
 from xopt._runners.tiled import Tiled
 
-_TILED = Tiled()
+_TILED, _NUMBA = Tiled(), Numba()
 
 
 class _Recorded:
@@ -245,7 +246,8 @@ class Stages:
         """Return the hyperparameters of step ``t``, checked, piece by piece."""
         if not isinstance(t, int):
             t = self.layout.xp.astype(t, self._scalar_dtype())
-        return [piece.resolve(t, self.layout.library, self.runner.host) for piece in pieces or self.pieces]
+        library, host = self.layout.library, self.runner.host
+        return [piece.constants or piece.resolve(t, library, host) for piece in pieces or self.pieces]
 
     def run(
         self,
@@ -267,36 +269,60 @@ class Stages:
         caller gave has been checked before the first write.
         """
         first = "u" if change else "p"
-        works = []
-        holes = any(map(operator.is_, gs, itertools.repeat(None)))
-        for number, batch in enumerate(self.batches):
-            leaves = [k for k in batch.leaves if gs[k] is not None] if holes else batch.leaves
-            if leaves:
-                columns = {"p": ps, "g": gs, **{n: slots[n] for n in self.live}}
-                whole = len(leaves) == len(ps)
-                loads = columns if whole else {n: [x[k] for k in leaves] for n, x in columns.items()}
-                arenas, kept = memory[number] if memory and len(leaves) == len(batch.leaves) else (None, None)
-                work = Work(
-                    self.pieces, self.layout.library, self.layout.xp, batch.dtype, batch.split, loads,
-                    (first, *self.live), batch.plan, arenas, kept,
-                )  # fmt: skip
-                works.append((leaves, work))
-        values, carry = self._scalars(t, given, works, carry)
-        news = ps if write else list(ps)
+        works = self._works(first, ps, gs, slots, memory)
+        try:
+            values, carry = self._scalars(t, given, works, carry)
+            jobs = []
+            for (_, work), scalars in zip(works, values, strict=False):
+                into = {n: work.loads[n] for n in work.outputs} if write else None
+                jobs.append(self.runner.prepare(work, scalars, into))
+            found = [job() for job in jobs]
+        finally:
+            for _, work in works:  # the next step may use it again, and gradients are not ours to keep
+                del work.loads["g"]
+        if write:
+            return ps, slots, carry
+        news, new_slots = list(ps), {n: list(column) for n, column in slots.items()}
         if change:
             news = [self.layout.xp.zeros_like(p) if g is None else None for p, g in zip(ps, gs, strict=True)]
-        new_slots = slots if write else {n: list(column) for n, column in slots.items()}
-        jobs = []
-        for (_, work), scalars in zip(works, values, strict=False):
-            into = {n: work.loads[n] for n in work.outputs} if write else None
-            jobs.append(self.runner.prepare(work, scalars, into))
-        for (leaves, _), job in zip(works, jobs, strict=True):
-            out = job()
-            for n, column in () if write else out.items():
+        for (leaves, _), out in zip(works, found, strict=True):
+            for n, column in out.items():
                 target = news if n == first else new_slots[n]
                 for k, x in zip(leaves, column, strict=True):
                     target[k] = x
         return news, new_slots, carry
+
+    def _works(
+        self,
+        first: str,
+        ps: list[Any],
+        gs: list[Any],
+        slots: dict[str, list[Any]],
+        memory: list[tuple[dict[str, Any], dict[Any, Any]]] | None,
+    ) -> list[tuple[list[int], Work]]:
+        """Put the arrays of each batch together, without the leaves that have no gradient."""
+        works = []
+        holes = any(map(operator.is_, gs, itertools.repeat(None)))
+        for number, batch in enumerate(self.batches):
+            leaves = [k for k in batch.leaves if gs[k] is not None] if holes else batch.leaves
+            whole = len(leaves) == len(batch.leaves)
+            arenas, kept = memory[number] if memory and whole else (None, None)
+            pick = None if len(leaves) == len(ps) else leaves
+            if kept and "work" in kept:
+                work = kept["work"]._replace(pieces=self.pieces)
+            elif leaves:
+                columns = {"p": ps, **{n: slots[n] for n in self.live}}
+                work = Work(
+                    self.pieces, self.layout.library, self.layout.xp, batch.dtype, batch.split,
+                    {n: _picked(x, pick) for n, x in columns.items()}, (first, *self.live), batch.plan, arenas, kept,
+                )  # fmt: skip
+                if kept is not None:
+                    kept["work"] = work
+            else:
+                continue
+            work.loads["g"] = _picked(gs, pick)
+            works.append((leaves, work))
+        return works
 
     def _scalars(
         self, t: Any, given: list[dict[str, Any]], works: list[tuple[list[int], Work]], carry: dict[str, Any]
@@ -305,10 +331,9 @@ class Stages:
         values, carry = [Values([]) for _ in range(max(1, len(works)))], dict(carry)
         step = t if isinstance(t, int | float) else _scalars.Step(self.layout.xp.astype(t, self._scalar_dtype()))
         for i, piece in enumerate(self.pieces):
-            kept = {n: carry[piece.slot(n)] for n in piece.carry}
-            if self.runner.host:  # the state may come from a step of another runner
-                kept = {n: float(x) for n, x in kept.items()}
-            h = {**piece.statics, **given[i], **kept, "t": step}
+            h = {**piece.statics, **given[i], "t": step}
+            for n in piece.carry:  # the state may come from a step of another runner
+                h[n] = float(carry[piece.slot(n)]) if self.runner.host else carry[piece.slot(n)]
             for own in values:
                 own.pieces.append(dict(h))
             if piece.reduce:
@@ -320,7 +345,7 @@ class Stages:
                             own.pieces[i][n] = total
                     else:
                         for own, sums in zip(values, found, strict=False):
-                            own.pieces[i][n] = Column(sums[n])
+                            own.pieces[i][n], own.by_leaf = Column(sums[n]), True
             if piece.host and piece.scope == "leaf":
                 for own in values[: len(works)]:
                     own.pieces[i] |= _host_by_leaf(piece, own.pieces[i])
@@ -342,6 +367,10 @@ class Stages:
         order = np.argsort([k for own in leaves for k in own])
         xp = np if self.runner.host else self.layout.xp
         return self.runner.total(self.layout.xp, xp.concat(columns)[order if xp is np else xp.asarray(order)])
+
+
+def _picked(column: list[Any], leaves: list[int] | None) -> list[Any]:
+    return column if leaves is None else [column[k] for k in leaves]
 
 
 def _host_by_leaf(piece: Piece, h: dict[str, Any]) -> dict[str, Any]:
@@ -371,15 +400,18 @@ def _same_keys(path: str, got: Any, want: Any) -> None:
 
 def choose(layout: Layout, runner: Any = None) -> Any:
     """Return the runner for these parameters: the best there is, or the one that was asked for."""
-    if runner is None or runner == "tiled":
-        views = layout.library in ("numpy", "torch") and all(_arrays.host_view(x) is not None for x in layout.leaves)
-        if views:
-            return _TILED
-        if runner is None:
-            return eager
-        raise ValueError(f'runner="tiled" needs arrays that share memory with NumPy; these are of {layout.library}')
     if runner == "eager":
         return eager
-    if isinstance(runner, Tiled):
+    if isinstance(runner, Tiled | Numba):
         return runner
-    raise ValueError(f'runner={runner!r}: there are "eager" and "tiled", and None for the best available')
+    if runner not in (None, "tiled", "numba"):
+        raise ValueError(f'runner={runner!r}: there are "eager", "tiled" and "numba", and None for the best available')
+    shared = layout.library in ("numpy", "torch") and all(_arrays.host_view(x) is not None for x in layout.leaves)
+    if not shared and runner is not None:
+        raise ValueError(f'runner="{runner}" needs arrays that share memory with NumPy; these are of {layout.library}')
+    if not shared:
+        return eager
+    missing = numba.missing() if runner != "tiled" else ""
+    if missing and runner == "numba":
+        raise ValueError(f'runner="numba": {missing}')
+    return _TILED if missing or runner == "tiled" else _NUMBA

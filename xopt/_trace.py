@@ -282,10 +282,16 @@ class Program:
         Arrays are 0-d, or vectors with a value a leaf. This is where a formula of scalars that cannot be computed
         raises, before any array is touched.
         """
-        given = [values[n] for n in self.inputs]
+        return self.compute([values[n] for n in self.inputs])
+
+    def compute(self, given: list[Any]) -> tuple[Any, ...]:
+        """Do what :meth:`evaluate` does with the values in the order of :attr:`inputs`."""
         vectors = [x for x in given if isinstance(x, np.ndarray)]
         if not vectors:
-            return tuple(_real(x) if isinstance(x, int | float | complex) else x for x in self._scalars(*given))
+            found = self._scalars(*given)
+            if {*map(type, found)} == {float}:
+                return found
+            return tuple(_real(x) if isinstance(x, int | float | complex) else x for x in found)
         if "**" not in self.source:  # NumPy's powers are not Python's to the last bit
             try:
                 with np.errstate(over="ignore", under="ignore", divide="raise", invalid="raise"):

@@ -28,14 +28,15 @@ class Optimizer:
         A rule or a chain.
     runner
         ``"eager"``: the library's own operations, one after the other. ``"tiled"``: NumPy arrays, and CPU arrays that
-        share memory with one, a tile at a time. None: the best available.
+        share memory with one, a tile at a time. ``"numba"``: the same arrays in one compiled loop, if Numba is
+        installed. None: the best available.
 
     Raises
     ------
     TypeError
         For a leaf that is no floating-point array, or a NumPy scalar, or of another library than the first.
     ValueError
-        For a read-only array, and for arrays that share memory with each other.
+        For a read-only array, for arrays that share memory with each other, and for a runner that cannot serve them.
 
     Notes
     -----
@@ -165,7 +166,7 @@ class Optimizer:
         )
 
     def _state_arrays(self) -> list[Any]:
-        """Return the arrays that hold the state: the buffers of the tiled runner, or the slots."""
+        """Return the arrays that hold the state: the buffers of a runner on the host, or the slots."""
         if self._kept and not self._stages.split:
             return [buffer for arenas, _ in self._kept for buffer, _ in arenas.values()]
         return [x for column in self._slots.values() for x in column]
@@ -182,9 +183,9 @@ class Optimizer:
         return self._compiled
 
     def _new_slots(self) -> tuple[dict[str, list[Any]], list[tuple[dict[str, Any], dict[str, Any]]]]:
-        """Make the state; for the tiled runner each slot is one flat buffer a dtype, and its leaves are views of it."""
+        """Make the state; for a runner on the host each slot is one buffer a dtype, and its leaves are views of it."""
         stages, layout = self._stages, self._layout
-        if stages.runner.name != "tiled":
+        if not stages.runner.host:
             return stages.new_slots(), []
         slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in stages.live}
         kept: list[tuple[dict[str, Any], dict[str, Any]]] = []

@@ -30,7 +30,7 @@ def prepare(work: Work, values: Values, into: dict[str, list[Any]] | None) -> Ca
     program = work.plan.body(work.outputs)
     if not values.on_device:
         for k in range(len(work.loads["p"]) if values.by_leaf else 1):
-            program.evaluate(values.named(k))
+            program.compute(values.given(program.inputs, k))
     return partial(_body, work, values, into, _aliases(program))
 
 

@@ -61,8 +61,8 @@ class Tiled:
         """
         leaves, stores, made = _leaves(work), work.outputs, into
         if made is None:
-            made = {n: [_empty_like(x) for x in work.loads["p" if n == "u" else n]] for n in work.outputs}
-            fresh = {f"new {n}": _views("numpy", column, work.split) for n, column in made.items()}
+            made = {n: [_arrays.empty_like(x) for x in work.loads["p" if n == "u" else n]] for n in work.outputs}
+            fresh = {f"new {n}": _views(work.library, column, work.split) for n, column in made.items()}
             leaves, stores = leaves.joined(fresh), tuple(fresh)
         small, large, threads = self._cut(leaves)
         ready: list[_Ready] = []
@@ -73,8 +73,6 @@ class Tiled:
 
         def finish() -> dict[str, list[Any]]:
             _go(ready)
-            if into is None and work.library != "numpy":
-                return {n: [work.xp.asarray(x) for x in column] for n, column in made.items()}
             return made
 
         return finish
@@ -133,12 +131,6 @@ def _drain(queue: deque[Task], worker: Callable[[Task], None]) -> None:
             except IndexError:
                 return
             worker(task)
-
-
-def _empty_like(x: Any) -> NDArray:
-    view = _arrays.host_view(x)
-    assert view is not None
-    return np.empty(view.shape, view.dtype)
 
 
 def _leaves(work: Work) -> Leaves:
@@ -200,7 +192,7 @@ class _Program(ABC):
             arenas.get(n) if n in arenas and arenas[n][0].dtype == kind else None
             for n, kind in zip(names, self.load_types, strict=True)
         ]
-        self.scalars, self.by_leaf = program.evaluate(values.named()), values.by_leaf
+        self.scalars, self.by_leaf = program.compute(values.given(program.inputs)), values.by_leaf
 
     def ready(self, tasks: list[Task], part: int, threads: int = 1) -> _Ready:
         """Take the memory that some tasks need, for tiles of ``part`` at most, before the first write."""

@@ -1,0 +1,543 @@
+"""The numba runner gives the bits of eager NumPy, on real numbers; it compiles once, and never twice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import tracemalloc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import catalog
+import ml_dtypes
+import numpy as np
+import optree
+import pytest
+from catalog import Row
+from conftest import walk
+from test_runners import CHAIN, RULES, awkward, poison, same_bits, trajectory
+
+import xopt
+from xopt import _emit_numba, _stages
+from xopt._trace import BOOL, Tape, replay
+from xopt.rule import Array, H, Hyper, Rule, hyper
+
+pytestmark = pytest.mark.needs("numba")
+pytest.importorskip("numba")
+
+from xopt._runners import _cache, numba
+from xopt._runners.numba import Numba
+
+REALS = ["float16", "bfloat16", "float32", "float64"]
+CUTS = [(1, 65_536), (1, 7), (2, 64), (3, 1)]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("dtype", REALS)
+def test_bits_of_eager(rule: Any, dtype: str, rng: np.random.Generator) -> None:
+    params = awkward(rng, dtype)
+    grads = [poison(awkward(rng, dtype), rng) if k == 2 else awkward(rng, dtype) for k in range(4)]
+    want = trajectory(rule, params, grads, "eager")
+    for threads, task in CUTS:
+        got = trajectory(rule, params, grads, Numba(threads, task))
+        assert all(map(same_bits, got, want)), (threads, task)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_complex_is_within_roundings_of_eager(rule: Any, dtype: str, rng: np.random.Generator) -> None:
+    """NumPy multiplies complex numbers by instructions of its own: some roundings of numbers about 1 are allowed."""
+    params, grads = awkward(rng, dtype), [awkward(rng, dtype) for k in range(4)]
+    want = trajectory(rule, params, grads, "eager")
+    got = trajectory(rule, params, grads, Numba(2, 64))
+    for x, y in zip(got, want, strict=True):
+        assert x.dtype == y.dtype
+        assert (np.abs(x - y) <= 8 * np.finfo(x.dtype).eps * (np.abs(y) + 1)).all()
+
+
+@pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
+def test_every_option(row: Row, rng: np.random.Generator) -> None:
+    params, grads = awkward(rng, "float32"), [poison(awkward(rng, "float32"), rng), awkward(rng, "float32")]
+    for options in [*row.options, *catalog.COMMON]:
+        rule = row.rule(**{"lr": row.lr, **options})
+        want = trajectory(rule, params, grads, "eager")
+        assert all(map(same_bits, trajectory(rule, params, grads, Numba(1)), want)), rule
+
+
+def test_complex_split_is_two_reals(rng: np.random.Generator) -> None:
+    rule = xopt.Adam(0.1, amsgrad=True, complex="split", weight_decay=0.1)
+    params, grads = awkward(rng, "complex64"), [awkward(rng, "complex64") for _ in range(3)]
+    want = trajectory(rule, params, grads, "eager")
+    assert all(map(same_bits, trajectory(rule, params, grads, Numba(2, 7)), want))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
+def test_in_place_equals_pure(rule: Any, rng: np.random.Generator) -> None:
+    params, grads = awkward(rng, "float32"), [awkward(rng, "float32") for _ in range(4)]
+    grads[1]["many"][2] = None
+    grads[1]["rows"] = np.ascontiguousarray(grads[1]["rows"])
+    grads[2]["tall"] = np.asfortranarray(grads[2]["tall"])
+    want = trajectory(rule, params, grads, "eager")
+    opt = xopt.Optimizer(params, rule, runner=Numba(2, 64))
+    for g in grads:
+        opt.step(g)
+    assert all(map(same_bits, optree.tree_leaves((params, opt.state.slots)), want))
+
+
+def test_updates(rng: np.random.Generator) -> None:
+    params, grads = awkward(rng, "float32"), awkward(rng, "float32")
+    for rule in RULES:
+        want, _ = rule.updates(params, grads, rule.init(params), runner="eager")
+        got, _ = rule.updates(params, grads, rule.init(params), runner="numba")
+        assert all(map(same_bits, optree.tree_leaves(got), optree.tree_leaves(want)))
+
+
+def test_dtypes_of_one_tree(rng: np.random.Generator) -> None:
+    kinds = ["float32", "float64", "float16", "float32", "float64"]
+    draw = lambda: [np.asarray(rng.standard_normal(9), k) for k in kinds]
+    params, grads = draw(), [draw() for _ in range(3)]
+    want = trajectory(CHAIN, params, grads, "eager")
+    assert all(map(same_bits, trajectory(CHAIN, params, grads, Numba(2, 7)), want))
+
+
+def test_which_runner_ran(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the default where it is installed, and it does not leave the work to the tiled runner."""
+    p = rng.standard_normal(50)
+    opt = xopt.Optimizer(p, xopt.Adam())
+    assert opt.runner == "numba"
+    monkeypatch.setattr("xopt._runners.tiled.Tiled.prepare", lambda *a: pytest.fail("the tiled runner ran"))
+    ran = []
+    kernel = numba._compiled
+    monkeypatch.setattr(numba, "_compiled", lambda *a: ran.append(a) or kernel(*a))
+    opt.step(p.copy())
+    assert len(ran) == 1
+    opt.step(p.copy())
+    assert len(ran) == 1, "a second step asks for no kernel"
+
+
+def test_a_changed_rate_compiles_nothing(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, g = np.ones(5), np.ones(5)
+    opt = xopt.Optimizer(p, xopt.SGD(lr=0.5), runner="numba")
+    opt.step(g)
+    monkeypatch.setattr(_cache, "kernel", lambda source: pytest.fail("compiled again"))
+    opt.step(g, lr=0.25)
+    opt.set(lr=0.125)
+    opt.step(g)
+    assert np.array_equal(p, np.full(5, 1 - 0.875))
+    numba._compiled.cache_clear()
+    with pytest.raises(BaseException, match="compiled again"):
+        xopt.Optimizer(p, xopt.SGD(lr=0.5), runner="numba").step(g)
+
+
+# --- single operations ---------------------------------------------------------------------------------------------
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.5, -1e-42, 1e-42, 1e38, -1e38, np.inf, -np.inf, np.nan]
+
+
+def of_every_operation(xp: Any, x: Any, y: Any) -> dict[str, Any]:
+    found = {}
+    for op in _emit_numba.OPERATIONS:
+        if op in ("logical_and", "logical_or"):
+            found[op] = xp.where(getattr(xp, op)(x > 0, y > 0), x, y)
+        elif op == "logical_not":
+            found[op] = xp.where(xp.logical_not(x > y), x, y)
+        elif op == "where":
+            found[op] = xp.where(x > 0, x, 3.0)
+        elif op in ("add", "subtract", "multiply", "divide", "maximum", "minimum", "pow"):
+            found[op] = getattr(xp, op)(x, y)
+        elif op in ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal"):
+            found[op] = xp.where(getattr(xp, op)(x, y), x, y + 1)
+        elif op in ("isnan", "isinf", "isfinite"):
+            found[op] = xp.where(getattr(xp, op)(x), y, 0.5)
+        elif op != "hypot":  # of complex numbers only, where every rule tests it
+            found[op] = getattr(xp, op)(x)
+    return found
+
+
+@pytest.mark.parametrize("real", ["float32", "float64"])
+def test_every_operation(real: str) -> None:
+    a, b = (np.asarray(x, real).ravel() for x in np.meshgrid(SPECIAL, SPECIAL))
+    tape = Tape(inexact=True)
+    made = of_every_operation(tape, tape.load("p", "real"), tape.load("g", "real"))
+    assert all(x.kind != BOOL for x in made.values())
+    program = tape.finish(made, [])
+    scalars = program.evaluate({})
+    with np.errstate(all="ignore"):
+        want = replay(program, np, {"p": a, "g": b}, scalars)
+    columns = _emit_numba.table(program, real, real, objects=False, fresh=True)
+    run = _cache.kernel(_emit_numba.body_source("every operation", program, columns, real))
+    got = {n: np.empty_like(a) for n in want}
+    arrays = [{"p": a, "g": b}.get(x.name, got.get(x.name[4:])) for x in columns.arrays]
+    addresses = np.asarray([[x.ctypes.data] for x in arrays])
+    run(np.asarray([[0, 0, a.size]]), addresses, np.asarray([scalars]), 0, 1)
+    for name, x in got.items():
+        if name in ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "pow"):
+            np.testing.assert_allclose(x, want[name], rtol=4 * np.finfo(real).eps, err_msg=name)
+        else:
+            assert same_bits(x, want[name]), name
+
+
+def test_half_precision() -> None:
+    """Every 16-bit pattern is widened, and what lies around every one and half way between two is rounded, rightly."""
+    from numba import njit
+
+    from xopt._runners import _jit
+
+    patterns = np.arange(65_536, dtype=np.uint16)
+    for name, kind in [("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)]:
+        widen, narrow = getattr(_jit, f"of_{name}"), getattr(_jit, f"to_{name}")
+
+        @njit
+        def loop(f: Any, x: Any, out: Any) -> None:
+            for i in range(x.size):
+                out[i] = f(x[i])
+
+        wide = np.empty(65_536, np.float32)
+        loop(widen, patterns, wide)
+        assert np.array_equal(wide, patterns.view(kind).astype(np.float32), equal_nan=True)
+        finite = np.sort(wide[np.isfinite(wide)])
+        with np.errstate(all="ignore"):
+            middle = finite[:-1] + (finite[1:] - finite[:-1]) / 2
+            near = [np.nextafter(x, np.float32(s)) for x in (finite, middle) for s in (np.inf, -np.inf)]
+            x = np.concatenate([wide, finite, middle, *near, np.asarray([65519.9, 65520, 3.39e38, 3.4e38], np.float32)])
+            want = x.astype(kind)
+        out = np.empty(x.size, np.uint16)
+        loop(narrow, x, out)
+        assert np.array_equal(out.view(kind).astype(np.float32), want.astype(np.float32), equal_nan=True)
+
+
+def test_pairwise_is_the_order_of_numpy(rng: np.random.Generator) -> None:
+    from xopt._runners._jit import pairwise
+
+    for n in [*range(300), 1000, 4097, 65_535, 65_536]:
+        x = rng.standard_normal(n) * 10.0 ** rng.integers(-5, 5, n)
+        assert pairwise(x, 0, n) == np.add.reduce(x), n
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 200_003])
+def test_norm_has_the_bits_of_eager(size: int, rng: np.random.Generator) -> None:
+    g = [rng.standard_normal(size), rng.standard_normal(7), rng.standard_normal((5, 4)).T, rng.standard_normal(300)]
+    p = [np.zeros(x.shape) for x in g]
+    rule = xopt.chain(xopt.ClipByNorm(5.0), xopt.ClipByGlobalNorm(1.0), xopt.SGD(lr=1.0))
+    want, _ = rule.apply(p, g, rule.init(p), runner="eager")
+    for threads, task in CUTS[:3]:
+        got, _ = rule.apply(p, g, rule.init(p), runner=Numba(threads, task))
+        assert all(map(same_bits, got, want))
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+def test_odd_addresses(rng: np.random.Generator) -> None:
+    def odd(n: int) -> Any:
+        x = np.frombuffer(bytearray(8 * n + 1), np.float64, offset=1, count=n)
+        x[...] = rng.standard_normal(n)
+        return x
+
+    p, g = odd(100), odd(100)
+    assert not p.flags.aligned
+    rule = xopt.Adam(0.1)
+    want, _ = rule.apply(p, g, rule.init(p), runner="eager")
+    xopt.Optimizer(p, rule, runner="numba").step(g)
+    assert np.array_equal(p, want)
+
+
+def test_more_elements_than_int32_counts() -> None:
+    """A task that starts beyond 2**31 elements: the address is right to the byte, and nothing else is touched."""
+    low = 2**31 + 5
+    plan = _stages.plan(xopt.SGD(lr=1.0)._pieces(), False)
+    program = plan.body(("p",))
+    columns = _emit_numba.table(program, "float32", "float32", objects=False, fresh=False)
+    run = _cache.kernel(_emit_numba.body_source("far", program, columns, "float32"))
+    p, g = np.ones(12, np.float32), np.arange(12, dtype=np.float32)
+    start = [x.ctypes.data + 4 * 4 - 4 * low for x in (p, g)]  # where the leaf would start for element `low` to be [4]
+    run(np.asarray([[0, low, 5]]), np.asarray(start)[:, None], np.asarray([[-1.0]]), 0, 1)
+    assert np.array_equal(p, [1, 1, 1, 1, -3, -4, -5, -6, -7, 1, 1, 1])
+
+
+def test_peak_memory_of_a_step() -> None:
+    p, g = np.ones(2**21, "float32"), np.ones(2**21, "float32")
+    opt = xopt.Optimizer(p, xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.AdamW()), runner="numba")
+    opt.step(g)
+    tracemalloc.start()
+    opt.step(g)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6e6, f"{peak / 1e6:.1f} MB beside 8 MB of parameters"
+
+
+def test_gradients_are_not_kept(rng: np.random.Generator) -> None:
+    for sizes in ([100], [100, 50, 3]):
+        params, grads = ([rng.standard_normal(n) for n in sizes] for _ in range(2))
+        opt = xopt.Optimizer(params, xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam()))
+        gone = [weakref.ref(g) for g in grads]
+        opt.step(grads)
+        opt.step(grads)
+        with pytest.raises(ValueError, match="shape"):
+            opt.step([*grads[:-1], np.ones(1)])
+        del grads
+        assert [g() for g in gone] == [None] * len(sizes)
+
+
+def test_large_leaf_uses_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    used, both = set(), threading.Barrier(2, timeout=60)
+    p, g = np.ones(10_000, np.float32), np.ones(10_000, np.float32)
+    real = numba._compiled
+
+    def spied(*args: Any) -> Any:
+        kernel = real(*args)
+
+        def run(*task: Any) -> None:
+            if threading.get_ident() not in used:
+                used.add(threading.get_ident())
+                both.wait()
+            kernel.run(*task)
+
+        return kernel._replace(run=run)
+
+    monkeypatch.setattr(numba, "_compiled", spied)
+    xopt.Optimizer(p, xopt.SGD(lr=0.5), runner=Numba(2, 1000)).step(g)
+    assert len(used) == 2
+    assert (p == 0.5).all()
+
+
+def test_two_threads_step_two_optimizers(rng: np.random.Generator) -> None:
+    grads = [rng.standard_normal(20_000) for _ in range(20)]
+    start, rule = rng.standard_normal(20_000), xopt.chain(xopt.ClipByGlobalNorm(50.0), xopt.Adam(lr=0.01))
+    want = trajectory(rule, start, grads, "eager")[0]
+    results = [start.copy() for _ in range(4)]
+
+    def work(p: Any) -> None:
+        opt = xopt.Optimizer(p, rule, runner=Numba(2, 512))
+        for g in grads:
+            opt.step(g)
+
+    threads = [threading.Thread(target=work, args=(p,)) for p in results]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert all(np.array_equal(p, want) for p in results)
+
+
+# --- programs it leaves to others ----------------------------------------------------------------------------------
+
+
+class Root(Rule):
+    """A root of complex numbers has no form in single reals here."""
+
+    lr: Hyper = hyper(default=0.1)
+    inexact = True
+
+    @staticmethod
+    def update(h: H, xp: Any, p: Array, g: Array, m: Array = 1.0) -> tuple[Array, ...]:
+        m = m + xp.sqrt(g)
+        return -h.lr * m, m
+
+
+def test_what_has_no_form_is_left_to_the_tiled_runner(rng: np.random.Generator) -> None:
+    params, grads = awkward(rng, "complex128"), [awkward(rng, "complex128")]
+    want = trajectory(Root(), params, grads, "tiled")
+    assert all(map(same_bits, trajectory(Root(), params, grads, "numba"), want))
+    assert all(
+        map(
+            same_bits,
+            trajectory(Root(), *real_parts(params, grads), "numba"),
+            trajectory(Root(), *real_parts(params, grads), "eager"),
+        )
+    )
+
+
+def real_parts(*trees: Any) -> Any:
+    return optree.tree_map(lambda x: np.abs(x), trees)
+
+
+def test_errors_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba, "missing", lambda: "Numba cannot be imported: it needs another NumPy")
+    assert xopt.Optimizer(np.ones(3), xopt.Adam()).runner == "tiled"
+    with pytest.raises(ValueError, match='runner="numba": Numba cannot be imported: it needs another NumPy'):
+        xopt.Optimizer(np.ones(3), xopt.Adam(), runner="numba")
+
+
+def test_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = numba.missing.__wrapped__
+    assert reason() == ""
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.setattr(numba.importlib.util, "find_spec", lambda name: object())
+    assert reason().startswith("Numba cannot be imported")
+    monkeypatch.setattr(numba.importlib.util, "find_spec", lambda name: None)
+    assert 'pip install "xopt-array[numba]"' in reason()
+
+
+# --- the cache on disk ---------------------------------------------------------------------------------------------
+
+STEP = """
+import numpy as np, xopt
+from xopt._runners import _cache
+p = np.ones(1000, "float32")
+opt = xopt.Optimizer(p, xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam(0.1)), runner="numba")
+opt.step(np.ones(1000, "float32"))
+kernels = list(_cache._loaded.values())
+hits, misses = (sum(sum(getattr(k.stats, f"cache_{n}").values()) for k in kernels) for n in ("hits", "misses"))
+print(len(kernels), hits, misses, float(p[0]), _cache.folder())
+"""
+
+
+def step(cache: Path | str, code: str = STEP, **env: str) -> list[str]:
+    given = {**os.environ, "XOPT_CACHE_DIR": str(cache), **env}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=given)
+    assert out.returncode == 0, out.stderr
+    return out.stdout.split()
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    first, second = step(tmp_path), step(tmp_path)
+    assert first[:3] == ["2", "0", "2"]
+    assert second[:3] == ["2", "2", "0"]
+    assert first[3:] == second[3:]
+    assert Path(second[4]) == tmp_path
+    sources = [path.read_text() for path in tmp_path.glob("*.py")]
+    assert len(sources) == 2
+    assert any("store(" in x and "# 1.adam.m" in x and "0.clipbyglobalnorm | 1.adam, float32" in x for x in sources)
+
+
+def test_a_broken_cache_is_made_anew(tmp_path: Path) -> None:
+    want = step(tmp_path)[3]
+    for pattern, keep in [("*.py", 40), ("*.nbi", 30), ("*.nbc", 100), ("*.nbc", 0), ("*.nbi", 0), ("*.py", 0)]:
+        broken = [*tmp_path.rglob(pattern)]
+        assert len(broken) == 2
+        for path in broken:
+            path.write_bytes(path.read_bytes()[:keep])
+        assert step(tmp_path)[3] == want
+        assert step(tmp_path)[1:4] == ["2", "0", want], f"{pattern} was not mended"
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    found = step(
+        tmp_path / "file" / "cache", XDG_CACHE_HOME=str(tmp_path / "file"), LOCALAPPDATA=str(tmp_path / "file")
+    )
+    assert found[2] == "2"
+    assert "xopt-" in found[4]
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners on this system")
+def test_a_cache_that_others_can_write_is_not_used(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    found = step(shared, XDG_CACHE_HOME=str(tmp_path / "own"))
+    assert Path(found[4]) == tmp_path / "own" / "xopt"
+    assert not any(shared.iterdir())
+
+
+def test_processes_may_race(tmp_path: Path) -> None:
+    given = {**os.environ, "XOPT_CACHE_DIR": str(tmp_path)}
+    racers = [
+        subprocess.Popen([sys.executable, "-c", STEP], stdout=subprocess.PIPE, text=True, env=given) for _ in range(3)
+    ]
+    found = {racer.communicate(timeout=120)[0].split()[3] for racer in racers}
+    assert len(found) == 1
+    assert step(tmp_path)[1:3] == ["2", "0"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_after_fork() -> None:
+    code = """
+import os, time, warnings
+import numpy as np, xopt
+from xopt._runners.numba import Numba
+from xopt._runners import _pool
+warnings.simplefilter("ignore")
+p, g = np.ones(5000), np.linspace(-1, 1, 5000)
+opt = xopt.Optimizer(p, xopt.Adam(), runner=Numba(2, 64))
+opt.step(g)
+time.sleep(0.1)
+assert _pool._pool is not None
+want, _ = xopt.Adam().apply(p, g, opt.state, runner="eager")
+child = os.fork()
+if child == 0:
+    opt.step(g)
+    xopt.Optimizer(np.ones(9), xopt.RMSProp(), runner="numba").step(np.ones(9))
+    os._exit(0 if np.array_equal(p, want) else 1)
+_, status = os.waitpid(child, 0)
+assert status == 0, status
+opt.step(g)
+print("done" if np.array_equal(p, want) else "the parent is wrong")
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert out.stdout == "done\n", out.stderr
+
+
+def test_warnings_as_errors_do_not_stop_a_step_half_way() -> None:
+    code = """
+import numpy as np, xopt
+from xopt._runners.numba import Numba
+np.seterr(all="raise")
+p, g = np.ones(1000, "float32"), np.full(1000, 3e38, "float32")
+g[7], g[500], g[501] = np.nan, np.inf, 0
+for rule in (xopt.Adam(lr=1e300, eps=0.0), xopt.chain(xopt.ClipByGlobalNorm(1e-300), xopt.RMSProp(eps=0.0))):
+    xopt.Optimizer(p, rule, runner=Numba(3, 64)).step(g)
+assert np.isnan(p[7])
+print("done")
+"""
+    assert step("", code) == ["done"]
+
+
+# --- torch on the CPU ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_torch_tensors_in_place(dtype: str, rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    kind = getattr(torch, dtype)
+    start = [
+        rng.standard_normal((5, 3)),
+        rng.standard_normal(200),
+        rng.standard_normal(()),
+        rng.standard_normal((4, 3)).T,
+    ]
+    params = [torch.tensor(x).to(kind) if k < 3 else torch.tensor(x.T).to(kind).T for k, x in enumerate(start)]
+    own = [x.detach().clone() for x in params]
+    for x in params:
+        x.requires_grad_()
+    memory = [x.data_ptr() for x in params]
+    rule = xopt.chain(xopt.ClipByGlobalNorm(3.0), xopt.AdamW(0.1, weight_decay=0.1))
+    state = rule.init(own)
+    opt = xopt.Optimizer(params, rule)
+    assert opt.runner == "numba"
+    for _ in range(3):
+        loss = sum((x.float() ** 2 * y).sum() for x, y in zip(params, (3.0, 1.0, 2.0, 0.5), strict=True))
+        for x in params:
+            x.grad = None
+        loss.backward()
+        stale = params[1] * params[1]
+        own, state = rule.apply(own, [x.grad for x in params], state, runner="eager")
+        opt.step([x.grad for x in params])
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            stale.sum().backward()
+    assert [x.data_ptr() for x in params] == memory
+    for x, y in zip(params, own, strict=True):
+        assert x.requires_grad
+        if dtype in ("float16", "bfloat16"):
+            assert torch.equal(x.detach(), y)
+        else:
+            torch.testing.assert_close(x.detach(), y, rtol=1e-6, atol=0)
+    slots = optree.tree_leaves(opt.state.slots)
+    assert all(isinstance(x, torch.Tensor) for x in slots)
+
+
+def test_torch_data_replaced(rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    p = torch.ones(5)
+    opt = xopt.Optimizer([p], xopt.SGD(lr=0.5), runner="numba")
+    opt.step([torch.ones(5)])
+    p.data = torch.full((5,), 3.0)
+    opt.step([torch.ones(5)])
+    assert torch.equal(p, torch.full((5,), 2.5))
+    new, _ = walk(xopt.SGD(lr=0.5), [p], [[torch.ones(5)]], runner="numba")
+    assert torch.equal(new[0], torch.full((5,), 2.0))
+    assert torch.equal(p, torch.full((5,), 2.5))

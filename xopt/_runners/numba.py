@@ -1,0 +1,308 @@
+"""The numba runner: one compiled loop over all leaves, at the speed of memory.
+
+It serves what the tiled runner serves, where Numba is installed. Leaves that are not in C order, and programs that have
+no form in single real numbers, are left to the tiled runner.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import importlib.util
+import itertools
+import math
+import operator
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xopt import _arrays, _emit_numba, _reduce
+from xopt._lower import Unsupported
+from xopt._pieces import Column, Values, Work
+from xopt._runners import _pool
+from xopt._runners.tiled import Tiled
+from xopt._trace import Program
+
+_PARALLEL = 4 * _reduce.CHUNK
+"""Elements from which on a second thread is worth waking."""
+_contiguous = operator.attrgetter("flags.c_contiguous")
+
+NDArray = np.ndarray[Any, Any]
+
+
+@functools.cache
+def missing() -> str:
+    """Say why there is no Numba to compile with; nothing if there is one."""
+    if importlib.util.find_spec("numba") is None:
+        return 'Numba is not installed: pip install "xopt-array[numba]"'
+    try:
+        importlib.import_module("numba")
+    except ImportError as error:  # Numba refuses a NumPy that is newer than itself
+        return f"Numba cannot be imported: {error}"
+    return ""
+
+
+@functools.cache
+def _objects_tell() -> bool:
+    """Whether an array object has the address of its memory behind its header, as NumPy's C interface has it."""
+    if sys.implementation.name != "cpython":
+        return False
+    x = np.zeros(3)
+    return ctypes.c_int64.from_address(id(x) + object.__basicsize__).value == x.ctypes.data
+
+
+class Kernel(NamedTuple):
+    """A compiled program."""
+
+    program: Program
+    run: Callable[..., None]
+    source: str
+    columns: _emit_numba.Table
+
+
+class _Frame(NamedTuple):
+    """A kernel, and leaves cut into tasks (leaf, first element, number of elements) for it."""
+
+    kernel: Kernel
+    tasks: NDArray
+    ranges: list[tuple[int, int]]
+    """The tasks, shared out."""
+    addresses: NDArray
+    """A row an array, a column a leaf. The row of the gradients is filled each step."""
+    plain: list[bool]
+    """Whether all arrays of a leaf but its gradient are in C order."""
+    objects: bool | None
+    """Whether gradients are looked up through their objects; None if they are not read."""
+
+    def look(self, grads: list[Any]) -> None:
+        """Find the gradients of this step."""
+        if self.objects is not None:
+            found = map(id, grads) if self.objects else _addresses(grads)
+            row = next(k for k, array in enumerate(self.kernel.columns.arrays) if array.name == "g")
+            self.addresses[row] = np.fromiter(found, np.int64, len(grads))
+
+    def scalars(self, values: Values) -> NDArray:
+        """Return the scalars of a step: one row, or one a leaf."""
+        program = self.kernel.program
+        found = program.compute(values.given(program.inputs))
+        if not values.by_leaf:
+            return np.asarray((found,))
+        rows = np.empty((len(self.plain), len(found)))
+        for column, x in zip(rows.T, found, strict=True):
+            column[...] = x
+        return rows
+
+
+class Numba:
+    """A runner with a number of threads, and of elements that are a task; None is what suits the work."""
+
+    name = "numba"
+    host = True
+    total = staticmethod(_reduce.total)
+
+    def __init__(self, threads: int | None = None, task: int = _reduce.CHUNK) -> None:
+        self._threads, self._task = threads, task
+        self._rest = Tiled(threads=threads)
+        self.places = self._rest.places
+
+    def prepare(
+        self, work: Work, values: Values, into: dict[str, list[Any]] | None
+    ) -> Callable[[], dict[str, list[Any]]]:
+        """Return a function that runs the whole chain over every leaf; what can fail fails here, before any write.
+
+        Its results land in ``into`` where that is given, else in fresh arrays.
+        """
+        try:
+            fresh: dict[str, list[Any]] = {}
+            frame = self._kept(work, None)
+            if frame is None:
+                kernel = body(work, into is None)
+                if into is None:
+                    fresh = {n: list(map(_arrays.empty_like, work.loads["p" if n == "u" else n])) for n in work.outputs}
+                frame = self._frame(work, kernel, None, fresh)
+        except Unsupported:
+            return self._rest.prepare(work, values, into)
+        if not all(frame.plain) or not all(_in_order(work.library, work.loads["g"])):
+            return self._mixed(work, values, into, frame.plain)
+        made = into or fresh
+        frame.look(work.loads["g"])
+        scalars = frame.scalars(values)
+        run, tasks, addresses, grads = frame.kernel.run, frame.tasks, frame.addresses, work.loads["g"]
+
+        def finish() -> dict[str, list[Any]]:
+            self._run(frame.ranges, lambda first, last: run(tasks, addresses, scalars, first, last))
+            assert grads is not None  # they had to live until here
+            return made
+
+        return finish
+
+    def sums(self, work: Work, values: Values, place: int) -> dict[str, NDArray]:
+        """Return the sums that piece ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
+        try:
+            frame = self._kept(work, place) or self._frame(work, reduction(work, place), place, {})
+        except Unsupported:
+            return self._rest.sums(work, values, place)
+        names, leaves = list(work.plan.sums[place].outputs), len(frame.plain)
+        if not all(frame.plain) or not all(_in_order(work.library, work.loads["g"])):
+            found = {n: np.empty(leaves) for n in names}
+            for runner, own in self._shares(work, frame.plain):
+                for n, x in runner.sums(_only(work, own), _of(values, own), place).items():
+                    found[n][own] = x
+            return found
+        frame.look(work.loads["g"])
+        scalars = frame.scalars(values)
+        longest = int(max(frame.tasks[:, 2], default=0))
+        chunks = np.empty((len(frame.tasks), len(names)))
+        scratch = [np.empty((len(names), longest)) for _ in frame.ranges]
+
+        def chunk_sums(first: int, last: int) -> None:
+            terms = scratch.pop()
+            frame.kernel.run(frame.tasks, frame.addresses, scalars, first, last, terms, chunks)
+            scratch.append(terms)
+
+        self._run(frame.ranges, chunk_sums)
+        totals = np.zeros((leaves, len(names)))
+        np.add.at(totals, frame.tasks[:, 0], chunks)  # one after the other, in the order of the chunks
+        return dict(zip(names, totals.T, strict=True))
+
+    def _mixed(
+        self, work: Work, values: Values, into: dict[str, list[Any]] | None, plain: list[bool]
+    ) -> Callable[[], dict[str, list[Any]]]:
+        """Leave what is not in C order to the tiled runner."""
+        jobs = []
+        for runner, leaves in self._shares(work, plain):
+            own = into and {n: [x[k] for k in leaves] for n, x in into.items()}
+            jobs.append((leaves, runner.prepare(_only(work, leaves), _of(values, leaves), own)))
+
+        def finish() -> dict[str, list[Any]]:
+            made: dict[str, list[Any]] = {n: [None] * len(plain) for n in work.outputs}
+            for leaves, job in jobs:
+                for n, column in job().items():
+                    for k, x in zip(leaves, column, strict=True):
+                        made[n][k] = x
+            return made
+
+        return finish
+
+    def _shares(self, work: Work, plain: list[bool]) -> list[tuple[Numba | Tiled, list[int]]]:
+        """Return the leaves for this runner, and those for the tiled one."""
+        good = list(map(operator.and_, plain, _in_order(work.library, work.loads["g"])))
+        shares: list[tuple[Numba | Tiled, list[int]]] = []
+        for runner, wanted in ((self, True), (self._rest, False)):
+            leaves = [k for k, ok in enumerate(good) if ok == wanted]
+            if leaves:
+                shares.append((runner, leaves))
+        return shares
+
+    def _run(self, ranges: list[tuple[int, int]], do: Callable[[int, int], None]) -> None:
+        """Do every range of tasks, on as many threads as they were cut for."""
+        if len(ranges) == 1:
+            do(*ranges[0])
+            return
+        queue = deque(ranges)
+
+        def drain() -> None:
+            while True:
+                try:
+                    first, last = queue.popleft()
+                except IndexError:
+                    return
+                do(first, last)
+
+        _pool.run([drain] * min(self._threads or _pool.threads(), len(ranges)))
+
+    @staticmethod
+    def _kept(work: Work, place: int | None) -> _Frame | None:
+        return work.kept.get(("numba", place)) if work.kept is not None else None
+
+    def _frame(self, work: Work, kernel: Kernel, place: int | None, made: dict[str, list[Any]]) -> _Frame:
+        """Find the tasks and the addresses; of what stays from step to step, only once."""
+        sizes = [math.prod(x.shape) << work.split for x in work.loads["p"]]
+        task = self._task if place is None else _reduce.CHUNK
+        cut = [(k, low, min(task, size - low)) for k, size in enumerate(sizes) for low in range(0, size, task)]
+        tasks = np.asarray(cut, np.int64).reshape(-1, 3)
+        addresses = np.zeros((len(kernel.columns.arrays), len(sizes)), np.int64)
+        objects = None
+        for row, array in zip(addresses, kernel.columns.arrays, strict=True):
+            if array.name == "g":
+                objects = array.objects
+            else:
+                new = array.name.startswith("new ")
+                row[:] = _addresses(made[array.name[4:]] if new else work.loads[array.name])
+        stay = [_in_order(work.library, column) for n, column in work.loads.items() if n != "g"]
+        plain = [all(row) for row in zip(*stay, strict=True)]
+        frame = _Frame(kernel, tasks, self._ranges(tasks), addresses, plain, objects)
+        if work.kept is not None and not made:
+            work.kept["numba", place] = frame
+        return frame
+
+    def _ranges(self, tasks: NDArray) -> list[tuple[int, int]]:
+        """Share tasks out: some ranges a thread, of about as many elements each."""
+        ends = np.cumsum(tasks[:, 2])
+        size = int(ends[-1]) if len(tasks) else 0
+        threads = self._threads or (_pool.threads() if size >= _PARALLEL else 1)
+        marks = np.searchsorted(ends, np.linspace(0, size, 4 * threads + 1)[1:-1]) if threads > 1 else ()
+        return list(itertools.pairwise(sorted({0, len(tasks), *map(int, marks)}))) or [(0, 0)]
+
+
+_STORED = {"complex64": "float32", "complex128": "float64"}
+
+
+def body(work: Work, fresh: bool) -> Kernel:
+    """Return the kernel of a whole step."""
+    return _compiled(work.plan.body(work.outputs), _title(work), work.dtype, _reads_objects(work), fresh)
+
+
+def reduction(work: Work, place: int) -> Kernel:
+    """Return the kernel of the sums that a piece asks for."""
+    return _compiled(work.plan.sums[place], _title(work, place), work.dtype, _reads_objects(work), None)
+
+
+def _title(work: Work, place: int | None = None) -> str:
+    chain = " | ".join(piece.place for piece in work.pieces)
+    return f"{chain}{'' if place is None else f': the sums of {work.pieces[place].place}'}, {work.dtype.name}"
+
+
+def _reads_objects(work: Work) -> bool:
+    return work.library == "numpy" and _objects_tell()
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(program: Program, title: str, dtype: Any, objects: bool, fresh: bool | None) -> Kernel:
+    from xopt._runners import _cache  # what it imports is not for `import xopt` to wait for
+
+    stored = _STORED.get(dtype.name, dtype.name)
+    columns = _emit_numba.table(program, stored, dtype.real, objects, fresh)
+    if fresh is None:
+        source = _emit_numba.sums_source(title, program, columns)
+    else:
+        source = _emit_numba.body_source(title, program, columns, dtype.real)
+    return Kernel(program, _cache.kernel(source), source, columns)
+
+
+def _in_order(library: str, column: list[Any]) -> list[bool]:
+    return list(map(_contiguous, column)) if library == "numpy" else [x.is_contiguous() for x in column]
+
+
+def _addresses(column: list[Any]) -> list[int]:
+    if isinstance(column[0], np.ndarray):
+        return [x.__array_interface__["data"][0] for x in column]
+    return [x.data_ptr() for x in column]
+
+
+def _only(work: Work, leaves: list[int]) -> Work:
+    loads = {n: [column[k] for k in leaves] for n, column in work.loads.items()}
+    return work._replace(loads=loads, arenas=None, kept=None)
+
+
+def _of(values: Values, leaves: list[int]) -> Values:
+    if not values.by_leaf:
+        return values
+    pieces = [
+        {n: Column(v.vector[leaves]) if type(v) is Column else v for n, v in piece.items()} for piece in values.pieces
+    ]
+    return Values(pieces, by_leaf=True)
