@@ -23,7 +23,7 @@ from test_runners import CHAIN, RULES, awkward, poison, same_bits, trajectory
 import xopt
 from xopt import _emit_numba, _stages
 from xopt._trace import BOOL, Tape, replay
-from xopt.rule import Array, H, Hyper, Rule, hyper
+from xopt.rule import Array, H, Hyper, Rule, abs2, hyper
 
 pytestmark = pytest.mark.needs("numba")
 pytest.importorskip("numba")
@@ -65,6 +65,29 @@ def test_every_option(row: Row, rng: np.random.Generator) -> None:
         rule = row.rule(**{"lr": row.lr, **options})
         want = trajectory(rule, params, grads, "eager")
         assert all(map(same_bits, trajectory(rule, params, grads, Numba(1)), want)), rule
+
+
+class Whole(Rule):
+    """Complex arithmetic that needs literals of its own: a quotient, a real number in a complex branch."""
+
+    lr: Hyper = hyper(default=0.1)
+
+    @staticmethod
+    def update(h: H, xp: Any, p: Array, g: Array, m: Array = 1.0) -> tuple[Array, ...]:
+        m = 0.5 * m + g / (p + j_free(xp, g)) + 1.0 / (abs2(xp, g) + 1.0)
+        return -h.lr * xp.where(xp.real(g) > 0, m, xp.abs(m)), m
+
+
+def j_free(xp: Any, g: Any) -> Any:
+    return xp.conj(g) + 3.0
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_complex_with_literals(dtype: str, rng: np.random.Generator) -> None:
+    params, grads = awkward(rng, dtype), [awkward(rng, dtype)]
+    want, got = (trajectory(Whole(), params, grads, runner) for runner in ("eager", "numba"))
+    for x, y in zip(got, want, strict=True):
+        assert (np.abs(x - y) <= 16 * np.finfo(x.dtype).eps * (np.abs(y) + 1)).all()
 
 
 def test_complex_split_is_two_reals(rng: np.random.Generator) -> None:

@@ -31,7 +31,7 @@ ORDER = [
     ["rule"],
     ["rules.sgd", "rules.adaptive", "rules.adam", "transforms", "schedules", "nn"],
     ["rules"],
-    ["optimizer", "_config"],
+    ["optimizer", "_config", "_explain"],
     [""],
 ]
 

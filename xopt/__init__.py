@@ -2,6 +2,7 @@
 
 from xopt import nn, random, schedules
 from xopt._config import show_config
+from xopt._explain import explain
 from xopt.optimizer import Optimizer
 from xopt.rule import Chain, Rule, State, Transform, abs2, chain, hyper, is_complex, static
 from xopt.rules import adam, adaptive, sgd
@@ -23,6 +24,7 @@ __all__ = [
     "Transform",
     "abs2",
     "chain",
+    "explain",
     "hyper",
     "is_complex",
     "nn",

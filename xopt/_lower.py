@@ -45,7 +45,7 @@ def statements(program: Program, operations: Mapping[str, str]) -> Iterator[Stat
 def lower(program: Program) -> Program:
     """Rewrite complex numbers as pairs of real ones.
 
-    A complex array ``p`` becomes two, ``p.re`` and ``p.im``; the scalars stay as they are. A product is
+    A complex array ``p`` becomes two, ``p.re`` and ``p.im``; scalars may be added. A product is
     (ac - bd) + (ad + bc)i, a quotient is Smith's, a modulus is ``hypot``. Other functions of complex arrays (sqrt, exp)
     raise `Unsupported`.
     """
@@ -175,8 +175,11 @@ def _pruned(program: Program) -> Program:
             keep.add(i)
             wanted += [a for a in program.nodes[i].args if isinstance(a, int)]
     order = {old: new for new, old in enumerate(sorted(keep))}
-    nodes = tuple(
-        Node(op, tuple(order[a] if isinstance(a, int) else a for a in args), kind)
-        for op, args, kind in (program.nodes[i] for i in order)
-    )
-    return Program(nodes, {n: order[i] for n, i in program.outputs.items()}, program.scalars, program.inputs)
+    scalars: dict[str, str] = {}
+    nodes = []
+    for op, args, kind in (program.nodes[i] for i in order):
+        if op != "load":
+            args = tuple(order[a] if isinstance(a, int) else scalars.setdefault(a, f"s{len(scalars)}") for a in args)
+        nodes.append(Node(op, args, kind))
+    texts = tuple(program.scalars[int(name[1:])] for name in scalars)
+    return Program(tuple(nodes), {n: order[i] for n, i in program.outputs.items()}, texts, program.inputs)

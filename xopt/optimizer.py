@@ -12,7 +12,7 @@ from xopt._layout import Layout, Memory
 from xopt._names import qualified_names
 from xopt._scalars import after
 from xopt._stages import Stages
-from xopt.rule import Method, Part, RunnerName, State
+from xopt.rule import Method, RunnerName, State, check_method
 
 
 class Optimizer:
@@ -57,11 +57,7 @@ class Optimizer:
     """
 
     def __init__(self, params: Any, rule: Method, *, runner: RunnerName | None = None) -> None:
-        if not isinstance(rule, Method):
-            got = rule.__name__ if isinstance(rule, type) else type(rule).__name__
-            hint = "; make an object of it" if isinstance(rule, type) and issubclass(rule, Part) else ""
-            hint = "; put it in a chain with a rule" if isinstance(rule, Part) else hint
-            raise TypeError(f"rule: {got}, but it must be a rule or a chain{hint}")
+        check_method(rule)
         self._rule = rule
         self._layout = Layout(params, writable=True)
         self._stages = Stages(rule._pieces(), self._layout, runner)

@@ -218,6 +218,15 @@ class Rule(Part, Method):
         return whole, terms if reduce else None
 
 
+def check_method(rule: object) -> None:
+    """Refuse what is neither a rule nor a chain."""
+    if not isinstance(rule, Method):
+        got = rule.__name__ if isinstance(rule, type) else type(rule).__name__
+        hint = "; make an object of it" if isinstance(rule, type) and issubclass(rule, Part) else ""
+        hint = "; put it in a chain with a rule" if isinstance(rule, Part) else hint
+        raise TypeError(f"rule: {got}, but it must be a rule or a chain{hint}")
+
+
 class Chain(Method):
     """Transforms and one rule, applied in order. Made by :func:`chain`; its links are in ``parts``.
 

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xopt import _arrays, _emit_numba, _reduce
-from xopt._lower import Unsupported
-from xopt._pieces import Column, Values, Work
+from xopt._lower import Unsupported, lower
+from xopt._pieces import Column, Piece, Values, Work
 from xopt._runners import _pool
 from xopt._runners.tiled import Tiled
 from xopt._trace import Program
@@ -59,8 +59,8 @@ class Kernel(NamedTuple):
     """A compiled program."""
 
     program: Program
+    """As compiled: its scalars are what the function takes."""
     run: Callable[..., None]
-    source: str
     columns: _emit_numba.Table
 
 
@@ -254,20 +254,22 @@ _STORED = {"complex64": "float32", "complex128": "float64"}
 
 def body(work: Work, fresh: bool) -> Kernel:
     """Return the kernel of a whole step."""
-    return _compiled(work.plan.body(work.outputs), _title(work), work.dtype, _reads_objects(work), fresh)
+    return _compiled(work.plan.body(work.outputs), title(work.pieces, work.dtype), work.dtype, _objects(work), fresh)
 
 
 def reduction(work: Work, place: int) -> Kernel:
     """Return the kernel of the sums that a piece asks for."""
-    return _compiled(work.plan.sums[place], _title(work, place), work.dtype, _reads_objects(work), None)
+    name = title(work.pieces, work.dtype, place)
+    return _compiled(work.plan.sums[place], name, work.dtype, _objects(work), None)
 
 
-def _title(work: Work, place: int | None = None) -> str:
-    chain = " | ".join(piece.place for piece in work.pieces)
-    return f"{chain}{'' if place is None else f': the sums of {work.pieces[place].place}'}, {work.dtype.name}"
+def title(pieces: tuple[Piece, ...], dtype: Any, place: int | None = None) -> str:
+    """Say what a kernel is for."""
+    chain = " | ".join(piece.place for piece in pieces)
+    return f"{chain}{'' if place is None else f': the sums of {pieces[place].place}'}, {dtype.name}"
 
 
-def _reads_objects(work: Work) -> bool:
+def _objects(work: Work) -> bool:
     return work.library == "numpy" and _objects_tell()
 
 
@@ -275,13 +277,21 @@ def _reads_objects(work: Work) -> bool:
 def _compiled(program: Program, title: str, dtype: Any, objects: bool, fresh: bool | None) -> Kernel:
     from xopt._runners import _cache  # what it imports is not for `import xopt` to wait for
 
-    stored = _STORED.get(dtype.name, dtype.name)
-    columns = _emit_numba.table(program, stored, dtype.real, objects, fresh)
+    columns = _columns(program, dtype, objects, fresh)
+    text = source(program, title, dtype, fresh, objects)
+    return Kernel(lower(program), _cache.kernel(text), columns)
+
+
+def source(program: Program, title: str, dtype: Any, fresh: bool | None, objects: bool = True) -> str:
+    """Return the module of a program: in place, with ``fresh`` beside it, or with ``fresh=None`` of its sums."""
+    columns = _columns(program, dtype, objects, fresh)
     if fresh is None:
-        source = _emit_numba.sums_source(title, program, columns)
-    else:
-        source = _emit_numba.body_source(title, program, columns, dtype.real)
-    return Kernel(program, _cache.kernel(source), source, columns)
+        return _emit_numba.sums_source(title, program, columns)
+    return _emit_numba.body_source(title, program, columns, dtype.real)
+
+
+def _columns(program: Program, dtype: Any, objects: bool, fresh: bool | None) -> _emit_numba.Table:
+    return _emit_numba.table(program, _STORED.get(dtype.name, dtype.name), dtype.real, objects, fresh)
 
 
 def _in_order(library: str, column: list[Any]) -> list[bool]:

@@ -1,0 +1,183 @@
+"""What a step reads, writes and computes, as text."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from xopt import _emit, _lower, _reduce
+from xopt._layout import Layout
+from xopt._runners import numba
+from xopt._stages import Batch, Stages
+from xopt._trace import Program
+from xopt.rule import Method, RunnerName, check_method
+
+_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16}
+_SIGNS = {
+    "add": "{} + {}",
+    "subtract": "{} - {}",
+    "multiply": "{} * {}",
+    "divide": "{} / {}",
+    "negative": "-{}",
+    "less": "{} < {}",
+    "less_equal": "{} <= {}",
+    "greater": "{} > {}",
+    "greater_equal": "{} >= {}",
+    "equal": "{} == {}",
+    "not_equal": "{} != {}",
+}
+
+
+def explain(
+    rule: Method,
+    params: Any,
+    *,
+    runner: RunnerName | None = None,
+    bandwidth: float | None = None,
+    source: bool = True,
+) -> str:
+    """Say what one step of a rule does to these parameters, stage by stage. Nothing is computed or compiled.
+
+    Parameters
+    ----------
+    rule
+        A rule or a chain.
+    params
+        An array or a tree of arrays, as for :class:`~xopt.Optimizer`. Only shapes, dtypes and library matter.
+    runner
+        As for :class:`~xopt.Optimizer`.
+    bandwidth
+        Bytes a second that the memory moves, > 0: the time that a step then takes at least is told too.
+    source
+        Whether to end with the source that the runner makes of each stage.
+
+    Returns
+    -------
+    str
+        For every dtype among the parameters the stages: the sums that are needed first, then the step itself, each with
+        the arrays it reads and writes, in bytes a parameter, the operations a parameter (of a complex number, those on
+        its parts), and the scalars that are computed once a step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what :class:`~xopt.Optimizer` would refuse, and for a bandwidth that is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xopt
+    >>> w = np.zeros(1000, np.float32)
+    >>> print(xopt.explain(xopt.SGD(lr=0.1, momentum=0.9), w, runner="tiled", bandwidth=20e9))
+    SGD(lr=0.1, momentum=0.9): 1 array of numpy, 1,000 parameters, runner tiled
+    <BLANKLINE>
+    float32: 1 array, 1,000 parameters, 4 bytes of state each
+      step: 20 bytes and 5 operations a parameter
+        reads   t0 = p float32, t1 = g float32, t2 = 0.sgd.m float32
+        writes  p float32, 0.sgd.m float32
+        t3 = s0 * t2
+        t4 = s1 * t1
+        t5 = t3 + t4  -> 0.sgd.m
+        t6 = s2 * t5
+        t7 = t0 + t6  -> p
+        s0 = momentum_0
+        s1 = gain_0
+        s2 = (-lr_0)
+    <BLANKLINE>
+    20,000 bytes a step: at 20 GB/s at least 1 µs
+    <BLANKLINE>
+    source of the step, float32:
+    def kernel(l_0, l_1, l_2, o_0, o_1, s0, s1, s2, r_0):
+        multiply(s0, l_2, out=o_1)
+        multiply(s1, l_1, out=r_0)
+        add(o_1, r_0, out=o_1)
+        multiply(s2, o_1, out=r_0)
+        add(l_0, r_0, out=o_0)
+    """
+    check_method(rule)
+    if bandwidth is not None and not bandwidth > 0:
+        raise ValueError(f"bandwidth: {bandwidth!r}, but it must be positive bytes a second")
+    stages = Stages(rule._pieces(), Layout(params), runner)
+    layout = stages.layout
+    count = sum(map(math.prod, layout.shapes))
+    arrays = f"{_count(len(layout.leaves), 'array')} of {layout.library}, {count:,} parameters"
+    lines = [f"{rule!r}: {arrays}, runner {stages.runner.name}"]
+    sources: list[str] = []
+    total = 0
+    for batch in stages.batches:
+        size = sum(math.prod(layout.shapes[k]) for k in batch.leaves)
+        state = sum(_BYTES[stages.slot_dtype(n, batch.leaves[0])] for n in stages.live)
+        arrays = f"{_count(len(batch.leaves), 'array')}, {size:,} parameters"
+        lines += ["", f"{batch.dtype.name}: {arrays}, {state} bytes of state each"]
+        programs: list[tuple[int | None, Program]] = [*batch.plan.sums.items()]
+        for place, program in [*programs, (None, batch.plan.body(("p", *stages.live)))]:
+            name = "step" if place is None else f"sums of {stages.pieces[place].place}"
+            moved, text = _stage(stages, batch, place, program)
+            total += moved * size
+            lines += [f"  {name}: {moved} bytes and {text.pop(0)} a parameter", *text]
+            if source:
+                sources += ["", f"source of the {name}, {batch.dtype.name}:", _source(stages, batch, place, program)]
+    time = f": at {bandwidth / 1e9:g} GB/s at least {_time(total / bandwidth)}" if bandwidth else ""
+    lines += ["", f"{total:,} bytes a step{time}"]
+    return "\n".join([*lines, *sources])
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
+
+
+def _stage(stages: Stages, batch: Batch, place: int | None, program: Program) -> tuple[int, list[str]]:
+    """Return the bytes that one stage moves a parameter, and how many operations it does and which."""
+    written = [n for n, i in program.outputs.items() if program.loads.get(n) != i] if place is None else []
+    stored = {
+        n: batch.dtype.name if n in ("p", "g") else stages.slot_dtype(n, batch.leaves[0])
+        for n in [*program.loads, *written]
+    }
+    moved = sum(_BYTES[stored[n]] for n in [*program.loads, *written])
+    try:
+        low = _lower.lower(program)
+    except _lower.Unsupported:  # shown as it was recorded
+        low = program
+    count = sum(node.op != "load" for node in low.nodes)
+    lines = [_count(count, "operation")]
+    names: dict[str, list[str]] = {n: [] for n in program.loads}
+    for n, i in low.loads.items():
+        names[n if n in names else n.rpartition(".")[0]].append(f"t{i}")
+    reads = [f"{' '.join(where)} = {n} {stored[n]}" for n, where in names.items()]
+    lines.append(f"    reads   {', '.join(reads)}")
+    if place is None:
+        lines.append(f"    writes  {', '.join(f'{n} {stored[n]}' for n in written)}")
+    else:
+        how = f"over each {stages.pieces[place].scope}, in float64, {_reduce.CHUNK:,} at a time"
+        lines.append(f"    sums    {', '.join(program.outputs)} {how}")
+    goals: dict[int, list[str]] = {}
+    for n, i in low.outputs.items():
+        goals.setdefault(i, []).append(n)
+    for i, (op, args, _) in enumerate(low.nodes):
+        if op != "load":
+            words = [f"t{a}" if isinstance(a, int) else a for a in args]
+            text = _SIGNS[op].format(*words) if op in _SIGNS else f"{op}({', '.join(words)})"
+            lines.append(f"    t{i} = {text}" + (f"  -> {', '.join(goals[i])}" if i in goals else ""))
+    lines += [f"    s{k} = {text}" for k, text in enumerate(low.scalars)]
+    return moved, lines
+
+
+def _source(stages: Stages, batch: Batch, place: int | None, program: Program) -> str:
+    """Return what the runner makes of a program; the eager one runs the rule as it stands."""
+    runner = stages.runner.name
+    if runner == "numba":
+        try:
+            title = numba.title(stages.pieces, batch.dtype, place)
+            return numba.source(program, title, batch.dtype, False if place is None else None).rstrip()
+        except _lower.Unsupported as error:
+            return f"(left to the tiled runner: {error})\n{_emit.numpy_kernel(program).source.rstrip()}"
+    if runner == "tiled":
+        return _emit.numpy_kernel(program).source.rstrip()
+    return "(none: the rule itself is called with the arrays)"
