@@ -21,8 +21,8 @@ PACKAGE = ROOT / "xopt"
 # each module may import modules of earlier rows only
 ORDER = [
     ["_arrays"],
-    ["_tree", "_scalars", "_trace", "_reduce", "_fields", "_names", "_pieces"],
-    ["_emit", "_lower", "_layout", "random"],
+    ["_tree", "_scalars", "_trace", "_reduce", "_fields", "_names"],
+    ["_pieces", "_emit", "_lower", "_layout", "random"],
     ["_emit_numba"],
     ["_part", "_runners", "_runners._pool", "_runners._cut", "_runners._cache", "_runners._jit"],
     ["_runners.eager", "_runners.tiled"],

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xopt._trace import Program
+
 
 class Piece(NamedTuple):
     """One link of a chain, as the stages see it. They know no rule."""
@@ -68,12 +70,19 @@ class Values:
             for piece in self.pieces[:upto]
         ]
 
-    def given(self, names: tuple[str, ...], k: int | None = None) -> list[Any]:
-        """Return the values that a program asks for by name: for leaf ``k``, or with vectors of leaves."""
-        found = [self.pieces[place][name] for place, name in _places(names)]
+    def scalars(self, program: Program) -> tuple[Any, ...]:
+        """Compute the scalars of a program; what differs from leaf to leaf as a vector."""
+        given = [self.pieces[place][name] for place, name in _places(program.inputs)]
         if not self.by_leaf:
-            return found
-        return [(x.vector if k is None else x.at(k)) if type(x) is Column else x for x in found]
+            return program.compute(given)
+        given = [x.vector if type(x) is Column else x for x in given]
+        return (program.compute_by_leaf if np.ndarray in map(type, given) else program.compute)(given)
+
+    def check(self, program: Program, leaves: int) -> None:
+        """Compute the scalars of a program leaf by leaf, to see whether that raises."""
+        for k in range(leaves if self.by_leaf else min(1, leaves)):
+            given = [self.pieces[place][name] for place, name in _places(program.inputs)]
+            program.compute([x.at(k) if type(x) is Column else x for x in given])
 
 
 def _enter(x: Any, cast: Callable[[Any], Any]) -> Any:

@@ -308,8 +308,9 @@ class Stages:
             whole = len(leaves) == len(batch.leaves)
             arenas, kept = memory[number] if memory and whole else (None, None)
             pick = None if len(leaves) == len(ps) else leaves
-            if kept and "work" in kept:
-                work = kept["work"]._replace(pieces=self.pieces)
+            work = kept.get("work") if kept else None
+            if work is not None:
+                work = work if work.pieces is self.pieces else work._replace(pieces=self.pieces)
             elif leaves:
                 columns = {"p": ps, **{n: slots[n] for n in self.live}}
                 work = Work(

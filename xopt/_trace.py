@@ -277,28 +277,29 @@ class Program:
         self.last_use: dict[int, int] = {a: i for i, n in enumerate(nodes) for a in n.args if isinstance(a, int)}
 
     def evaluate(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Compute the scalars of one step from the named values of :attr:`inputs`: Python floats, or arrays.
+        """Compute the scalars of one step from the named values of :attr:`inputs`: Python floats, or 0-d arrays.
 
-        Arrays are 0-d, or vectors with a value a leaf. This is where a formula of scalars that cannot be computed
-        raises, before any array is touched.
+        This is where a formula of scalars that cannot be computed raises, before any array is touched.
         """
         return self.compute([values[n] for n in self.inputs])
 
     def compute(self, given: list[Any]) -> tuple[Any, ...]:
         """Do what :meth:`evaluate` does with the values in the order of :attr:`inputs`."""
-        vectors = [x for x in given if isinstance(x, np.ndarray)]
-        if not vectors:
-            found = self._scalars(*given)
-            if {*map(type, found)} == {float}:
-                return found
-            return tuple(_real(x) if isinstance(x, int | float | complex) else x for x in found)
+        found = self._scalars(*given)
+        if {*map(type, found)} == {float}:
+            return found
+        return tuple(_real(x) if isinstance(x, int | float | complex) else x for x in found)
+
+    def compute_by_leaf(self, given: list[Any]) -> tuple[Any, ...]:
+        """Do the same for all leaves at once: a NumPy vector has a value for each of them."""
         if "**" not in self.source:  # NumPy's powers are not Python's to the last bit
             try:
                 with np.errstate(over="ignore", under="ignore", divide="raise", invalid="raise"):
                     return self._scalars(*given)
             except FloatingPointError:  # let Python say what it thinks of that
                 pass
-        leaves = ([x.item(k) if isinstance(x, np.ndarray) else x for x in given] for k in range(len(vectors[0])))
+        count = next(len(x) for x in given if isinstance(x, np.ndarray))
+        leaves = ([x.item(k) if isinstance(x, np.ndarray) else x for x in given] for k in range(count))
         rows = [[_real(x) for x in self._scalars(*own)] for own in leaves]
         return tuple(np.asarray(column) for column in zip(*rows, strict=True))
 

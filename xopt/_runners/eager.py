@@ -29,8 +29,7 @@ def prepare(work: Work, values: Values, into: dict[str, list[Any]] | None) -> Ca
     """
     program = work.plan.body(work.outputs)
     if not values.on_device:
-        for k in range(len(work.loads["p"]) if values.by_leaf else 1):
-            program.compute(values.given(program.inputs, k))
+        values.check(program, len(work.loads["p"]))
     return partial(_body, work, values, into, _aliases(program))
 
 

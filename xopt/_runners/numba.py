@@ -15,7 +15,7 @@ import math
 import operator
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,20 +75,25 @@ class _Frame(NamedTuple):
     """A row an array, a column a leaf. The row of the gradients is filled each step."""
     plain: list[bool]
     """Whether all arrays of a leaf but its gradient are in C order."""
-    objects: bool | None
-    """Whether gradients are looked up through their objects; None if they are not read."""
+    whole: bool
+    """Whether that is so for all leaves."""
+    row: NDArray | None
+    """The row of the gradients, if they are read."""
+    objects: bool
+    """Whether gradients are looked up through their objects."""
+
+    def serves(self, work: Work) -> bool:
+        """Whether all arrays of a step are in C order."""
+        return self.whole and all(_in_order(work.library, work.loads["g"]))
 
     def look(self, grads: list[Any]) -> None:
         """Find the gradients of this step."""
-        if self.objects is not None:
-            found = map(id, grads) if self.objects else _addresses(grads)
-            row = next(k for k, array in enumerate(self.kernel.columns.arrays) if array.name == "g")
-            self.addresses[row] = np.fromiter(found, np.int64, len(grads))
+        if self.row is not None:
+            self.row[:] = np.fromiter(map(id, grads) if self.objects else _addresses(grads), np.int64, len(grads))
 
     def scalars(self, values: Values) -> NDArray:
         """Return the scalars of a step: one row, or one a leaf."""
-        program = self.kernel.program
-        found = program.compute(values.given(program.inputs))
+        found = values.scalars(self.kernel.program)
         if not values.by_leaf:
             return np.asarray((found,))
         rows = np.empty((len(self.plain), len(found)))
@@ -126,7 +131,7 @@ class Numba:
                 frame = self._frame(work, kernel, None, fresh)
         except Unsupported:
             return self._rest.prepare(work, values, into)
-        if not all(frame.plain) or not all(_in_order(work.library, work.loads["g"])):
+        if not frame.serves(work):
             return self._mixed(work, values, into, frame.plain)
         made = into or fresh
         frame.look(work.loads["g"])
@@ -147,7 +152,7 @@ class Numba:
         except Unsupported:
             return self._rest.sums(work, values, place)
         names, leaves = list(work.plan.sums[place].outputs), len(frame.plain)
-        if not all(frame.plain) or not all(_in_order(work.library, work.loads["g"])):
+        if not frame.serves(work):
             found = {n: np.empty(leaves) for n in names}
             for runner, own in self._shares(work, frame.plain):
                 for n, x in runner.sums(_only(work, own), _of(values, own), place).items():
@@ -226,16 +231,16 @@ class Numba:
         cut = [(k, low, min(task, size - low)) for k, size in enumerate(sizes) for low in range(0, size, task)]
         tasks = np.asarray(cut, np.int64).reshape(-1, 3)
         addresses = np.zeros((len(kernel.columns.arrays), len(sizes)), np.int64)
-        objects = None
+        grads, objects = None, False
         for row, array in zip(addresses, kernel.columns.arrays, strict=True):
             if array.name == "g":
-                objects = array.objects
+                grads, objects = row, array.objects
             else:
                 new = array.name.startswith("new ")
                 row[:] = _addresses(made[array.name[4:]] if new else work.loads[array.name])
         stay = [_in_order(work.library, column) for n, column in work.loads.items() if n != "g"]
         plain = [all(row) for row in zip(*stay, strict=True)]
-        frame = _Frame(kernel, tasks, self._ranges(tasks), addresses, plain, objects)
+        frame = _Frame(kernel, tasks, self._ranges(tasks), addresses, plain, all(plain), grads, objects)
         if work.kept is not None and not made:
             work.kept["numba", place] = frame
         return frame
@@ -294,8 +299,8 @@ def _columns(program: Program, dtype: Any, objects: bool, fresh: bool | None) ->
     return _emit_numba.table(program, _STORED.get(dtype.name, dtype.name), dtype.real, objects, fresh)
 
 
-def _in_order(library: str, column: list[Any]) -> list[bool]:
-    return list(map(_contiguous, column)) if library == "numpy" else [x.is_contiguous() for x in column]
+def _in_order(library: str, column: list[Any]) -> Iterable[bool]:
+    return map(_contiguous, column) if library == "numpy" else (x.is_contiguous() for x in column)
 
 
 def _addresses(column: list[Any]) -> list[int]:

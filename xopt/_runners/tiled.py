@@ -192,7 +192,7 @@ class _Program(ABC):
             arenas.get(n) if n in arenas and arenas[n][0].dtype == kind else None
             for n, kind in zip(names, self.load_types, strict=True)
         ]
-        self.scalars, self.by_leaf = program.compute(values.given(program.inputs)), values.by_leaf
+        self.scalars, self.by_leaf = values.scalars(program), values.by_leaf
 
     def ready(self, tasks: list[Task], part: int, threads: int = 1) -> _Ready:
         """Take the memory that some tasks need, for tiles of ``part`` at most, before the first write."""
