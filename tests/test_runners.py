@@ -17,8 +17,8 @@ from catalog import Row
 from conftest import restrided, tree, walk
 
 import xopt
-from xopt import _emit, _reduce, _stages
-from xopt._runners import eager
+from xopt import _arrays, _emit, _reduce, _stages
+from xopt._runners import eager, tiled
 from xopt._runners._cut import Leaves, parts
 from xopt._runners.tiled import Tiled
 
@@ -133,6 +133,27 @@ def test_which_runner_ran(rng: np.random.Generator, monkeypatch: pytest.MonkeyPa
     for runner in ("eager", "tiled", None):
         rule.apply(p, p, rule.init(p), runner=runner)
     assert ran == ["eager", "tiled", "tiled"]
+
+
+def test_a_tile_fits_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cache, want in [(1 << 20, 32_768), (1 << 21, 65_536), (1 << 30, 131_072), (1 << 12, 8_192)]:
+        monkeypatch.setattr("xopt._runners._pool.cache", lambda cache=cache: cache)
+        assert tiled.fitting(4, _arrays.DTYPES["float32"], split=False) == want
+    monkeypatch.setattr("xopt._runners._pool.cache", lambda: 1 << 21)
+    for arrays, dtype, split, want in [
+        (2, "float32", False, 131_072),
+        (4, "float16", False, 65_536),
+        (4, "float64", False, 32_768),
+        (4, "complex64", False, 32_768),
+        (4, "complex64", True, 65_536),
+    ]:
+        assert tiled.fitting(arrays, _arrays.DTYPES[dtype], split) == want
+    used = set()
+    real = Leaves.tasks
+    monkeypatch.setattr(Leaves, "tasks", lambda self, tile, *a, **k: used.add(tile) or real(self, tile, *a, **k))
+    opt = xopt.Optimizer(np.zeros(9), xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam()), runner="tiled")
+    opt.step(np.ones(9))
+    assert used == {32_768}
 
 
 def test_large_leaf_uses_threads(rng: np.random.Generator) -> None:

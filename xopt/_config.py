@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xopt._runners import _pool, tiled
+from xopt._runners import _pool
 
 _LIBRARIES = {
     "numpy": ("numpy", "numba if installed, else tiled"),
@@ -48,4 +48,4 @@ def show_config() -> None:
             print(f"  {module:17} {version:14} runner: {runner}")
         else:
             print(f"  {module:17} not installed")
-    print(f"  tiled runner: tiles of {tiled.TILE:,} elements, up to {_pool.threads()} threads")
+    print(f"  second-level cache of {_pool.cache() >> 10:,} KiB, up to {_pool.threads()} threads")

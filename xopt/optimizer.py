@@ -186,7 +186,8 @@ class Optimizer:
         slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in stages.live}
         kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
         for batch in stages.batches:
-            at, end = stages.runner.places(layout.library, [layout.leaves[k] for k in batch.leaves])
+            params = [layout.leaves[k] for k in batch.leaves]
+            at, end = stages.runner.places(layout.library, params, len(stages.live), batch.dtype, batch.split)
             arena = {}
             for n in stages.live:
                 dtype = np.dtype(stages.slot_dtype(n, batch.leaves[0]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -26,6 +28,17 @@ def threads() -> int:
         return min(_LIMIT, len(os.sched_getaffinity(0)))
     except AttributeError:  # macOS and Windows
         return min(_LIMIT, os.cpu_count() or 1)
+
+
+@functools.cache
+def cache() -> int:
+    """Return the bytes of a core's second-level cache: what Linux says, elsewhere what most processors have."""
+    try:
+        with open("/sys/devices/system/cpu/cpu0/cache/index2/size", encoding="ascii") as file:
+            size, unit = re.fullmatch(r"(\d+)([KM])\s*", file.read()).groups()  # type: ignore[union-attr]
+    except (OSError, AttributeError):
+        return 1 << 20
+    return int(size) << {"K": 10, "M": 20}[unit]
 
 
 def _forget() -> None:

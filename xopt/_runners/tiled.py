@@ -23,14 +23,22 @@ from xopt._pieces import Values, Work
 from xopt._runners import _pool
 from xopt._runners._cut import Leaves, NDArray, Task, pairs, parts
 
-TILE = 65_536
-"""Elements of a tile: 256 KiB of float32, so that the arrays of a tile fit in a core's second-level cache."""
-_PARALLEL = 4 * TILE
+_PARALLEL = 262_144
 """Elements from which on a second thread is worth waking."""
 
 
+def fitting(arrays: int, dtype: Any, split: bool) -> int:
+    """Return the elements of a tile: as many as fit, with one register, in a core's second-level cache.
+
+    A power of two, and never so few that the calls cost more than the arithmetic.
+    """
+    size = np.dtype(dtype.real if split else dtype.compute).itemsize
+    room = 0.8 * _pool.cache() / ((arrays + 1) * size)
+    return 1 << min(max(int(math.log2(room)), 13), 17)
+
+
 class Tiled:
-    """A runner with a tile size and a number of threads; None is what suits the work.
+    """A runner with a tile size and a number of threads; None is what suits the work and the cache.
 
     With threads, large leaves are cut into parts of two tiles: every NumPy call waits its turn for the interpreter, so
     fewer calls are better than a better fit in cache. Small leaves stay on the calling thread: they are mostly
@@ -43,12 +51,15 @@ class Tiled:
     total = staticmethod(_reduce.total)
 
     def __init__(self, tile: int | None = None, threads: int | None = None) -> None:
-        self.tile, self._fixed, self.threads = tile or TILE, tile is not None, threads
+        self._fixed, self.threads = tile, threads
 
-    def _cut(self, leaves: Leaves) -> tuple[list[Task], list[Task], int]:
+    def _tile(self, work: Work) -> int:
+        return self._fixed or fitting(len(work.loads), work.dtype, work.split)
+
+    def _cut(self, leaves: Leaves, tile: int) -> tuple[list[Task], list[Task], int]:
         """Return the tasks of small leaves, those of large ones, and how many threads these may use."""
         threads = self.threads or (_pool.threads() if sum(leaves.sizes) >= _PARALLEL else 1)
-        tasks = leaves.tasks(self.tile, self.tile if self._fixed or threads == 1 else 2 * self.tile)
+        tasks = leaves.tasks(tile, tile if self._fixed or threads == 1 else 2 * tile)
         small = [task for task in tasks if len(task.leaves) > 1]
         return small, [task for task in tasks if len(task.leaves) == 1], threads
 
@@ -64,12 +75,13 @@ class Tiled:
             made = {n: [_arrays.empty_like(x) for x in work.loads["p" if n == "u" else n]] for n in work.outputs}
             fresh = {f"new {n}": _views(work.library, column, work.split) for n, column in made.items()}
             leaves, stores = leaves.joined(fresh), tuple(fresh)
-        small, large, threads = self._cut(leaves)
+        tile = self._tile(work)
+        small, large, threads = self._cut(leaves, tile)
         ready: list[_Ready] = []
         if small:
-            ready.append(_Small(work, values, leaves, stores).ready(small, self.tile))
+            ready.append(_Small(work, values, leaves, stores).ready(small, tile))
         if large:
-            ready.append(_Large(work, values, leaves, stores).ready(large, 2 * self.tile, threads))
+            ready.append(_Large(work, values, leaves, stores).ready(large, 2 * tile, threads))
 
         def finish() -> dict[str, list[Any]]:
             _go(ready)
@@ -77,13 +89,14 @@ class Tiled:
 
         return finish
 
-    def places(self, library: str, params: list[Any]) -> tuple[list[int], int]:
-        """Say where the state of each leaf should lie in one buffer, and how long that is.
+    def places(self, library: str, params: list[Any], slots: int, dtype: Any, split: bool) -> tuple[list[int], int]:
+        """Say where each of the ``slots`` states of each leaf should lie in a buffer, and how long that is.
 
         Leaves that are computed together lie end to end, and each tile starts on a cache line.
         """
         at, end = [0] * len(params), 0
-        small, large, _ = self._cut(Leaves({"p": _views(library, params, split=False)}))
+        tile = self._fixed or fitting(slots + 2, dtype, split)
+        small, large, _ = self._cut(Leaves({"p": _views(library, params, split=False)}), tile)
         for task in [*small, *large]:
             if task.low == 0:
                 end = -(-end // 16) * 16
@@ -94,9 +107,9 @@ class Tiled:
     def sums(self, work: Work, values: Values, place: int) -> dict[str, NDArray]:
         """Return the sums that piece ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
         leaves = _leaves(work)
-        tile = min(self.tile, _reduce.CHUNK)
+        tile = min(self._tile(work), _reduce.CHUNK)
         run = _Sums(work, place, values, leaves, tile)
-        _go([run.ready(leaves.tasks(tile, _reduce.CHUNK, whole=True), tile, self._cut(leaves)[2])])
+        _go([run.ready(leaves.tasks(tile, _reduce.CHUNK, whole=True), tile, self._cut(leaves, tile)[2])])
         chunks: list[list[list[float]]] = [[] for _ in leaves.sizes]
         for leaf, number in sorted(run.found):
             chunks[leaf].append(run.found[leaf, number])
