@@ -83,6 +83,8 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure the tiled runner beside a textbook NumPy Adam."""
-    session.install("-e", ".")
-    session.run("python", "benchmarks/textbook.py", *session.posargs)
+    """Measure xopt beside other libraries: `nox -s bench -- --quick`, `-- --only vector,many`, `-- --device cuda`."""
+    cuda = argument(session, "--device", "cpu") == "cuda"
+    peers = [TORCH, "jax[cuda13]>=0.5" if cuda else "jax>=0.5", "optax>=0.2.5", "keras>=3.10", "thinc>=9.1"]
+    session.install(*peers, *(LIBRARIES["cupy"] if cuda else []), "-e", ".[numba,plot]")
+    session.run("python", "-m", "benchmarks", *session.posargs)
