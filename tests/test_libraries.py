@@ -10,6 +10,7 @@ import pytest
 from conftest import Lib
 
 import xopt
+from xopt import _arrays
 
 
 @pytest.fixture
@@ -84,10 +85,13 @@ def test_torch_parameter_that_was_given_new_memory(torch: Any, runner: str) -> N
 
 
 @pytest.mark.needs("torch")
-def test_torch_bfloat16_and_conjugates(torch: Any) -> None:
+def test_torch_bfloat16_and_conjugates(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     p = torch.ones(3, dtype=torch.bfloat16)
     opt = xopt.Optimizer(p, xopt.Adam(lr=0.25))
-    assert opt.runner == "eager"
+    assert opt.runner == "tiled"  # through ml_dtypes
+    monkeypatch.setattr(_arrays, "bfloat16", lambda: None)
+    assert xopt.Optimizer(p, xopt.SGD(lr=0.5)).runner == "eager"
+    monkeypatch.undo()
     opt.step(torch.ones(3, dtype=torch.bfloat16))
     assert p.tolist() == [0.75, 0.75, 0.75]
     assert opt.state.slots["0.adam.m"].dtype == torch.float32

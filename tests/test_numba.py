@@ -409,9 +409,9 @@ print(len(kernels), hits, misses, float(p[0]), _cache.folder())
 """
 
 
-def step(cache: Path | str, code: str = STEP, **env: str) -> list[str]:
+def step(cache: Path | str, code: str = STEP, *args: str, **env: str) -> list[str]:
     given = {**os.environ, "XOPT_CACHE_DIR": str(cache), **env}
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=given)
+    out = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False, env=given)
     assert out.returncode == 0, out.stderr
     return out.stdout.split()
 
@@ -425,6 +425,28 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     sources = [path.read_text() for path in tmp_path.glob("*.py")]
     assert len(sources) == 2
     assert any("store(" in x and "# 1.adam.m" in x and "0.clipbyglobalnorm | 1.adam, float32" in x for x in sources)
+
+
+def test_what_is_loaded_is_what_was_compiled(tmp_path: Path) -> None:
+    """Each process numbers its compiled functions; kernels of several processes must not mix them up when loaded."""
+    code = """
+import sys
+import numpy as np, xopt
+from numba import njit
+for k in range(2 * int(sys.argv[1])):
+    njit(lambda x: x + 1)(1.0)
+rng = np.random.default_rng(1)
+clip = xopt.ClipByGlobalNorm(1.0)
+for rule in (xopt.SGD(1.0), xopt.Adam(), xopt.RMSProp(), xopt.Adagrad())[: int(sys.argv[1]) + 1]:
+    rule = xopt.chain(clip, rule)
+    for size in (20_000, 65_536, 65_535, 40_000):
+        p, g = np.zeros(size), rng.standard_normal(size)
+        want, got = (rule.apply(p, g, rule.init(p), runner=runner)[0] for runner in ("eager", "numba"))
+        assert np.array_equal(want, got), (rule, size)
+"""
+    for k in range(4):
+        step(tmp_path, code, str(k))
+    step(tmp_path, code, "3")
 
 
 def test_a_broken_cache_is_made_anew(tmp_path: Path) -> None:

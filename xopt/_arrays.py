@@ -6,9 +6,11 @@ is not NumPy's, never before.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import math
+import operator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -25,6 +27,11 @@ class DType(NamedTuple):
     real: str
     """The real dtype that arithmetic is done in."""
     complex: bool = False
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes a number."""
+        return BYTES[self.name]
 
     @property
     def compute(self) -> str:
@@ -44,10 +51,23 @@ DTYPES = {
     )
 }
 
+BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16}
+
 COMPLEX_OF = {"float32": "complex64", "float64": "complex128"}
 
 _COMPAT = {"torch": "torch", "cupy": "cupy", "dask": "dask.array"}
 _LIBRARIES = {"numpy": "numpy", "torch": "torch", "cupy": "cupy", "dask": "dask", "jax": "jax", "jaxlib": "jax"}
+_contiguous, _cupy_address = operator.attrgetter("flags.c_contiguous"), operator.attrgetter("data.ptr")
+_torch_contiguous, _torch_address = operator.methodcaller("is_contiguous"), operator.methodcaller("data_ptr")
+_conj, _neg = operator.methodcaller("is_conj"), operator.methodcaller("is_neg")
+_FACTS = {
+    name: [operator.attrgetter(fact) for fact in facts]
+    for name, facts in {
+        "numpy": ("dtype", "shape"),
+        "torch": ("dtype", "shape", "device", "layout"),
+        "cupy": ("dtype", "shape", "device"),
+    }.items()
+}
 _IN_PLACE = {"numpy", "torch", "cupy", "array_api_strict"}
 _seen: dict[type, str | None] = {}
 
@@ -144,11 +164,40 @@ def full_like(xp: Any, name: str, p: Array, dtype: str, value: float) -> Array:
     return xp.full(tuple(p.shape), value, dtype=kind, device=p.device)
 
 
-def empty_like(x: Array) -> Array:
-    """Make an array in host memory that is written before it is read: of the same kind, in C order."""
-    if isinstance(x, np.ndarray):
-        return np.empty(x.shape, x.dtype)
-    return importlib.import_module("torch").empty(tuple(x.shape), dtype=x.dtype)
+def empty(xp: Any, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
+    """Allocate an array in C order on the device of another one."""
+    return np.empty(shape, dtype) if xp is np else xp.empty(tuple(shape), dtype=dtype, device=like.device)
+
+
+def contiguous(name: str, column: list[Array]) -> list[bool]:
+    """Say of arrays of one library whether their memory is in C order without gaps: NumPy, CuPy or torch."""
+    return list(map(_torch_contiguous if name == "torch" else _contiguous, column))
+
+
+def addresses(name: str, column: list[Array]) -> list[int]:
+    """Return where the first element of each array lies: NumPy, CuPy or torch."""
+    if name == "torch":
+        return list(map(_torch_address, column))
+    if name == "numpy":
+        return [x.__array_interface__["data"][0] for x in column]
+    return list(map(_cupy_address, column))
+
+
+def facts(name: str, column: list[Array]) -> list[Any]:
+    """Return what arrays must have in common with others to be computed with them; loops that run in C.
+
+    Nothing of a library that is not known well enough, and of torch tensors that stand for the conjugate of another.
+    """
+    if name == "torch" and (any(map(_conj, column)) or any(map(_neg, column))):
+        return []
+    return [list(map(fact, column)) for fact in _FACTS.get(name, ())]
+
+
+def plain_type(name: str) -> list[type]:
+    """Return the type that arrays of a library mostly have, where there is one."""
+    if name == "torch":
+        return [importlib.import_module("torch").Tensor]
+    return [np.ndarray] if name == "numpy" else []
 
 
 def aligned(size: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
@@ -188,12 +237,18 @@ def host_view(x: Array) -> np.ndarray[Any, Any] | None:
     view: np.ndarray[Any, Any]
     if dtype_name(x) != "bfloat16":
         view = x.detach().numpy()
-    elif importlib.util.find_spec("ml_dtypes") is None:
+    elif bfloat16() is None:
         return None
     else:
-        bits = x.detach().view(importlib.import_module("torch").int16).numpy()
-        view = bits.view(importlib.import_module("ml_dtypes").bfloat16)
+        view = x.detach().view(importlib.import_module("torch").int16).numpy().view(bfloat16())
     return view
+
+
+@functools.cache
+def bfloat16() -> Any:
+    """Return NumPy's bfloat16, which is that of ml_dtypes, or None."""
+    found = importlib.util.find_spec("ml_dtypes")
+    return found and importlib.import_module("ml_dtypes").bfloat16
 
 
 def written(arrays: list[Array]) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xopt import _emit, _lower, _reduce
+from xopt import _arrays, _emit, _lower, _reduce
 from xopt._layout import Layout
 from xopt._runners import numba
 from xopt._stages import Batch, Stages
 from xopt._trace import Program
 from xopt.rule import Method, RunnerName, check_method
 
-_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16}
 _SIGNS = {
     "add": "{} + {}",
     "subtract": "{} - {}",
@@ -106,7 +105,7 @@ def explain(
     total = 0
     for batch in stages.batches:
         size = sum(math.prod(layout.shapes[k]) for k in batch.leaves)
-        state = sum(_BYTES[stages.slot_dtype(n, batch.leaves[0])] for n in stages.live)
+        state = sum(_arrays.BYTES[stages.slot_dtype(n, batch.leaves[0])] for n in stages.live)
         arrays = f"{_count(len(batch.leaves), 'array')}, {size:,} parameters"
         lines += ["", f"{batch.dtype.name}: {arrays}, {state} bytes of state each"]
         programs: list[tuple[int | None, Program]] = [*batch.plan.sums.items()]
@@ -140,7 +139,7 @@ def _stage(stages: Stages, batch: Batch, place: int | None, program: Program) ->
         n: batch.dtype.name if n in ("p", "g") else stages.slot_dtype(n, batch.leaves[0])
         for n in [*program.loads, *written]
     }
-    moved = sum(_BYTES[stored[n]] for n in [*program.loads, *written])
+    moved = sum(_arrays.BYTES[stored[n]] for n in [*program.loads, *written])
     try:
         low = _lower.lower(program)
     except _lower.Unsupported:  # shown as it was recorded

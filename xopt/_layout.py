@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import operator
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 
 from xopt import _arrays, _tree
 
-_base, _dtype, _shape = (operator.attrgetter(name) for name in ("base", "dtype", "shape"))
+_base = operator.attrgetter("base")
 _writeable = operator.attrgetter("flags.writeable")
+_MOVING: list[Any] = [operator.methodcaller("stride"), operator.attrgetter("shape"), operator.attrgetter("dtype")]
 
 
 class Layout:
@@ -36,6 +38,8 @@ class Layout:
         self.dtypes = [self._dtype(k, x) for k, x in enumerate(self.leaves)]
         self.raw_dtypes = [x.dtype for x in self.leaves]
         self.devices = [_arrays.device(x) for x in self.leaves]
+        self.kinds = {*map(type, self.leaves), *_arrays.plain_type(self.library)}
+        self.facts = _arrays.facts(self.library, self.leaves)
 
     def path(self, k: int, name: str = "params") -> str:
         """Name leaf ``k``: ``params["layer1"]["w"]``."""
@@ -131,6 +135,12 @@ class Memory:
         extents = [_arrays.extent(x) for x in self._arrays]
         self._spans = sorted((*e, k) for k, e in enumerate(extents) if e != (0, 0))
         self._lows = [low for low, _, _ in self._spans]
+        self._starts = np.asarray(self._lows, np.int64)
+        self._reach = np.maximum.accumulate([0, *(high for _, high, _ in self._spans)])
+        """How far the memory of the first so many arrays reaches."""
+        self._bytes = np.asarray(
+            [math.prod(shape) * d.itemsize for shape, d in zip(layout.shapes, layout.dtypes, strict=True)], np.int64
+        )
         self._longest = max((high - low for low, high, _ in self._spans), default=0)
         owners = [_arrays.owner(x) for x in self._arrays] if layout.library == "numpy" else []
         self._owners = {id(x) for x in owners}
@@ -152,25 +162,19 @@ class Memory:
         """Say of each torch parameter what assigning to ``p.data`` changes."""
         if self._layout.library != "torch":
             return []
-        return [(x.data_ptr(), x.shape, x.stride(), x.dtype) for x in self._layout.leaves]
+        leaves = self._layout.leaves
+        return [_arrays.addresses("torch", leaves), *(list(map(fact, leaves)) for fact in _MOVING)]
 
     def gradients(self, grads: Any) -> list[Any]:
         """Return the gradients leaf by leaf, checked, and refuse one that shares memory with what the step writes.
 
-        NumPy arrays that are all plainly right, and own memory that is nobody else's, are looked at in loops that run
-        in C: a step over a thousand of them should not cost more here than in the arithmetic.
+        Gradients that are all plainly right are looked at in loops that run in C: a step over a thousand of them should
+        not cost more here than in the arithmetic.
         """
         layout = self._layout
         found = _tree.match(layout.spec, grads, "grads")
-        if (
-            layout.library == "numpy"
-            and not self._foreign
-            and {*map(type, found)} == {np.ndarray}
-            and {*map(type, map(_base, found))} == {type(None)}
-            and self._owners.isdisjoint(map(id, found))
-            and list(map(_dtype, found)) == layout.raw_dtypes
-            and list(map(_shape, found)) == layout.shapes
-        ):
+        plain = layout.facts and {*map(type, found)} <= layout.kinds
+        if plain and layout.facts == _arrays.facts(layout.library, found) and self._apart(found):
             return found
         found = [layout.accept(k, g) for k, g in enumerate(found)]
         held = {id(p): k for k, p in enumerate(layout.leaves)} if layout.library == "jax" else {}
@@ -178,6 +182,16 @@ class Memory:
             if g is not None:
                 self._refuse_shared(k, g, held)
         return found
+
+    def _apart(self, found: list[Any]) -> bool:
+        """Whether no gradient lies where a parameter or state does; when in doubt, say no."""
+        if self._layout.library == "numpy" and not self._foreign and {*map(type, map(_base, found))} == {type(None)}:
+            return self._owners.isdisjoint(map(id, found))  # each owns its memory
+        if not all(_arrays.contiguous(self._layout.library, found)):
+            return False
+        lows = np.asarray(_arrays.addresses(self._layout.library, found), np.int64)
+        highs = lows + self._bytes
+        return bool((self._reach[np.searchsorted(self._starts, highs)] <= lows).all())
 
     def _refuse_shared(self, k: int, g: Any, held: dict[int, int]) -> None:
         root = _arrays.owner(g)

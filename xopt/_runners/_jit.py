@@ -160,10 +160,12 @@ def _block(x: Any, low: Any, n: Any) -> Any:
     return total
 
 
-def _halving(below: Any) -> Any:
-    """Return the sum of up to twice as many numbers. It does not call itself: Numba cannot cache what does."""
+def _halving(below: Any, most: int) -> Any:
+    """Return the sum of up to twice as many numbers. It does not call itself: Numba cannot cache what does.
 
-    @njit
+    Nor can it tell apart, in the cache, functions of one name: each has its own.
+    """
+
     def pairwise(x: Any, low: Any, n: Any) -> Any:
         if n <= 128:
             return _block(x, low, n)
@@ -171,10 +173,11 @@ def _halving(below: Any) -> Any:
         half -= half % 8
         return below(x, low, half) + below(x, low + half, n - half)
 
-    return pairwise
+    pairwise.__name__ = pairwise.__qualname__ = f"pairwise_{most}"
+    return njit(pairwise)
 
 
 pairwise = _block
 """Sums ``n`` numbers of ``x`` from ``low`` on, 64 Ki at most, in the order in which ``numpy.add.reduce`` does."""
-for _ in range(11):
-    pairwise = _halving(pairwise)
+for _k in range(8, 19):
+    pairwise = _halving(pairwise, 2**_k)

@@ -15,7 +15,7 @@ import math
 import operator
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,12 +24,11 @@ from xopt import _arrays, _emit_numba, _reduce
 from xopt._lower import Unsupported, lower
 from xopt._pieces import Column, Piece, Values, Work
 from xopt._runners import _pool
-from xopt._runners.tiled import Tiled
+from xopt._runners.tiled import Tiled, fresh_arrays
 from xopt._trace import Program
 
 _PARALLEL = 4 * _reduce.CHUNK
 """Elements from which on a second thread is worth waking."""
-_contiguous = operator.attrgetter("flags.c_contiguous")
 
 NDArray = np.ndarray[Any, Any]
 
@@ -81,15 +80,18 @@ class _Frame(NamedTuple):
     """The row of the gradients, if they are read."""
     objects: bool
     """Whether gradients are looked up through their objects."""
+    library: str
 
     def serves(self, work: Work) -> bool:
         """Whether all arrays of a step are in C order."""
-        return self.whole and all(_in_order(work.library, work.loads["g"]))
+        return self.whole and all(_arrays.contiguous(work.library, work.loads["g"]))
 
     def look(self, grads: list[Any]) -> None:
         """Find the gradients of this step."""
         if self.row is not None:
-            self.row[:] = np.fromiter(map(id, grads) if self.objects else _addresses(grads), np.int64, len(grads))
+            self.row[:] = np.fromiter(
+                map(id, grads) if self.objects else _arrays.addresses(self.library, grads), np.int64, len(grads)
+            )
 
     def scalars(self, values: Values) -> NDArray:
         """Return the scalars of a step: one row, or one a leaf."""
@@ -127,7 +129,7 @@ class Numba:
             if frame is None:
                 kernel = body(work, into is None)
                 if into is None:
-                    fresh = {n: list(map(_arrays.empty_like, work.loads["p" if n == "u" else n])) for n in work.outputs}
+                    fresh = {n: fresh_arrays(work, n) for n in work.outputs}
                 frame = self._frame(work, kernel, None, fresh)
         except Unsupported:
             return self._rest.prepare(work, values, into)
@@ -195,7 +197,7 @@ class Numba:
 
     def _shares(self, work: Work, plain: list[bool]) -> list[tuple[Numba | Tiled, list[int]]]:
         """Return the leaves for this runner, and those for the tiled one."""
-        good = list(map(operator.and_, plain, _in_order(work.library, work.loads["g"])))
+        good = list(map(operator.and_, plain, _arrays.contiguous(work.library, work.loads["g"])))
         shares: list[tuple[Numba | Tiled, list[int]]] = []
         for runner, wanted in ((self, True), (self._rest, False)):
             leaves = [k for k, ok in enumerate(good) if ok == wanted]
@@ -237,10 +239,10 @@ class Numba:
                 grads, objects = row, array.objects
             else:
                 new = array.name.startswith("new ")
-                row[:] = _addresses(made[array.name[4:]] if new else work.loads[array.name])
-        stay = [_in_order(work.library, column) for n, column in work.loads.items() if n != "g"]
+                row[:] = _arrays.addresses(work.library, made[array.name[4:]] if new else work.loads[array.name])
+        stay = [_arrays.contiguous(work.library, column) for n, column in work.loads.items() if n != "g"]
         plain = [all(row) for row in zip(*stay, strict=True)]
-        frame = _Frame(kernel, tasks, self._ranges(tasks), addresses, plain, all(plain), grads, objects)
+        frame = _Frame(kernel, tasks, self._ranges(tasks), addresses, plain, all(plain), grads, objects, work.library)
         if work.kept is not None and not made:
             work.kept["numba", place] = frame
         return frame
@@ -297,16 +299,6 @@ def source(program: Program, title: str, dtype: Any, fresh: bool | None, objects
 
 def _columns(program: Program, dtype: Any, objects: bool, fresh: bool | None) -> _emit_numba.Table:
     return _emit_numba.table(program, _STORED.get(dtype.name, dtype.name), dtype.real, objects, fresh)
-
-
-def _in_order(library: str, column: list[Any]) -> Iterable[bool]:
-    return map(_contiguous, column) if library == "numpy" else (x.is_contiguous() for x in column)
-
-
-def _addresses(column: list[Any]) -> list[int]:
-    if isinstance(column[0], np.ndarray):
-        return [x.__array_interface__["data"][0] for x in column]
-    return [x.data_ptr() for x in column]
 
 
 def _only(work: Work, leaves: list[int]) -> Work:

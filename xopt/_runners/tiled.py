@@ -72,7 +72,7 @@ class Tiled:
         """
         leaves, stores, made = _leaves(work), work.outputs, into
         if made is None:
-            made = {n: [_arrays.empty_like(x) for x in work.loads["p" if n == "u" else n]] for n in work.outputs}
+            made = {n: fresh_arrays(work, n) for n in work.outputs}
             fresh = {f"new {n}": _views(work.library, column, work.split) for n, column in made.items()}
             leaves, stores = leaves.joined(fresh), tuple(fresh)
         tile = self._tile(work)
@@ -144,6 +144,12 @@ def _drain(queue: deque[Task], worker: Callable[[Task], None]) -> None:
             except IndexError:
                 return
             worker(task)
+
+
+def fresh_arrays(work: Work, output: str) -> list[Any]:
+    """Allocate the arrays of an output, which are written before they are read."""
+    like = work.loads["p" if output == "u" else output]
+    return [_arrays.empty(work.xp, x.shape, x.dtype, x) for x in like]
 
 
 def _leaves(work: Work) -> Leaves:
