@@ -21,7 +21,13 @@ LIBRARIES = {
     "jax": ["jax>=0.5", "optax>=0.2.5"],
     "dask": ["dask[array]>=2025.1"],
     "numba": ["numba>=0.61", TORCH],  # not a library, but the runner of two
-    "cupy": ["cupy-cuda13x[ctk]>=14" if GPU else "cupy-cuda13x>=14"],  # without a GPU it imports, and that is tested
+    "cupy": [
+        "cupy-cuda13x[ctk]>=14" if GPU else "cupy-cuda13x>=14",  # without a GPU it imports, and that is tested
+        "cuda-bindings>=13,<14",
+        "nvidia-cuda-nvrtc>=13,<14",  # compiles kernels without a GPU
+        "nvidia-cuda-cuobjdump>=13,<14",  # and these two read what it made
+        "nvidia-cuda-nvdisasm>=13,<14",
+    ],
 }
 THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
 

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import math
 import operator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -205,6 +206,33 @@ def aligned(size: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     raw = np.empty(size * dtype.itemsize + 64, np.uint8)
     skip = -raw.ctypes.data % 64
     return raw[skip : skip + size * dtype.itemsize].view(dtype)
+
+
+def empty(xp: Any, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
+    """Allocate an array in C order on the device of another one."""
+    return np.empty(shape, dtype) if xp is np else xp.empty(tuple(shape), dtype=dtype, device=like.device)
+
+
+def c_order(xp: Any, name: str, x: Array) -> Array:
+    """Copy an array into memory in C order."""
+    made = empty(xp, x.shape, x.dtype, x)
+    made[...] = x.detach() if name == "torch" else x
+    return made
+
+
+def on_device(name: str, x: Array) -> Any:
+    """Return a context in which a library works on the device of an array."""
+    if name == "torch" and x.device.type == "cuda":
+        return importlib.import_module("torch").cuda.device(x.device)
+    return x.device if name == "cupy" else nullcontext()
+
+
+def cuda_stream(x: Array) -> tuple[int, int]:
+    """Return the device of a CuPy or torch array and the stream that is current there."""
+    if library(x) == "torch":
+        device = x.device
+        return device.index, importlib.import_module("torch").cuda.current_stream(device).cuda_stream
+    return x.device.id, importlib.import_module("cupy").cuda.get_current_stream(x.device.id).ptr
 
 
 def join_complex(xp: Any, name: str, re: Array, im: Array) -> Array:

@@ -6,8 +6,8 @@ from xopt._runners import _pool
 
 _LIBRARIES = {
     "numpy": ("numpy", "numba if installed, else tiled"),
-    "cupy": ("cupy", "eager"),
-    "torch": ("torch", "like NumPy on CPU, eager elsewhere"),
+    "cupy": ("cupy", "cuda"),
+    "torch": ("torch", "like NumPy on CPU, cuda on GPUs, eager elsewhere"),
     "jax": ("jax", "eager, under jit in Optimizer"),
     "dask": ("dask", "eager"),
     "array_api_strict": ("array-api-strict", "eager"),

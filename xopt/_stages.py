@@ -18,10 +18,11 @@ from xopt import _arrays, _scalars, _trace, _tree
 from xopt._layout import Layout
 from xopt._pieces import Column, Piece, Values, Work, compose, scalar_name
 from xopt._runners import eager, numba
+from xopt._runners.cuda import Cuda
 from xopt._runners.numba import Numba
 from xopt._runners.tiled import Tiled
 
-_TILED, _NUMBA = Tiled(), Numba()
+_TILED, _NUMBA, _CUDA = Tiled(), Numba(), Cuda()
 
 
 class _Recorded:
@@ -405,13 +406,21 @@ def choose(layout: Layout, runner: Any = None) -> Any:
         return eager
     if isinstance(runner, Tiled | Numba):
         return runner
+    if runner == "cuda" or isinstance(runner, Cuda):
+        cuda = _CUDA if runner == "cuda" else runner
+        why = cuda.refuses(layout.library, layout.leaves)
+        if why:
+            raise ValueError(why)
+        return cuda
     if runner not in (None, "tiled", "numba"):
-        raise ValueError(f'runner={runner!r}: there are "eager", "tiled" and "numba", and None for the best available')
+        raise ValueError(
+            f'runner={runner!r}: there are "eager", "tiled", "numba" and "cuda", and None for the best available'
+        )
     shared = layout.library in ("numpy", "torch") and all(_arrays.host_view(x) is not None for x in layout.leaves)
     if not shared and runner is not None:
         raise ValueError(f'runner="{runner}" needs arrays that share memory with NumPy; these are of {layout.library}')
     if not shared:
-        return eager
+        return eager if _CUDA.refuses(layout.library, layout.leaves) else _CUDA
     missing = numba.missing() if runner != "tiled" else ""
     if missing and runner == "numba":
         raise ValueError(f'runner="numba": {missing}')

@@ -29,7 +29,7 @@ class Optimizer:
     runner
         ``"eager"``: the library's own operations, one after the other. ``"tiled"``: NumPy arrays, and CPU arrays that
         share memory with one, a tile at a time. ``"numba"``: the same arrays in one compiled loop, if Numba is
-        installed. None: the best available.
+        installed. ``"cuda"``: CuPy arrays and torch CUDA tensors, one launch for all. None: the best available.
 
     Raises
     ------
@@ -163,7 +163,7 @@ class Optimizer:
 
     def _state_arrays(self) -> list[Any]:
         """Return the arrays that hold the state: the buffers of a runner on the host, or the slots."""
-        if self._kept and not self._stages.split:
+        if any(arenas for arenas, _ in self._kept) and not self._stages.split:
             return [buffer for arenas, _ in self._kept for buffer, _ in arenas.values()]
         return [x for column in self._slots.values() for x in column]
 
@@ -182,7 +182,7 @@ class Optimizer:
         """Make the state; for a runner on the host each slot is one buffer a dtype, and its leaves are views of it."""
         stages, layout = self._stages, self._layout
         if not stages.runner.host:
-            return stages.new_slots(), []
+            return stages.new_slots(), [({}, {}) for _ in stages.batches if stages.runner.name == "cuda"]
         slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in stages.live}
         kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
         for batch in stages.batches:

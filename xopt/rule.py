@@ -23,7 +23,7 @@ from xopt._pieces import Piece
 from xopt._scalars import after
 from xopt._stages import Stages
 
-RunnerName: TypeAlias = Literal["eager", "tiled", "numba"]
+RunnerName: TypeAlias = Literal["eager", "tiled", "numba", "cuda"]
 
 
 def abs2(xp: Any, x: Array) -> Array:
@@ -119,7 +119,7 @@ class Method(ABC):
         state
             From :meth:`init` or the step before.
         runner
-            ``"eager"``, ``"tiled"`` or ``"numba"``; None is the best available.
+            ``"eager"``, ``"tiled"``, ``"numba"`` or ``"cuda"``; None is the best available.
         **overrides
             Hyperparameters for this step only: ``lr=0.1``, in a chain also ``**{"adamw.lr": 0.1}``.
 

@@ -1,0 +1,168 @@
+"""The CUDA driver's place taken by a C++ compiler: the text of the kernels, run on the memory of the host."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xopt import _emit_cuda
+from xopt._cuda_text import TOOLS
+from xopt._layout import Layout
+from xopt._runners._cuda_driver import Queue
+from xopt._stages import Stages
+
+COMPILER = os.environ.get("CXX") or shutil.which("g++")
+SHIM = r"""
+#include <math.h>
+#include <string.h>
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(x)
+#define __shared__ static
+struct Index { int x; };
+static thread_local Index blockIdx, threadIdx;
+static Index blockDim;
+struct uint4 { unsigned x, y, z, w; };
+static int wide;  // 16-byte accesses so far
+static inline uint4 __ldcs(const uint4* p) { ++wide; return *(const uint4*)__builtin_assume_aligned(p, 16); }
+static inline void __stcs(uint4* p, uint4 x) { ++wide; *(uint4*)__builtin_assume_aligned(p, 16) = x; }
+static inline unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
+static inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
+static inline float from_half(unsigned short x) { _Float16 y; memcpy(&y, &x, 2); return y; }
+static inline unsigned short to_half(float x) { _Float16 y = x; unsigned short z; memcpy(&z, &y, 2); return z; }
+#ifdef TEAM
+#include <barrier>
+#include <thread>
+#include <vector>
+static std::barrier<> meeting(TEAM);
+#define __syncthreads() meeting.arrive_and_wait()
+#else
+#define __syncthreads()
+#endif
+extern "C" int accesses() { int n = wide; wide = 0; return n; }
+"""
+LAUNCH = r"""
+extern "C" void launch_@NAME@(const @ARGUMENTS@* a, unsigned grid, int threads) {
+    blockDim.x = threads;
+    for (unsigned block = 0; block < grid; ++block) {
+        auto run = [=](int k) { blockIdx.x = block; threadIdx.x = k; @NAME@(*a); };
+#ifdef TEAM
+        std::vector<std::thread> team;
+        for (int k = 0; k < threads; ++k) team.emplace_back(run, k);
+        for (auto& t : team) t.join();
+#else
+        for (int k = 0; k < threads; ++k) run(k);
+#endif
+    }
+}
+"""
+EXPORT, STEP = 'extern "C" ', "xopt_step"
+ARGUMENTS = {"xopt_step": "Arguments", "xopt_sums": "Arguments", "xopt_ordered": "Ordered", "xopt_store": "Upload"}
+
+
+def needs_compiler() -> None:
+    """Skip the test where there is no C++ compiler."""
+    if COMPILER is None:
+        pytest.skip("no C++ compiler: the kernels' text cannot be run without a GPU")
+
+
+class HostDriver:
+    """Compiles with g++ and runs a launch at once. It has one device and as many streams as it is told.
+
+    A kernel whose threads wait for each other is run by a block of one thread; with ``team``, by so many real ones.
+    """
+
+    def __init__(self, folder: Path, team: int = 0) -> None:
+        self.folder, self.team = folder, team
+        self.stream, self.captured = 0, False
+        self.launches: list[str] = []
+        self._functions: dict[tuple[str, str], Any] = {}
+
+    def queue(self, x: Any) -> Queue:
+        return Queue(0, self.stream)
+
+    def capturing(self, queue: Queue) -> bool:
+        return self.captured
+
+    def function(self, source: str, name: str, device: int) -> Any:
+        if (source, name) not in self._functions:
+            self._functions[source, name] = getattr(self._library(source), f"launch_{name}"), name
+        return self._functions[source, name]
+
+    def launch(self, function: Any, queue: Queue, grid: int, threads: int, words: Any) -> None:
+        call, name = function
+        self.launches.append(name)
+        assert grid > 0
+        assert words.dtype == np.uint64
+        call(ctypes.c_void_p(words.ctypes.data), ctypes.c_uint(grid), self.team or (threads if name == STEP else 1))
+
+    def _library(self, source: str) -> Any:
+        needs_compiler()
+        path = self.folder / hashlib.sha256(f"{self.team}{source}".encode()).hexdigest()[:24]
+        if not path.with_suffix(".so").exists():
+            path.with_suffix(".cpp").write_text(text(source), encoding="utf-8")
+            self._build(path)
+        return ctypes.CDLL(str(path.with_suffix(".so")))
+
+    def build(self, kernels: Iterable[_emit_cuda.Kernel]) -> None:
+        """Compile many kernels at once, which is faster."""
+        chosen = list({k.source: k for k in kernels if (k.source, k.name) not in self._functions}.values())
+        for low in range(0, len(chosen), 40):
+            part = chosen[low : low + 40]
+            path = self.folder / hashlib.sha256("".join(k.source for k in part).encode()).hexdigest()[:24]
+            path.with_suffix(".cpp").write_text(text(*(k.source for k in part), TOOLS), encoding="utf-8")
+            self._build(path)
+            library = ctypes.CDLL(str(path.with_suffix(".so")))
+            for i, k in enumerate(part):
+                self._functions[k.source, k.name] = getattr(library, f"launch_{k.name}_{i}"), k.name
+
+    def _build(self, path: Path) -> None:
+        # no contraction: it is the compiler's default where the processor can, and NumPy does none
+        flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fno-math-errno", "-w", "-shared", "-fPIC"]
+        flags += [f"-DTEAM={self.team}", "-pthread"] if self.team else []
+        command = [str(COMPILER), *flags, "-o", str(path.with_suffix(".so")), str(path.with_suffix(".cpp"))]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[:3000]
+
+
+def text(*sources: str) -> str:
+    """Return what the compiler is given: the shim, and each text as it is with a loop over blocks and threads.
+
+    Several stand in namespaces, so their kernels may not be C symbols: that alone is taken out.
+    """
+    parts = [SHIM]
+    for k, source in enumerate(sources):
+        names = [n for n in ARGUMENTS if f" {n}(const " in source]
+        launches = "".join(LAUNCH.replace("@NAME@", n).replace("@ARGUMENTS@", ARGUMENTS[n]) for n in names)
+        if len(sources) > 1:
+            launches = re.sub(r"launch_(\w+)", rf"launch_\1_{k}", launches)
+            source = f"namespace k{k} {{\n{source.replace(EXPORT, '')}\n"
+            launches += "}\n"
+        parts += [source, launches]
+    return "".join(parts)
+
+
+def kernels(rule: Any, dtype: str, fresh: bool = True) -> list[_emit_cuda.Kernel]:
+    """Return every kernel that a step of a rule needs for parameters of a dtype."""
+    like = np.zeros(1, "float32" if dtype == "bfloat16" else dtype)
+    layout = Layout(like.astype(importlib.import_module("ml_dtypes").bfloat16) if dtype == "bfloat16" else like)
+    stages = Stages(rule._pieces(), layout, "eager")
+    [batch] = stages.batches
+    own = batch.dtype.real if batch.split else dtype
+    columns = {"p": own, **{n: own if batch.split else stages.slot_dtype(n, 0) for n in stages.live}, "g": own}
+    storage = tuple(columns.items())
+    made = [_emit_cuda.sum_kernel(program, n, storage) for program in batch.plan.sums.values() for n in program.outputs]
+    body = batch.plan.body(("p", *stages.live))
+    return [*made, _emit_cuda.step_kernel(body, storage, batch.dtype.real, fresh)]

@@ -1,0 +1,243 @@
+"""The kernels of the cuda runner, their text built by a C++ compiler and run on the host: the bits of eager NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import catalog
+import host_cuda
+import numpy as np
+import optree
+import pytest
+from catalog import Row
+from conftest import walk
+from host_cuda import HostDriver, kernels
+from test_runners import CHAIN, RULES, awkward, poison, same_bits, trajectory
+
+import xopt
+from xopt import _emit_cuda, _reduce
+from xopt._runners.cuda import Cuda
+
+DTYPES = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
+
+
+MODES = ("modulus", "split")
+
+
+def of(rule: Any, mode: str) -> Any:
+    """Return a rule or the chain with complex numbers taken as said."""
+    if isinstance(rule, xopt.Rule):
+        return rule.replace(complex=mode)
+    return xopt.chain(*(p.replace(complex=mode) if isinstance(p, xopt.Rule) else p for p in rule.parts))
+
+
+EVERY = [row.rule(**{"lr": row.lr, **o}) for row in catalog.ROWS for o in [*row.options, *catalog.COMMON]]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> HostDriver:
+    """Compile what the tests of this file use most, all at once."""
+    host_cuda.needs_compiler()
+    made = HostDriver(tmp_path_factory.mktemp("cuda"))
+    wanted = [k for rule in RULES for dtype in DTYPES for mode in MODES for k in kernels(of(rule, mode), dtype)]
+    wanted += [k for rule in EVERY for dtype in ("float32", "complex64") for k in kernels(rule, dtype)]
+    wanted += [k for rule in EVERY for k in kernels(of(rule, "split"), "complex64")]
+    wanted += [k for rule in EVERY for dtype in ("float16", "float32") for k in kernels(rule, dtype, False)]
+    made.build(wanted)
+    return made
+
+
+def shifted(tree: Any) -> Any:
+    """Move every second leaf one element off, so that it lies on no 16 bytes."""
+    count = iter(range(10**6))
+
+    def move(x: Any) -> Any:
+        if next(count) % 2 or not x.flags.c_contiguous:
+            return x
+        buffer = np.empty(x.size + 1, x.dtype)
+        buffer[1:] = x.ravel()
+        return buffer[1:].reshape(x.shape)
+
+    return optree.tree_map(move, tree)
+
+
+def near(x: Any, y: Any) -> bool:
+    """Compare complex numbers, which NumPy rounds elsewhere: a product of two has three roundings here, there two."""
+    if "complex" not in x.dtype.name:
+        return bool(np.allclose(x, y, rtol=64 * np.finfo(y.dtype).eps, atol=0, equal_nan=True))
+    bound = 64 * np.finfo(y.dtype).eps * np.maximum(np.abs(y), 0.1)
+    return bool((np.abs(x - y) <= bound).all())
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_bits(rule: Any, dtype: str, driver: HostDriver, rng: np.random.Generator) -> None:
+    """Leaves of every shape, misaligned, empty, not contiguous; NaN, infinities and denormals among them."""
+    for mode in MODES if "complex" in dtype else ("modulus",):
+        exact = "complex" not in dtype or mode == "split"
+        chosen, params = of(rule, mode), shifted(awkward(rng, dtype))
+        grads = [
+            shifted(poison(awkward(rng, dtype), rng)) if exact and k == 2 else awkward(rng, dtype) for k in range(4)
+        ]
+        want = trajectory(chosen, params, grads, "eager")
+        got = trajectory(chosen, params, grads, Cuda(driver))
+        assert all(map(same_bits if exact else near, got, want)), mode
+
+
+@pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_every_option(row: Row, dtype: str, driver: HostDriver, rng: np.random.Generator) -> None:
+    params, smooth = awkward(rng, dtype), [awkward(rng, dtype), awkward(rng, dtype)]
+    for options in [*row.options, *catalog.COMMON]:
+        for mode in MODES if "complex" in dtype else ("modulus",):
+            exact = "complex" not in dtype or mode == "split"
+            grads = [poison(optree.tree_map(np.copy, smooth[0]), rng), smooth[1]] if exact else smooth
+            rule = row.rule(**{"lr": row.lr, "complex": mode, **options})
+            want = trajectory(rule, params, grads, "eager")
+            assert all(map(same_bits if exact else near, trajectory(rule, params, grads, Cuda(driver)), want)), rule
+
+
+@pytest.mark.parametrize("rule", EVERY, ids=repr)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_in_place(rule: Any, dtype: str, driver: HostDriver, rng: np.random.Generator) -> None:
+    params, grads = shifted(awkward(rng, dtype)), [shifted(poison(awkward(rng, dtype), rng)) for _ in range(3)]
+    grads[1]["many"][2] = None
+    want = trajectory(rule, params, grads, "eager")
+    opt = xopt.Optimizer(params, rule, runner=Cuda(driver))
+    for g in grads:
+        opt.step(g)
+    assert opt.runner == "cuda"
+    assert all(map(same_bits, optree.tree_leaves((params, opt.state.slots)), want))
+
+
+@pytest.mark.parametrize("rule", [CHAIN, xopt.Adam(0.1, amsgrad=True, complex="split")], ids=["chain", "adam"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_in_place_every_dtype(rule: Any, dtype: str, driver: HostDriver, rng: np.random.Generator) -> None:
+    rule = of(rule, "split")
+    params, grads = shifted(awkward(rng, dtype)), [awkward(rng, dtype) for _ in range(3)]
+    want = trajectory(rule, params, grads, "eager")
+    opt = xopt.Optimizer(params, rule, runner=Cuda(driver))
+    for g in grads:
+        opt.step(g)
+    assert all(map(same_bits, optree.tree_leaves((params, opt.state.slots)), want))
+
+
+def test_two_dtypes_and_the_change_alone(driver: HostDriver, rng: np.random.Generator) -> None:
+    kinds = ["float32", "float64", "float16", "complex64", "float32", "complex128", "float64"]
+    draw = lambda: [np.asarray(rng.standard_normal(9), k) for k in kinds]
+    params, grads = draw(), draw()
+    for rule in [*RULES, RealStep()]:
+        state = rule.init(params)
+        for call in (rule.apply, rule.updates):
+            got = optree.tree_leaves(call(params, grads, state, runner=Cuda(driver))[0])
+            want = optree.tree_leaves(call(params, grads, state, runner="eager")[0])
+            for x, y in zip(got, want, strict=True):
+                assert (same_bits if "complex" not in x.dtype.name else near)(x, y)
+
+
+class RealStep(xopt.Rule):
+    """A step that is real even where the parameter is complex."""
+
+    @staticmethod
+    def update(h: Any, xp: Any, p: Any, g: Any) -> Any:
+        return -0.5 * xp.abs(g)
+
+
+def test_wide_where_aligned_and_only_there(tmp_path: Any, rng: np.random.Generator) -> None:
+    driver = HostDriver(tmp_path)
+    rule = xopt.SGD(0.1)
+    for offset in range(9):
+        p, g = np.zeros(4110, "f4")[offset:4105], rng.standard_normal(4110).astype("f4")[offset:4105]
+        assert p.ctypes.data % 16 == 4 * offset % 16, "NumPy aligns to 16 bytes"
+        rule.apply(p, g, rule.init(p), runner=Cuda(driver))
+        [kernel] = kernels(rule, "float32")
+        count = driver._library(kernel.source).accesses()
+        # fresh results lie on 16 bytes; two reads and a write for every four elements
+        assert count == (0 if offset % 4 else 3 * (p.size // 4)), offset
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 127, 128, 129, 263, 1000, 65_535, 65_536, 65_537, 200_003])
+def test_norm_has_the_bits_of_numpy(n: int, driver: HostDriver, rng: np.random.Generator) -> None:
+    g = rng.standard_normal(n) * 10.0 ** rng.integers(-9, 9, n)
+    p, rule = np.zeros(n), xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(lr=1.0))
+    want, _ = rule.apply(p, g, rule.init(p), runner="eager")
+    got, _ = rule.apply(p, g, rule.init(p), runner=Cuda(driver))
+    assert np.array_equal(got, want)
+
+
+def test_every_length_of_a_chunk(driver: HostDriver, rng: np.random.Generator) -> None:
+    """NumPy halves a sum at multiples of eight: how deep it goes depends on the length."""
+    lengths = [*range(300), *rng.integers(300, 65_537, 200).tolist(), 65_535, 65_528, 32_767, 4103, 2055]
+    g = [rng.standard_normal(n) for n in lengths]
+    piece = xopt.chain(xopt.ClipByNorm(1.0), xopt.SGD())
+    state, seen = piece.init(g), []
+    runner = Cuda(driver)
+    real = Cuda.sums
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cuda, "sums", lambda *args: seen.append(real(*args)) or seen[-1])
+        piece.apply(g, g, state, runner=runner)
+    got = seen[0]["total"]
+    assert got.tolist() == [_reduce.leaf_sum(x * x) for x in g]
+
+
+def test_sums_with_real_threads(tmp_path: Any, rng: np.random.Generator) -> None:
+    """Threads that run at once and wait for each other where the text says so."""
+    team = HostDriver(tmp_path, team=5)
+    g = [rng.standard_normal(n).astype("f4") for n in (70_003, 3, 0, 1029)]
+    rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.ClipByNorm(0.7), xopt.SGD(lr=1.0))
+    want, _ = rule.apply(g, g, rule.init(g), runner="eager")
+    got, _ = rule.apply(g, g, rule.init(g), runner=Cuda(team))
+    assert all(map(same_bits, got, want))
+
+
+class Inexact(xopt.Rule):
+    """Every function that a rule may call."""
+
+    inexact = True
+
+    @staticmethod
+    def update(h: Any, xp: Any, p: Any, g: Any, m: Any = 0.5) -> Any:
+        x = xp.abs(g)
+        y = xp.exp(-x) + xp.expm1(-x) + xp.log(x + 1) + xp.log1p(x) + xp.sin(x) + xp.cos(x) + xp.tanh(x)
+        y = y + xp.pow(x, m) + xp.pow(x, 0.25) - xp.sign(g) / xp.sqrt(xp.square(g) + 1)
+        odd = xp.logical_or(xp.logical_and(g > 0.5, ~(g >= 1)), xp.logical_or(p < -1, p <= -2))
+        y = xp.where(odd, y, -y) + xp.where(xp.isnan(p) | xp.isinf(p), 1.0, xp.maximum(p, g))
+        return xp.where(xp.isfinite(y) & (p == p) & (p != 3), y, xp.minimum(p, 0.5)), m + 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_every_function(dtype: str, driver: HostDriver, rng: np.random.Generator) -> None:
+    """Functions of the C library are not NumPy's to the last bit: a few units."""
+    [kernel] = kernels(Inexact(), dtype)
+    assert {node.op for node in kernel.program.nodes} >= set(_emit_cuda.operations("float32")) - {"hypot"}
+    params, grads = awkward(rng, dtype), [poison(awkward(rng, dtype), rng)]
+    for x, y in zip(*(trajectory(Inexact(), params, grads, r) for r in ("eager", Cuda(driver))), strict=True):
+        eps = 2.0**-8 if dtype == "bfloat16" else np.finfo(x.dtype).eps
+        np.testing.assert_allclose(y.astype("f8"), x.astype("f8"), rtol=16 * eps, atol=16 * eps)
+
+
+def test_conversions_of_sixteen_bits(driver: HostDriver) -> None:
+    """Every float16 and bfloat16 there is, stored again; halfway cases to even."""
+    import ml_dtypes
+
+    rule = xopt.SGD(1.0)
+    for kind in (np.float16, ml_dtypes.bfloat16):
+        p = np.arange(2**16, dtype=np.uint16).view(kind)
+        got, _ = rule.apply(p, np.zeros_like(p), rule.init(p), runner=Cuda(driver))
+        want, _ = rule.apply(p, np.zeros_like(p), rule.init(p), runner="eager")
+        assert np.array_equal(np.isnan(got), np.isnan(want))
+        assert np.array_equal(got[~np.isnan(got)].view("u2"), want[~np.isnan(got)].view("u2"))
+        half = (np.arange(1, 2**14, 2, dtype="f4") * np.float32(2.0**-20)).astype(kind)
+        got, want = (rule.apply(p[: half.size], half, rule.init(half), runner=r)[0] for r in (Cuda(driver), "eager"))
+        assert np.array_equal(got, want, equal_nan=True)
+
+
+def test_state_walks_on(driver: HostDriver, rng: np.random.Generator) -> None:
+    """The state of one runner goes on in another."""
+    p, grads = rng.standard_normal(50), [rng.standard_normal(50) for _ in range(4)]
+    rule = xopt.chain(xopt.ClipByGlobalNorm(2.0), xopt.Adam())
+    want, _ = walk(rule, p, grads)
+    half, state = walk(rule, p, grads[:2], runner=Cuda(driver))
+    for g in grads[2:]:
+        half, state = rule.apply(half, g, state)
+    assert np.array_equal(half, want)

@@ -1,0 +1,287 @@
+"""Turn a program into CUDA C++: one kernel that steps all leaves, and one that sums terms in the order of `_reduce`.
+
+The text needs no header, so that it compiles in milliseconds, and it is C++ as well: where there is no GPU, tests build
+the same text with a C++ compiler and a few definitions in front of it. Everything that a kernel is given is a vector of
+8-byte words (:class:`Arguments`), and so is every table that it reads.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from xopt._cuda_text import PACKS, PREAMBLE, SUM_THREADS, SUMS
+from xopt._lower import PARTS, Unsupported, lower, statements
+from xopt._trace import BOOL, Program
+
+SCALARS = 128
+"""Scalars that a kernel takes at most: three words each, in the same 4 KiB."""
+
+_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16}
+_NAMES = {"float16": "Half", "bfloat16": "BFloat", "float32": "float", "float64": "double"}
+_NAMES |= {"complex64": "Complex<float>", "complex128": "Complex<double>"}
+_C = {"float32": "float", "float64": "double"}
+
+_OPERATIONS = {
+    "add": "{0} + {1}",
+    "subtract": "{0} - {1}",
+    "multiply": "{0} * {1}",
+    "divide": "{0} / {1}",
+    "negative": "-{0}",
+    # fmax and fmin lose a NaN
+    "maximum": "{0} >= {1} || {0} != {0} ? {0} : {1}",
+    "minimum": "{0} <= {1} || {0} != {0} ? {0} : {1}",
+    "sign": "{0} > 0 ? 1 : {0} < 0 ? -1 : {0}",  # NaN stays NaN
+    "less": "{0} < {1}",
+    "less_equal": "{0} <= {1}",
+    "greater": "{0} > {1}",
+    "greater_equal": "{0} >= {1}",
+    "equal": "{0} == {1}",
+    "not_equal": "{0} != {1}",
+    "logical_and": "{0} && {1}",
+    "logical_or": "{0} || {1}",
+    "logical_not": "!{0}",
+    "isnan": "{0} != {0}",
+    "where": "{0} ? {1} : {2}",
+}
+_SAME = ("sqrt", "hypot", "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "pow")
+_FUNCTIONS = {"abs": "fabs", **{n: n for n in _SAME}}
+
+
+@functools.cache
+def operations(real: str) -> dict[str, str]:
+    """Return the spelling of every operation for a compute dtype."""
+    f, largest = ("f", "3.402823466e+38f") if real == "float32" else ("", "1.7976931348623157e+308")
+    found = dict(_OPERATIONS)
+    for op, function in _FUNCTIONS.items():
+        found[op] = f"{function}{f}({{0}}{', {1}' * (op in ('hypot', 'pow'))})"
+    found["isinf"] = f"fabs{f}({{0}}) > {largest}"
+    found["isfinite"] = f"fabs{f}({{0}}) <= {largest}"
+    return found
+
+
+class Kernel(NamedTuple):
+    """The text of one kernel, and what it wants to be given."""
+
+    name: str
+    source: str
+    program: Program
+    """Without complex arrays: what its scalars are computed by."""
+    stores: tuple[str, ...]
+    """The columns that it can write, in the order of the table of results."""
+
+
+@functools.lru_cache(maxsize=256)
+def step_kernel(program: Program, storage: tuple[tuple[str, str], ...], real: str, fresh: bool) -> Kernel:
+    """Write the kernel of a step.
+
+    ``storage`` has the dtype of each column of the table of pointers, in its order. Results go where their columns lie,
+    or, if ``fresh``, into a table of their own that has them in the order of the program's outputs. Raises
+    `Unsupported` for what has no form in CUDA.
+    """
+    program = lower(program)
+    columns = _Columns(program, dict(storage))
+    stores = [n for n in columns.stores if fresh or columns.changed(n)]
+    used = [n for n in dict(storage) if n in columns.loads or (n in stores and not fresh)]
+    vector = 16 // min(_BYTES[columns.dtype(n)] for n in [*used, *stores])
+    C = _C[real]
+    setup = [_pointer(columns, n, "pointers", list(dict(storage)).index(n)) for n in used]
+    homes = {n: f"new_{columns.name(n)}" if fresh else columns.name(n) for n in stores}
+    if fresh:
+        order = list(columns.stores)
+        setup += [_pointer(columns, n, "results", order.index(n), "new_") for n in stores]
+    setup += [f"const {C} s{k} = ({C})scalar(a.s[{k}], c.leaf);" for k in range(len(program.scalars))]
+    pointers = dict.fromkeys([*(columns.name(n) for n in used if n in columns.loads), *homes.values()])
+    scalars = "".join(f", s{k}" for k in range(len(program.scalars)))
+    packs = {n: f"{columns.name(n)}_pack" for n in [*columns.loads, *(n for n in stores if n not in columns.loads)]}
+    wide = [
+        *(f"Pack<{columns.type(n)}, {vector}> {pack};" for n, pack in packs.items()),
+        *(f"read({packs[n]}, {columns.name(n)}, k);" for n in columns.loads),
+        "#pragma unroll",
+        f"for (int e = 0; e < {vector}; ++e) {{",
+        f"    {columns.element({n: packs[n] + '.at[e]' for n in columns.loads})};",
+        f"    body(x{scalars});",
+        *(f"    {line}" for n in stores for line in columns.put(n, packs[n] + ".at[e]")),
+        "}",
+        *(f"write({packs[n]}, {home}, k);" for n, home in homes.items()),
+    ]
+    single = [
+        columns.element({n: f"{columns.name(n)}[i]" for n in columns.loads}) + ";",
+        f"body(x{scalars});",
+        *(line for n, home in homes.items() for line in columns.put(n, home + "[i]")),
+    ]
+    lines = [
+        'extern "C" __global__ void BOUNDS xopt_step(const Arguments a) {',
+        "    const Part c = part(a.chunks[blockIdx.x], a.sizes);",
+        *(f"    {line}" for line in setup),
+        "    int done = 0;",
+        f"    if (!(({' | '.join(f'(Word){p}' for p in pointers)}) & 15)) {{  // all on 16 bytes",
+        "        #pragma unroll 1",  # stores of one round would wait for loads of the next
+        f"        for (int k = threadIdx.x; k < c.size / {vector}; k += blockDim.x) {{",
+        *(f"            {line}" for line in wide),
+        "        }",
+        f"        done = c.size / {vector} * {vector};",
+        "    }",
+        "    #pragma unroll 1",
+        "    for (int i = done + threadIdx.x; i < c.size; i += blockDim.x) {",
+        *(f"        {line}" for line in single),
+        "    }",
+        "}",
+    ]
+    source = "\n".join([_head(program), PACKS, columns.struct(C), *_body(program, columns, real), *lines, ""])
+    return Kernel("xopt_step", source, program, columns.stores)
+
+
+@functools.lru_cache(maxsize=256)
+def sum_kernel(program: Program, output: str, storage: tuple[tuple[str, str], ...]) -> Kernel:
+    """Write the kernel that sums one output of a program over each chunk, in float64."""
+    program = Program(program.nodes, {output: program.outputs[output]}, program.scalars, program.inputs)
+    program = lower(program)
+    used = _needed(program)
+    columns = _Columns(program, dict(storage), used)
+    order = list(dict(storage))
+    setup = [_pointer(columns, n, "pointers", order.index(n)) for n in columns.loads]
+    setup += [f"const double s{k} = scalar(a.s[{k}], c.leaf);" for k in range(len(program.scalars))]
+    text = SUMS.format(
+        name="xopt_sums",
+        threads=SUM_THREADS,
+        setup="\n    ".join(setup),
+        element=columns.element({n: f"{columns.name(n)}[i]" for n in columns.loads}),
+        scalars="".join(f", s{k}" for k in range(len(program.scalars))),
+    )
+    body = _body(program, columns, "float64", used, result=f"t{program.outputs[output]}")
+    source = "\n".join([_head(program), columns.struct("double"), *body, text])
+    return Kernel("xopt_sums", source, program, ())
+
+
+def _head(program: Program) -> str:
+    count = len(program.scalars)
+    if count > SCALARS:
+        raise Unsupported(f"{count} scalars")
+    return f"""{PREAMBLE}
+struct Arguments {{
+    const Word* pointers;  // a row for each column, an entry for each leaf
+    const Word* results;
+    const long long* sizes;
+    const Chunk* chunks;
+    long long leaves;
+    Scalar s[{max(count, 1)}];
+}};"""
+
+
+def _pointer(columns: _Columns, name: str, table: str, row: int, prefix: str = "") -> str:
+    kind, own = columns.type(name), prefix + columns.name(name)
+    return f"{kind}* const {own} = ({kind}*)a.{table}[{row} * a.leaves + c.leaf] + c.first;"
+
+
+def _needed(program: Program) -> set[int]:
+    keep, wanted = set[int](), list(program.outputs.values())
+    while wanted:
+        i = wanted.pop()
+        if i not in keep:
+            keep.add(i)
+            wanted += [x for x in program.nodes[i].args if isinstance(x, int)]
+    return keep
+
+
+def _body(
+    program: Program, columns: _Columns, real: str, keep: set[int] | None = None, result: str = ""
+) -> Iterator[str]:
+    """Write the arithmetic of one element as a function, so that it stands once for wide and for single accesses."""
+    C = _C[real]
+    scalars = "".join(f", {C} s{k}" for k in range(len(program.scalars)))
+    yield f"static __device__ __forceinline__ {C if result else 'void'} body(Element& x{scalars}) {{"
+    for name, i in program.loads.items():
+        if keep is None or i in keep:
+            yield f"    const {C} t{i} = x.{columns.field(name)};"
+    for i, kind, expression in statements(program, operations(real)):
+        if keep is None or i in keep:
+            yield f"    const {'bool' if kind == BOOL else C} t{i} = {expression};"
+    if result:
+        yield f"    return {result};"
+    else:
+        for name, i in program.outputs.items():
+            yield f"    x.{columns.field(name)} = t{i};"
+    yield "}"
+
+
+class _Columns:
+    """The arrays of a lowered program under names that are C."""
+
+    def __init__(self, program: Program, storage: Mapping[str, str], keep: set[int] | None = None) -> None:
+        self._program, self._storage = program, storage
+        self._own = {
+            n: n if "." not in n else _identifier(n, k)
+            for k, n in enumerate([*storage, *_whole(program.outputs, storage)])
+        }
+        self.loads = tuple(_whole((n for n, i in program.loads.items() if keep is None or i in keep), storage))
+        self.stores = tuple(_whole(program.outputs, storage)) if keep is None else ()
+
+    def name(self, column: str) -> str:
+        """Name a column: ``0.adam.m`` is ``m_0``."""
+        return self._own[column]
+
+    def dtype(self, column: str) -> str:
+        """Name the dtype that a column is stored in; the change ``u`` is stored like the parameter."""
+        return self._storage["p" if column == "u" else column]
+
+    def type(self, column: str) -> str:
+        """Name the C type that a column is stored in."""
+        return _NAMES[self.dtype(column)]
+
+    def field(self, name: str) -> str:
+        """Name the field of the element that is this number: ``p.re`` is ``p_re``."""
+        for part in PARTS:
+            if name not in self._own and name.endswith(part) and name.removesuffix(part) in self._own:
+                return f"{self._own[name.removesuffix(part)]}_{part[1:]}"
+        return self._own[name]
+
+    def changed(self, column: str) -> bool:
+        """Whether a column is computed to be something else than what it was."""
+        names = [n for n in self._program.outputs if n in (column, column + PARTS[0], column + PARTS[1])]
+        return any(self._program.loads.get(n) != self._program.outputs[n] for n in names)
+
+    def struct(self, C: str) -> str:
+        """Declare the numbers of one element."""
+        fields = [f for n in self.loads for f in self._fields(n)]
+        fields += [self.field(n) for n in self._program.outputs if self.stores]
+        return f"struct Element {{ {C} {', '.join(dict.fromkeys(fields))}; }};"
+
+    def _fields(self, column: str) -> list[str]:
+        own = self._own[column]
+        return [f"{own}_re", f"{own}_im"] if "complex" in self.dtype(column) else [own]
+
+    def element(self, places: Mapping[str, str]) -> str:
+        """Declare an element with the numbers that lie at these places."""
+        lines = ["Element x"]
+        for n, place in places.items():
+            if "complex" in self.dtype(n):
+                own = self._own[n]
+                lines += [f"x.{own}_re = get({place}.re)", f"x.{own}_im = get({place}.im)"]
+            else:
+                lines.append(f"x.{self._own[n]} = get({place})")
+        return "; ".join(lines)
+
+    def put(self, column: str, place: str) -> list[str]:
+        """Store a result, of a complex column both parts."""
+        own = self._own[column]
+        if "complex" not in self.dtype(column):
+            return [f"put({place}, x.{own});"]
+        if column in self._program.outputs:  # a real step of a complex parameter
+            return [f"put({place}.re, x.{own});", f"put({place}.im, 0);"]
+        return [f"put({place}.re, x.{own}_re);", f"put({place}.im, x.{own}_im);"]
+
+
+def _whole(names: Iterable[str], columns: Mapping[str, str]) -> list[str]:
+    """Return the columns that lowered names are the parts of, each once."""
+    found: dict[str, None] = {}
+    for name in names:
+        part = "" if name in columns else next((part for part in PARTS if name.endswith(part)), "")
+        found[name.removesuffix(part)] = None
+    return list(found)
+
+
+def _identifier(column: str, k: int) -> str:
+    place, name = column.partition(".")[0], column.rpartition(".")[2]
+    return f"{name if name.isascii() else f'x{k}'}_{place}"
