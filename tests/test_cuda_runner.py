@@ -14,7 +14,7 @@ from host_cuda import STEP, HostDriver
 from test_runners import RULES, awkward, same_bits, trajectory
 
 import xopt
-from xopt import _cuda_text, _stages
+from xopt import _choice, _cuda_text
 from xopt._layout import Layout
 from xopt._pieces import Column, Values
 from xopt._runners import eager
@@ -201,19 +201,16 @@ def test_what_has_no_form_runs_eagerly(
 
 def test_scalars_of_the_host_the_device_and_a_leaf(driver: HostDriver, rng: np.random.Generator) -> None:
     """All three reach the kernel: a number in the arguments, a place, and a place for each leaf."""
-    runner, seen = Cuda(driver), []
+    runner, work = Cuda(driver), list[Any]()
     p, rule = leaves(rng, (4, 0, 7)), xopt.SGD(lr=0.5, weight_decay=0.25, momentum=0.5)
     opt = xopt.Optimizer([x.copy() for x in p], rule, runner=runner)
-    work: list[Any] = []
-    real = Cuda.prepare
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Cuda, "prepare", lambda self, w, v, into: work.append((w, v)) or real(self, w, v, into))
-        patch.setattr(driver, "launch", lambda f, q, grid, t, words: seen.append(words))
+        patch.setattr(Cuda, "prepare", lambda self, w, v, into: work.append((w, v, dict(w.loads))) or (lambda: into))
         opt.step(p)
-    [(w, values)] = work
-    named = values.pieces[0]
-    mixed = Values([{**named, "lr": np.asarray(0.125), "weight_decay": Column(np.asarray([1.0, 2.0, 4.0]))}])
-    new(driver)
+    [(w, values, loads)] = work
+    w, named = w._replace(loads=loads), values.pieces[0]
+    by_leaf = Column(np.asarray([1.0, 2.0, 4.0]))
+    mixed = Values([{**named, "lr": np.asarray(0.125), "weight_decay": by_leaf}], by_leaf=True)
     fresh = w._replace(loads={n: [x.copy() for x in column] for n, column in w.loads.items()}, kept=None)
     runner.prepare(fresh, mixed, {n: fresh.loads[n] for n in fresh.outputs})()
     for k, decay in enumerate([1.0, 2.0, 4.0]):
@@ -222,7 +219,6 @@ def test_scalars_of_the_host_the_device_and_a_leaf(driver: HostDriver, rng: np.r
         eager.prepare(alone, one, {n: alone.loads[n] for n in alone.outputs})()
         for n in fresh.outputs:
             assert same_bits(fresh.loads[n][k], alone.loads[n][0]), (n, k)
-    assert seen
 
 
 def test_refusals(driver: HostDriver) -> None:
@@ -242,10 +238,10 @@ def test_cupy_without_a_gpu() -> None:
     place = lambda device: cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(4096, 16, None, device_id=device), 0)
     p, q = (cupy.ndarray((4,), "f4", memptr=place(k)) for k in (0, 1))
     with pytest.raises(ValueError, match=r'runner="cuda" found no CUDA it could use: \w+'):
-        _stages.choose(Layout(p), "cuda")
+        _choice.choose(Layout(p), "cuda")
     with pytest.raises(ValueError, match=r"needs all parameters on one device; these are on .* and "):
-        _stages.choose(Layout([p, q]), "cuda")
-    assert _stages.choose(Layout(p)) is eager
+        _choice.choose(Layout([p, q]), "cuda")
+    assert _choice.choose(Layout(p)) is eager
 
 
 @pytest.mark.needs("torch")

@@ -15,14 +15,9 @@ from typing import Any
 import numpy as np
 
 from xopt import _arrays, _scalars, _trace, _tree
+from xopt._choice import choose
 from xopt._layout import Layout
 from xopt._pieces import Column, Piece, Values, Work, compose, scalar_name
-from xopt._runners import eager, numba
-from xopt._runners.cuda import Cuda
-from xopt._runners.numba import Numba
-from xopt._runners.tiled import Tiled
-
-_TILED, _NUMBA, _CUDA = Tiled(), Numba(), Cuda()
 
 
 class _Recorded:
@@ -398,30 +393,3 @@ def _same_keys(path: str, got: Any, want: Any) -> None:
             f"{path}: {sorted(got)}, but this rule keeps {sorted(want)}; "
             f"the state belongs to another rule or to other options"
         )
-
-
-def choose(layout: Layout, runner: Any = None) -> Any:
-    """Return the runner for these parameters: the best there is, or the one that was asked for."""
-    if runner == "eager":
-        return eager
-    if isinstance(runner, Tiled | Numba):
-        return runner
-    if runner == "cuda" or isinstance(runner, Cuda):
-        cuda = _CUDA if runner == "cuda" else runner
-        why = cuda.refuses(layout.library, layout.leaves)
-        if why:
-            raise ValueError(why)
-        return cuda
-    if runner not in (None, "tiled", "numba"):
-        raise ValueError(
-            f'runner={runner!r}: there are "eager", "tiled", "numba" and "cuda", and None for the best available'
-        )
-    shared = layout.library in ("numpy", "torch") and all(_arrays.host_view(x) is not None for x in layout.leaves)
-    if not shared and runner is not None:
-        raise ValueError(f'runner="{runner}" needs arrays that share memory with NumPy; these are of {layout.library}')
-    if not shared:
-        return eager if _CUDA.refuses(layout.library, layout.leaves) else _CUDA
-    missing = numba.missing() if runner != "tiled" else ""
-    if missing and runner == "numba":
-        raise ValueError(f'runner="numba": {missing}')
-    return _TILED if missing or runner == "tiled" else _NUMBA

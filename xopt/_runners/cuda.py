@@ -15,7 +15,7 @@ import numpy as np
 
 from xopt import _arrays, _cuda_text, _emit_cuda
 from xopt._lower import Unsupported
-from xopt._pieces import Values, Work
+from xopt._pieces import Column, Values, Work
 from xopt._runners import eager
 from xopt._runners._cuda_driver import Driver, Queue
 
@@ -245,8 +245,7 @@ class _Call:
         )  # fmt: skip
         numbers = words.view(np.float64)
         with _arrays.no_grad(self._work.library):
-            named = {n: self._wide(x) for n, x in values.named().items()}
-            scalars = kernel.program.evaluate(named)
+            scalars = (self._wide(values) if values.on_device else values).scalars(kernel.program)
         for k, x in enumerate(scalars):
             if isinstance(x, int | float):
                 numbers[5 + 3 * k] = x
@@ -259,9 +258,16 @@ class _Call:
                 words[6 + 3 * k : 8 + 3 * k] = self._address(x), x.ndim
         return words
 
-    def _wide(self, x: Any) -> Any:
+    def _wide(self, values: Values) -> Values:
         """Compute with scalars of the device in float64, like the host does with its own."""
-        return _arrays.cast(self._work.xp, x, self._work.xp.float64) if hasattr(x, "dtype") else x
+        xp = self._work.xp
+
+        def wide(x: Any) -> Any:
+            if type(x) is Column:
+                return Column(wide(x.vector))
+            return _arrays.cast(xp, x, xp.float64) if hasattr(x, "dtype") else x
+
+        return Values([{n: wide(x) for n, x in piece.items()} for piece in values.pieces], values.by_leaf)
 
     def launch(self, function: Any, grid: int, threads: int, words: Words) -> None:
         """Launch a kernel over all chunks, if there are any."""
