@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import catalog
@@ -15,7 +16,7 @@ from host_cuda import HostDriver, kernels
 from test_runners import CHAIN, RULES, awkward, poison, same_bits, trajectory
 
 import xopt
-from xopt import _emit_cuda, _reduce
+from xopt import _cuda_text, _emit_cuda, _reduce
 from xopt._runners.cuda import Cuda
 
 DTYPES = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
@@ -203,6 +204,44 @@ class Inexact(xopt.Rule):
         odd = xp.logical_or(xp.logical_and(g > 0.5, ~(g >= 1)), xp.logical_or(p < -1, p <= -2))
         y = xp.where(odd, y, -y) + xp.where(xp.isnan(p) | xp.isinf(p), 1.0, xp.maximum(p, g))
         return xp.where(xp.isfinite(y) & (p == p) & (p != 3), y, xp.minimum(p, 0.5)), m + 1
+
+
+class Alone(xopt.Rule):
+    """Operations that treat NaN, infinities and zeros apart, each with a result of its own."""
+
+    @staticmethod
+    def update(
+        h: Any, xp: Any, p: Any, g: Any,
+        a: Any = 0.0, b: Any = 0.0, c: Any = 0.0, d: Any = 0.0, e: Any = 0.0, f: Any = 0.0, i: Any = 0.0, j: Any = 0.0,
+    ) -> Any:  # fmt: skip
+        a, b, c = a + xp.sign(g), b + xp.maximum(p, g), c + xp.minimum(g, p)
+        d = xp.where(xp.isnan(g), d + 1, d)
+        e = xp.where(xp.isinf(g), e + 1, e)
+        f = xp.where(xp.isfinite(g), f + 1, f)
+        i = xp.where((g > p) | (g == p), i + 1, xp.where((g <= p) & (g != p), i + 2, i + 4))
+        return p * 0 + 1, a, b, c, d, e, f, i, xp.where(~((g >= p) & (g < 0.5)), j + 1, xp.abs(j - g))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_special_numbers_one_operation_at_a_time(dtype: str, driver: HostDriver, rng: np.random.Generator) -> None:
+    params, grads = poison(awkward(rng, dtype), rng), [poison(awkward(rng, dtype), rng) for _ in range(2)]
+    want, got = (trajectory(Alone(), params, grads, r) for r in ("eager", Cuda(driver)))
+    assert all(map(same_bits, got, want))
+
+
+def test_indices_are_wide(tmp_path: Any) -> None:
+    """The chunk that holds element 2**31, and the last one of 2**40."""
+    call = "const Part c = part(Chunk{0, number}, &size); at[0] = c.first; at[1] = c.size;"
+    text = 'extern "C" void where(long long* at, int number, long long size) {' + call + "}\n"
+    library = HostDriver(tmp_path)._library(_cuda_text.PREAMBLE + text)
+    for size in (2**31 + 1, 2**40 + 77):
+        for number in (0, size // _cuda_text.CHUNK):
+            at = np.zeros(2, np.int64)
+            library.where(ctypes.c_void_p(at.ctypes.data), number, ctypes.c_longlong(size))
+            assert at[0] == number * _cuda_text.CHUNK
+            assert at[1] == min(_cuda_text.CHUNK, size - at[0])
+    [kernel] = kernels(xopt.SGD(), "float16")
+    assert "(Half*)a.pointers[0 * a.leaves + c.leaf] + c.first;" in kernel.source
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
