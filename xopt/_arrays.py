@@ -208,11 +208,6 @@ def aligned(size: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     return raw[skip : skip + size * dtype.itemsize].view(dtype)
 
 
-def empty(xp: Any, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
-    """Allocate an array in C order on the device of another one."""
-    return np.empty(shape, dtype) if xp is np else xp.empty(tuple(shape), dtype=dtype, device=like.device)
-
-
 def c_order(xp: Any, name: str, x: Array) -> Array:
     """Copy an array into memory in C order."""
     made = empty(xp, x.shape, x.dtype, x)
