@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import host_cuda
@@ -208,14 +209,14 @@ def test_scalars_of_the_host_the_device_and_a_leaf(driver: HostDriver, rng: np.r
         patch.setattr(Cuda, "prepare", lambda self, w, v, into: work.append((w, v, dict(w.loads))) or (lambda: into))
         opt.step(p)
     [(w, values, loads)] = work
-    w, named = w._replace(loads=loads), values.pieces[0]
+    w, named = replace(w, loads=loads), values.pieces[0]
     by_leaf = Column(np.asarray([1.0, 2.0, 4.0]))
     mixed = Values([{**named, "lr": np.asarray(0.125), "weight_decay": by_leaf}], by_leaf=True)
-    fresh = w._replace(loads={n: [x.copy() for x in column] for n, column in w.loads.items()}, kept=None)
+    fresh = replace(w, loads={n: [x.copy() for x in column] for n, column in w.loads.items()}, kept=None)
     runner.prepare(fresh, mixed, {n: fresh.loads[n] for n in fresh.outputs})()
     for k, decay in enumerate([1.0, 2.0, 4.0]):
         one = Values([{**named, "lr": 0.125, "weight_decay": decay}])
-        alone = w._replace(loads={n: [column[k].copy()] for n, column in w.loads.items()}, kept=None)
+        alone = replace(w, loads={n: [column[k].copy()] for n, column in w.loads.items()}, kept=None)
         eager.prepare(alone, one, {n: alone.loads[n] for n in alone.outputs})()
         for n in fresh.outputs:
             assert same_bits(fresh.loads[n][k], alone.loads[n][0]), (n, k)

@@ -75,12 +75,12 @@ def test_errors() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
 def test_source_is_what_is_compiled(dtype: str) -> None:
     pytest.importorskip("numba")
-    from xopt._runners import _cache
+    from xopt._runners import _cache, _objects
 
     opt = xopt.Optimizer(array(dtype), CLIPPED, runner="numba")
     text = xopt.explain(CLIPPED, array(dtype))
     assert "runner numba" in text
-    before = set(_cache._loaded)
+    before = {*_cache._loaded, _objects.SOURCE}
     opt.step(array(dtype))
     shown = [source for source in _cache._loaded if source.rstrip() in text]
     assert len(shown) == 2, "the sums and the step"

@@ -28,7 +28,7 @@ from xopt.rule import Array, H, Hyper, Rule, abs2, hyper
 pytestmark = pytest.mark.needs("numba")
 pytest.importorskip("numba")
 
-from xopt._runners import _cache, numba
+from xopt._runners import _cache, _objects, numba
 from xopt._runners.numba import Numba
 
 REALS = ["float16", "bfloat16", "float32", "float64"]
@@ -190,7 +190,7 @@ def test_every_operation(real: str) -> None:
     scalars = program.evaluate({})
     with np.errstate(all="ignore"):
         want = replay(program, np, {"p": a, "g": b}, scalars)
-    columns = _emit_numba.table(program, real, real, objects=False, fresh=True)
+    columns = _emit_numba.table(program, real, real, fresh=True)
     run = _cache.kernel(_emit_numba.body_source("every operation", program, columns, real))
     got = {n: np.empty_like(a) for n in want}
     arrays = [{"p": a, "g": b}.get(x.name, got.get(x.name[4:])) for x in columns.arrays]
@@ -251,6 +251,81 @@ def test_norm_has_the_bits_of_eager(size: int, rng: np.random.Generator) -> None
         assert all(map(same_bits, got, want))
 
 
+# --- what is looked at before a step -------------------------------------------------------------------------------
+
+
+def test_objects_have_the_layout_that_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _objects.readable()
+    for name in ("_TYPE", "_DATA", "_DIMENSIONS", "_DTYPE", "_FLAGS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(_objects, name, _objects._HEADER + 8 * 7)
+            assert not _objects.readable.__wrapped__(), name
+    monkeypatch.setattr(sys.implementation, "name", "pypy")
+    assert not _objects.readable.__wrapped__()
+
+
+class Sub(np.ndarray):
+    """Not plainly an array."""
+
+
+def test_the_inspector_accepts_what_is_plainly_right_and_nothing_else(rng: np.random.Generator) -> None:
+    params = [rng.standard_normal((3, 4)), rng.standard_normal(()), np.zeros((0, 2)), rng.standard_normal(5)]
+    starts, reach = np.asarray([params[0].ctypes.data]), np.asarray([0, params[0].ctypes.data + 96])
+    inspect = _objects.inspector(params, starts, reach)
+    assert inspect is not None
+    wide = rng.standard_normal((3, 8))
+    good = [rng.standard_normal((3, 4)), np.ones(()), np.zeros((0, 2)), wide[1, 2:7]]
+    found = inspect(good)
+    assert found is not None
+    assert found.tolist() == [g.ctypes.data for g in good]
+    inside = np.frombuffer(params[0].data, np.float64)[7:12]
+    for k, bad in [
+        (0, None),
+        (0, [1.0]),
+        (0, rng.standard_normal((4, 3))),
+        (0, rng.standard_normal(12)),
+        (0, rng.standard_normal((3, 4, 1))),
+        (0, np.asfortranarray(good[0])),
+        (0, wide[:, ::2]),
+        (0, good[0].astype("f4")),
+        (0, good[0].astype(">f8")),
+        (0, good[0].view(Sub)),
+        (0, params[0]),
+        (3, inside),
+        (3, np.ones(4)),
+        (1, np.float64(1.0)),
+    ]:
+        assert inspect([bad if j == k else g for j, g in enumerate(good)]) is None, (k, bad)
+    params[3].flags.writeable = False
+    assert inspect(good) is None
+    params[3].flags.writeable = True
+    assert inspect(good) is not None
+
+
+def test_a_step_is_looked_at_in_one_loop(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Python runs once a leaf in a step where all is plain; what is not gets the same errors as ever."""
+    params, grads = ([rng.standard_normal(n, dtype="f4") for n in (3, 4, 5)] for _ in range(2))
+    opt = xopt.Optimizer(params, xopt.Adam(0.1))
+    opt.step(grads)
+    with monkeypatch.context() as patch:
+        for name in ("facts", "contiguous", "addresses"):
+            patch.setattr(f"xopt._arrays.{name}", lambda *a: pytest.fail("looked one by one"))
+        opt.step(grads)
+    before = [p.copy() for p in params]
+    for bad, text in [
+        (grads[1][:3], r"grads\[1\]: shape \(3,\), but the parameter has \(4,\)"),
+        (grads[1].astype("f8"), r"grads\[1\]: dtype float64, but the parameter has float32"),
+        (params[1], r"grads\[1\]: shares memory with params\[1\]"),
+        ([1.0] * 4, r"grads"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=text):
+            opt.step([grads[0], bad, grads[2]])
+    params[2].flags.writeable = False
+    with pytest.raises(ValueError, match=r"params\[2\]: a read-only array"):
+        opt.step(grads)
+    assert all(map(same_bits, params, before))
+
+
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
@@ -273,7 +348,7 @@ def test_more_elements_than_int32_counts() -> None:
     low = 2**31 + 5
     plan = _stages.plan(xopt.SGD(lr=1.0)._pieces(), False)
     program = plan.body(("p",))
-    columns = _emit_numba.table(program, "float32", "float32", objects=False, fresh=False)
+    columns = _emit_numba.table(program, "float32", "float32", fresh=False)
     run = _cache.kernel(_emit_numba.body_source("far", program, columns, "float32"))
     p, g = np.ones(12, np.float32), np.arange(12, dtype=np.float32)
     start = [x.ctypes.data + 4 * 4 - 4 * low for x in (p, g)]  # where the leaf would start for element `low` to be [4]
@@ -418,12 +493,12 @@ def step(cache: Path | str, code: str = STEP, *args: str, **env: str) -> list[st
 
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     first, second = step(tmp_path), step(tmp_path)
-    assert first[:3] == ["2", "0", "2"]
-    assert second[:3] == ["2", "2", "0"]
+    assert first[:3] == ["3", "0", "3"]  # what looks at arrays, the sums, the step
+    assert second[:3] == ["3", "3", "0"]
     assert first[3:] == second[3:]
     assert Path(second[4]) == tmp_path
     sources = [path.read_text() for path in tmp_path.glob("*.py")]
-    assert len(sources) == 2
+    assert len(sources) == 3
     assert any("store(" in x and "# 1.adam.m" in x and "0.clipbyglobalnorm | 1.adam, float32" in x for x in sources)
 
 
@@ -453,11 +528,11 @@ def test_a_broken_cache_is_made_anew(tmp_path: Path) -> None:
     want = step(tmp_path)[3]
     for pattern, keep in [("*.py", 40), ("*.nbi", 30), ("*.nbc", 100), ("*.nbc", 0), ("*.nbi", 0), ("*.py", 0)]:
         broken = [*tmp_path.rglob(pattern)]
-        assert len(broken) == 2
+        assert len(broken) == 3
         for path in broken:
             path.write_bytes(path.read_bytes()[:keep])
         assert step(tmp_path)[3] == want
-        assert step(tmp_path)[1:4] == ["2", "0", want], f"{pattern} was not mended"
+        assert step(tmp_path)[1:4] == ["3", "0", want], f"{pattern} was not mended"
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
@@ -465,7 +540,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     found = step(
         tmp_path / "file" / "cache", XDG_CACHE_HOME=str(tmp_path / "file"), LOCALAPPDATA=str(tmp_path / "file")
     )
-    assert found[2] == "2"
+    assert found[2] == "3"
     assert "xopt-" in found[4]
 
 
@@ -486,7 +561,7 @@ def test_processes_may_race(tmp_path: Path) -> None:
     ]
     found = {racer.communicate(timeout=120)[0].split()[3] for racer in racers}
     assert len(found) == 1
-    assert step(tmp_path)[1:3] == ["2", "0"]
+    assert step(tmp_path)[1:3] == ["3", "0"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

@@ -33,7 +33,7 @@ ORDER = [
         "_runners._jit",
         "_runners._cuda_driver",
     ],
-    ["_runners.eager", "_runners.tiled"],
+    ["_runners.eager", "_runners.tiled", "_runners._objects"],
     ["_runners.numba", "_runners.cuda"],
     ["_choice"],
     ["_stages"],

@@ -50,8 +50,6 @@ class Array(NamedTuple):
     """As stored; of complex numbers, that of their parts."""
     paired: bool
     """Whether the numbers are complex."""
-    objects: bool = False
-    """Whether the addresses are those of NumPy's objects, which say where the memory is."""
 
 
 class Table(NamedTuple):
@@ -62,12 +60,12 @@ class Table(NamedTuple):
     """Output and its column."""
 
 
-def table(program: Program, storage: str, state: str, objects: bool, fresh: bool | None) -> Table:
+def table(program: Program, storage: str, state: str, fresh: bool | None) -> Table:
     """Lay out the columns of the address table: what is read, and what is written over it or, if ``fresh``, beside it.
 
     ``p``, ``g`` and ``u`` are stored as ``storage``, all else as ``state``; with ``fresh=None`` nothing is stored.
     """
-    arrays = [_array(key, key, storage, state, program.nodes[i].kind, objects) for key, i in program.loads.items()]
+    arrays = [_array(key, key, storage, state, program.nodes[i].kind) for key, i in program.loads.items()]
     columns = {x.name: k for k, x in enumerate(arrays)}
     wide = any(program.nodes[i].kind == COMPLEX for i in program.loads.values())
     stores = []
@@ -76,13 +74,13 @@ def table(program: Program, storage: str, state: str, objects: bool, fresh: bool
         if kind != COMPLEX and (wide if key == "u" else old is not None and program.nodes[old].kind == COMPLEX):
             raise Unsupported(f"{key}: real numbers for a complex array")
         if fresh or key not in columns:
-            arrays.append(_array(f"new {key}", key, storage, state, kind, False))
+            arrays.append(_array(f"new {key}", key, storage, state, kind))
         stores.append((key, len(arrays) - 1 if fresh or key not in columns else columns[key]))
     return Table(tuple(arrays), tuple(stores))
 
 
-def _array(name: str, key: str, storage: str, state: str, kind: str, objects: bool) -> Array:
-    return Array(name, storage if key in ("p", "g", "u") else state, kind == COMPLEX, objects and key == "g")
+def _array(name: str, key: str, storage: str, state: str, kind: str) -> Array:
+    return Array(name, storage if key in ("p", "g", "u") else state, kind == COMPLEX)
 
 
 def body_source(title: str, program: Program, columns: Table, real: str) -> str:
@@ -133,7 +131,6 @@ def _start(columns: Table, low: Program, real: str) -> Iterator[str]:
         size = 2 if array.dtype in _HALVES else int(_TYPES[array.dtype][1])
         kind = "u2" if array.dtype in _HALVES else _TYPES[array.dtype]
         at = f"addresses[{k}, leaf]"
-        at = f"load(i8_at({at} + DATA), 0, 99)" if array.objects else at
         yield f"        a{k} = {kind}_at({at} + {size * (1 + array.paired)} * low)  # {array.name}, {array.dtype}"
     if low.scalars:
         yield "        row = leaf if scalars.shape[0] > 1 else 0"
@@ -155,9 +152,9 @@ def _loads(columns: Table, low: Program, real: str) -> Iterator[str]:
 def _module(title: str, real: str, more: str, lines: list[str]) -> str:
     signature = f"void(i8[:, ::1], i8[:, ::1], f8[:, ::1], i8, i8{', f8[:, ::1], f8[:, ::1]' if more else ''})"
     text = "\n".join(lines)
-    helpers = ["f4_at", "f8_at", "i8_at", "load", "of_bfloat16", "of_float16", "pairwise", "store", "to_bfloat16"]
+    helpers = ["f4_at", "f8_at", "load", "of_bfloat16", "of_float16", "pairwise", "store", "to_bfloat16"]
     used = [name for name in [*helpers, "to_float16", "u2_at"] if f"{name}(" in text]
-    values = {"ZERO": f"{real}(0)", "ONE": f"{real}(1)", "INF": f"{real}(math.inf)", "DATA": "object.__basicsize__"}
+    values = {"ZERO": f"{real}(0)", "ONE": f"{real}(1)", "INF": f"{real}(math.inf)"}
     constants = [f"{name} = {value}\n" for name, value in values.items() if name in text]
     imports = [name for name in ("float32", "float64") if f"{name}(" in text + "".join(constants)]
     return f'''"""{title}

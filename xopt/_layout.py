@@ -123,8 +123,8 @@ def _what(x: Any) -> str:
 class Memory:
     """Where the parameters and the state of an optimizer lie, to find what overlaps them."""
 
-    def __init__(self, layout: Layout, state: list[Any]) -> None:
-        self._layout, self._state = layout, state
+    def __init__(self, layout: Layout, state: list[Any], inspector: Any = None) -> None:
+        self._layout, self._state, self._inspector = layout, state, inspector
         self._look()
 
     def _look(self) -> None:
@@ -157,6 +157,8 @@ class Memory:
                     f"{layout.path(k)}: shares memory with {layout.path(shared[0])}; give the optimizer each array once"
                 )
             seen[id(x)] = k
+        quick = self._inspector is not None and layout.library == "numpy"
+        self._inspect = self._inspector(layout.leaves, self._starts, self._reach) if quick else None
 
     def _fingerprints(self) -> list[Any]:
         """Say of each torch parameter what assigning to ``p.data`` changes."""
@@ -165,33 +167,47 @@ class Memory:
         leaves = self._layout.leaves
         return [_arrays.addresses("torch", leaves), *(list(map(fact, leaves)) for fact in _MOVING)]
 
-    def gradients(self, grads: Any) -> list[Any]:
+    def gradients(self, grads: Any) -> tuple[list[Any], Any]:
         """Return the gradients leaf by leaf, checked, and refuse one that shares memory with what the step writes.
+
+        The second result is the addresses of the gradients, if they are known and all are in C order, else None.
 
         Gradients that are all plainly right are looked at in loops that run in C: a step over a thousand of them should
         not cost more here than in the arithmetic.
         """
         layout = self._layout
         found = _tree.match(layout.spec, grads, "grads")
+        where = self._inspect(found) if self._inspect is not None else None
+        if where is not None:
+            return found, where
+        layout.check_writable()
         plain = layout.facts and {*map(type, found)} <= layout.kinds
-        if plain and layout.facts == _arrays.facts(layout.library, found) and self._apart(found):
-            return found
+        if plain and layout.facts == _arrays.facts(layout.library, found):
+            if self._owned(found):
+                return found, None
+            where = self._addresses(found)
+            if where is not None:
+                return found, where
         found = [layout.accept(k, g) for k, g in enumerate(found)]
         held = {id(p): k for k, p in enumerate(layout.leaves)} if layout.library == "jax" else {}
         for k, g in enumerate(found):
             if g is not None:
                 self._refuse_shared(k, g, held)
-        return found
+        return found, None
 
-    def _apart(self, found: list[Any]) -> bool:
-        """Whether no gradient lies where a parameter or state does; when in doubt, say no."""
-        if self._layout.library == "numpy" and not self._foreign and {*map(type, map(_base, found))} == {type(None)}:
-            return self._owners.isdisjoint(map(id, found))  # each owns its memory
-        if not all(_arrays.contiguous(self._layout.library, found)):
+    def _owned(self, found: list[Any]) -> bool:
+        """Whether these are NumPy arrays of which each owns its memory, and none is a parameter or state."""
+        if self._layout.library != "numpy" or self._foreign or {*map(type, map(_base, found))} != {type(None)}:
             return False
+        return self._owners.isdisjoint(map(id, found))
+
+    def _addresses(self, found: list[Any]) -> Any:
+        """Return where gradients lie, if they are in C order and surely not where a parameter or state does."""
+        if not all(_arrays.contiguous(self._layout.library, found)):
+            return None
         lows = np.asarray(_arrays.addresses(self._layout.library, found), np.int64)
-        highs = lows + self._bytes
-        return bool((self._reach[np.searchsorted(self._starts, highs)] <= lows).all())
+        apart = self._reach[np.searchsorted(self._starts, lows + self._bytes)] <= lows
+        return lows if apart.all() else None
 
     def _refuse_shared(self, k: int, g: Any, held: dict[int, int]) -> None:
         root = _arrays.owner(g)

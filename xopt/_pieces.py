@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -103,7 +104,8 @@ def _places(names: tuple[str, ...]) -> tuple[tuple[int, str], ...]:
     return tuple((int(place), name) if name else (0, "t") for name, _, place in parts)
 
 
-class Work(NamedTuple):
+@dataclass(slots=True)
+class Work:
     """Leaves that are computed alike, and what to compute."""
 
     pieces: tuple[Piece, ...]
@@ -122,6 +124,9 @@ class Work(NamedTuple):
     """Slots whose leaves lie end to end in one buffer, with the place of each leaf: nothing to gather."""
     kept: dict[Any, Any] | None = None
     """Where a runner may keep what it found out about these very arrays, parameters and slots, for the next step."""
+
+    where: Any = None
+    """The addresses of the gradients, if they are known and all are in C order."""
 
     @property
     def real(self) -> str:

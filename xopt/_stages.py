@@ -257,15 +257,16 @@ class Stages:
         change: bool = False,
         write: bool = False,
         memory: list[tuple[dict[str, Any], dict[str, Any]]] | None = None,
+        where: Any = None,
     ) -> tuple[list[Any], dict[str, list[Any]], dict[str, Any]]:
         """Take one step: the new parameters (or, with ``change``, what to add to them), slots and carry.
 
         With ``write`` the results land in ``ps`` and ``slots`` themselves. ``memory`` has, for each batch, its arenas
-        and what its runner keeps between steps. Everything that can fail for what the
-        caller gave has been checked before the first write.
+        and what its runner keeps between steps; ``where`` the addresses of the gradients, if they are known. Everything
+        that can fail for what the caller gave has been checked before the first write.
         """
         first = "u" if change else "p"
-        works = self._works(first, ps, gs, slots, memory)
+        works = self._works(first, ps, gs, slots, memory, where)
         try:
             values, carry = self._scalars(t, given, works, carry)
             jobs = []
@@ -276,6 +277,7 @@ class Stages:
         finally:
             for _, work in works:  # the next step may use it again, and gradients are not ours to keep
                 del work.loads["g"]
+                work.where = None
         if write:
             return ps, slots, carry
         news, new_slots = list(ps), {n: list(column) for n, column in slots.items()}
@@ -295,10 +297,11 @@ class Stages:
         gs: list[Any],
         slots: dict[str, list[Any]],
         memory: list[tuple[dict[str, Any], dict[Any, Any]]] | None,
+        where: Any,
     ) -> list[tuple[list[int], Work]]:
         """Put the arrays of each batch together, without the leaves that have no gradient."""
         works = []
-        holes = any(map(operator.is_, gs, itertools.repeat(None)))
+        holes = where is None and any(map(operator.is_, gs, itertools.repeat(None)))
         for number, batch in enumerate(self.batches):
             leaves = [k for k in batch.leaves if gs[k] is not None] if holes else batch.leaves
             whole = len(leaves) == len(batch.leaves)
@@ -306,7 +309,7 @@ class Stages:
             pick = None if len(leaves) == len(ps) else leaves
             work = kept.get("work") if kept else None
             if work is not None:
-                work = work if work.pieces is self.pieces else work._replace(pieces=self.pieces)
+                work.pieces = self.pieces
             elif leaves:
                 columns = {"p": ps, **{n: slots[n] for n in self.live}}
                 work = Work(
@@ -318,6 +321,7 @@ class Stages:
             else:
                 continue
             work.loads["g"] = _picked(gs, pick)
+            work.where = where if where is None or pick is None else where[leaves]
             works.append((leaves, work))
         return works
 

@@ -69,7 +69,8 @@ class Optimizer:
         self._taken = 0
         self._slots, self._kept = self._new_slots()
         self._carry = self._stages.new_carry()
-        self._memory = Memory(self._layout, self._state_arrays())
+        inspector = getattr(self._stages.runner, "inspector", None)
+        self._memory = Memory(self._layout, self._state_arrays(), inspector)
         self._compiled: Any = None
 
     @property
@@ -114,8 +115,7 @@ class Optimizer:
         layout, stages = self._layout, self._stages
         if self._memory.moved():
             self._kept = [(arenas, {}) for arenas, _ in self._kept]
-        gs = self._memory.gradients(grads)
-        layout.check_writable()
+        gs, where = self._memory.gradients(grads)
         t = after(self._taken)
         rule = self._rule._with(overrides) if overrides else self._rule
         given = stages.resolve(t, rule._pieces() if overrides else None)
@@ -123,7 +123,15 @@ class Optimizer:
             out = self._jitted()(layout.leaves, gs, self._slots, self._carry, float(t), given)
         else:
             out = stages.run(
-                t, given, layout.leaves, gs, self._slots, self._carry, write=self._writes, memory=self._kept
+                t,
+                given,
+                layout.leaves,
+                gs,
+                self._slots,
+                self._carry,
+                write=self._writes,
+                memory=self._kept,
+                where=where,
             )
         ps, slots, self._carry = out
         if not self._writes:

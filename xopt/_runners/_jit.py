@@ -42,6 +42,12 @@ def u2_at(address: Any) -> Any:
 
 
 @njit
+def i4_at(address: Any) -> Any:
+    """Return a pointer to 32-bit integers."""
+    return _pointer(address, types.int32)
+
+
+@njit
 def i8_at(address: Any) -> Any:
     """Return a pointer to addresses."""
     return _pointer(address, types.int64)

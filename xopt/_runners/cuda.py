@@ -163,6 +163,8 @@ class _Tables:
 
 def _gradients(work: Work) -> tuple[list[int], list[Any]]:
     """Return where the gradients lie, and copies of those that are not contiguous, which somebody must hold on to."""
+    if work.where is not None:
+        return work.where.tolist(), []
     copies = _copies(work, work.loads["g"])
     return _places(work, work.loads["g"], copies), [x for x in copies if x is not None]
 

@@ -6,16 +6,15 @@ no form in single real numbers, are left to the tiled runner.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib
 import importlib.util
 import itertools
 import math
 import operator
-import sys
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ import numpy as np
 from xopt import _arrays, _emit_numba, _reduce
 from xopt._lower import Unsupported, lower
 from xopt._pieces import Column, Piece, Values, Work
-from xopt._runners import _pool
+from xopt._runners import _objects, _pool
 from xopt._runners.tiled import Tiled, fresh_arrays
 from xopt._trace import Program
 
@@ -43,15 +42,6 @@ def missing() -> str:
     except ImportError as error:  # Numba refuses a NumPy that is newer than itself
         return f"Numba cannot be imported: {error}"
     return ""
-
-
-@functools.cache
-def _objects_tell() -> bool:
-    """Whether an array object has the address of its memory behind its header, as NumPy's C interface has it."""
-    if sys.implementation.name != "cpython":
-        return False
-    x = np.zeros(3)
-    return ctypes.c_int64.from_address(id(x) + object.__basicsize__).value == x.ctypes.data
 
 
 class Kernel(NamedTuple):
@@ -78,20 +68,16 @@ class _Frame(NamedTuple):
     """Whether that is so for all leaves."""
     row: NDArray | None
     """The row of the gradients, if they are read."""
-    objects: bool
-    """Whether gradients are looked up through their objects."""
-    library: str
 
     def serves(self, work: Work) -> bool:
         """Whether all arrays of a step are in C order."""
-        return self.whole and all(_arrays.contiguous(work.library, work.loads["g"]))
+        return self.whole and (work.where is not None or all(_arrays.contiguous(work.library, work.loads["g"])))
 
-    def look(self, grads: list[Any]) -> None:
+    def look(self, work: Work) -> None:
         """Find the gradients of this step."""
         if self.row is not None:
-            self.row[:] = np.fromiter(
-                map(id, grads) if self.objects else _arrays.addresses(self.library, grads), np.int64, len(grads)
-            )
+            known = work.where is not None
+            self.row[:] = work.where if known else _arrays.addresses(work.library, work.loads["g"])
 
     def scalars(self, values: Values) -> NDArray:
         """Return the scalars of a step: one row, or one a leaf."""
@@ -110,6 +96,7 @@ class Numba:
     name = "numba"
     host = True
     total = staticmethod(_reduce.total)
+    inspector = staticmethod(_objects.inspector)
 
     def __init__(self, threads: int | None = None, task: int = _reduce.CHUNK) -> None:
         self._threads, self._task = threads, task
@@ -136,7 +123,7 @@ class Numba:
         if not frame.serves(work):
             return self._mixed(work, values, into, frame.plain)
         made = into or fresh
-        frame.look(work.loads["g"])
+        frame.look(work)
         scalars = frame.scalars(values)
         run, tasks, addresses, grads = frame.kernel.run, frame.tasks, frame.addresses, work.loads["g"]
 
@@ -160,7 +147,7 @@ class Numba:
                 for n, x in runner.sums(_only(work, own), _of(values, own), place).items():
                     found[n][own] = x
             return found
-        frame.look(work.loads["g"])
+        frame.look(work)
         scalars = frame.scalars(values)
         longest = int(max(frame.tasks[:, 2], default=0))
         chunks = np.empty((len(frame.tasks), len(names)))
@@ -233,16 +220,16 @@ class Numba:
         cut = [(k, low, min(task, size - low)) for k, size in enumerate(sizes) for low in range(0, size, task)]
         tasks = np.asarray(cut, np.int64).reshape(-1, 3)
         addresses = np.zeros((len(kernel.columns.arrays), len(sizes)), np.int64)
-        grads, objects = None, False
+        grads = None
         for row, array in zip(addresses, kernel.columns.arrays, strict=True):
             if array.name == "g":
-                grads, objects = row, array.objects
+                grads = row
             else:
                 new = array.name.startswith("new ")
                 row[:] = _arrays.addresses(work.library, made[array.name[4:]] if new else work.loads[array.name])
         stay = [_arrays.contiguous(work.library, column) for n, column in work.loads.items() if n != "g"]
         plain = [all(row) for row in zip(*stay, strict=True)]
-        frame = _Frame(kernel, tasks, self._ranges(tasks), addresses, plain, all(plain), grads, objects, work.library)
+        frame = _Frame(kernel, tasks, self._ranges(tasks), addresses, plain, all(plain), grads)
         if work.kept is not None and not made:
             work.kept["numba", place] = frame
         return frame
@@ -261,13 +248,13 @@ _STORED = {"complex64": "float32", "complex128": "float64"}
 
 def body(work: Work, fresh: bool) -> Kernel:
     """Return the kernel of a whole step."""
-    return _compiled(work.plan.body(work.outputs), title(work.pieces, work.dtype), work.dtype, _objects(work), fresh)
+    return _compiled(work.plan.body(work.outputs), title(work.pieces, work.dtype), work.dtype, fresh)
 
 
 def reduction(work: Work, place: int) -> Kernel:
     """Return the kernel of the sums that a piece asks for."""
     name = title(work.pieces, work.dtype, place)
-    return _compiled(work.plan.sums[place], name, work.dtype, _objects(work), None)
+    return _compiled(work.plan.sums[place], name, work.dtype, None)
 
 
 def title(pieces: tuple[Piece, ...], dtype: Any, place: int | None = None) -> str:
@@ -276,34 +263,30 @@ def title(pieces: tuple[Piece, ...], dtype: Any, place: int | None = None) -> st
     return f"{chain}{'' if place is None else f': the sums of {pieces[place].place}'}, {dtype.name}"
 
 
-def _objects(work: Work) -> bool:
-    return work.library == "numpy" and _objects_tell()
-
-
 @functools.lru_cache(maxsize=512)
-def _compiled(program: Program, title: str, dtype: Any, objects: bool, fresh: bool | None) -> Kernel:
+def _compiled(program: Program, title: str, dtype: Any, fresh: bool | None) -> Kernel:
     from xopt._runners import _cache  # what it imports is not for `import xopt` to wait for
 
-    columns = _columns(program, dtype, objects, fresh)
-    text = source(program, title, dtype, fresh, objects)
+    columns = _columns(program, dtype, fresh)
+    text = source(program, title, dtype, fresh)
     return Kernel(lower(program), _cache.kernel(text), columns)
 
 
-def source(program: Program, title: str, dtype: Any, fresh: bool | None, objects: bool = True) -> str:
+def source(program: Program, title: str, dtype: Any, fresh: bool | None) -> str:
     """Return the module of a program: in place, with ``fresh`` beside it, or with ``fresh=None`` of its sums."""
-    columns = _columns(program, dtype, objects, fresh)
+    columns = _columns(program, dtype, fresh)
     if fresh is None:
         return _emit_numba.sums_source(title, program, columns)
     return _emit_numba.body_source(title, program, columns, dtype.real)
 
 
-def _columns(program: Program, dtype: Any, objects: bool, fresh: bool | None) -> _emit_numba.Table:
-    return _emit_numba.table(program, _STORED.get(dtype.name, dtype.name), dtype.real, objects, fresh)
+def _columns(program: Program, dtype: Any, fresh: bool | None) -> _emit_numba.Table:
+    return _emit_numba.table(program, _STORED.get(dtype.name, dtype.name), dtype.real, fresh)
 
 
 def _only(work: Work, leaves: list[int]) -> Work:
     loads = {n: [column[k] for k in leaves] for n, column in work.loads.items()}
-    return work._replace(loads=loads, arenas=None, kept=None)
+    return replace(work, loads=loads, arenas=None, kept=None, where=None)
 
 
 def _of(values: Values, leaves: list[int]) -> Values:
