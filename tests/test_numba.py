@@ -19,6 +19,7 @@ import pytest
 from catalog import Row
 from conftest import walk
 from test_runners import CHAIN, RULES, awkward, poison, same_bits, trajectory
+from test_trace import random_rule
 
 import xopt
 from xopt import _emit_numba, _stages
@@ -153,6 +154,19 @@ def test_a_changed_rate_compiles_nothing(rng: np.random.Generator, monkeypatch: 
     numba._compiled.cache_clear()
     with pytest.raises(BaseException, match="compiled again"):
         xopt.Optimizer(p, xopt.SGD(lr=0.5), runner="numba").step(g)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_rules(seed: int, rng: np.random.Generator) -> None:
+    """Swapped slots, a slot that is written and never read, two slots of one value: whatever a rule may return."""
+    rule = random_rule(seed, complex=False)
+    p, grads = rng.standard_normal(67), [rng.standard_normal(67) for _ in range(3)]
+    want = trajectory(rule, p, grads, "eager")
+    assert all(map(same_bits, trajectory(rule, p, grads, Numba(2, 16)), want))
+    opt = xopt.Optimizer(p.copy(), rule, runner="numba")
+    for g in grads:
+        opt.step(g)
+    assert all(map(same_bits, optree.tree_leaves((opt.params, opt.state.slots)), want))
 
 
 # --- single operations ---------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def table(program: Program, storage: str, state: str, fresh: bool | None) -> Tab
         if kind != COMPLEX and (wide if key == "u" else old is not None and program.nodes[old].kind == COMPLEX):
             raise Unsupported(f"{key}: real numbers for a complex array")
         if fresh or key not in columns:
-            arrays.append(_array(f"new {key}", key, storage, state, kind))
+            arrays.append(_array(f"new {key}" if fresh else key, key, storage, state, kind))
         stores.append((key, len(arrays) - 1 if fresh or key not in columns else columns[key]))
     return Table(tuple(arrays), tuple(stores))
 
