@@ -65,8 +65,11 @@ def test_other_libraries_and_runners() -> None:
 def test_errors() -> None:
     with pytest.raises(TypeError, match="rule: Adam, but it must be a rule or a chain; make an object of it"):
         xopt.explain(xopt.Adam, array("float32"))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="bandwidth: 0, but it must be positive bytes a second"):
+    with pytest.raises(ValueError, match=r"bandwidth: 0.0 is out of range, it must be > 0 \(bytes a second\)"):
         xopt.explain(xopt.Adam(), array("float32"), bandwidth=0)
+    for bad in ("20", 1j, 10**400):
+        with pytest.raises(TypeError, match="bandwidth: "):
+            xopt.explain(xopt.Adam(), array("float32"), bandwidth=bad)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="dtype int64"):
         xopt.explain(xopt.Adam(), np.zeros(3, np.int64))
 

@@ -88,8 +88,8 @@ def test_torch_parameters_that_were_replaced(runner: Any) -> None:
     opt.step(torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64))
     assert torch.equal(p.detach(), want)
     for change, text in [
-        (lambda x: x[:1], r"shape \(1, 2\) and dtype torch.float64 now, but \(2, 2\)"),
-        (lambda x: x.half(), r"shape \(2, 2\) and dtype torch.float16 now"),
+        (lambda x: x[:1], r"shape \(1, 2\), dtype torch.float64, device cpu now, but shape \(2, 2\)"),
+        (lambda x: x.half(), r"shape \(2, 2\), dtype torch.float16, device cpu now"),
     ]:
         p = one(np.ones((2, 2)))
         opt = xopt.Optimizer({"w": p}, xopt.SGD(lr=1.0), runner=runner)
@@ -428,3 +428,62 @@ def test_a_condition_of_the_host_among_arrays() -> None:
         p, state = rule.apply(p, torch.ones(3), state, lr=torch.tensor(0.1), runner="eager")
         q, other = rule.apply(q, np.ones(3, "float32"), other)
     np.testing.assert_allclose(p.numpy(), q, rtol=1e-6)
+
+
+@pytest.mark.parametrize("runner", ["eager", "tiled"])
+def test_a_scalar_that_is_no_float_moves_nothing(runner: str) -> None:
+    """Scalars of all leaves at once are checked like those of one."""
+
+    class Huge(Rule):
+        lr: Hyper = hyper(default=0.1)
+        scope = "leaf"
+
+        @staticmethod
+        def reduce(h: H, xp: Any, p: Array, g: Array, m: Array) -> dict[str, Array]:
+            return {"s": abs2(xp, g)}
+
+        @staticmethod
+        def update(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0) -> tuple[Array, ...]:
+            m = m + h.s * g
+            return m * 10**400, m
+
+    opt = xopt.Optimizer(np.ones(200_000), Huge(), runner=runner)
+    with pytest.raises(OverflowError):
+        opt.step(np.ones(200_000))
+    assert (opt.state.slots["0.huge.m"] == 0).all()
+
+
+def test_a_host_hook_by_leaf_gets_vectors() -> None:
+    class Branches(Transform):
+        scope = "leaf"
+
+        @staticmethod
+        def reduce(h: H, xp: Any, p: Array, g: Array) -> dict[str, Array]:
+            return {"s": abs2(xp, g)}
+
+        @staticmethod
+        def host(h: H, xp: Any) -> dict[str, Any]:
+            return {"k": 1.0 if h.s > 0 else 0.0}
+
+        @staticmethod
+        def update(h: H, xp: Any, p: Array, g: Array) -> Array:
+            return h.k * g
+
+    rule = xopt.chain(Branches(), xopt.SGD())
+    with pytest.raises(TypeError, match=r"0.branches: host is given vectors.*use xp.where, not if"):
+        rule.init(np.ones(3))
+
+
+@pytest.mark.needs("strict")
+def test_leaves_on_two_devices() -> None:
+    strict = pytest.importorskip("array_api_strict")
+    there = strict.Device("device1")
+    p = [strict.ones(3), strict.ones(3, device=there), strict.ones(2, dtype=strict.float32, device=there)]
+    rule = xopt.chain(xopt.ClipByNorm(1.0), xopt.SGD(lr=1.0))
+    new, _ = rule.apply(p, p, rule.init(p))
+    for x, old in zip(new, p, strict=True):
+        assert x.device == old.device
+        np.testing.assert_allclose(np.from_dlpack(x), 1 - 1 / np.sqrt(x.shape[0]), rtol=1e-6)
+    rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(lr=1.0))
+    new, _ = rule.apply(p[1:], p[1:], rule.init(p[1:]))
+    np.testing.assert_allclose(np.from_dlpack(new[0]), 1 - 1 / np.sqrt(5), rtol=1e-6)

@@ -435,6 +435,31 @@ def test_two_threads_step_two_optimizers(rng: np.random.Generator) -> None:
     assert all(np.array_equal(p, want) for p in results)
 
 
+def test_sums_that_overflow_raise_nothing() -> None:
+    n = 131_072
+    g = np.zeros(n)
+    g[0] = g[-1] = 1.2e154
+    rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(lr=1.0))
+    for runner in ("eager", "tiled", "numba"):
+        p = np.ones(n)
+        with np.errstate(all="raise"):
+            xopt.Optimizer(p, rule, runner=runner).step(g)
+        assert p[0] == 1
+
+
+def test_results_are_allocated_once(rng: np.random.Generator) -> None:
+    p = [np.ones(2**20), np.ones((4, 4)).T]
+    g = [np.ones(2**20), np.ones((4, 4))]
+    rule = xopt.SGD(lr=0.5)
+    state = rule.init(p)
+    rule.apply(p, g, state, runner="numba")
+    tracemalloc.start()
+    rule.apply(p, g, state, runner="numba")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.2 * 8 * 2**20
+
+
 # --- programs it leaves to others ----------------------------------------------------------------------------------
 
 
@@ -477,6 +502,8 @@ def test_errors_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = numba.missing.__wrapped__
     assert reason() == ""
+    monkeypatch.setattr(sys.modules["numba"].config, "DISABLE_JIT", 1)
+    assert reason() == "NUMBA_DISABLE_JIT is set"
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.setattr(numba.importlib.util, "find_spec", lambda name: object())
     assert reason().startswith("Numba cannot be imported")
@@ -566,6 +593,27 @@ def test_a_cache_that_others_can_write_is_not_used(tmp_path: Path) -> None:
     found = step(shared, XDG_CACHE_HOME=str(tmp_path / "own"))
     assert Path(found[4]) == tmp_path / "own" / "xopt"
     assert not any(shared.iterdir())
+
+
+def test_a_cache_that_goes_away_is_done_without(tmp_path: Path) -> None:
+    code = """
+import os, shutil
+import numpy as np, xopt
+from xopt._runners import _cache
+p = np.ones(3)
+xopt.Optimizer(p, xopt.SGD(lr=0.5), runner="numba").step(np.ones(3))
+assert _cache.folder().is_absolute()
+os.chdir("/")
+shutil.rmtree(_cache.folder())
+_cache.folder().parent.joinpath(_cache.folder().name).touch()
+xopt.Optimizer(p, xopt.Adam(lr=0.25), runner="numba").step(np.ones(3))
+print(p[0].round(3))
+"""
+    given = {**os.environ, "XOPT_CACHE_DIR": "relative", "PYTHONPATH": str(Path(xopt.__file__).parent.parent)}
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=given, cwd=tmp_path
+    )
+    assert out.stdout == "0.25\n", out.stderr
 
 
 def test_processes_may_race(tmp_path: Path) -> None:
@@ -662,6 +710,27 @@ def test_torch_tensors_in_place(dtype: str, rng: np.random.Generator) -> None:
             torch.testing.assert_close(x.detach(), y, rtol=1e-6, atol=0)
     slots = optree.tree_leaves(opt.state.slots)
     assert all(isinstance(x, torch.Tensor) for x in slots)
+
+
+def test_torch_data_refused_is_refused_again() -> None:
+    torch = pytest.importorskip("torch")
+    for runner in ("numba", "tiled", "eager"):
+        p, q = torch.ones(5), torch.full((5,), 2.0)
+        opt = xopt.Optimizer([p, q], xopt.SGD(lr=0.5), runner=runner)
+        opt.step([torch.ones(5)] * 2)
+        old, p.data = p.data, q.data
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"params\[1\]: shares memory with params\[0\]"):
+                opt.step([torch.ones(5)] * 2)
+        assert old.tolist() == [0.5] * 5
+        p.data = old
+        opt.step([torch.ones(5)] * 2)
+        assert p.tolist() == [0.0] * 5
+        z = torch.tensor([1 + 2j])
+        opt = xopt.Optimizer(z, xopt.SGD(lr=1.0), runner=runner)
+        z.data = z.data.conj()
+        with pytest.raises(ValueError, match="stands for the conjugate"):
+            opt.step(torch.ones(1, dtype=z.dtype))
 
 
 def test_torch_data_replaced(rng: np.random.Generator) -> None:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from xopt import _arrays, _emit, _lower, _reduce
+from xopt._fields import Field, number
 from xopt._layout import Layout
 from xopt._runners import numba
 from xopt._stages import Batch, Stages
@@ -60,7 +61,12 @@ def explain(
     Raises
     ------
     TypeError, ValueError
-        For what :class:`~xopt.Optimizer` would refuse, and for a bandwidth that is not positive.
+        For what :meth:`~xopt.Rule.init` would refuse, and for a bandwidth that is not a positive number.
+
+    Notes
+    -----
+    The tiled runner gathers small leaves, and may then compute the change ``u`` in place of ``p`` and add it to the
+    leaves; the source shown is that of large ones.
 
     Examples
     --------
@@ -94,19 +100,19 @@ def explain(
         add(l_0, r_0, out=o_0)
     """
     check_method(rule)
-    if bandwidth is not None and not bandwidth > 0:
-        raise ValueError(f"bandwidth: {bandwidth!r}, but it must be positive bytes a second")
+    if bandwidth is not None:
+        bandwidth = number("bandwidth", Field(None, static=False, gt=0), bandwidth, "bytes a second")
     stages = Stages(rule._pieces(), Layout(params), runner)
     layout = stages.layout
-    count = sum(map(math.prod, layout.shapes))
-    arrays = f"{_count(len(layout.leaves), 'array')} of {layout.library}, {count:,} parameters"
+    count = _count(sum(map(math.prod, layout.shapes)), "parameter")
+    arrays = f"{_count(len(layout.leaves), 'array')} of {layout.library}, {count}"
     lines = [f"{rule!r}: {arrays}, runner {stages.runner.name}"]
     sources: list[str] = []
     total = 0
     for batch in stages.batches:
         size = sum(math.prod(layout.shapes[k]) for k in batch.leaves)
         state = sum(_arrays.BYTES[stages.slot_dtype(n, batch.leaves[0])] for n in stages.live)
-        arrays = f"{_count(len(batch.leaves), 'array')}, {size:,} parameters"
+        arrays = f"{_count(len(batch.leaves), 'array')}, {_count(size, 'parameter')}"
         lines += ["", f"{batch.dtype.name}: {arrays}, {state} bytes of state each"]
         programs: list[tuple[int | None, Program]] = [*batch.plan.sums.items()]
         for place, program in [*programs, (None, batch.plan.body(("p", *stages.live)))]:

@@ -13,6 +13,7 @@ from xopt import _arrays, _tree
 
 _base = operator.attrgetter("base")
 _writeable = operator.attrgetter("flags.writeable")
+_conj = operator.methodcaller("is_conj")
 _MOVING: list[Any] = [operator.methodcaller("stride"), operator.attrgetter("shape"), operator.attrgetter("dtype")]
 
 
@@ -130,7 +131,8 @@ class Memory:
     def _look(self) -> None:
         """Find where everything lies; refuse parameters that share memory."""
         layout = self._layout
-        self._known = self._fingerprints()
+        self._known: list[Any] | None = None  # until all is known to be right
+        known = self._fingerprints()
         self._arrays = [*layout.leaves, *self._state]
         extents = [_arrays.extent(x) for x in self._arrays]
         self._spans = sorted((*e, k) for k, e in enumerate(extents) if e != (0, 0))
@@ -159,13 +161,19 @@ class Memory:
             seen[id(x)] = k
         quick = self._inspector is not None and layout.library == "numpy"
         self._inspect = self._inspector(layout.leaves, self._starts, self._reach) if quick else None
+        self._known = known
 
     def _fingerprints(self) -> list[Any]:
         """Say of each torch parameter what assigning to ``p.data`` changes."""
         if self._layout.library != "torch":
             return []
         leaves = self._layout.leaves
-        return [_arrays.addresses("torch", leaves), *(list(map(fact, leaves)) for fact in _MOVING)]
+        wide = any(d.complex for d in self._layout.dtypes)
+        return [
+            list(map(_conj, leaves)) if wide else None,
+            _arrays.addresses("torch", leaves),
+            *(list(map(fact, leaves)) for fact in _MOVING),
+        ]
 
     def gradients(self, grads: Any) -> tuple[list[Any], Any]:
         """Return the gradients leaf by leaf, checked, and refuse one that shares memory with what the step writes.
@@ -225,10 +233,14 @@ class Memory:
             return False
         layout = self._layout  # somebody assigned p.data
         for k, (x, shape, dtype) in enumerate(zip(layout.leaves, layout.shapes, layout.raw_dtypes, strict=True)):
-            if tuple(x.shape) != shape or x.dtype != dtype:
+            was, now = (shape, dtype, layout.devices[k]), (tuple(x.shape), x.dtype, _arrays.device(x))
+            if was != now:
+                words = ["shape {}, dtype {}, device {}".format(*x) for x in (now, was)]
+                raise ValueError(f"{layout.path(k)}: {words[0]} now, but {words[1]} when the optimizer was made")
+            if x.is_conj() or x.is_neg():
                 raise ValueError(
-                    f"{layout.path(k)}: shape {tuple(x.shape)} and dtype {x.dtype} now, "
-                    f"but {shape} and {dtype} when the optimizer was made"
+                    f"{layout.path(k)}: now a view that stands for the conjugate or the negative of another, which "
+                    f"cannot be written as it is; assign p.data.resolve_conj().resolve_neg()"
                 )
         self._look()
         return True

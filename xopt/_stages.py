@@ -115,8 +115,18 @@ def _extra(piece: Piece) -> tuple[str, ...]:
         names = tuple(piece.reduce(probe, tape, tape.load("p", _trace.REAL), tape.load("g", _trace.REAL), **slots))
     if piece.host:
         hypers = piece.resolve(1, "numpy", read=True)
-        h = _namespace({**piece.statics, **hypers, **piece.carry, **dict.fromkeys(names, 1.0), "t": 1})
-        names += tuple(piece.host(h, _scalars.floats))
+        leaf = piece.scope == "leaf" and names
+        sums: Any = np.ones(2) if leaf else 1.0
+        h = {**piece.statics, **hypers, **piece.carry, **dict.fromkeys(names, sums), "t": 1}
+        try:
+            names += tuple(_host_scalars(piece, h))
+        except (TypeError, ValueError) as error:
+            if not leaf:
+                raise
+            raise TypeError(
+                f"{piece.place}: host is given vectors, with a value a leaf, and could not compute with them: {error}; "
+                f"use xp.where, not if"
+            ) from error
     clash = {*names} & {"t", *piece.hypers, *piece.statics}
     if clash:
         raise TypeError(
@@ -143,7 +153,7 @@ def plan(pieces: tuple[Piece, ...], complex: bool) -> Plan:
 
 
 class Batch:
-    """Leaves of one dtype, which are computed alike."""
+    """Leaves of one dtype on one device, which are computed alike."""
 
     def __init__(self, plan: Plan, dtype: _arrays.DType, split: bool) -> None:
         self.plan, self.dtype, self.split = plan, dtype, split
@@ -159,14 +169,15 @@ class Stages:
         self.runner = choose(layout, runner)
         self.batches: list[Batch] = []
         self.batch_of: list[Batch] = []
-        by_kind: dict[_arrays.DType, Batch] = {}
+        by_kind: dict[Hashable, Batch] = {}
         for k, d in enumerate(layout.dtypes):
-            if d not in by_kind:
+            kind = (d, str(layout.devices[k]))
+            if kind not in by_kind:
                 split = d.complex and self.split
-                by_kind[d] = Batch(plan(pieces, d.complex and not split), d, split)
-                self.batches.append(by_kind[d])
-            by_kind[d].leaves.append(k)
-            self.batch_of.append(by_kind[d])
+                by_kind[kind] = Batch(plan(pieces, d.complex and not split), d, split)
+                self.batches.append(by_kind[kind])
+            by_kind[kind].leaves.append(k)
+            self.batch_of.append(by_kind[kind])
         self.plan = self.batches[0].plan if self.batches else plan(pieces, False)
         self.live = self.plan.live
         self.pieces = pieces
@@ -366,8 +377,11 @@ class Stages:
         if len(columns) == 1:
             return self.runner.total(self.layout.xp, columns[0])
         order = np.argsort([k for own in leaves for k in own])
-        xp = np if self.runner.host else self.layout.xp
-        return self.runner.total(self.layout.xp, xp.concat(columns)[order if xp is np else xp.asarray(order)])
+        if self.runner.host or self.layout.library == "numpy":
+            return self.runner.total(self.layout.xp, np.concatenate(columns)[order])
+        xp, dev = self.layout.xp, _arrays.device(columns[0])
+        places = xp.asarray(order) if dev is None else xp.asarray(order, device=dev)
+        return self.runner.total(xp, xp.take(xp.concat(columns), places, axis=0))
 
 
 def _picked(column: list[Any], leaves: list[int] | None) -> list[Any]:

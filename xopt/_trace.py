@@ -295,7 +295,7 @@ class Program:
         if "**" not in self.source:  # NumPy's powers are not Python's to the last bit
             try:
                 with np.errstate(over="ignore", under="ignore", divide="raise", invalid="raise"):
-                    return self._scalars(*given)
+                    return tuple(x if isinstance(x, np.ndarray) else _real(x) for x in self._scalars(*given))
             except FloatingPointError:  # let Python say what it thinks of that
                 pass
         count = next(len(x) for x in given if isinstance(x, np.ndarray))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -15,17 +17,27 @@ _lock = threading.RLock()
 _loaded: dict[str, Any] = {}
 _folder: Path | None = None
 
+if hasattr(os, "register_at_fork"):  # a child must not find this lock, or Numba's own, held by a thread it lacks
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
 
 def folder() -> Path:
     """Return the folder of generated code: XOPT_CACHE_DIR, or the user's cache, or a new temporary one."""
     global _folder
     if _folder is None:
-        for path in (os.environ.get("XOPT_CACHE_DIR"), _user_cache()):
-            if path and _usable(Path(path)):
-                _folder = Path(path)
+        for name in (os.environ.get("XOPT_CACHE_DIR"), _user_cache()):
+            path = Path(name).expanduser().absolute() if name else None
+            if path is not None and _usable(path):
+                _folder = path
                 return _folder
-        _folder = Path(tempfile.mkdtemp(prefix="xopt-"))
+        _folder = _temporary()
     return _folder
+
+
+def _temporary() -> Path:
+    path = tempfile.mkdtemp(prefix="xopt-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return Path(path)
 
 
 def _user_cache() -> str:
@@ -52,17 +64,20 @@ def _usable(path: Path) -> bool:
 def kernel(source: str) -> Any:
     """Return the function ``kernel`` of a module with this source, compiled now or by an earlier process.
 
-    What is broken on disk is thrown away and made anew.
+    What is broken on disk is thrown away and made anew; where that is no use, nothing is kept.
     """
     with _lock:
         if source not in _loaded:
             text = source.replace("Made by xopt", f"Made by xopt (support {_support()})")
             name = f"xopt_{hashlib.sha256(text.encode()).hexdigest()[:24]}"
             try:
-                module = _load(name, _written(name, text))
-            except Exception:  # a truncated file can fail in any way there is
-                _forget(name)
-                module = _load(name, _written(name, text))
+                try:
+                    module = _load(name, _written(folder(), name, text))
+                except Exception:  # a truncated file can fail in any way there is
+                    _forget(name)
+                    module = _load(name, _written(folder(), name, text))
+            except Exception:  # a folder that is gone, a full disk, a place that Numba does not like
+                module = _load(name, _written(_temporary(), name, text.replace("cache=True", "cache=False")))
             _loaded[source] = module.kernel
         return _loaded[source]
 
@@ -73,12 +88,12 @@ def _support() -> str:
     return hashlib.sha256(text).hexdigest()[:8]
 
 
-def _written(name: str, text: str) -> Path:
+def _written(where: Path, name: str, text: str) -> Path:
     """Return the file of a module, written if need be; its time is constant, because Numba's cache goes by it."""
-    path = folder() / f"{name}.py"
+    path = where / f"{name}.py"
     data = text.encode()
     if not path.exists() or path.read_bytes() != data:
-        handle, temporary = tempfile.mkstemp(dir=folder(), prefix=name, suffix=".tmp")
+        handle, temporary = tempfile.mkstemp(dir=where, prefix=name, suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         os.utime(temporary, (0, 0))
@@ -92,7 +107,7 @@ def _forget(name: str) -> None:
 
     for place in {folder(), Path(config.CACHE_DIR or folder())}:
         for path in place.rglob(f"{name}.*"):
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _load(name: str, path: Path) -> Any:

@@ -57,20 +57,41 @@ def run(jobs: list[Callable[[], None]]) -> None:
     A helper that cannot be started is done without: whoever runs takes all the work there is.
     """
     futures = []
+    helpers = [_Helper(job) for job in jobs[1:]]
     try:
-        if len(jobs) > 1:
+        if helpers:
             try:
                 pool = _threads()
-                for job in jobs[1:]:
-                    futures.append(pool.submit(job))  # noqa: PERF401 (those that started count if a later one does not)
+                for helper in helpers:
+                    futures.append(pool.submit(helper))  # noqa: PERF401 (those that started count if a later one does not)
             except RuntimeError:  # no more threads, or the interpreter is shutting down
                 pass
         jobs[0]()
     finally:
         errors = [f.exception() for f in futures]
+        for helper in helpers[len(futures) :]:
+            helper.close()
     for error in errors:
         if error is not None:
             raise error
+
+
+class _Helper:
+    """A job that can be called off: a pool that fails to start a thread has already put it in its queue."""
+
+    def __init__(self, job: Callable[[], None]) -> None:
+        self._job: Callable[[], None] | None = job
+        self._running = threading.Lock()
+
+    def __call__(self) -> None:
+        with self._running:
+            if self._job is not None:
+                self._job()
+
+    def close(self) -> None:
+        """Wait for it if it runs, and let it never start if it does not."""
+        with self._running:
+            self._job = None
 
 
 def _threads() -> Any:

@@ -38,10 +38,10 @@ def missing() -> str:
     if importlib.util.find_spec("numba") is None:
         return 'Numba is not installed: pip install "xopt-array[numba]"'
     try:
-        importlib.import_module("numba")
+        found = importlib.import_module("numba")
     except ImportError as error:  # Numba refuses a NumPy that is newer than itself
         return f"Numba cannot be imported: {error}"
-    return ""
+    return "NUMBA_DISABLE_JIT is set" if found.config.DISABLE_JIT else ""
 
 
 class Kernel(NamedTuple):
@@ -115,6 +115,9 @@ class Numba:
             frame = self._kept(work, None)
             if frame is None:
                 kernel = body(work, into is None)
+                plain = _plain(work)
+                if not all(plain) and work.kept is None:
+                    return self._mixed(work, values, into, plain)  # before anything is allocated
                 if into is None:
                     fresh = {n: fresh_arrays(work, n) for n in work.outputs}
                 frame = self._frame(work, kernel, None, fresh)
@@ -149,7 +152,7 @@ class Numba:
             return found
         frame.look(work)
         scalars = frame.scalars(values)
-        longest = int(max(frame.tasks[:, 2], default=0))
+        longest = int(frame.tasks[:, 2].max(initial=0))
         chunks = np.empty((len(frame.tasks), len(names)))
         scratch = [np.empty((len(names), longest)) for _ in frame.ranges]
 
@@ -160,7 +163,8 @@ class Numba:
 
         self._run(frame.ranges, chunk_sums)
         totals = np.zeros((leaves, len(names)))
-        np.add.at(totals, frame.tasks[:, 0], chunks)  # one after the other, in the order of the chunks
+        with np.errstate(all="ignore"):
+            np.add.at(totals, frame.tasks[:, 0], chunks)  # one after the other, in the order of the chunks
         return dict(zip(names, totals.T, strict=True))
 
     def _mixed(
@@ -227,8 +231,7 @@ class Numba:
             else:
                 new = array.name.startswith("new ")
                 row[:] = _arrays.addresses(work.library, made[array.name[4:]] if new else work.loads[array.name])
-        stay = [_arrays.contiguous(work.library, column) for n, column in work.loads.items() if n != "g"]
-        plain = [all(row) for row in zip(*stay, strict=True)]
+        plain = _plain(work, without="g")
         frame = _Frame(kernel, tasks, self._ranges(tasks), addresses, plain, all(plain), grads)
         if work.kept is not None and not made:
             work.kept["numba", place] = frame
@@ -282,6 +285,12 @@ def source(program: Program, title: str, dtype: Any, fresh: bool | None) -> str:
 
 def _columns(program: Program, dtype: Any, fresh: bool | None) -> _emit_numba.Table:
     return _emit_numba.table(program, _STORED.get(dtype.name, dtype.name), dtype.real, fresh)
+
+
+def _plain(work: Work, without: str = "") -> list[bool]:
+    """Say of each leaf whether all its arrays, but for one, are in C order."""
+    columns = [_arrays.contiguous(work.library, column) for n, column in work.loads.items() if n != without]
+    return [all(row) for row in zip(*columns, strict=True)]
 
 
 def _only(work: Work, leaves: list[int]) -> Work:
