@@ -275,3 +275,19 @@ def test_torch_tensors(rule: Any, dtype: str, driver: HostDriver, rng: np.random
     tolerance = {"rtol": 2.0**-7 if dtype == "bfloat16" else 1e-5, "atol": 1e-5}
     for x, y in zip(*map(optree.tree_leaves, ((params, opt.state.slots), (want, state.slots))), strict=True):
         torch.testing.assert_close(x.detach(), y.detach(), **tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "complex64"])
+@pytest.mark.parametrize("mode", ["modulus", "split"])
+def test_explain_shows_what_is_compiled(driver: HostDriver, dtype: str, mode: str) -> None:
+    rule = xopt.chain(xopt.ClipByGlobalNorm(0.5), xopt.Adam(0.1, complex=mode))
+    p, runner = np.ones(10, dtype), Cuda(driver)
+    text = xopt.explain(rule, p, runner=runner)
+    assert "runner cuda" in text
+    asked: list[str] = []
+    real = driver.function
+    driver.function = lambda source, *rest: asked.append(source) or real(source, *rest)
+    xopt.Optimizer(p, rule, runner=runner).step(np.ones(10, dtype))
+    kernels = {source.rstrip() for source in asked if source != _cuda_text.TOOLS}
+    assert len(kernels) == 2
+    assert all(source in text for source in kernels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xopt import _arrays, _emit, _lower, _reduce
+from xopt import _arrays, _emit, _emit_cuda, _lower, _reduce
 from xopt._fields import Field, number
 from xopt._layout import Layout
 from xopt._runners import numba
@@ -185,4 +185,15 @@ def _source(stages: Stages, batch: Batch, place: int | None, program: Program) -
             return f"(left to the tiled runner: {error})\n{_emit.numpy_kernel(program).source.rstrip()}"
     if runner == "tiled":
         return _emit.numpy_kernel(program).source.rstrip()
+    if runner == "cuda":
+        real = batch.dtype.real
+        stored = {n: stages.slot_dtype(n, batch.leaves[0]) for n in stages.live}
+        columns = {"p": batch.dtype.name, **stored, "g": batch.dtype.name}
+        storage = tuple((n, real if batch.split and "complex" in d else d) for n, d in columns.items())
+        try:
+            if place is None:
+                return _emit_cuda.step_kernel(program, storage, real, False).source.rstrip()
+            return "\n\n".join(_emit_cuda.sum_kernel(program, n, storage).source.rstrip() for n in program.outputs)
+        except _lower.Unsupported as error:
+            return f"(left to the eager runner: {error})"
     return "(none: the rule itself is called with the arrays)"
