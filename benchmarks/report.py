@@ -63,7 +63,8 @@ def page(results: Results, images: dict[str, str]) -> Iterator[str]:
 def one(cell: Results) -> Iterator[str]:
     """Yield the table of one cell."""
     title = cell["title"][0].upper() + cell["title"][1:]
-    yield f"**{title}**: {cell['leaves']:,} arrays, {cell['elements']:,} parameters{_mark(cell)}\n"
+    arrays = "1 array" if cell["leaves"] == 1 else f"{cell['leaves']:,} arrays"
+    yield f"**{title}**: {arrays}, {cell['elements']:,} parameters{_mark(cell)}\n"
     best, ceiling = plots.champion(cell), plots.ceiling(cell)
     rows = []
     for name, x in cell["results"].items():
