@@ -18,7 +18,7 @@ import optree
 import pytest
 from catalog import Row
 from conftest import walk
-from test_runners import CHAIN, RULES, awkward, poison, same_bits, trajectory
+from test_runners import CHAIN, RULES, awkward, poison, same_bits, step_in_threads, trajectory
 from test_trace import random_rule
 
 import xopt
@@ -417,22 +417,7 @@ def test_large_leaf_uses_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_threads_step_two_optimizers(rng: np.random.Generator) -> None:
-    grads = [rng.standard_normal(20_000) for _ in range(20)]
-    start, rule = rng.standard_normal(20_000), xopt.chain(xopt.ClipByGlobalNorm(50.0), xopt.Adam(lr=0.01))
-    want = trajectory(rule, start, grads, "eager")[0]
-    results = [start.copy() for _ in range(4)]
-
-    def work(p: Any) -> None:
-        opt = xopt.Optimizer(p, rule, runner=Numba(2, 512))
-        for g in grads:
-            opt.step(g)
-
-    threads = [threading.Thread(target=work, args=(p,)) for p in results]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert all(np.array_equal(p, want) for p in results)
+    step_in_threads(Numba(2, 512), rng)
 
 
 def test_sums_that_overflow_raise_nothing() -> None:

@@ -227,7 +227,8 @@ print("done" if np.array_equal(p, want) else "the parent is wrong")
     assert out.stdout == "done\n", out.stderr
 
 
-def test_two_threads_step_two_optimizers(rng: np.random.Generator) -> None:
+def step_in_threads(runner: Any, rng: np.random.Generator) -> None:
+    """Step optimizers in threads at once; each must come to what one alone does."""
     grads = [rng.standard_normal(20_000) for _ in range(20)]
     start = rng.standard_normal(20_000)
     rule = xopt.chain(xopt.ClipByGlobalNorm(50.0), xopt.Adam(lr=0.01))
@@ -235,7 +236,7 @@ def test_two_threads_step_two_optimizers(rng: np.random.Generator) -> None:
     results = [start.copy() for _ in range(4)]
 
     def work(p: Any) -> None:
-        opt = xopt.Optimizer(p, rule, runner=Tiled(512, 2))
+        opt = xopt.Optimizer(p, rule, runner=runner)
         for g in grads:
             opt.step(g)
 
@@ -245,6 +246,10 @@ def test_two_threads_step_two_optimizers(rng: np.random.Generator) -> None:
     for t in threads:
         t.join()
     assert all(np.array_equal(p, want) for p in results)
+
+
+def test_two_threads_step_two_optimizers(rng: np.random.Generator) -> None:
+    step_in_threads(Tiled(512, 2), rng)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (5, 0), (3, 4), (2, 3, 5), (1, 1, 9), (40, 2)])

@@ -35,6 +35,11 @@ class DType(NamedTuple):
         return BYTES[self.name]
 
     @property
+    def part(self) -> str:
+        """What is stored: of complex numbers, the dtype of their parts."""
+        return self.real if self.complex else self.name
+
+    @property
     def compute(self) -> str:
         """The dtype that a parameter of this dtype is computed in: float32 at least."""
         return COMPLEX_OF[self.real] if self.complex else self.real

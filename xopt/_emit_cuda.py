@@ -11,14 +11,14 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from xopt._arrays import BYTES
 from xopt._cuda_text import PACKS, PREAMBLE, SUM_THREADS, SUMS
 from xopt._lower import PARTS, Unsupported, lower, statements
-from xopt._trace import BOOL, Program
+from xopt._trace import BOOL, Program, pruned
 
 SCALARS = 128
 """Scalars that a kernel takes at most: three words each, in the same 4 KiB."""
 
-_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16}
 _NAMES = {"float16": "Half", "bfloat16": "BFloat", "float32": "float", "float64": "double"}
 _NAMES |= {"complex64": "Complex<float>", "complex128": "Complex<double>"}
 _C = {"float32": "float", "float64": "double"}
@@ -72,6 +72,12 @@ class Kernel(NamedTuple):
     """The columns that it can write, in the order of the table of results."""
 
 
+def storage(dtypes: Mapping[str, str], real: str, split: bool) -> tuple[tuple[str, str], ...]:
+    """Return the columns of the table of pointers: name and dtype, of a split complex one that of its parts."""
+    order = ["p", *(n for n in dtypes if n not in ("p", "g")), "g"]
+    return tuple((n, real if split and "complex" in dtypes[n] else dtypes[n]) for n in order)
+
+
 @functools.lru_cache(maxsize=256)
 def step_kernel(program: Program, storage: tuple[tuple[str, str], ...], real: str, fresh: bool) -> Kernel:
     """Write the kernel of a step.
@@ -84,7 +90,7 @@ def step_kernel(program: Program, storage: tuple[tuple[str, str], ...], real: st
     columns = _Columns(program, dict(storage))
     stores = [n for n in columns.stores if fresh or columns.changed(n)]
     used = [n for n in dict(storage) if n in columns.loads or (n in stores and not fresh)]
-    vector = 16 // min(_BYTES[columns.dtype(n)] for n in [*used, *stores])
+    vector = 16 // min(BYTES[columns.dtype(n)] for n in [*used, *stores])
     C = _C[real]
     setup = [_pointer(columns, n, "pointers", list(dict(storage)).index(n)) for n in used]
     homes = {n: f"new_{columns.name(n)}" if fresh else columns.name(n) for n in stores}
@@ -136,10 +142,8 @@ def step_kernel(program: Program, storage: tuple[tuple[str, str], ...], real: st
 @functools.lru_cache(maxsize=256)
 def sum_kernel(program: Program, output: str, storage: tuple[tuple[str, str], ...]) -> Kernel:
     """Write the kernel that sums one output of a program over each chunk, in float64."""
-    program = Program(program.nodes, {output: program.outputs[output]}, program.scalars, program.inputs)
-    program = lower(program)
-    used = _needed(program)
-    columns = _Columns(program, dict(storage), used)
+    program = lower(pruned(program.nodes, {output: program.outputs[output]}, program.scalars, program.inputs))
+    columns = _Columns(program, dict(storage), stores=False)
     order = list(dict(storage))
     setup = [_pointer(columns, n, "pointers", order.index(n)) for n in columns.loads]
     setup += [f"const double s{k} = scalar(a.s[{k}], c.leaf);" for k in range(len(program.scalars))]
@@ -150,7 +154,7 @@ def sum_kernel(program: Program, output: str, storage: tuple[tuple[str, str], ..
         element=columns.element({n: f"{columns.name(n)}[i]" for n in columns.loads}),
         scalars="".join(f", s{k}" for k in range(len(program.scalars))),
     )
-    body = _body(program, columns, "float64", used, result=f"t{program.outputs[output]}")
+    body = _body(program, columns, "float64", result=f"t{program.outputs[output]}")
     source = "\n".join([_head(program), columns.struct("double"), *body, text])
     return Kernel("xopt_sums", source, program, ())
 
@@ -175,29 +179,15 @@ def _pointer(columns: _Columns, name: str, table: str, row: int, prefix: str = "
     return f"{kind}* const {own} = ({kind}*)a.{table}[{row} * a.leaves + c.leaf] + c.first;"
 
 
-def _needed(program: Program) -> set[int]:
-    keep, wanted = set[int](), list(program.outputs.values())
-    while wanted:
-        i = wanted.pop()
-        if i not in keep:
-            keep.add(i)
-            wanted += [x for x in program.nodes[i].args if isinstance(x, int)]
-    return keep
-
-
-def _body(
-    program: Program, columns: _Columns, real: str, keep: set[int] | None = None, result: str = ""
-) -> Iterator[str]:
+def _body(program: Program, columns: _Columns, real: str, result: str = "") -> Iterator[str]:
     """Write the arithmetic of one element as a function, so that it stands once for wide and for single accesses."""
     C = _C[real]
     scalars = "".join(f", {C} s{k}" for k in range(len(program.scalars)))
     yield f"static __device__ __forceinline__ {C if result else 'void'} body(Element& x{scalars}) {{"
     for name, i in program.loads.items():
-        if keep is None or i in keep:
-            yield f"    const {C} t{i} = x.{columns.field(name)};"
+        yield f"    const {C} t{i} = x.{columns.field(name)};"
     for i, kind, expression in statements(program, operations(real)):
-        if keep is None or i in keep:
-            yield f"    const {'bool' if kind == BOOL else C} t{i} = {expression};"
+        yield f"    const {'bool' if kind == BOOL else C} t{i} = {expression};"
     if result:
         yield f"    return {result};"
     else:
@@ -209,14 +199,14 @@ def _body(
 class _Columns:
     """The arrays of a lowered program under names that are C."""
 
-    def __init__(self, program: Program, storage: Mapping[str, str], keep: set[int] | None = None) -> None:
+    def __init__(self, program: Program, storage: Mapping[str, str], stores: bool = True) -> None:
         self._program, self._storage = program, storage
         self._own = {
             n: n if "." not in n else _identifier(n, k)
             for k, n in enumerate([*storage, *_whole(program.outputs, storage)])
         }
-        self.loads = tuple(_whole((n for n, i in program.loads.items() if keep is None or i in keep), storage))
-        self.stores = tuple(_whole(program.outputs, storage)) if keep is None else ()
+        self.loads = tuple(_whole(program.loads, storage))
+        self.stores = tuple(_whole(program.outputs, storage)) if stores else ()
 
     def name(self, column: str) -> str:
         """Name a column: ``0.adam.m`` is ``m_0``."""

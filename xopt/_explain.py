@@ -188,8 +188,7 @@ def _source(stages: Stages, batch: Batch, place: int | None, program: Program) -
     if runner == "cuda":
         real = batch.dtype.real
         stored = {n: stages.slot_dtype(n, batch.leaves[0]) for n in stages.live}
-        columns = {"p": batch.dtype.name, **stored, "g": batch.dtype.name}
-        storage = tuple((n, real if batch.split and "complex" in d else d) for n, d in columns.items())
+        storage = _emit_cuda.storage({"p": batch.dtype.name, "g": batch.dtype.name, **stored}, real, batch.split)
         try:
             if place is None:
                 return _emit_cuda.step_kernel(program, storage, real, False).source.rstrip()

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from xopt._trace import BOOL, COMPLEX, REAL, Node, Program
+from xopt._trace import BOOL, COMPLEX, REAL, Node, Program, pruned
 
 PARTS = (".re", ".im")
 """What is appended to the name of a complex array to name its parts."""
@@ -80,7 +80,7 @@ class _Lowering:
             for part, x in zip(PARTS, value, strict=True) if isinstance(value, tuple) else [("", value)]:
                 assert isinstance(x, int)  # only an operand can be a scalar
                 outputs[name + part] = x
-        return _pruned(Program(tuple(self._nodes), outputs, tuple(self._scalars), program.inputs))
+        return pruned(self._nodes, outputs, tuple(self._scalars), program.inputs)
 
     def _add(self, op: str, *args: _Value, kind: str = REAL) -> int:
         node = Node(op, args, kind)
@@ -163,23 +163,3 @@ class _Lowering:
         other = part("add", self._add("multiply", ar, q), ai, s), part("subtract", self._add("multiply", ai, q), ar, s)
         larger = self._add("greater_equal", self._add("abs", br), self._add("abs", bi), kind=BOOL)
         return self._add("where", larger, first[0], other[0]), self._add("where", larger, first[1], other[1])
-
-
-def _pruned(program: Program) -> Program:
-    """Drop what no output needs."""
-    keep = set[int]()
-    wanted = list(program.outputs.values())
-    while wanted:
-        i = wanted.pop()
-        if i not in keep:
-            keep.add(i)
-            wanted += [a for a in program.nodes[i].args if isinstance(a, int)]
-    order = {old: new for new, old in enumerate(sorted(keep))}
-    scalars: dict[str, str] = {}
-    nodes = []
-    for op, args, kind in (program.nodes[i] for i in order):
-        if op != "load":
-            args = tuple(order[a] if isinstance(a, int) else scalars.setdefault(a, f"s{len(scalars)}") for a in args)
-        nodes.append(Node(op, args, kind))
-    texts = tuple(program.scalars[int(name[1:])] for name in scalars)
-    return Program(tuple(nodes), {n: order[i] for n, i in program.outputs.items()}, texts, program.inputs)

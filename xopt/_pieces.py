@@ -124,7 +124,6 @@ class Work:
     """Slots whose leaves lie end to end in one buffer, with the place of each leaf: nothing to gather."""
     kept: dict[Any, Any] | None = None
     """Where a runner may keep what it found out about these very arrays, parameters and slots, for the next step."""
-
     where: Any = None
     """The addresses of the gradients, if they are known and all are in C order."""
 

@@ -7,7 +7,7 @@ that they take. The recorder accepts what gives one answer on every library, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -237,29 +237,8 @@ class Tape:
 
     def finish(self, outputs: Mapping[str, Symbol], inputs: list[str]) -> Program:
         """Close the recording: drop what no output needs, and compile the scalars."""
-        wanted = [x.index for x in outputs.values()]
-        keep: set[int] = set()
-        while wanted:
-            index = wanted.pop()
-            if index not in keep:
-                keep.add(index)
-                wanted += [a for a in self._nodes[index].args if isinstance(a, int)]
-        order = {old: new for new, old in enumerate(sorted(keep))}
-        nodes, texts = [], {name: text for text, name in self._scalars.items()}
-        scalars: dict[str, str] = {}
-        for old in order:
-            op, args, kind = self._nodes[old]
-            if op != "load":
-                args = tuple(
-                    order[a] if isinstance(a, int) else scalars.setdefault(a, f"s{len(scalars)}") for a in args
-                )
-            nodes.append(Node(op, args, kind))
-        return Program(
-            tuple(nodes),
-            {name: order[x.index] for name, x in outputs.items()},
-            tuple(texts[name] for name in scalars),
-            tuple(inputs),
-        )
+        texts = tuple(self._scalars)
+        return pruned(self._nodes, {name: x.index for name, x in outputs.items()}, texts, tuple(inputs))
 
 
 class Program:
@@ -302,6 +281,28 @@ class Program:
         leaves = ([x.item(k) if isinstance(x, np.ndarray) else x for x in given] for k in range(count))
         rows = [[_real(x) for x in self._scalars(*own)] for own in leaves]
         return tuple(np.asarray(column) for column in zip(*rows, strict=True))
+
+
+def pruned(
+    nodes: Sequence[Node], outputs: Mapping[str, int], scalars: tuple[str, ...], inputs: tuple[str, ...]
+) -> Program:
+    """Return a program without the operations and scalars that no output needs."""
+    wanted = list(outputs.values())
+    keep: set[int] = set()
+    while wanted:
+        i = wanted.pop()
+        if i not in keep:
+            keep.add(i)
+            wanted += [a for a in nodes[i].args if isinstance(a, int)]
+    order = {old: new for new, old in enumerate(sorted(keep))}
+    names: dict[str, str] = {}
+    kept = []
+    for op, args, kind in (nodes[i] for i in order):
+        if op != "load":
+            args = tuple(order[a] if isinstance(a, int) else names.setdefault(a, f"s{len(names)}") for a in args)
+        kept.append(Node(op, args, kind))
+    texts = tuple(scalars[int(name[1:])] for name in names)
+    return Program(tuple(kept), {name: order[i] for name, i in outputs.items()}, texts, inputs)
 
 
 def _real(x: Any) -> float:

@@ -119,11 +119,8 @@ class Cuda:
 
 def _storage(work: Work) -> tuple[tuple[str, str], ...]:
     """Return the dtype that each column is stored in. Of a split complex one, that is the dtype of its parts."""
-    found = []
-    for n in ["p", *(n for n in work.loads if n not in ("p", "g")), "g"]:
-        dtype = _arrays.dtype_name(work.loads[n][0])
-        found.append((n, work.real if work.split and "complex" in dtype else dtype))
-    return tuple(found)
+    dtypes = {n: _arrays.dtype_name(column[0]) for n, column in work.loads.items()}
+    return _emit_cuda.storage(dtypes, work.real, work.split)
 
 
 class _Tables:

@@ -246,9 +246,6 @@ class Numba:
         return list(itertools.pairwise(sorted({0, len(tasks), *map(int, marks)}))) or [(0, 0)]
 
 
-_STORED = {"complex64": "float32", "complex128": "float64"}
-
-
 def body(work: Work, fresh: bool) -> Kernel:
     """Return the kernel of a whole step."""
     return _compiled(work.plan.body(work.outputs), title(work.pieces, work.dtype), work.dtype, fresh)
@@ -284,7 +281,7 @@ def source(program: Program, title: str, dtype: Any, fresh: bool | None) -> str:
 
 
 def _columns(program: Program, dtype: Any, fresh: bool | None) -> _emit_numba.Table:
-    return _emit_numba.table(program, _STORED.get(dtype.name, dtype.name), dtype.real, fresh)
+    return _emit_numba.table(program, dtype.part, dtype.real, fresh)
 
 
 def _plain(work: Work, without: str = "") -> list[bool]:
