@@ -117,6 +117,32 @@ def adam(
 adamw = adam
 
 
+def direction(x: A) -> A:
+    """Take the sign, of a complex number its phase."""
+    return np.where(x == 0, 0, x / np.where(x == 0, 1, np.abs(x)))
+
+
+@_decayed
+def signsgd(p: A, g: A, s: S, t: int, *, lr: Any) -> A:
+    """Bernstein et al. 2018, Algorithm 1."""
+    return p - lr * direction(g)
+
+
+@_decayed
+def signum(p: A, g: A, s: S, t: int, *, lr: Any, momentum: Any) -> A:
+    """Bernstein et al. 2018, Algorithm 2."""
+    s["m"] = momentum * s.get("m", np.zeros_like(p)) + (1 - momentum) * g
+    return p - lr * direction(s["m"])
+
+
+@_decayed
+def lion(p: A, g: A, s: S, t: int, *, lr: Any, b1: Any, b2: Any) -> A:
+    """Chen et al. 2023, Algorithm 2."""
+    m = s.get("m", np.zeros_like(p))
+    s["m"] = b2 * m + (1 - b2) * g
+    return p - lr * direction(b1 * m + (1 - b1) * g)
+
+
 def clip_by_value(gs: list[A], limit: float) -> list[A]:
     """Clip each element; a complex one keeps its phase."""
     return [
@@ -256,6 +282,9 @@ ROWS = [
         [{"b1": 1.0}, {"weight_decay": None}],
         0.05,
     ),
+    Row(xopt.SignSGD, signsgd, [{}], [], 0.05),
+    Row(xopt.Signum, signum, [{}, {"momentum": 0.5}], [{"momentum": 1.0}, {"momentum": None}], 0.05),
+    Row(xopt.Lion, lion, [{}, {"b1": 0.999}, {"b1": 0.99, "b2": 0.5}], [{"b1": 1.0}, {"b2": -0.1}], 0.02),
 ]  # fmt: skip
 
 

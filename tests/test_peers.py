@@ -174,6 +174,10 @@ OPTAX += [
         xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(0.1)),
         lambda o: o.chain(o.clip_by_global_norm(1.0), o.sgd(0.1)),
     ),
+    (xopt.SignSGD(0.05), lambda o: o.sign_sgd(0.05)),
+    (xopt.Signum(0.05), lambda o: o.chain(o.ema(0.9, debias=False), o.sign_sgd(0.05))),
+    (xopt.Lion(0.05, weight_decay=0.3), lambda o: o.lion(0.05, weight_decay=0.3)),
+    (xopt.Lion(0.05, 0.5, 0.8), lambda o: o.lion(0.05, b1=0.5, b2=0.8, weight_decay=0.0)),
 ]
 
 
@@ -200,6 +204,7 @@ OPTAX_COMPLEX: list[tuple[Any, Callable[[Any], Any]]] = [
     (xopt.Adam(0.05), lambda o: o.adam(0.05)),
     (xopt.RMSProp(0.02, 0.9, eps_mode="inside"), lambda o: o.rmsprop(0.02)),
     (xopt.Adagrad(0.05, 1e-7, "inside", 0.1), lambda o: o.adagrad(0.05)),
+    (xopt.Lion(0.05), lambda o: o.lion(0.05, weight_decay=0.0)),
     (xopt.Adam(0.05, complex="split"), lambda o: o.contrib.split_real_and_imaginary(o.adam(0.05))),
 ]
 

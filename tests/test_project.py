@@ -38,7 +38,7 @@ ORDER = [
     ["_choice"],
     ["_stages"],
     ["rule"],
-    ["rules.sgd", "rules.adaptive", "rules.adam", "transforms", "schedules", "nn"],
+    [*(f"rules.{p.stem}" for p in (PACKAGE / "rules").glob("[!_]*.py")), "transforms", "schedules", "nn"],
     ["rules"],
     ["optimizer", "_config", "_explain"],
     [""],

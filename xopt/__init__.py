@@ -5,10 +5,11 @@ from xopt._config import show_config
 from xopt._explain import explain
 from xopt.optimizer import Optimizer
 from xopt.rule import Chain, Rule, State, Transform, abs2, chain, hyper, is_complex, static
-from xopt.rules import adam, adaptive, sgd
+from xopt.rules import adam, adaptive, sgd, sign
 from xopt.rules.adam import *
 from xopt.rules.adaptive import *
 from xopt.rules.sgd import *
+from xopt.rules.sign import *
 from xopt.transforms import ClipByGlobalNorm, ClipByNorm, ClipByValue
 
 __version__ = "0.1.0"
@@ -36,3 +37,4 @@ __all__ = [
 __all__ += adam.__all__
 __all__ += adaptive.__all__
 __all__ += sgd.__all__
+__all__ += sign.__all__

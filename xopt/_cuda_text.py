@@ -15,11 +15,7 @@ UPLOAD = 480
 
 PREAMBLE = f"""\
 #define CHUNK {CHUNK}
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000  // there ptxas saves registers until it spills, if not told to stop
-#define BOUNDS __launch_bounds__({THREADS}, 2)
-#else
-#define BOUNDS __launch_bounds__({THREADS})
-#endif
+#define BOUNDS __launch_bounds__({THREADS}, 2)  // ptxas saves registers until it spills, if not told where to stop
 typedef unsigned long long Word;
 
 #ifdef __CUDACC__
