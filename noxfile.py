@@ -18,7 +18,7 @@ LIBRARIES = {
     "numpy": [],
     "strict": ["array-api-strict>=2.3"],
     "torch": [TORCH],
-    "jax": ["jax>=0.5", "optax>=0.2.5"],
+    "jax": ["jax>=0.5", "optax>=0.2.5", "keras>=3.10"],
     "dask": ["dask[array]>=2025.1"],
     "numba": ["numba>=0.61", TORCH],  # not a library, but the runner of two
     "cupy": [

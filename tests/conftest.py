@@ -145,12 +145,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --library torch, leave out what does not depend on the library: the numpy run has it."""
+    """With --library torch, leave out what does not depend on the library: the numpy run has it.
+
+    What is marked ``options`` is for NumPy alone.
+    """
     chosen = config.getoption("--library", default=None)
-    if chosen is None:
-        return
     keep, drop = [], []
     for item in items:
+        lib = item.callspec.params.get("lib") if hasattr(item, "callspec") else None
+        if lib is not None and lib.name != "numpy" and item.get_closest_marker("options"):
+            drop.append(item)
+            continue
+        if chosen is None:
+            keep.append(item)
+            continue
         needs = {m.args[0] for m in item.iter_markers("needs")}
         by_library = "lib" in getattr(item, "fixturenames", ()) and chosen != "numba"
         wanted = by_library or (chosen in needs) or (chosen == "numpy" and not needs)

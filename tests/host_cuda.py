@@ -29,7 +29,7 @@ SHIM = r"""
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(x)
+#define __launch_bounds__(...)
 #define __shared__ static
 struct Index { int x; };
 static thread_local Index blockIdx, threadIdx;

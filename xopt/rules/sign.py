@@ -33,7 +33,8 @@ class SignSGD(Rule):
 
     Notes
     -----
-    State: none, 0 bytes a float32 parameter. An element with gradient 0 stays. The sign of a complex number is its phase g/\|g\|.
+    State: none, 0 bytes a float32 parameter. An element with gradient 0 stays. The sign of a complex number is its
+    phase g/\|g\|.
 
     References
     ----------

@@ -1,0 +1,38 @@
+"""What is known of every rule: a file a family, with oracles, rows (`ROWS`) and the same rule elsewhere (`PEERS`).
+
+To add a rule, add it to a file of `xopt/rules`, and its oracle, row and peers to the file of the same name here. A
+public rule without a row fails `test_rules.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+import pytest
+
+from catalog.base import COMMON, COMMON_REFUSED, Peer, Row, fields
+
+__all__ = ["COMMON", "COMMON_REFUSED", "PEERS", "ROWS", "Peer", "Row", "fields", "rules"]
+
+_FAMILIES = [importlib.import_module(f"catalog.{m.name}") for m in pkgutil.iter_modules(__path__) if m.name != "base"]
+
+ROWS: list[Row] = [row for family in _FAMILIES for row in getattr(family, "ROWS", ())]
+PEERS: list[Peer] = [peer for family in _FAMILIES for peer in getattr(family, "PEERS", ())]
+
+
+def rules() -> list[Any]:
+    """Return every rule with every set of options, named for pytest.
+
+    Options are tried on NumPy; other libraries are given the defaults, one more, and the last of the common ones.
+    """
+    made = []
+    for row in ROWS:
+        options = [*row.options, *COMMON]
+        everywhere = [options[0], options[len(row.options) - 1], COMMON[-1]]
+        for given in options:
+            name = "-".join([row.rule.__name__, *(f"{k}={v}" for k, v in given.items())])
+            marks = [] if given in everywhere else [pytest.mark.options]
+            made.append(pytest.param(row, row.rule(**{"lr": row.lr, **given}), id=name, marks=marks))
+    return made

@@ -1,0 +1,115 @@
+"""What a row of the catalogue is made of.
+
+An oracle is written from the paper in float64 (or complex128), slow and readable; nothing in it comes from the package.
+It takes parameters, gradient, a dict of state that it fills itself, the step t = 1, 2, …, and the hyperparameters by
+name, and returns the new parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import xopt
+
+A = Any
+S = dict[str, Any]
+
+
+def decayed(step: Any) -> Any:
+    """Add the three kinds of weight decay, and maximisation, around an oracle of one array, or of a list of them."""
+
+    def whole(p: A, g: A, s: S, t: int, *, weight_decay: Any, decay: str, maximize: bool, complex: str, **h: Any) -> A:
+        del complex  # the test calls split parts one by one
+        many = isinstance(p, list)
+        ps, gs = (p, g) if many else ([p], [g])
+        gs = [-x for x in gs] if maximize else gs
+        w = 0.0 if weight_decay is None else weight_decay
+        if decay == "l2":
+            gs = [y + w * x for x, y in zip(ps, gs, strict=True)]
+        out = step(ps, gs, s, t, **h) if many else [step(ps[0], gs[0], s, t, **h)]
+        if decay != "l2":
+            factor = h["lr"] if decay == "lr" else 1.0
+            out = [x - factor * w * y for x, y in zip(out, ps, strict=True)]
+        return out if many else out[0]
+
+    whole.__name__ = step.__name__
+    return whole
+
+
+class Row(NamedTuple):
+    """What is known of one rule."""
+
+    rule: type[xopt.Rule]
+    reference: Callable[..., Any]
+    options: list[dict[str, Any]]
+    """Keyword arguments; between them every field is changed from its default. lr is added where it is missing."""
+    refused: list[dict[str, Any]]
+    """Keyword arguments that must raise ValueError or TypeError."""
+    lr: float
+    """A learning rate at which 20 steps show every term."""
+    tree: bool = False
+    """Whether the oracle takes all arrays at once, as lists."""
+    rtol: float = 1e-12
+    """What float64 may differ from the oracle, relative. More than 1e-12 has a reason beside it."""
+
+
+class Peer(NamedTuple):
+    """The same rule in another library: equal in float64 after 20 steps."""
+
+    library: str
+    """``"torch"``, ``"optax"``, ``"keras"``, …: a function of `test_peers.py`."""
+    rule: Any
+    make: Callable[[Any], Any]
+    """Makes the peer of ``torch.optim``, ``optax``, …: for torch a function of the parameters, else an optimizer."""
+    name: str
+    rtol: float = 1e-12
+    complex: bool = False
+
+
+def torch(rule: Any, name: str, rtol: float = 1e-12, **kwargs: Any) -> Peer:
+    """Say that ``torch.optim.<name>(parameters, **kwargs)`` is the same."""
+    return Peer("torch", rule, lambda optim: lambda params: getattr(optim, name)(params, **kwargs), name, rtol)
+
+
+def torch_complex(rule: Any, name: str, **kwargs: Any) -> Peer:
+    """Say the same of complex parameters, which torch splits."""
+    return torch(rule, name, **kwargs)._replace(complex=True)
+
+
+def optax(rule: Any, make: Callable[[Any], Any], rtol: float = 1e-12, complex: bool = False) -> Peer:
+    """Say that what ``make(optax)`` returns is the same."""
+    return Peer("optax", rule, make, "", rtol, complex)
+
+
+def keras(rule: Any, name: str, rtol: float = 1e-12, **kwargs: Any) -> Peer:
+    """Say that ``keras.optimizers.<name>(**kwargs)`` is the same."""
+    return Peer("keras", rule, lambda optimizers: getattr(optimizers, name)(**kwargs), name, rtol)
+
+
+COMMON: list[dict[str, Any]] = [
+    {"weight_decay": 0.3},
+    {"weight_decay": 0.3, "decay": "lr"},
+    {"weight_decay": 0.03, "decay": "independent"},
+    {"maximize": True, "weight_decay": 0.3},
+]
+COMMON_REFUSED: list[dict[str, Any]] = [
+    {"lr": -1e-9},
+    {"lr": float("nan")},
+    {"lr": float("inf")},
+    {"lr": True},
+    {"lr": "0.1"},
+    {"lr": None},
+    {"lr": 1j},
+    {"weight_decay": -0.1},
+    {"decay": "lr", "weight_decay": None},
+    {"decay": "cosine", "weight_decay": 0.1},
+    {"maximize": 1},
+    {"complex": "polar"},
+    {"learning_rate": 0.1},
+]
+
+
+def fields(rule: xopt.Rule) -> dict[str, Any]:
+    """Return all fields of a rule as the oracle takes them."""
+    return {name: getattr(rule, name) for name in type(rule)._fields}
