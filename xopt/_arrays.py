@@ -170,6 +170,22 @@ def full_like(xp: Any, name: str, p: Array, dtype: str, value: float) -> Array:
     return xp.full(tuple(p.shape), value, dtype=kind, device=p.device)
 
 
+def detached(name: str, x: Any) -> Any:
+    """Return an array, or a number, without its graph."""
+    return x.detach() if name == "torch" and hasattr(x, "detach") else x
+
+
+def copied(xp: Any, name: str, p: Array, dtype: str) -> Array:
+    """Copy a parameter into a state array: its shape and device, C order, never part of a graph."""
+    kind = getattr(xp, dtype)
+    if name == "numpy":
+        return np.array(p, kind, order="C")
+    if name == "torch":
+        x = p.detach().resolve_conj().resolve_neg()
+        return x.to(kind, copy=True).contiguous()
+    return xp.asarray(p, dtype=kind, copy=True) if p.dtype == kind else xp.astype(p, kind, copy=True)
+
+
 def empty(xp: Any, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
     """Allocate an array in C order on the device of another one."""
     return np.empty(shape, dtype) if xp is np else xp.empty(tuple(shape), dtype=dtype, device=like.device)

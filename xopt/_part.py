@@ -139,7 +139,7 @@ class Part:
         cls, values = type(self), self._values()
         fixed = {n: v for n, v in values.items() if self._fields[n].static or v is None}
         hypers = tuple(n for n in values if n not in fixed)
-        first = {n: float(values[v]) if isinstance(v, str) else v for n, v in self._slots.items()}
+        first = {n: values.get(v, v) if isinstance(v, str) else v for n, v in self._slots.items()}
         update, reduce = self._hooks()
         numbers = {n: values[n] for n in hypers}
         constants = numbers if {*map(type, numbers.values())} <= {float} else None
@@ -174,7 +174,10 @@ def _slots_of(cls: type[Part]) -> dict[str, float | str]:
             raise TypeError(
                 f"{cls.__name__}.update: {p.name}={p.default!r}, but a first value is a number or names a field"
             )
-        if isinstance(p.default, str) and p.default not in cls._fields:
-            raise TypeError(f"{cls.__name__}.update: {p.name}={p.default!r} names no field of {cls.__name__}")
+        if isinstance(p.default, str) and p.default not in ("p", *cls._fields):
+            raise TypeError(
+                f'{cls.__name__}.update: {p.name}={p.default!r} names no field of {cls.__name__}, nor is it "p", the '
+                f"parameter itself"
+            )
         found[p.name] = p.default
     return found

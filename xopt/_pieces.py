@@ -21,8 +21,8 @@ class Piece(NamedTuple):
     key: Hashable
     """Equal for pieces that record the same program: class and static fields."""
     update: Callable[..., Any]
-    slots: Mapping[str, float]
-    """The state that ``update`` takes after g, with its first values."""
+    slots: Mapping[str, float | str]
+    """The state that ``update`` takes after g, with its first values; ``"p"`` is a copy of the parameter."""
     statics: Mapping[str, Any]
     hypers: tuple[str, ...]
     resolve: Callable[..., dict[str, Any]]

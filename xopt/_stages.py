@@ -43,8 +43,8 @@ class Plan:
     def __init__(self, pieces: tuple[Piece, ...], complex: bool) -> None:
         self.pieces = pieces
         self.kind = first = _trace.COMPLEX if complex else _trace.REAL
-        slots = [piece.slot(n) for piece in pieces for n in piece.slots]
-        kinds = dict.fromkeys(slots, _trace.REAL)
+        slots = {piece.slot(n): value for piece in pieces for n, value in piece.slots.items()}
+        kinds = {n: first if value == "p" else _trace.REAL for n, value in slots.items()}
         while True:  # a slot is complex only if a complex value reaches it: least fixed point
             tape, used, loads, u, new = self._record(first, kinds)
             for name, x in new.items():
@@ -199,14 +199,23 @@ class Stages:
             column = []
             for k, p in enumerate(self.layout.leaves):
                 dtype = self.slot_dtype(name, k)
-                column.append(_arrays.full_like(xp, library, p, dtype, self.first_value(name, dtype)))
+                first = self.first_value(name, k)
+                if first is p:
+                    column.append(_arrays.copied(xp, library, p, dtype))
+                else:
+                    column.append(_arrays.full_like(xp, library, p, dtype, first))
             made[name] = column
         return made
 
-    def first_value(self, name: str, dtype: str) -> Any:
-        """Return the first value of a slot; of a split complex one, both parts have it."""
+    def first_value(self, name: str, k: int) -> Any:
+        """Return the first value of a slot of parameter ``k``: a number, or the parameter itself.
+
+        Of a split complex one, both parts have the number.
+        """
         value = self.first[name]
-        return complex(value, value) if self.split and "complex" in dtype else value
+        if value == "p":
+            return self.layout.leaves[k]
+        return complex(value, value) if self.split and self.layout.dtypes[k].complex else value
 
     def new_carry(self) -> dict[str, Any]:
         """Make the scalars that live from step to step, before the first step."""

@@ -200,11 +200,12 @@ class Optimizer:
             for n in stages.live:
                 dtype = np.dtype(stages.slot_dtype(n, batch.leaves[0]))
                 buffer = _arrays.aligned(end, dtype)
-                buffer[...] = stages.first_value(n, dtype.name)
+                buffer[...] = 0  # what lies between the leaves is computed with
                 arena[n] = (buffer, at)
                 flat = buffer if layout.library == "numpy" else layout.xp.asarray(buffer)
                 for start, k in zip(at, batch.leaves, strict=True):
                     shape = layout.shapes[k]
                     slots[n][k] = flat[start : start + math.prod(shape)].reshape(shape)
+                    slots[n][k][...] = _arrays.detached(layout.library, stages.first_value(n, k))
             kept.append(({} if batch.split else arena, {}))
         return slots, kept
