@@ -212,7 +212,7 @@ class Stages:
 
         Of a split complex one, both parts have the number.
         """
-        value = self.first[name]
+        value: Any = self.first[name]
         if value == "p":
             return self.layout.leaves[k]
         return complex(value, value) if self.split and self.layout.dtypes[k].complex else value
