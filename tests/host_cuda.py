@@ -158,7 +158,7 @@ def kernels(rule: Any, dtype: str, fresh: bool = True) -> list[_emit_cuda.Kernel
     """Return every kernel that a step of a rule needs for parameters of a dtype."""
     like = np.zeros(1, "float32" if dtype == "bfloat16" else dtype)
     layout = Layout(like.astype(importlib.import_module("ml_dtypes").bfloat16) if dtype == "bfloat16" else like)
-    stages = Stages(rule._pieces(), layout, "eager")
+    stages = Stages(rule._chains(layout), layout, "eager")
     [batch] = stages.batches
     own = batch.dtype.real if batch.split else dtype
     columns = {"p": own, **{n: own if batch.split else stages.slot_dtype(n, 0) for n in stages.live}, "g": own}

@@ -305,13 +305,30 @@ def test_int_fields_are_ints() -> None:
 
 
 def test_names_that_mean_something_else() -> None:
-    for name in ("t", "update", "replace", "params", "grads", "state", "runner", "scope", "carry"):
+    for name in (
+        "t",
+        "update",
+        "replace",
+        "params",
+        "grads",
+        "state",
+        "runner",
+        "scope",
+        "carry",
+        "after",
+        "whole",
+        "value",
+    ):
         with pytest.raises(TypeError, match=f"Mine.{name}: this name means something else"):
             type(
                 "Mine", (Rule,), {"__annotations__": {name: "Hyper"}, "__module__": __name__, name: hyper(default=1.0)}
             )
-    with pytest.raises(TypeError, match="one scalar for the tree"):
-        type("Mine", (Transform,), {"scope": "leaf", "carry": {"d": 1.0}, "__module__": __name__})
+    with pytest.raises(TypeError, match="it has no reduce"):
+        type(
+            "Mine",
+            (Transform,),
+            {"whole": True, "reduce": staticmethod(lambda h, xp, p, g: {}), "__module__": __name__},
+        )
 
 
 class DeadCode(Rule):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xopt
-from xopt import _lower, _stages
+from xopt import _lower, _plan
 from xopt._trace import COMPLEX, Tape, replay
 
 VALUES = [0.0, -0.0, 1.0, -2.5, 3e-30, 1e30, np.inf, -np.inf, np.nan]
@@ -99,14 +99,14 @@ def test_same_numbers_but_for_roundings(name: str, rng: np.random.Generator) -> 
 
 
 def test_real_programs_stay_as_they_are() -> None:
-    body = _stages.plan(xopt.Adam()._pieces(), False).body(("p",))
+    body = _plan.plan(xopt.Adam()._pieces(), False).body(("p",))
     assert _lower.lower(body) is body
 
 
 @pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
 def test_every_rule(row: catalog.Row, rng: np.random.Generator) -> None:
     for options in row.options:
-        plan = _stages.plan(row.rule(**{"lr": row.lr, **options})._pieces(), True)
+        plan = _plan.plan(row.rule(**{"lr": row.lr, **options})._pieces(), True)
         body = plan.body(("p", *plan.live))
         lowered = _lower.lower(body)
         draw = lambda: rng.standard_normal(50) + 1j * rng.standard_normal(50)
@@ -125,4 +125,4 @@ def test_what_has_no_form() -> None:
     with pytest.raises(_lower.Unsupported, match="sqrt of a complex array"):
         _lower.lower(program)
     with pytest.raises(_lower.Unsupported, match="multiply"):
-        list(_lower.statements(_stages.plan(xopt.SGD()._pieces(), False).body(("p",)), {"add": "{} + {}"}))
+        list(_lower.statements(_plan.plan(xopt.SGD()._pieces(), False).body(("p",)), {"add": "{} + {}"}))

@@ -22,7 +22,7 @@ from test_runners import CHAIN, RULES, awkward, poison, same_bits, step_in_threa
 from test_trace import random_rule
 
 import xopt
-from xopt import _emit_numba, _stages
+from xopt import _emit_numba, _plan
 from xopt._trace import BOOL, Tape, replay
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper
 
@@ -360,7 +360,7 @@ def test_odd_addresses(rng: np.random.Generator) -> None:
 def test_more_elements_than_int32_counts() -> None:
     """A task that starts beyond 2**31 elements: the address is right to the byte, and nothing else is touched."""
     low = 2**31 + 5
-    plan = _stages.plan(xopt.SGD(lr=1.0)._pieces(), False)
+    plan = _plan.plan(xopt.SGD(lr=1.0)._pieces(), False)
     program = plan.body(("p",))
     columns = _emit_numba.table(program, "float32", "float32", fresh=False)
     run = _cache.kernel(_emit_numba.body_source("far", program, columns, "float32"))

@@ -13,7 +13,7 @@ from catalog import Row, adam, transforms
 from conftest import Lib, tree, walk
 
 import xopt
-from xopt import _stages
+from xopt import _pieces, _plan, _scalars
 from xopt._runners.tiled import Tiled
 from xopt._trace import replay
 
@@ -200,21 +200,21 @@ def test_replayed_trace_is_eager_to_the_bit(row: Row, rule: xopt.Rule, dtype: st
         arrays = {"p": draw(), "g": draw()}
         arrays["g"][:4] = [np.nan, np.inf, -0.0, 1e-42]
     [piece] = rule._pieces()
-    plan = _stages.plan((piece,), "complex" in dtype)
+    plan = _plan.plan((piece,), "complex" in dtype)
     for name in plan.live:
         x = np.abs(draw()) if plan.kinds[name] == "real" else draw()
         arrays[name] = x
     values = {"t": 3, **piece.resolve(3, "numpy", read=True)}
     h = {**piece.statics, **values}
     if piece.host:
-        h |= piece.host(_stages._namespace(h), _stages._scalars.floats)
+        h |= piece.host(_plan.namespace(h), _scalars.floats)
     program = plan.body(("p", "u", *plan.live))
-    scalars = program.evaluate({_stages.scalar_name(n, 0): v for n, v in h.items()})
+    scalars = program.evaluate({_pieces.scalar_name(n, 0): v for n, v in h.items()})
     with np.errstate(all="ignore"):
         got = replay(program, np, arrays, scalars)
-        slots = {n: arrays[piece.slot(n)] for n in piece.slots if piece.slot(n) in plan.live}
-        u, *new = piece.update(_stages._namespace(h), np, arrays["p"], arrays["g"], **slots)
-        want = {"p": arrays["p"] + u, "u": u, **dict(zip(map(piece.slot, piece.slots), new, strict=True))}
+        slots = {n: x for n, x in arrays.items() if n in plan.live}
+        out, new = _pieces.compose((piece,), [_plan.namespace(h)], np, arrays["p"], arrays["g"], slots)
+        want = {"p": arrays["p"] + out.step, "u": out.step, **new}
     for name, x in got.items():
         assert want[name].dtype.itemsize <= arrays["p"].dtype.itemsize, f"{name} is wider than the compute dtype"
         np.testing.assert_array_equal(x, want[name], err_msg=name)
@@ -276,12 +276,12 @@ def test_a_changed_hyperparameter_records_nothing_anew(row: Row, rng: np.random.
     p, g = rng.standard_normal(9), rng.standard_normal(9)
     opt = xopt.Optimizer(p, row.rule(lr=row.lr))
     opt.step(g)
-    plans = dict(_stages._plans)
+    plans = dict(_plan._plans)
     for lr in (0.5, 0.25, 0.125):
         opt.set(lr=lr)
         opt.step(g, lr=lr / 3)
         row.rule(lr=lr).apply(p, g, row.rule(lr=lr).init(p))
-    assert _stages._plans.keys() == plans.keys()
+    assert _plan._plans.keys() == plans.keys()
 
 
 TRANSFORMS = [

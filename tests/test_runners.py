@@ -17,7 +17,7 @@ from catalog import Row
 from conftest import restrided, tree, walk
 
 import xopt
-from xopt import _arrays, _emit, _reduce, _stages
+from xopt import _arrays, _emit, _plan, _reduce
 from xopt._runners import eager, tiled
 from xopt._runners._cut import Leaves, parts
 from xopt._runners.tiled import Tiled
@@ -158,7 +158,7 @@ def test_a_tile_fits_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_large_leaf_uses_threads(rng: np.random.Generator) -> None:
     used = set()
-    real = _emit.numpy_kernel(_stages.plan(xopt.SGD()._pieces(), False).body(("p",)))
+    real = _emit.numpy_kernel(_plan.plan(xopt.SGD()._pieces(), False).body(("p",)))
     n = 5 * 32_768 + 3
     p, g = rng.standard_normal(n, dtype="float32"), rng.standard_normal(n, dtype="float32")
     want = p - np.float32(0.1) * g
@@ -344,7 +344,7 @@ def test_an_optimizer_does_not_grow(rng: np.random.Generator) -> None:
 
 def test_kernel_source_uses_memory_that_is_there() -> None:
     """Adam: no NumPy call without `out=`, and one register."""
-    plan = _stages.plan(xopt.Adam()._pieces(), False)
+    plan = _plan.plan(xopt.Adam()._pieces(), False)
     kernel = _emit.numpy_kernel(plan.body(("p", *plan.live)))
     lines = kernel.source.splitlines()[1:]
     assert all("out=" in line for line in lines)

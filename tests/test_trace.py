@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xopt
-from xopt import _stages
+from xopt import _pieces, _plan
 from xopt._emit import numpy_kernel
 from xopt._runners.tiled import Tiled
 from xopt._trace import Tape, replay
@@ -245,7 +245,7 @@ def test_random_rules_are_varied() -> None:
     swapped = idle = shared = 0
     for seed in range(150):
         [piece] = random_rule(seed, False)._pieces()
-        plan = _stages.plan((piece,), False)
+        plan = _plan.plan((piece,), False)
         program = plan.body(("p", *plan.live))
         idle += len(plan.live) < len(piece.slots)
         shared += len(set(program.outputs.values())) < len(program.outputs)
@@ -265,9 +265,9 @@ def test_a_value_is_computed_once() -> None:
 def test_scalars_are_computed_by_the_host_in_float64() -> None:
     """1 - b2**t is folded before it is rounded to float32: the last bit is right at b2 = 0.999."""
     [piece] = xopt.Adam()._pieces()
-    plan = _stages.plan((piece,), False)
+    plan = _plan.plan((piece,), False)
     program = plan.body(("p", *plan.live))
-    values = {_stages.scalar_name(n, 0): v for n, v in piece.resolve(1, "numpy", read=True).items()} | {"t": 1}
+    values = {_pieces.scalar_name(n, 0): v for n, v in piece.resolve(1, "numpy", read=True).items()} | {"t": 1}
     assert (1 - 0.999) in program.evaluate(values)
     assert "(1 - (b2_0 ** t))" in program.source
 
@@ -275,7 +275,7 @@ def test_scalars_are_computed_by_the_host_in_float64() -> None:
 def test_a_plan_has_one_body_for_a_whole_chain() -> None:
     """Clip, rule and clip of the step are one elementwise body and one sum: nothing is kept in between."""
     rule = xopt.chain(xopt.ClipByValue(1.0), xopt.ClipByGlobalNorm(1.0), xopt.AdamW(), xopt.ClipByValue(0.1))
-    plan = _stages.plan(rule._pieces(), False)
+    plan = _plan.plan(rule._pieces(), False)
     assert list(plan.sums) == [1]
     body = plan.body(("p", *plan.live))
     assert set(body.loads) == {"p", "g", "2.adamw.m", "2.adamw.v"}

@@ -102,8 +102,8 @@ def explain(
     check_method(rule)
     if bandwidth is not None:
         bandwidth = number("bandwidth", Field(None, static=False, gt=0), bandwidth, "bytes a second")
-    stages = Stages(rule._pieces(), Layout(params), runner)
-    layout = stages.layout
+    layout = Layout(params)
+    stages = Stages(rule._chains(layout), layout, runner)
     count = _count(sum(map(math.prod, layout.shapes)), "parameter")
     arrays = f"{_count(len(layout.leaves), 'array')} of {layout.library}, {count}"
     lines = [f"{rule!r}: {arrays}, runner {stages.runner.name}"]
@@ -111,12 +111,12 @@ def explain(
     total = 0
     for batch in stages.batches:
         size = sum(math.prod(layout.shapes[k]) for k in batch.leaves)
-        state = sum(_arrays.BYTES[stages.slot_dtype(n, batch.leaves[0])] for n in stages.live)
+        state = sum(_arrays.BYTES[stages.slot_dtype(n, batch.leaves[0])] for n in batch.plan.live)
         arrays = f"{_count(len(batch.leaves), 'array')}, {_count(size, 'parameter')}"
         lines += ["", f"{batch.dtype.name}: {arrays}, {state} bytes of state each"]
         programs: list[tuple[int | None, Program]] = [*batch.plan.sums.items()]
-        for place, program in [*programs, (None, batch.plan.body(("p", *stages.live)))]:
-            name = "step" if place is None else f"sums of {stages.pieces[place].place}"
+        for place, program in [*programs, (None, batch.plan.body(("p", *batch.plan.live)))]:
+            name = "step" if place is None else f"sums of {batch.pieces[place].place}"
             moved, text = _stage(stages, batch, place, program)
             total += moved * size
             lines += [f"  {name}: {moved} bytes and {text.pop(0)} a parameter", *text]
@@ -160,7 +160,7 @@ def _stage(stages: Stages, batch: Batch, place: int | None, program: Program) ->
     if place is None:
         lines.append(f"    writes  {', '.join(f'{n} {stored[n]}' for n in written)}")
     else:
-        how = f"over each {stages.pieces[place].scope}, in float64, {_reduce.CHUNK:,} at a time"
+        how = f"over each {batch.pieces[place].scope}, in float64, {_reduce.CHUNK:,} at a time"
         lines.append(f"    sums    {', '.join(program.outputs)} {how}")
     goals: dict[int, list[str]] = {}
     for n, i in low.outputs.items():
@@ -179,7 +179,7 @@ def _source(stages: Stages, batch: Batch, place: int | None, program: Program) -
     runner = stages.runner.name
     if runner == "numba":
         try:
-            title = numba.title(stages.pieces, batch.dtype, place)
+            title = numba.title(batch.pieces, batch.dtype, place)
             return numba.source(program, title, batch.dtype, False if place is None else None).rstrip()
         except _lower.Unsupported as error:
             return f"(left to the tiled runner: {error})\n{_emit.numpy_kernel(program).source.rstrip()}"
@@ -187,7 +187,7 @@ def _source(stages: Stages, batch: Batch, place: int | None, program: Program) -
         return _emit.numpy_kernel(program).source.rstrip()
     if runner == "cuda":
         real = batch.dtype.real
-        stored = {n: stages.slot_dtype(n, batch.leaves[0]) for n in stages.live}
+        stored = {n: stages.slot_dtype(n, batch.leaves[0]) for n in batch.plan.live}
         storage = _emit_cuda.storage({"p": batch.dtype.name, "g": batch.dtype.name, **stored}, real, batch.split)
         try:
             if place is None:

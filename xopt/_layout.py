@@ -87,15 +87,17 @@ class Layout:
         self.same("grads", k, g, self.raw_dtypes[k])
         return g.resolve_conj().resolve_neg() if self.library == "torch" else g
 
-    def same(self, name: str, k: int, x: Any, dtype: Any) -> None:
+    def same(self, name: str, k: int, x: Any, dtype: Any, shape: tuple[int, ...] | None = None) -> None:
         """Check that an array has the library, shape, dtype and device that go with parameter ``k``."""
+        shape = self.shapes[k] if shape is None else shape
         path, p = self.path(k, name), self.leaves[k]
         library = _arrays.library(x)
         if library != self.library:
             got = f"an array of {library}" if library else _what(x)
             raise TypeError(f"{path}: {got}, but the parameter is an array of {self.library}")
-        if tuple(x.shape) != self.shapes[k]:
-            raise ValueError(f"{path}: shape {tuple(x.shape)}, but the parameter has {self.shapes[k]}")
+        if tuple(x.shape) != shape:
+            owner = "the parameter has" if shape == self.shapes[k] else "the rule keeps"
+            raise ValueError(f"{path}: shape {tuple(x.shape)}, but {owner} {shape}")
         if x.dtype != dtype:
             owner = "the parameter has" if dtype == p.dtype else "the rule keeps"
             raise TypeError(f"{path}: dtype {_arrays.dtype_name(x)}, but {owner} {str(dtype).rpartition('.')[2]}")

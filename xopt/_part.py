@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self, TypeAlias, dataclass_transform
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, dataclass_transform
 
 from xopt._fields import MISSING, Field, check, declared, hyper, number, signature, static
+from xopt._layout import Layout
 from xopt._pieces import Piece
 
 Array: TypeAlias = Any
@@ -15,6 +16,17 @@ H: TypeAlias = Any
 """In ``update``: the hyperparameters as attributes, and ``h.t``, the number of this step, from 1 on."""
 Hyper: TypeAlias = float | Callable[[Any], Any]
 """A hyperparameter: a number, or a schedule, that is a callable of the step."""
+
+
+class Link(NamedTuple):
+    """What a link of a chain is for some leaf."""
+
+    order: tuple[int, ...]
+    """Its place among the links that its like may stand for."""
+    label: str
+    """What its state is filed under."""
+    part: Part
+
 
 _RESERVED = {
     "t",
@@ -29,6 +41,10 @@ _RESERVED = {
     "runner",
     "scope",
     "carry",
+    "after",
+    "whole",
+    "inputs",
+    "value",
 }
 
 
@@ -37,7 +53,10 @@ class Part:
     """One link of a chain. Subclasses declare fields with :func:`hyper`, :func:`static` or a plain annotation."""
 
     update: ClassVar[Callable[..., Any]]
-    """``update(h, xp, p, g, *slots) -> step`` or ``(step, *slots)``."""
+    """``update(h, xp, p, g, *slots) -> step`` or ``(step, *slots)``.
+
+    Behind the rule, ``g`` is the step. With ``*, grad`` the link is also given what entered the rule.
+    """
     reduce: ClassVar[Callable[..., dict[str, Array]] | None] = None
     """``reduce(h, xp, p, g, *slots) -> {name: terms}``: summed over ``scope``, they become ``h.name``."""
     host: ClassVar[Callable[..., dict[str, Any]] | None] = None
@@ -48,9 +67,21 @@ class Part:
     """Scalars kept between steps with their first values; ``host`` returns the new ones."""
     inexact: ClassVar[bool] = False
     """Whether ``update`` may use functions that differ in the last bits between libraries (exp, pow …)."""
+    after: ClassVar[bool] = False
+    """Whether the link stands behind ``p + step``: its ``g`` is the new parameter, and so is what it returns."""
+    whole: ClassVar[bool] = False
+    """Whether ``update`` takes whole arrays, and any function of ``xp``; then no kernel is made of it.
+
+    It is called for one leaf after the other. The first value of a slot may then also name a static method
+    ``(h, xp, p) -> array`` of any shape, or None where this leaf has no such slot; ``h`` has the static fields.
+    """
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """What the caller of a step must give beside the gradients, to be found in ``h``: ``("value",)`` is the loss."""
 
     _fields: ClassVar[dict[str, Field]] = {}
     _slots: ClassVar[dict[str, float | str]] = {}
+    _asking: ClassVar[tuple[bool, bool]] = (False, False)
+    """Whether ``update`` and ``reduce`` take what entered the rule."""
     _given: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -67,12 +98,11 @@ class Part:
             if name in vars(cls):
                 delattr(cls, name)
         cls._fields = found
-        if cls.scope == "leaf" and cls.carry:
-            raise TypeError(
-                f'{cls.__name__}: what is carried from step to step is one scalar for the tree; scope is "leaf"'
-            )
+        if cls.whole and cls.reduce is not None:
+            raise TypeError(f"{cls.__name__}: a link of whole arrays sums by itself; it has no reduce")
         if "update" in vars(cls):
             cls._slots = _slots_of(cls)
+        cls._asking = _asks(getattr(cls, "update", None)), _asks(cls.reduce)
         cls.__signature__ = signature(found)  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **given: Any) -> None:
@@ -131,22 +161,41 @@ class Part:
         """
         return type(self)(**{**self._given, **changes})
 
+    def _route(self, layout: Layout, k: int) -> Iterable[Link] | None:
+        """Return what this link is for leaf ``k``: itself, other links, none; or None, if the leaf is to stay."""
+        del layout, k
+        return (Link((), self._place(), self),)
+
     def _hooks(self) -> tuple[Callable[..., Any], Callable[..., dict[str, Array]] | None]:
         """Return update and reduce as the stages call them."""
         return type(self).update, type(self).reduce
 
-    def _piece(self, place: int) -> Piece:
+    def _place(self) -> str:
+        """Return what the state of this link is filed under."""
+        return type(self).__name__.lower()
+
+    def _piece(self, place: str, order: tuple[int, ...]) -> Piece:
         cls, values = type(self), self._values()
         fixed = {n: v for n, v in values.items() if self._fields[n].static or v is None}
         hypers = tuple(n for n in values if n not in fixed)
-        first = {n: values.get(v, v) if isinstance(v, str) else v for n, v in self._slots.items()}
+        first = {n: self._first(v) for n, v in self._slots.items()}
         update, reduce = self._hooks()
         numbers = {n: values[n] for n in hypers}
         constants = numbers if {*map(type, numbers.values())} <= {float} else None
         return Piece(
-            f"{place}.{cls.__name__.lower()}", (cls, *fixed.items()), update, first, fixed, hypers,
-            self._resolve, constants, reduce, cls.host, cls.scope, cls.carry, cls.inexact,
+            place, (cls, *fixed.items()), update, first, fixed, hypers, self._resolve, constants, reduce, cls.host,
+            cls.scope, cls.carry, cls.inexact, order, self._enter(), *cls._asking, cls.after, cls.whole, cls.inputs,
         )  # fmt: skip
+
+    def _first(self, value: float | str) -> Any:
+        """Return the first value of a slot, from what the signature says."""
+        if not isinstance(value, str) or value == "p":
+            return value
+        return getattr(self, value)
+
+    def _enter(self) -> Callable[..., Any] | None:
+        """Return what a rule does to a gradient first of all."""
+        return None
 
     def _resolve(self, t: Any, library: str, read: bool) -> dict[str, Any]:
         found = {}
@@ -161,9 +210,18 @@ class Part:
         return found
 
 
+_GRAD = ("grad", inspect.Parameter.KEYWORD_ONLY)
+
+
+def _asks(function: Callable[..., Any] | None) -> bool:
+    """Whether a hook takes what entered the rule."""
+    found = inspect.signature(function).parameters.get("grad") if function else None
+    return found is not None and (found.name, found.kind) == _GRAD
+
+
 def _slots_of(cls: type[Part]) -> dict[str, float | str]:
     """Read the state of a rule from the signature of its update."""
-    names = list(inspect.signature(cls.update).parameters.values())
+    names = [p for p in inspect.signature(cls.update).parameters.values() if (p.name, p.kind) != _GRAD]
     if len(names) < 4 or any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in names):
         raise TypeError(f"{cls.__name__}.update must take (h, xp, p, g) and then one parameter for each state array")
     found: dict[str, float | str] = {}
@@ -174,10 +232,11 @@ def _slots_of(cls: type[Part]) -> dict[str, float | str]:
             raise TypeError(
                 f"{cls.__name__}.update: {p.name}={p.default!r}, but a first value is a number or names a field"
             )
-        if isinstance(p.default, str) and p.default not in ("p", *cls._fields):
+        method = isinstance(p.default, str) and isinstance(inspect.getattr_static(cls, p.default, None), staticmethod)
+        if isinstance(p.default, str) and p.default not in ("p", *cls._fields) and not (method and cls.whole):
             raise TypeError(
                 f'{cls.__name__}.update: {p.name}={p.default!r} names no field of {cls.__name__}, nor is it "p", the '
-                f"parameter itself"
+                f"parameter itself{', nor a static method' if cls.whole else ''}"
             )
         found[p.name] = p.default
     return found

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xopt import _arrays
 from xopt._trace import Program
 
 
@@ -21,8 +22,9 @@ class Piece(NamedTuple):
     key: Hashable
     """Equal for pieces that record the same program: class and static fields."""
     update: Callable[..., Any]
-    slots: Mapping[str, float | str]
-    """The state that ``update`` takes after g, with its first values; ``"p"`` is a copy of the parameter."""
+    slots: Mapping[str, Any]
+    """The state that ``update`` takes after g, with its first values: a number; ``"p"``, a copy of the parameter; of a
+    piece that computes with whole arrays also a function of (h, xp, p)."""
     statics: Mapping[str, Any]
     hypers: tuple[str, ...]
     resolve: Callable[..., dict[str, Any]]
@@ -34,10 +36,32 @@ class Piece(NamedTuple):
     scope: str = "tree"
     carry: Mapping[str, float] = {}
     inexact: bool = False
+    order: tuple[int, ...] = (0,)
+    """Where it stands, to sort by."""
+    enter: Callable[..., Any] | None = None
+    """Of a rule: what it makes of the gradient first of all; links behind it may ask for that as ``grad``."""
+    asks: bool = False
+    """Whether ``update`` takes ``grad``."""
+    asks_sum: bool = False
+    """Whether ``reduce`` does."""
+    after: bool = False
+    """Whether it is given the new parameters, in place of a gradient or a step."""
+    whole: bool = False
+    """Whether it computes with whole arrays, leaf by leaf."""
+    inputs: tuple[str, ...] = ()
+    """What the caller of a step must give beside the gradients."""
 
     def slot(self, name: str) -> str:
         """Return the key of a slot in the state: ``"0.adam.m"``."""
         return f"{self.place}.{name}"
+
+
+class Chains(NamedTuple):
+    """The links of a rule for the leaves of a tree."""
+
+    chains: list[tuple[Piece, ...]]
+    of: list[int | None]
+    """For each leaf, which chain is its own; None for a leaf that stays as it is."""
 
 
 class Column(NamedTuple):
@@ -57,6 +81,26 @@ class Values:
     def __init__(self, pieces: list[dict[str, Any]], by_leaf: bool = False) -> None:
         self.pieces, self.by_leaf = pieces, by_leaf
         """Whether any scalar is a `Column`."""
+        self._many: list[dict[str, Any]] = []
+        self._which: Any = None
+
+    def add(self, many: list[dict[str, Any]], which: Any) -> None:
+        """Append a piece: one set of scalars for all leaves, or several, and for each leaf which is its own."""
+        self._many, self._which = many, which
+        self.pieces.append({})
+        self.merge(many)
+
+    def variants(self) -> list[dict[str, Any]]:
+        """Return the sets of scalars of the last piece."""
+        return self._many
+
+    def merge(self, many: list[dict[str, Any]]) -> None:
+        """Add more scalars to the last piece: for all leaves, or for each of its sets."""
+        for h, more in zip(self._many, many, strict=False):
+            h |= more
+        found = many[0] if len(many) == 1 else {n: _merged([h[n] for h in many], self._which) for n in many[0]}
+        self.pieces[-1] |= found
+        self.by_leaf = self.by_leaf or Column in map(type, found.values())
 
     @property
     def on_device(self) -> bool:
@@ -84,6 +128,23 @@ class Values:
         for k in range(leaves if self.by_leaf else min(1, leaves)):
             given = [self.pieces[place][name] for place, name in _places(program.inputs)]
             program.compute([x.at(k) if type(x) is Column else x for x in given])
+
+
+def _merged(values: list[Any], which: Any) -> Any:
+    """Return what is the same for all, or a column that has for each leaf its own."""
+    first = values[0]
+    if type(first) is Column or all(x is first or (type(x) is type(first) in _PLAIN and x == first) for x in values):
+        return first
+    if all(type(x) in (int, float) for x in values):
+        return Column(np.asarray(values, np.float64)[which])
+    like = next(x for x in values if hasattr(x, "dtype"))
+    xp = _arrays.namespace(like)
+    row = xp.stack([x if hasattr(x, "dtype") else xp.full_like(like, x) for x in values])
+    place = _arrays.device(like)
+    return Column(xp.take(row, xp.asarray(which, **({} if place is None else {"device": place})), axis=0))
+
+
+_PLAIN = (int, float, str, bool, type(None))
 
 
 def _enter(x: Any, cast: Callable[[Any], Any]) -> Any:
@@ -120,6 +181,13 @@ class Work:
     outputs: tuple[str, ...]
     """What is wanted back: ``p`` (or ``u``, the change alone) and every live slot."""
     plan: Any
+    runner: Any
+    leaves: list[int]
+    """Which leaves of the tree they are."""
+    chains: list[int]
+    """Chains whose hyperparameters some leaf has."""
+    which: np.ndarray[Any, Any]
+    """For each leaf, which of these is its own."""
     arenas: dict[str, tuple[Any, list[int]]] | None = None
     """Slots whose leaves lie end to end in one buffer, with the place of each leaf: nothing to gather."""
     kept: dict[Any, Any] | None = None
@@ -134,27 +202,45 @@ class Work:
         return real
 
 
-def compose(
-    pieces: tuple[Piece, ...],
-    hs: list[Any],
-    xp: Any,
-    p: Any,
-    g: Any,
-    slots: Mapping[str, Any],
-    reduce_at: int | None = None,
-) -> tuple[Any, dict[str, Any]]:
-    """Run a chain on arrays, or on symbols that stand for them: the step and the new slots.
+class Outcome(NamedTuple):
+    """What a chain makes of a gradient."""
 
-    With ``reduce_at``, stop at that piece and return the terms that it wants summed.
+    step: Any
+    moved: Any
+    """The parameter plus the step, if there are links behind that."""
+    landed: Any
+    """What these made of it."""
+
+    def params(self, p: Any) -> Any:
+        """Return the new parameter."""
+        return p + self.step if self.moved is None else self.landed
+
+    def change(self, p: Any) -> Any:
+        """Return what is added to the parameter."""
+        return self.step if self.landed is self.moved or self.moved is None else self.landed - p
+
+
+def compose(
+    pieces: tuple[Piece, ...], hs: list[Any], xp: Any, p: Any, g: Any, slots: Mapping[str, Any], upto: int | None = None
+) -> tuple[Outcome, dict[str, Any]]:
+    """Run a chain on arrays, or on symbols that stand for them: what becomes of the parameter, and the new slots.
+
+    With ``upto``, stop at that piece and return the terms that it wants summed, in place of slots.
     """
-    x = g
+    step, moved, x, grad = g, None, g, g
     new: dict[str, Any] = {}
     for i, piece in enumerate(pieces):
-        own = {n: slots[piece.slot(n)] for n in piece.slots if piece.slot(n) in slots}
-        if i == reduce_at:
+        if piece.after and moved is None:
+            step, x = x, p + x
+            moved = x
+        if piece.enter is not None:
+            x = grad = piece.enter(hs[i], x)
+        own = {n: slots.get(piece.slot(n)) for n in piece.slots if piece.whole or piece.slot(n) in slots}
+        if i == upto:
             assert piece.reduce is not None
-            return x, piece.reduce(hs[i], xp, p, x, **own)
-        out = piece.update(hs[i], xp, p, x, **own)
+            more = {"grad": grad} if piece.asks_sum else {}
+            return Outcome(x, None, x), piece.reduce(hs[i], xp, p, x, **own, **more)
+        out = piece.update(hs[i], xp, p, x, **own, **({"grad": grad} if piece.asks else {}))
         x, *rest = out if isinstance(out, tuple) else (out,)
         if len(rest) != len(piece.slots):
             raise TypeError(
@@ -162,4 +248,4 @@ def compose(
                 f"{len(piece.slots)} ({', '.join(piece.slots) or 'none'})"
             )
         new.update(zip(map(piece.slot, piece.slots), rest, strict=True))
-    return x, new
+    return Outcome(x if moved is None else step, moved, x), new

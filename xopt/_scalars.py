@@ -119,6 +119,20 @@ class _Power(Step):
         return other - self.value
 
 
+def taken(name: str, x: Any, library: str, host: bool) -> Any:
+    """Return a number that is given with a step: a Python float, or a 0-d array that nobody may read."""
+    if isinstance(x, bool | np.bool_ | str) or not (hasattr(x, "dtype") or isinstance(x, int | float)):
+        raise TypeError(f"{name}: {x!r} is a {type(x).__name__}, but it must be a number")
+    if hasattr(x, "shape") and tuple(x.shape) != ():
+        raise ValueError(f"{name}: shape {tuple(x.shape)}, but it must be one number")
+    if isinstance(x, int | float | np.generic | np.ndarray) or host:
+        return float(_arrays.detached("torch" if hasattr(x, "detach") else "", x))
+    found = _arrays.library(x)
+    if found != library:
+        raise TypeError(f"{name}: an array of {found}, but the parameters are arrays of {library}")
+    return _arrays.detached(library, x)
+
+
 class Unwrapped:
     """A namespace whose functions take a :class:`Step` for the array that it is."""
 

@@ -60,7 +60,7 @@ class Optimizer:
         check_method(rule)
         self._rule = rule
         self._layout = Layout(params, writable=True)
-        self._stages = Stages(rule._pieces(), self._layout, runner)
+        self._stages = Stages(rule._chains(self._layout), self._layout, runner)
         self._tree = params
         self._writes = _arrays.in_place(self._layout.library)
         if self._layout.library == "jax":  # the step donates its buffers; the caller's stay alive
@@ -96,13 +96,15 @@ class Optimizer:
             self._taken, {n: self._layout.tree(column) for n, column in self._slots.items()}, dict(self._carry)
         )
 
-    def step(self, grads: Any, **overrides: Any) -> Any:
+    def step(self, grads: Any, *, value: Any = None, **overrides: Any) -> Any:
         """Take one step and return the parameters.
 
         Parameters
         ----------
         grads
             A tree like the parameters; None leaves its parameter and its state alone.
+        value
+            The loss, for rules with a link that asks for it.
         **overrides
             Hyperparameters for this step only, as for :meth:`set`.
 
@@ -118,9 +120,10 @@ class Optimizer:
         gs, where = self._memory.gradients(grads)
         t = after(self._taken)
         rule = self._rule._with(overrides) if overrides else self._rule
-        given = stages.resolve(t, rule._pieces() if overrides else None)
+        given = stages.resolve(t, rule._chains(layout).chains if overrides else None)
+        inputs = stages.given({"value": value})
         if layout.library == "jax":
-            out = self._jitted()(layout.leaves, gs, self._slots, self._carry, float(t), given)
+            out = self._jitted()(layout.leaves, gs, self._slots, self._carry, float(t), given, inputs)
         else:
             out = stages.run(
                 t,
@@ -129,6 +132,7 @@ class Optimizer:
                 gs,
                 self._slots,
                 self._carry,
+                inputs=inputs,
                 write=self._writes,
                 memory=self._kept,
                 where=where,
@@ -154,7 +158,7 @@ class Optimizer:
             For a name that there is not, a static field, a value out of range. Nothing is changed then.
         """
         rule = self._rule._with(values)
-        self._stages.pieces = rule._pieces()
+        self._stages.chains = rule._chains(self._layout).chains
         self._rule = rule
 
     def hyperparams(self) -> dict[str, Any]:
@@ -171,17 +175,19 @@ class Optimizer:
 
     def _state_arrays(self) -> list[Any]:
         """Return the arrays that hold the state: the buffers of a runner on the host, or the slots."""
-        if any(arenas for arenas, _ in self._kept) and not self._stages.split:
-            return [buffer for arenas, _ in self._kept for buffer, _ in arenas.values()]
-        return [x for column in self._slots.values() for x in column]
+        arenas = [own for own, _ in self._kept]
+        plain = all(own or not batch.plan.live for own, batch in zip(arenas, self._stages.batches, strict=bool(arenas)))
+        if self._kept and plain and not self._stages.split:
+            return [buffer for own in arenas for buffer, _ in own.values()]
+        return [x for column in self._slots.values() for x in column if x is not None]
 
     def _jitted(self) -> Any:
         """Compile the whole step once; parameters, slots and carry are donated, hyperparameters are arguments."""
         if self._compiled is None:
             import jax
 
-            def step(ps: Any, gs: Any, slots: Any, carry: Any, t: Any, given: Any) -> Any:
-                return self._stages.run(t, given, ps, gs, slots, carry)
+            def step(ps: Any, gs: Any, slots: Any, carry: Any, t: Any, given: Any, inputs: Any) -> Any:
+                return self._stages.run(t, given, ps, gs, slots, carry, inputs=inputs)
 
             self._compiled = jax.jit(step, donate_argnums=(0, 2, 3))
         return self._compiled
@@ -194,10 +200,16 @@ class Optimizer:
         slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in stages.live}
         kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
         for batch in stages.batches:
+            live, arena = batch.plan.live, dict[str, Any]()
+            if batch.plan.whole:
+                for n in live:
+                    for k in batch.leaves:
+                        slots[n][k] = stages.new_slot(n, k)
+                kept.append(({}, {}))
+                continue
             params = [layout.leaves[k] for k in batch.leaves]
-            at, end = stages.runner.places(layout.library, params, len(stages.live), batch.dtype, batch.split)
-            arena = {}
-            for n in stages.live:
+            at, end = stages.runner.places(layout.library, params, len(live), batch.dtype, batch.split)
+            for n in live:
                 dtype = np.dtype(stages.slot_dtype(n, batch.leaves[0]))
                 buffer = _arrays.aligned(end, dtype)
                 buffer[...] = 0  # what lies between the leaves is computed with

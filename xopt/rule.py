@@ -19,7 +19,7 @@ from xopt._part import Array as Array
 from xopt._part import H as H
 from xopt._part import Hyper as Hyper
 from xopt._part import Part as Part
-from xopt._pieces import Piece
+from xopt._pieces import Chains, Piece
 from xopt._scalars import after
 from xopt._stages import Stages
 
@@ -81,7 +81,27 @@ class Method(ABC):
         """Return this rule or chain with other values of some hyperparameters."""
 
     def _pieces(self) -> tuple[Piece, ...]:
-        return tuple(part._piece(i) for i, part in enumerate(self._parts()))
+        return tuple(part._piece(f"{i}.{part._place()}", (i,)) for i, part in enumerate(self._parts()))
+
+    def _chains(self, layout: Layout) -> Chains:
+        """Return the links that each leaf goes through."""
+        parts = self._parts()
+        if all(type(part)._route is Part._route for part in parts):
+            return Chains([self._pieces()], [0] * len(layout.leaves))
+        found: dict[Any, int] = {}
+        of: list[int | None] = []
+        for k in range(len(layout.leaves)):
+            routes = [part._route(layout, k) for part in parts]
+            if any(route is None for route in routes):
+                of.append(None)
+                continue
+            links = tuple(
+                (f"{i}.{link.label}", (i, *link.order), link.part)
+                for i, route in enumerate(routes)
+                for link in route or ()
+            )
+            of.append(found.setdefault(links, len(found)))
+        return Chains([tuple(part._piece(name, order) for name, order, part in links) for links in found], of)
 
     def init(self, params: Any) -> State:
         """Return the state before the first step.
@@ -102,12 +122,20 @@ class Method(ABC):
         TypeError
             For what is not an array, an integer or bool array, or arrays of different libraries.
         """
-        stages = Stages(self._pieces(), Layout(params))
+        layout = Layout(params)
+        stages = Stages(self._chains(layout), layout)
         slots = {n: stages.layout.tree(column) for n, column in stages.new_slots().items()}
         return State(stages.new_step(), slots, stages.new_carry())
 
     def apply(
-        self, params: Any, grads: Any, state: State, *, runner: RunnerName | None = None, **overrides: Any
+        self,
+        params: Any,
+        grads: Any,
+        state: State,
+        *,
+        value: Any = None,
+        runner: RunnerName | None = None,
+        **overrides: Any,
     ) -> tuple[Any, State]:
         """Take one step and return new parameters and a new state. Pure: what is passed in is never written.
 
@@ -118,6 +146,8 @@ class Method(ABC):
             its parameter and its state alone.
         state
             From :meth:`init` or the step before.
+        value
+            The loss, for rules with a link that asks for it.
         runner
             ``"eager"``, ``"tiled"``, ``"numba"`` or ``"cuda"``; None is the best available.
         **overrides
@@ -128,16 +158,23 @@ class Method(ABC):
         ValueError, TypeError
             When anything does not fit; the message names the path and both sides.
         """
-        return self._step(params, grads, state, runner, overrides, change=False)
+        return self._step(params, grads, state, runner, overrides, {"value": value}, change=False)
 
     def updates(
-        self, params: Any, grads: Any, state: State, *, runner: RunnerName | None = None, **overrides: Any
+        self,
+        params: Any,
+        grads: Any,
+        state: State,
+        *,
+        value: Any = None,
+        runner: RunnerName | None = None,
+        **overrides: Any,
     ) -> tuple[Any, State]:
         """Return what :meth:`apply` would add to the parameters, and the new state.
 
         Zero where the gradient is None. Arguments and errors are those of :meth:`apply`.
         """
-        return self._step(params, grads, state, runner, overrides, change=True)
+        return self._step(params, grads, state, runner, overrides, {"value": value}, change=True)
 
     def _step(
         self,
@@ -146,14 +183,16 @@ class Method(ABC):
         state: State,
         runner: RunnerName | None,
         overrides: Mapping[str, Any],
+        inputs: Mapping[str, Any],
         change: bool,
     ) -> tuple[Any, State]:
         layout = Layout(params)
-        stages = Stages(self._with(overrides)._pieces(), layout, runner)
+        stages = Stages(self._with(overrides)._chains(layout), layout, runner)
         gs = layout.gradients(grads)
         slots = stages.check_state(state)
         t = after(state.step)
-        ps, slots, carry = stages.run(t, stages.resolve(t), layout.leaves, gs, slots, state.carry, change=change)
+        given, inputs = stages.resolve(t), stages.given(inputs)
+        ps, slots, carry = stages.run(t, given, layout.leaves, gs, slots, state.carry, inputs=inputs, change=change)
         return layout.tree(ps), State(t, {n: layout.tree(column) for n, column in slots.items()}, carry)
 
 
@@ -199,12 +238,11 @@ class Rule(Part, Method):
     def _hooks(self) -> tuple[Callable[..., Any], Callable[..., dict[str, Array]] | None]:
         update, reduce = type(self).update, type(self).reduce
 
-        def gradient(h: H, p: Array, g: Array) -> Array:
-            g = -g if h.maximize else g
+        def decayed(h: H, p: Array, g: Array) -> Array:
             return g + h.weight_decay * p if h.weight_decay is not None and h.decay == "l2" else g
 
         def whole(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> tuple[Array, ...]:
-            out = update(h, xp, p, gradient(h, p, g), **slots)
+            out = update(h, xp, p, decayed(h, p, g), **slots)
             step, *new = out if isinstance(out, tuple) else (out,)
             if h.weight_decay is not None and h.decay != "l2":
                 factor = h.lr * h.weight_decay if h.decay == "lr" else h.weight_decay
@@ -213,9 +251,12 @@ class Rule(Part, Method):
 
         def terms(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> dict[str, Array]:
             assert reduce is not None
-            return reduce(h, xp, p, gradient(h, p, g), **slots)
+            return reduce(h, xp, p, decayed(h, p, g), **slots)
 
         return whole, terms if reduce else None
+
+    def _enter(self) -> Callable[..., Any] | None:
+        return lambda h, g: -g if h.maximize else g
 
 
 def check_method(rule: object) -> None:

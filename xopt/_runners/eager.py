@@ -27,6 +27,9 @@ def prepare(work: Work, values: Values, into: dict[str, list[Any]] | None) -> Ca
 
     Its results land in ``into`` where that is given, else in fresh arrays.
     """
+    if work.plan.whole:  # matrices may be singular: all is computed before anything is written
+        found = _body(work, values, None, {*work.outputs})
+        return partial(_store, work, found, into)
     program = work.plan.body(work.outputs)
     if not values.on_device:
         values.check(program, len(work.loads["p"]))
@@ -46,24 +49,43 @@ def _body(work: Work, values: Values, into: dict[str, list[Any]] | None, aliases
         for k in range(len(work.loads["p"])):
             results = _leaf(work, values, k)
             for n, x in results.items():
-                own = work.xp.asarray(x, copy=True) if n in aliases else x
+                own = work.xp.asarray(x, copy=True) if n in aliases and x is not None else x
                 results[n] = _restore(work, own, work.loads["p" if n == "u" else n][k])
             for n, x in results.items():
-                if into is not None:
-                    home = into[n][k]
-                    (home.detach() if work.library == "torch" else home)[...] = x
-                    x = home
-                outputs[n].append(x)
+                outputs[n].append(x if into is None else _stored(work, into[n][k], x))
     return outputs
+
+
+def _store(work: Work, found: dict[str, list[Any]], into: dict[str, list[Any]] | None) -> dict[str, list[Any]]:
+    if into is None:
+        return found
+    return {n: [_stored(work, home, x) for home, x in zip(into[n], column, strict=True)] for n, column in found.items()}
+
+
+def _stored(work: Work, home: Any, x: Any) -> Any:
+    if home is not None:
+        (home.detach() if work.library == "torch" else home)[...] = x
+    return home
 
 
 def _leaf(work: Work, values: Values, k: int) -> dict[str, Any]:
     xp = work.xp
     arrays = _compute_arrays(work, k, work.real)
     hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, work.real)))
+    if not (work.plan.whole and work.split):
+        return _outcome(work, hs, arrays)
+    parts = [
+        _outcome(work, hs, {n: part(x) if x is not None else x for n, x in arrays.items()})
+        for part in (xp.real, xp.imag)
+    ]
+    re, im = parts
+    return {n: None if x is None else _arrays.join_complex(xp, work.library, x, im[n]) for n, x in re.items()}
+
+
+def _outcome(work: Work, hs: list[Any], arrays: dict[str, Any]) -> dict[str, Any]:
     p = arrays["p"]
-    u, new = compose(work.pieces, hs, _namespace(work), p, arrays["g"], arrays)
-    result = {"p": p + u} if "p" in work.outputs else {"u": u}
+    out, new = compose(work.pieces, hs, _namespace(work), p, arrays["g"], arrays)
+    result = {"p": out.params(p)} if "p" in work.outputs else {"u": out.change(p)}
     return result | {n: new[n] for n in work.outputs if n in new}
 
 
@@ -75,9 +97,9 @@ def sums(work: Work, values: Values, place: int) -> dict[str, Any]:
         for k in range(len(work.loads["p"])):
             arrays = _compute_arrays(work, k, real)
             hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, real)), upto=place + 1)
-            _, terms = compose(work.pieces, hs, _namespace(work), arrays["p"], arrays["g"], arrays, reduce_at=place)
+            _, terms = compose(work.pieces, hs, _namespace(work), arrays["p"], arrays["g"], arrays, upto=place)
             found.append([_reduce.array_sum(xp, x) for x in terms.values()])
-    columns = zip(work.plan.sums[place].outputs, zip(*found, strict=True), strict=True)
+    columns = zip(work.plan.terms[place], zip(*found, strict=True), strict=True)
     return {n: np.asarray(column) if xp is np else xp.stack(column) for n, column in columns}
 
 
@@ -86,16 +108,19 @@ def _namespace(work: Work) -> Any:
 
 
 def _compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
-    xp, arrays = work.xp, {}
+    xp, arrays, whole = work.xp, dict[str, Any](), work.plan.whole
     for n, column in work.loads.items():
+        if column[k] is None:  # a slot that this leaf does not have
+            arrays[n] = None
+            continue
         x = column[k].detach() if work.library == "torch" else column[k]
         is_complex = _arrays.is_complex(x)
         x = _arrays.cast(xp, x, getattr(xp, _arrays.COMPLEX_OF[real] if is_complex else real))
-        if x.ndim == 0:
+        if x.ndim == 0 and not whole:
             x = xp.reshape(x, (1,))
         if is_complex and work.library == "numpy":
             x = np.ascontiguousarray(x)  # NumPy's complex loops round otherwise where the stride is negative
-        if is_complex and work.split:
+        if is_complex and work.split and not whole:
             x = xp.stack([xp.real(x), xp.imag(x)], axis=-1)
         arrays[n] = x
     return arrays
@@ -103,6 +128,8 @@ def _compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
 
 def _restore(work: Work, x: Any, like: Any) -> Any:
     xp = work.xp
-    if work.split and _arrays.is_complex(like):
+    if like is None:
+        return None
+    if work.split and _arrays.is_complex(like) and not work.plan.whole:
         x = _arrays.join_complex(xp, work.library, x[..., 0], x[..., 1])
     return _arrays.cast(xp, xp.reshape(x, like.shape), like.dtype)
