@@ -36,11 +36,12 @@ ORDER = [
     ["_runners.eager", "_runners.tiled", "_runners._objects"],
     ["_runners.numba", "_runners.cuda"],
     ["_choice", "_plan"],
-    ["_resolve"],
+    ["_resolve", "_gates"],
     ["_stages"],
     ["rule"],
     [*(f"rules.{p.stem}" for p in (PACKAGE / "rules").glob("[!_]*.py")), "transforms", "schedules", "nn"],
     ["rules"],
+    ["wrappers"],
     ["optimizer", "_config", "_explain"],
     [""],
 ]

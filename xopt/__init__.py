@@ -11,14 +11,17 @@ from xopt.rules.adaptive import *
 from xopt.rules.sgd import *
 from xopt.rules.sign import *
 from xopt.transforms import ClipByGlobalNorm, ClipByNorm, ClipByValue
+from xopt.wrappers import Accumulate, Guard
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Accumulate",
     "Chain",
     "ClipByGlobalNorm",
     "ClipByNorm",
     "ClipByValue",
+    "Guard",
     "Optimizer",
     "Rule",
     "State",

@@ -75,6 +75,10 @@ class Part:
     It is called for one leaf after the other. The first value of a slot may then also name a static method
     ``(h, xp, p) -> array`` of any shape, or None where this leaf has no such slot; ``h`` has the static fields.
     """
+    gates: ClassVar[bool] = False
+    """Whether the link may hold the step back: see ``_gates``."""
+    clock: ClassVar[Callable[..., Any] | None] = None
+    refuses: ClassVar[str] = ""
     inputs: ClassVar[tuple[str, ...]] = ()
     """What the caller of a step must give beside the gradients, to be found in ``h``: ``("value",)`` is the loss."""
 
@@ -185,6 +189,7 @@ class Part:
         return Piece(
             place, (cls, *fixed.items()), update, first, fixed, hypers, self._resolve, constants, reduce, cls.host,
             cls.scope, cls.carry, cls.inexact, order, self._enter(), *cls._asking, cls.after, cls.whole, cls.inputs,
+            cls.gates, cls.clock, cls.refuses,
         )  # fmt: skip
 
     def _first(self, value: float | str) -> Any:

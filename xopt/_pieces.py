@@ -50,6 +50,12 @@ class Piece(NamedTuple):
     """Whether it computes with whole arrays, leaf by leaf."""
     inputs: tuple[str, ...] = ()
     """What the caller of a step must give beside the gradients."""
+    gates: bool = False
+    """Whether it may hold the step back."""
+    clock: Callable[..., Any] | None = None
+    """``clock(h, t, carry)``: which step step ``t`` is for the links behind it."""
+    refuses: str = ""
+    """The sum that must be 0 for every leaf."""
 
     def slot(self, name: str) -> str:
         """Return the key of a slot in the state: ``"0.adam.m"``."""
@@ -154,7 +160,10 @@ def _enter(x: Any, cast: Callable[[Any], Any]) -> Any:
 
 
 def scalar_name(name: str, place: int) -> str:
-    """Return what a program calls a hyperparameter: ``lr`` of the second piece is ``lr_1``; the step is ``t``."""
+    """Return what a program calls a hyperparameter: ``lr`` of the second piece is ``lr_1``; the step is ``t``.
+
+    Links that have another step than those behind them use it in ``host`` alone.
+    """
     return "t" if name == "t" else f"{name}_{place}"
 
 
@@ -162,7 +171,7 @@ def scalar_name(name: str, place: int) -> str:
 def _places(names: tuple[str, ...]) -> tuple[tuple[int, str], ...]:
     """Undo `scalar_name`."""
     parts = (name.rpartition("_") for name in names)
-    return tuple((int(place), name) if name else (0, "t") for name, _, place in parts)
+    return tuple((int(place), name) if name else (-1, "t") for name, _, place in parts)
 
 
 @dataclass(slots=True)
@@ -210,14 +219,25 @@ class Outcome(NamedTuple):
     """The parameter plus the step, if there are links behind that."""
     landed: Any
     """What these made of it."""
+    keep: Callable[[Any, Any], Any] | None = None
+    """``keep(new, old)``, where a link may have held the step back."""
 
     def params(self, p: Any) -> Any:
         """Return the new parameter."""
-        return p + self.step if self.moved is None else self.landed
+        new = p + self.step if self.moved is None else self.landed
+        return self.keep(new, p) if self.keep else new
 
     def change(self, p: Any) -> Any:
         """Return what is added to the parameter."""
-        return self.step if self.landed is self.moved or self.moved is None else self.landed - p
+        u = self.step if self.landed is self.moved or self.moved is None else self.landed - p
+        return self.keep(u, None) if self.keep else u
+
+
+def chosen(xp: Any, go: Any, new: Any, old: Any) -> Any:
+    """Select by a scalar, 1 or 0, that nobody may look at; None stands for 0."""
+    like = old if new is None else new
+    zero = 0.0 * xp.where(xp.isfinite(like), like, 0.0)
+    return xp.where(xp.real(zero) + go > 0.5, zero if new is None else new, zero if old is None else old)
 
 
 def compose(
@@ -229,6 +249,11 @@ def compose(
     """
     step, moved, x, grad = g, None, g, g
     new: dict[str, Any] = {}
+    go: Any = None
+
+    def keep(made: Any, old: Any) -> Any:
+        return made if made is old else chosen(xp, go, made, old)
+
     for i, piece in enumerate(pieces):
         if piece.after and moved is None:
             step, x = x, p + x
@@ -247,5 +272,8 @@ def compose(
                 f"{piece.place}: update returned {len(rest)} state arrays after the step, but its signature declares "
                 f"{len(piece.slots)} ({', '.join(piece.slots) or 'none'})"
             )
-        new.update(zip(map(piece.slot, piece.slots), rest, strict=True))
-    return Outcome(x if moved is None else step, moved, x), new
+        for n, made in zip(piece.slots, rest, strict=True):
+            new[piece.slot(n)] = made if go is None or made is None else keep(made, own.get(n, made))
+        if piece.gates:
+            go = hs[i].go if go is None else go * hs[i].go
+    return Outcome(x if moved is None else step, moved, x, None if go is None else keep), new

@@ -27,6 +27,8 @@ class Resolver:
 
     def __init__(self, layout: Layout, host: bool) -> None:
         self._layout, self._host = layout, host
+        self.checked = False
+        """Whether gradients have been looked at already, where a link would refuse some."""
 
     def first(self, piece: Piece, value: float) -> Any:
         """Return the first value of a scalar that is carried from step to step; of scope "leaf", a vector."""
@@ -57,15 +59,22 @@ class Resolver:
 
     def run(
         self,
-        step: Any,
+        clocks: dict[str, Any],
         given: list[list[H]],
         chains: list[tuple[Piece, ...]],
         works: list[Work],
         carry: dict[str, Any],
     ) -> tuple[list[Values], dict[str, Any]]:
-        """Compute the scalars of each work; sums read the tree. ``given`` has the hyperparameters, chain by chain."""
+        """Compute the scalars of each work; sums read the tree.
+
+        ``clocks`` has the step for links by name, under "" for those without a clock of their own; ``given`` the
+        hyperparameters, chain by chain.
+        """
         values, carry = [Values([]) for _ in works], dict(carry)
+        go: Any = None  # 1 or 0, if a link may hold the step back
         for piece, at, members in _places(chains, works):
+            step = clocks.get(piece.place, clocks[""])
+            before = {piece.slot(n): carry[piece.slot(n)] for n in piece.carry}
             if not members:
                 self._alone(piece, {**piece.statics, **given[at[0]][at[1]], "t": step}, carry)
                 continue
@@ -84,10 +93,43 @@ class Resolver:
                 else:
                     for (w, _), found in zip(members, sums, strict=True):
                         values[w].merge([{n: Column(found[n])}] * len(works[w].chains))
+            if piece.refuses:
+                self._refuse(works, members, [found[piece.refuses] for found in sums])
             if piece.host:
                 for w, i in members:
                     self._after(chains[works[w].chains[0]][i], works[w], values[w], carry)
+            if go is not None:
+                carry |= {n: self._held(go, carry[n], x) for n, x in before.items()}
+            if piece.gates:
+                own_go = values[members[0][0]].pieces[-1]["go"]
+                go = own_go if go is None else go * own_go
         return values, carry
+
+    def _held(self, go: Any, new: Any, old: Any) -> Any:
+        """Return a carried number after a step that may have been held back."""
+        if isinstance(go, float):
+            return new if go else old
+        xp = self._layout.xp
+        new, old = (x if hasattr(x, "dtype") else xp.full_like(go, x) for x in (new, old))
+        return xp.where(go > 0.5, new, old)
+
+    def _refuse(self, works: list[Work], members: list[tuple[int, int]], counts: list[Any]) -> None:
+        """Raise for the first leaf whose count is not 0. This waits for the device."""
+        if self.checked:
+            return
+        found: dict[int, float] = {}
+        for (w, _), column in zip(members, counts, strict=True):
+            try:
+                numbers = column.tolist() if hasattr(column, "tolist") else map(float, column)
+                found |= dict(zip(works[w].leaves, numbers, strict=True))
+            except Exception as error:
+                if "Concretization" not in type(error).__name__:  # JAX's, for what is being traced
+                    raise
+                raise TypeError(
+                    'on_nonfinite="raise" must see the gradients, which it cannot under jax.jit; use "skip" there'
+                ) from None
+        for k in sorted(k for k, n in found.items() if n):
+            raise FloatingPointError(f"{self._layout.path(k, 'grads')}: {int(found[k]):,} elements are not finite")
 
     def _before(self, piece: Piece, h: H, work: Work, carry: dict[str, Any]) -> H:
         """Return the scalars of a piece as far as they are known before any sum."""

@@ -73,6 +73,8 @@ class Stages:
         self.inputs = {n for piece in pieces.values() for n in piece.inputs}
         self.carried = {piece.slot(n): (piece, v) for piece in pieces.values() for n, v in piece.carry.items()}
         self._owner = {piece.slot(n): piece for piece in pieces.values() for n in piece.slots}
+        self.refuses = any(piece.refuses for piece in pieces.values())
+        self._clocks = [piece for piece in pieces.values() if piece.clock]
         self._likes: dict[tuple[str, int], Any] = {}
 
     def has(self, name: str, k: int) -> bool:
@@ -187,11 +189,24 @@ class Stages:
     def resolve(self, t: Any, chains: list[tuple[Piece, ...]] | None = None) -> list[list[dict[str, Any]]]:
         """Return the hyperparameters of step ``t``, checked, piece by piece of every chain."""
         if not isinstance(t, int):
-            t = self.layout.xp.astype(t, self.scalars.real())
+            t = _arrays.cast(self.layout.xp, t, self.scalars.real())
         library, host = self.layout.library, self.runner.host
         return [
             [piece.constants or piece.resolve(t, library, host) for piece in chain] for chain in chains or self.chains
         ]
+
+    def clocks(self, t: Any, carry: Mapping[str, Any]) -> dict[str, Any]:
+        """Return which step step ``t`` is, for links by name, and under "" for all others.
+
+        It is another one behind links that hold steps back.
+        """
+        found = {}
+        for piece in self._clocks:
+            found[piece.place] = t
+            own = {n: carry[piece.slot(n)] for n in piece.carry}
+            own = {n: int(x) if self.runner.host or isinstance(x, float) else x for n, x in own.items()}
+            t = piece.clock(SimpleNamespace(**piece.statics), t, own)  # type: ignore[misc]
+        return {**found, "": t}
 
     def given(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the caller of a step gives beside the gradients, or say what is missing or not asked for."""
@@ -206,7 +221,7 @@ class Stages:
 
     def run(
         self,
-        t: Any,
+        clocks: dict[str, Any],
         given: list[list[dict[str, Any]]],
         ps: list[Any],
         gs: list[Any],
@@ -228,10 +243,10 @@ class Stages:
         first = "u" if change else "p"
         works = self._works(first, ps, gs, slots, memory, where)
         try:
-            step = t if isinstance(t, int | float) else _scalars.Step(self.layout.xp.astype(t, self.scalars.real()))
+            steps = {n: self._step(t) for n, t in clocks.items()}
             if inputs:
                 given = [[{**h, **inputs} for h in chain] for chain in given]
-            values, carry = self.scalars.run(step, given, self.chains, works, carry)
+            values, carry = self.scalars.run(steps, given, self.chains, works, carry)
             jobs = []
             for work, scalars in zip(works, values, strict=True):
                 into = {n: work.loads[n] for n in work.outputs} if write else None
@@ -252,6 +267,9 @@ class Stages:
                 for k, x in zip(work.leaves, column, strict=True):
                     target[k] = x
         return news, new_slots, carry
+
+    def _step(self, t: Any) -> Any:
+        return t if isinstance(t, int | float) else _scalars.Step(_arrays.cast(self.layout.xp, t, self.scalars.real()))
 
     def _works(
         self,

@@ -13,6 +13,7 @@ from xopt._names import qualified_names
 from xopt._scalars import after
 from xopt._stages import Stages
 from xopt.rule import Method, RunnerName, State, check_method
+from xopt.wrappers import Guard, OnNonFinite
 
 
 class Optimizer:
@@ -30,6 +31,9 @@ class Optimizer:
         ``"eager"``: the library's own operations, one after the other. ``"tiled"``: NumPy arrays, and CPU arrays that
         share memory with one, a tile at a time. ``"numba"``: the same arrays in one compiled loop, if Numba is
         installed. ``"cuda"``: CuPy arrays and torch CUDA tensors, one launch for all. None: the best available.
+    on_nonfinite
+        What to do with a gradient that is infinite or NaN somewhere: ``"propagate"``, ``"skip"``, ``"zero"`` or
+        ``"raise"``, see :class:`~xopt.Guard`.
 
     Raises
     ------
@@ -56,8 +60,12 @@ class Optimizer:
     array([ 0.0029, -0.002 ])
     """
 
-    def __init__(self, params: Any, rule: Method, *, runner: RunnerName | None = None) -> None:
+    def __init__(
+        self, params: Any, rule: Method, *, runner: RunnerName | None = None, on_nonfinite: OnNonFinite = "propagate"
+    ) -> None:
         check_method(rule)
+        if on_nonfinite != "propagate":
+            rule = Guard(rule, on_nonfinite)
         self._rule = rule
         self._layout = Layout(params, writable=True)
         self._stages = Stages(rule._chains(self._layout), self._layout, runner)
@@ -120,13 +128,18 @@ class Optimizer:
         gs, where = self._memory.gradients(grads)
         t = after(self._taken)
         rule = self._rule._with(overrides) if overrides else self._rule
-        given = stages.resolve(t, rule._chains(layout).chains if overrides else None)
+        clocks = stages.clocks(t, self._carry)
+        given = stages.resolve(clocks[""], rule._chains(layout).chains if overrides else None)
         inputs = stages.given({"value": value})
         if layout.library == "jax":
-            out = self._jitted()(layout.leaves, gs, self._slots, self._carry, float(t), given, inputs)
+            if stages.refuses:
+                stages.scalars.checked = True
+                self._refuse_nonfinite(gs)
+            clocks = {n: float(x) if isinstance(x, int) else x for n, x in clocks.items()}
+            out = self._jitted()(layout.leaves, gs, self._slots, self._carry, clocks, given, inputs)
         else:
             out = stages.run(
-                t,
+                clocks,
                 given,
                 layout.leaves,
                 gs,
@@ -173,6 +186,13 @@ class Optimizer:
             f"runner={self.runner!r}, step={self._taken})"
         )
 
+    def _refuse_nonfinite(self, gs: list[Any]) -> None:
+        """Raise for the first gradient that is not finite: inside the jitted step nobody could."""
+        for k, g in enumerate(gs):
+            bad = 0 if g is None else int(self._layout.xp.sum(~self._layout.xp.isfinite(g)))
+            if bad:
+                raise FloatingPointError(f"{self._layout.path(k, 'grads')}: {bad:,} elements are not finite")
+
     def _state_arrays(self) -> list[Any]:
         """Return the arrays that hold the state: the buffers of a runner on the host, or the slots."""
         arenas = [own for own, _ in self._kept]
@@ -186,8 +206,8 @@ class Optimizer:
         if self._compiled is None:
             import jax
 
-            def step(ps: Any, gs: Any, slots: Any, carry: Any, t: Any, given: Any, inputs: Any) -> Any:
-                return self._stages.run(t, given, ps, gs, slots, carry, inputs=inputs)
+            def step(ps: Any, gs: Any, slots: Any, carry: Any, clocks: Any, given: Any, inputs: Any) -> Any:
+                return self._stages.run(clocks, given, ps, gs, slots, carry, inputs=inputs)
 
             self._compiled = jax.jit(step, donate_argnums=(0, 2, 3))
         return self._compiled

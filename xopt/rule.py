@@ -191,8 +191,11 @@ class Method(ABC):
         gs = layout.gradients(grads)
         slots = stages.check_state(state)
         t = after(state.step)
-        given, inputs = stages.resolve(t), stages.given(inputs)
-        ps, slots, carry = stages.run(t, given, layout.leaves, gs, slots, state.carry, inputs=inputs, change=change)
+        clocks = stages.clocks(t, state.carry)
+        given, inputs = stages.resolve(clocks[""]), stages.given(inputs)
+        ps, slots, carry = stages.run(
+            clocks, given, layout.leaves, gs, slots, state.carry, inputs=inputs, change=change
+        )
         return layout.tree(ps), State(t, {n: layout.tree(column) for n, column in slots.items()}, carry)
 
 

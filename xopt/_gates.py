@@ -1,0 +1,97 @@
+"""Links that may hold a step back: what comes behind them then keeps its state, and the parameters stay.
+
+Such a link (``gates = True``) says by ``h.go``, 1 or 0, whether the step is taken; its ``clock`` tells the links behind
+it which step theirs is. Nothing is looked at: where only a device knows, a selection is made there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from xopt._fields import static
+from xopt._part import Array, H, Part
+from xopt._pieces import chosen
+
+
+class Accumulation(Part):
+    """Add gradients up, and let every k-th pass with the mean or the sum of the last k."""
+
+    every: int = static(ge=1)
+    total: Literal["mean", "sum"] = "mean"
+    gates = True
+
+    def _place(self) -> str:
+        return "accumulate"
+
+    @staticmethod
+    def clock(h: H, t: Any, carry: dict[str, Any]) -> Any:
+        return (t - 1) // h.every + 1
+
+    @staticmethod
+    def host(h: H, xp: Any) -> dict[str, Any]:
+        return {"go": xp.where(h.t % h.every == 0, 1.0, 0.0)}
+
+    @staticmethod
+    def update(h: H, xp: Any, p: Array, g: Array, gradient: Array = 0.0) -> tuple[Array, ...]:
+        gradient = gradient + (g / h.every if h.total == "mean" else g)
+        return gradient, chosen(xp, h.go, None, gradient)
+
+
+def _bad(h: H, xp: Any, p: Array, g: Array) -> dict[str, Array]:
+    """Count what is not finite."""
+    size = xp.abs(g)
+    return {"bad": xp.where(xp.isfinite(g), xp.minimum(size, 0.0), 1.0)}
+
+
+class SkipNonFinite(Part):
+    """Hold a step back when any gradient has an element that is not finite."""
+
+    gates = True
+    carry: ClassVar[Mapping[str, float]] = {"skipped": 0.0}
+    reduce = staticmethod(_bad)
+
+    def _place(self) -> str:
+        return "nonfinite"
+
+    @staticmethod
+    def clock(h: H, t: Any, carry: dict[str, Any]) -> Any:
+        return t - carry["skipped"]
+
+    @staticmethod
+    def host(h: H, xp: Any) -> dict[str, Any]:
+        go = xp.where(h.bad > 0, 0.0, 1.0)
+        return {"go": go, "skipped": h.skipped + (1 - go)}
+
+    @staticmethod
+    def update(h: H, xp: Any, p: Array, g: Array) -> Array:
+        return g
+
+
+class RaiseNonFinite(Part):
+    """Refuse a gradient with an element that is not finite, by its name; that needs a look at the sums."""
+
+    scope = "leaf"
+    reduce = staticmethod(_bad)
+    refuses = "bad"
+
+    def _place(self) -> str:
+        return "nonfinite"
+
+    @staticmethod
+    def update(h: H, xp: Any, p: Array, g: Array) -> Array:
+        return g
+
+
+class ZeroNonFinite(Part):
+    """Take 0 for what is not finite."""
+
+    def _place(self) -> str:
+        return "nonfinite"
+
+    @staticmethod
+    def update(h: H, xp: Any, p: Array, g: Array) -> Array:
+        return xp.where(xp.isfinite(g), g, 0.0)
+
+
+NONFINITE = {"skip": SkipNonFinite, "raise": RaiseNonFinite, "zero": ZeroNonFinite}
