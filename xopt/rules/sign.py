@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from xopt.rule import Array, H, Hyper, Rule, hyper, is_complex, static
+from xopt.rule import Array, H, Hyper, Rule, hyper, sign, static
 
 __all__ = ["Lion", "SignSGD", "Signum"]
-
-
-def sign(xp: Any, x: Array) -> Array:
-    """Return -1, 0 or 1, of a complex number its phase x/|x|."""
-    if not is_complex(x):
-        return xp.sign(x)
-    a = xp.abs(x)
-    return x / xp.where(a > 0, a, 1.0)
 
 
 class SignSGD(Rule):
