@@ -119,6 +119,21 @@ def test_float32(lib: Lib, row: Row, rule: xopt.Rule, rng: np.random.Generator) 
     assert_close(got, oracle(row, rule, params, grads), rtol=2e-5 if "centered" not in str(rule) else 2e-3, atol=4e-6)
 
 
+@pytest.mark.parametrize("row", [row for row in catalog.ROWS if row.results], ids=lambda row: row.rule.__name__)
+def test_results_in_the_state(row: Row, rng: np.random.Generator) -> None:
+    params, grads = problem(rng, "float64")
+    for options in [*row.options, *catalog.COMMON]:
+        rule = row.rule(**{"lr": row.lr, **options})
+        _, state = walk(rule, params, grads)
+        for k, p in enumerate(leaves(params)):
+            kept: dict[str, Any] = {}
+            for t, g in enumerate(grads, 1):
+                p = row.reference(p, leaves(g)[k], kept, t, **catalog.fields(rule))
+            for name in row.results:
+                [column] = [x for n, x in state.slots.items() if n.endswith(f".{name}")]
+                np.testing.assert_allclose(leaves(column)[k], kept[name], rtol=row.rtol, atol=1e-13)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
 def test_half(lib: Lib, row: Row, dtype: str, rng: np.random.Generator) -> None:
@@ -220,7 +235,12 @@ def test_replayed_trace_is_eager_to_the_bit(row: Row, rule: xopt.Rule, dtype: st
 @pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
 def test_every_hyperparameter_and_option_matters(row: Row, rng: np.random.Generator) -> None:
     params, grads = problem(rng, "float64", steps=8)
-    outcome = lambda rule: np.concatenate([x.ravel() for x in leaves(walk(rule, params, grads)[0])])
+
+    def outcome(rule: xopt.Rule) -> Any:
+        new, state = walk(rule, params, grads)
+        read = [x for n, x in state.slots.items() if n.split(".")[-1] in row.results]
+        return np.concatenate([x.ravel() for x in leaves([new, *read])])
+
     base = {"lr": row.lr}
     seen = {row.rule(lr=row.lr * 2): outcome(row.rule(lr=row.lr * 2))}
     for options in [*row.options, *catalog.COMMON]:

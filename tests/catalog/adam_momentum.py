@@ -89,7 +89,7 @@ ROWS = [
     ),
 ]  # fmt: skip
 
-TORCH = 1e-7  # torch keeps the product of the μs in float32
+TORCH = 1e-6  # torch keeps the product of the μs in float32
 
 PEERS: list[Peer] = [
     torch(xopt.NAdam(), "NAdam", TORCH),
