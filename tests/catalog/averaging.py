@@ -84,7 +84,13 @@ ROWS = [
 ]  # fmt: skip
 
 ASGD = 1e-6  # torch keeps the learning rate in float32
-MADGRAD = 1e-6  # optax computes lr·√t in float32
+
+
+def rounded(lr: float) -> Any:
+    """Return a rate with which lr·√t is what optax computes, in float32."""
+    single = np.float32
+    return lambda t: float(single(lr) * np.sqrt(single(t))) / np.sqrt(t)
+
 
 PEERS: list[Peer] = [
     torch(xopt.ASGD(), "ASGD", ASGD),
@@ -110,10 +116,9 @@ PEERS: list[Peer] = [
         learning_rate_power=-0.25,
         initial_accumulator_value=0.5,
     ),
-    optax(xopt.MADGRAD(0.1 + 1e-6), lambda o: o.contrib.madgrad(0.1), MADGRAD),
+    optax(xopt.MADGRAD(rounded(0.1 + 1e-6)), lambda o: o.contrib.madgrad(0.1)),
     optax(
-        xopt.MADGRAD(0.1 + 1e-3, 0.5, 1e-3, weight_decay=0.3),
+        xopt.MADGRAD(rounded(0.1 + 1e-3), 0.5, 1e-3, weight_decay=0.3),
         lambda o: o.contrib.madgrad(0.1, 0.5, weight_decay=0.3, eps=1e-3),
-        MADGRAD,
     ),
 ]
