@@ -42,21 +42,14 @@ def length(lib: Lib) -> int:
 
 
 def oracle(row: Row, rule: xopt.Rule, params: Any, grads: list[Any]) -> list[Any]:
-    """Run the reference in float64 or complex128; split complex parameters are two real ones each."""
-    split = rule.complex == "split"
-    columns = [leaves(g) for g in grads]
+    """Run the reference in float64 or complex128; a split complex parameter is a real one with one axis more."""
+    part = lambda x: np.stack([x.real, x.imag], -1) if rule.complex == "split" and np.iscomplexobj(x) else x
+    ps, columns = [part(p) for p in leaves(params)], [[part(x) for x in leaves(g)] for g in grads]
     if row.tree:
-        assert not split, "an oracle of the whole tree is not split"
-        return run_reference(row, rule, leaves(params), columns)  # type: ignore[no-any-return]
-    out = []
-    for k, p in enumerate(leaves(params)):
-        gs = [g[k] for g in columns]
-        if split and np.iscomplexobj(p):
-            parts = [run_reference(row, rule, part(p), [part(g) for g in gs]) for part in (np.real, np.imag)]
-            out.append(parts[0] + 1j * parts[1])
-        else:
-            out.append(run_reference(row, rule, p, gs))
-    return out
+        out = run_reference(row, rule, ps, columns)
+    else:
+        out = [run_reference(row, rule, p, [g[k] for g in columns]) for k, p in enumerate(ps)]
+    return [x if x.shape == p.shape else x[..., 0] + 1j * x[..., 1] for x, p in zip(out, leaves(params), strict=True)]
 
 
 def run_reference(row: Row, rule: xopt.Rule, p: Any, gs: list[Any]) -> Any:
@@ -124,6 +117,21 @@ def test_float32(lib: Lib, row: Row, rule: xopt.Rule, rng: np.random.Generator) 
     got, _ = run(lib, rule, params, grads)
     # 20 steps of a few roundings each, in parameters of size 1 (2^-24 = 6e-8); centered amplifies as above
     assert_close(got, oracle(row, rule, params, grads), rtol=2e-5 if "centered" not in str(rule) else 2e-3, atol=4e-6)
+
+
+@pytest.mark.parametrize("row", [row for row in catalog.ROWS if row.results], ids=lambda row: row.rule.__name__)
+def test_results_in_the_state(row: Row, rng: np.random.Generator) -> None:
+    params, grads = problem(rng, "float64")
+    for options in [*row.options, *catalog.COMMON]:
+        rule = row.rule(**{"lr": row.lr, **options})
+        _, state = walk(rule, params, grads)
+        for k, p in enumerate(leaves(params)):
+            kept: dict[str, Any] = {}
+            for t, g in enumerate(grads, 1):
+                p = row.reference(p, leaves(g)[k], kept, t, **catalog.fields(rule))
+            for name in row.results:
+                [column] = [x for n, x in state.slots.items() if n.endswith(f".{name}")]
+                np.testing.assert_allclose(leaves(column)[k], kept[name], rtol=row.rtol, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -205,7 +213,11 @@ def test_replayed_trace_is_eager_to_the_bit(row: Row, rule: xopt.Rule, dtype: st
         x = np.abs(draw()) if plan.kinds[name] == "real" else draw()
         arrays[name] = x
     values = {"t": 3, **piece.resolve(3, "numpy", read=True)}
-    h = {**piece.statics, **values}
+    h = {**piece.statics, **piece.carry, **values}
+    if piece.reduce:  # what it sums is tested elsewhere: any positive number will do
+        slots = {n: arrays[piece.slot(n)] for n in piece.slots if piece.slot(n) in plan.live}
+        with np.errstate(all="ignore"):
+            h |= dict.fromkeys(piece.reduce(_plan.namespace(h), np, arrays["p"], arrays["g"], **slots), 2.5)
     if piece.host:
         h |= piece.host(_plan.namespace(h), _scalars.floats)
     program = plan.body(("p", "u", *plan.live))
@@ -222,8 +234,13 @@ def test_replayed_trace_is_eager_to_the_bit(row: Row, rule: xopt.Rule, dtype: st
 
 @pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
 def test_every_hyperparameter_and_option_matters(row: Row, rng: np.random.Generator) -> None:
-    params, grads = problem(rng, "float64", steps=4)
-    outcome = lambda rule: np.concatenate([x.ravel() for x in leaves(walk(rule, params, grads)[0])])
+    params, grads = problem(rng, "float64", steps=8)
+
+    def outcome(rule: xopt.Rule) -> Any:
+        new, state = walk(rule, params, grads)
+        read = [x for n, x in state.slots.items() if n.split(".")[-1] in row.results]
+        return np.concatenate([x.ravel() for x in leaves([new, *read])])
+
     base = {"lr": row.lr}
     seen = {row.rule(lr=row.lr * 2): outcome(row.rule(lr=row.lr * 2))}
     for options in [*row.options, *catalog.COMMON]:
@@ -237,13 +254,18 @@ def test_every_hyperparameter_and_option_matters(row: Row, rng: np.random.Genera
 
 @pytest.mark.parametrize(("row", "rule"), catalog.rules())
 def test_every_state_array_changes_and_none_is_idle(row: Row, rule: xopt.Rule, rng: np.random.Generator) -> None:
-    p = rng.standard_normal(5)
-    state = rule.init(p)
-    names = set(state.slots)
-    _, after = rule.apply(p, rng.standard_normal(5), state)
-    assert set(after.slots) == names
-    for name in names:
-        assert not np.any(state.slots[name] == after.slots[name]), name
+    p, start, grads = rng.standard_normal(5), rule.init(np.ones(5)), rng.standard_normal((3, 5))
+    states = [start]
+    for g in grads:
+        p, state = rule.apply(p, g, states[-1])
+        assert {*state.slots} == {*start.slots}
+        states.append(state)
+    for name, first in start.slots.items():
+        if any(np.all(state.slots[name] != first) for state in states):
+            continue
+        shaken = states[-1]._replace(slots={**states[-1].slots, name: states[-1].slots[name] + 0.1})
+        new = [rule.apply(p, grads[0], state)[0] for state in (states[-1], shaken)]
+        assert np.all(new[0] != new[1]), f"{name} never changes, nor does anything hang on it"
 
 
 @pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)

@@ -5,9 +5,14 @@ from xopt._config import show_config
 from xopt._explain import explain
 from xopt.optimizer import Optimizer
 from xopt.rule import Chain, Rule, State, Transform, abs2, chain, hyper, is_complex, static
-from xopt.rules import adam, adaptive, sgd, sign
+from xopt.rules import adam, adam_denominator, adam_difference, adam_momentum, adaptive, averaging, layerwise, sgd, sign
 from xopt.rules.adam import *
+from xopt.rules.adam_denominator import *
+from xopt.rules.adam_difference import *
+from xopt.rules.adam_momentum import *
 from xopt.rules.adaptive import *
+from xopt.rules.averaging import *
+from xopt.rules.layerwise import *
 from xopt.rules.sgd import *
 from xopt.rules.sign import *
 from xopt.transforms import ClipByGlobalNorm, ClipByNorm, ClipByValue
@@ -38,6 +43,11 @@ __all__ = [
     "static",
 ]
 __all__ += adam.__all__
+__all__ += adam_denominator.__all__
+__all__ += adam_difference.__all__
+__all__ += adam_momentum.__all__
 __all__ += adaptive.__all__
+__all__ += averaging.__all__
+__all__ += layerwise.__all__
 __all__ += sgd.__all__
 __all__ += sign.__all__

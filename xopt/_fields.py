@@ -26,6 +26,7 @@ class Field(NamedTuple):
     among: tuple[Any, ...] | None = None
     kw_only: bool = False
     whole: bool = False
+    optional: bool = False
 
     def limits(self) -> str:
         """Say the range in words."""
@@ -41,6 +42,7 @@ def hyper(
     le: float | None = None,
     lt: float | None = None,
     kw_only: bool = False,
+    optional: bool = False,
 ) -> Any:
     """Declare a hyperparameter of a rule: a number within bounds, or a schedule of such numbers.
 
@@ -54,8 +56,10 @@ def hyper(
         Bounds: at least, more than, at most, less than.
     kw_only
         Whether it must be given by name.
+    optional
+        Whether None may be given where it is not the default.
     """
-    return Field(default, False, ge, gt, le, lt, None, kw_only)
+    return Field(default, False, ge, gt, le, lt, None, kw_only, optional=optional or default is None)
 
 
 def static(*, default: Any = MISSING, ge: float | None = None, le: float | None = None, kw_only: bool = False) -> Any:
@@ -80,7 +84,7 @@ def check(where: str, field: Field, value: Any) -> Any:
     if field.static:
         return _check_static(where, field, value)
     if value is None:
-        if field.default is not None:
+        if not field.optional:
             raise TypeError(f"{where}: None, but it must be a number or a schedule")
         return None
     if isinstance(value, type):

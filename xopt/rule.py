@@ -56,6 +56,22 @@ def is_complex(x: Array) -> bool:
     return x.kind == "complex" if kind is not None else _arrays.is_complex(x)
 
 
+def sign(xp: Any, x: Array) -> Array:
+    """Return -1, 0 or 1, of a complex number its phase x/|x|.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xopt.rule import sign
+    >>> sign(np, np.asarray([3.0, 0.0, -2.0])), sign(np, np.asarray([3.0 + 4.0j, 0j]))
+    (array([ 1.,  0., -1.]), array([0.6+0.8j, 0. +0.j ]))
+    """
+    if not is_complex(x):
+        return xp.sign(x)
+    a = xp.abs(x)
+    return x / xp.where(a > 0, a, 1.0)
+
+
 class State(NamedTuple):
     """What a rule remembers between steps: a pytree in every library that has pytrees."""
 
@@ -214,7 +230,8 @@ class Rule(Part, Method):
         w ≥ 0, or None for no decay (default).
     decay
         ``"l2"``: g + w p enters the rule. ``"lr"``: the step is less lr·w·p (decoupled, as in AdamW).
-        ``"independent"``: the step is less w·p, whatever the learning rate.
+        ``"independent"``: the step is less w·p, whatever the learning rate. Some rules have one more value, the
+        decay of their paper, which their own maths does.
     maximize
         Climb instead of descend: the gradient changes its sign before anything else.
     complex
@@ -247,10 +264,8 @@ class Rule(Part, Method):
         def whole(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> tuple[Array, ...]:
             out = update(h, xp, p, decayed(h, p, g), **slots)
             step, *new = out if isinstance(out, tuple) else (out,)
-            if h.weight_decay is not None and h.decay != "l2":
-                factor = h.lr * h.weight_decay if h.decay == "lr" else h.weight_decay
-                step = step - factor * p
-            return (step, *new)
+            factor = decoupled(h)
+            return (step if factor is None else step - factor * p, *new)
 
         def terms(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> dict[str, Array]:
             assert reduce is not None
@@ -260,6 +275,16 @@ class Rule(Part, Method):
 
     def _enter(self) -> Callable[..., Any] | None:
         return lambda h, g: -g if h.maximize else g
+
+
+def decoupled(h: H) -> Any:
+    """Return the part of p by which decoupled decay shrinks it, or None without such decay.
+
+    The step that ``update`` returns is made less by it afterwards. A rule that must know where p will be asks here.
+    """
+    if h.weight_decay is None or h.decay not in ("lr", "independent"):
+        return None
+    return h.lr * h.weight_decay if h.decay == "lr" else h.weight_decay
 
 
 def check_method(rule: object) -> None:

@@ -7,6 +7,7 @@ name, and returns the new parameters.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,10 @@ S = dict[str, Any]
 
 
 def decayed(step: Any) -> Any:
-    """Add the three kinds of weight decay, and maximisation, around an oracle of one array, or of a list of them."""
+    """Add the three kinds of weight decay, and maximisation, around an oracle of one array, or of a list of them.
+
+    An oracle that has a kind of its own takes ``weight_decay``, which is 0 for the three.
+    """
 
     def whole(p: A, g: A, s: S, t: int, *, weight_decay: Any, decay: str, maximize: bool, complex: str, **h: Any) -> A:
         del complex  # the test calls split parts one by one
@@ -25,10 +29,12 @@ def decayed(step: Any) -> Any:
         ps, gs = (p, g) if many else ([p], [g])
         gs = [-x for x in gs] if maximize else gs
         w = 0.0 if weight_decay is None else weight_decay
+        if "weight_decay" in inspect.signature(step).parameters:
+            h["weight_decay"] = 0.0 if decay in ("l2", "lr", "independent") else w
         if decay == "l2":
             gs = [y + w * x for x, y in zip(ps, gs, strict=True)]
         out = step(ps, gs, s, t, **h) if many else [step(ps[0], gs[0], s, t, **h)]
-        if decay != "l2":
+        if decay in ("lr", "independent"):
             factor = h["lr"] if decay == "lr" else 1.0
             out = [x - factor * w * y for x, y in zip(out, ps, strict=True)]
         return out if many else out[0]
@@ -52,6 +58,8 @@ class Row(NamedTuple):
     """Whether the oracle takes all arrays at once, as lists."""
     rtol: float = 1e-12
     """What float64 may differ from the oracle, relative. More than 1e-12 has a reason beside it."""
+    results: tuple[str, ...] = ()
+    """Slots that are read from outside, like a mean of the parameters: compared with the state of the oracle."""
 
 
 class Peer(NamedTuple):

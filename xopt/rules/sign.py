@@ -1,20 +1,12 @@
-"""Rules that step by a sign: SignSGD, Signum, Lion."""
+"""Rules that step by a sign: SignSGD, Signum, Lion, Rprop."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from xopt.rule import Array, H, Hyper, Rule, hyper, is_complex, static
+from xopt.rule import Array, H, Hyper, Rule, hyper, is_complex, sign, static
 
-__all__ = ["Lion", "SignSGD", "Signum"]
-
-
-def sign(xp: Any, x: Array) -> Array:
-    """Return -1, 0 or 1, of a complex number its phase x/|x|."""
-    if not is_complex(x):
-        return xp.sign(x)
-    a = xp.abs(x)
-    return x / xp.where(a > 0, a, 1.0)
+__all__ = ["Lion", "Rprop", "SignSGD", "Signum"]
 
 
 class SignSGD(Rule):
@@ -148,3 +140,73 @@ class Lion(Rule):
     def update(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0) -> tuple[Array, ...]:
         step = sign(xp, h.b1 * m + (1 - h.b1) * g)
         return -h.lr * step, h.b2 * m + (1 - h.b2) * g
+
+
+class Rprop(Rule):
+    r"""Rprop (Riedmiller & Braun 1993; iRprop⁻ of Igel & Hüsken 2000): a step size for each element, by signs alone.
+
+    With g' the gradient before, at first 0, and s = lr in step 1::
+
+        g·g' > 0    s ← min(s·grow, largest)
+        g·g' < 0    s ← max(s·shrink, smallest), g ← 0          "rprop-": g stays
+        p ← p - s·sign(g)                                       "rprop+": where g·g' < 0, p goes back
+
+    Parameters
+    ----------
+    lr
+        First step size, ≥ 0, in the unit of the parameter. Later values do nothing.
+    shrink, grow
+        Factors of the step size: in (0, 1) and > 1.
+    smallest, largest
+        Bounds of the step size, > 0.
+    form
+        Where the sign changed, ``"irprop-"``: stay, and take the next gradient as the first (torch);
+        ``"rprop-"``: go on with the smaller step; ``"rprop+"``: undo the step before, then as "irprop-" (1993).
+    weight_decay, decay, maximize, complex
+        As for every :class:`~xopt.Rule`.
+
+    Notes
+    -----
+    State: ``last`` (g') and ``size`` (real), with "rprop+" ``move``, shaped like the parameter, 8 or 12 bytes a float32
+    parameter.
+
+    For gradients of whole data sets: the sign of a noisy gradient changes without need. g·g' of complex numbers is the
+    real part of g times the conjugate of g', and the sign is the phase. ``optax.rprop`` (0.2.8) makes each of these
+    steps one step later, and none in step 1.
+
+    References
+    ----------
+    M. Riedmiller, H. Braun (1993), A direct adaptive method for faster backpropagation learning: the RPROP algorithm.
+
+    C. Igel, M. Hüsken (2000), Improving the Rprop learning algorithm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xopt
+    >>> rule, w = xopt.Rprop(lr=0.1), np.asarray([1.0, -2.0])
+    >>> w, state = rule.apply(w, 2 * w, rule.init(w))
+    >>> w, rule.apply(w, 2 * w, state)[0]
+    (array([ 0.9, -1.9]), array([ 0.78, -1.78]))
+    """
+
+    lr: Hyper = hyper(default=1e-2, ge=0)
+    shrink: Hyper = hyper(default=0.5, gt=0, lt=1)
+    grow: Hyper = hyper(default=1.2, gt=1)
+    smallest: Hyper = hyper(default=1e-6, gt=0)
+    largest: Hyper = hyper(default=50.0, gt=0)
+    form: Literal["irprop-", "rprop-", "rprop+"] = "irprop-"
+
+    @staticmethod
+    def update(
+        h: H, xp: Any, p: Array, g: Array, last: Array = 0.0, size: Array = 0.0, move: Array = 0.0
+    ) -> tuple[Array, ...]:
+        same = xp.real(g * xp.conj(last)) if is_complex(g) else g * last
+        size = xp.where(size > 0, size, h.lr)
+        size = xp.where(same > 0, h.grow * size, xp.where(same < 0, h.shrink * size, size))
+        size = xp.minimum(xp.maximum(size, h.smallest), h.largest)
+        g = g if h.form == "rprop-" else xp.where(same < 0, 0.0, g)
+        step = -size * sign(xp, g)
+        if h.form == "rprop+":
+            step = move = xp.where(same < 0, -move, step)
+        return step, g, size, move
