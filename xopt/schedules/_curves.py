@@ -109,8 +109,8 @@ def polynomial(
 def cosine(done: Number, xp: Any, start: float, *, steps: float, end: float = 0.0, power: float = 1.0) -> Number:
     """Go from ``start`` to ``end`` in ``steps`` steps along half a cosine, and stay (Loshchilov & Hutter 2017).
 
-    end + (start - end)·((1 + cos(π·min(s / steps, 1))) / 2)^power, arXiv:1608.03983 equation 5 with power 1. torch's
-    ``CosineAnnealingLR`` does not stay: it goes up again, as ``cyclic(start, peak=end, up=steps, shape="cosine")`` does.
+    end + (start - end)·((1 + cos(π·min(s / steps, 1))) / 2)^power, arXiv:1608.03983 equation 5 with power 1.
+    torch's ``CosineAnnealingLR`` does not stay but rises again: ``cyclic(start, peak=end, up=steps, shape="cosine")``.
 
     Examples
     --------

@@ -193,8 +193,8 @@ def inverse_sqrt(
 ) -> Number:
     """Rise from ``start`` to ``peak`` on a line in ``warmup`` steps, then decay as peak · √(τ / (τ + s - warmup)).
 
-    τ is ``timescale``, by default ``warmup``, so that the decay is peak · √(warmup / s), as in fairseq and T5 (Raffel et
-    al. 2020, arXiv:1910.10683, section 3.1.2). Without warm-up ``timescale`` must be given.
+    τ is ``timescale``, by default ``warmup``, so that the decay is peak · √(warmup / s), as in fairseq and T5
+    (Raffel et al. 2020, arXiv:1910.10683, section 3.1.2). Without warm-up ``timescale`` must be given.
 
     Examples
     --------

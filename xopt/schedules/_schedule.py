@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeAlias, get_args
 
 import numpy as np
@@ -162,8 +162,8 @@ def _combined(sign: str, *operands: Any) -> Schedule:
     found = []
     for x in operands:
         if not callable(x) and (isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating)):
-            return NotImplemented
-        found.append(x if callable(x) else number(f"{sign}: the operand", x))
+            return NotImplemented  # type: ignore[no-any-return]
+        found.append(x if callable(x) else number(f"schedules: an operand of {sign}", x))
     return Schedule(sign, functools.partial(_arithmetic, sign), tuple(found), {})
 
 
@@ -184,7 +184,8 @@ def _rebuild(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def schedule(function: Callable[Concatenate[Number, Any, P], Number]) -> Callable[P, Schedule]:
     """Make a constructor of schedules from a formula of (updates made, scalar functions, parameters...).
 
-    A formula raises where its parameters contradict each other; it is tried once when a schedule is made.
+    A formula raises where its parameters contradict each other: it is tried once when a schedule is made, with other
+    functions in the place of schedules.
     """
     signature, name = inspect.signature(function), function.__name__
     own = signature.replace(parameters=list(signature.parameters.values())[2:], return_annotation="Schedule")
@@ -200,8 +201,9 @@ def schedule(function: Callable[Concatenate[Number, Any, P], Number]) -> Callabl
         many = bound.arguments[first]
         if isinstance(many, tuple) and len(many) - 1 != (n := len(bound.arguments["boundaries"])):
             raise ValueError(f"schedules.{name}: {len(many)} {first} need {len(many) - 1} boundaries, got {n}")
-        if not first.startswith("schedule"):
-            function(0, _scalars.floats, *bound.args, **bound.kwargs)
+        stand_in = {"schedule": float, "schedules": (float,) * len(bound.arguments.get("schedules", ()))}
+        tried: Any = function
+        tried(0, _scalars.floats, stand_in.get(first, many), *bound.args[1:], **bound.kwargs)
         return Schedule(name, function, bound.args, bound.kwargs)
 
     make.__signature__ = own  # type: ignore[attr-defined]
@@ -216,6 +218,8 @@ _POSITIVE |= {"power": "positive", "d_model": "positive"}
 
 def check(where: str, name: str, value: Any, among: tuple[Any, ...] = ()) -> Any:
     """Return a parameter as it is kept, or say what is wrong with it; its name tells what it may be."""
+    if name in ("schedules", "boundaries", "values") and not isinstance(value, Sequence | np.ndarray):
+        raise TypeError(f"{where} is {value!r}, but it must be a list of {'numbers' if name != 'schedules' else name}")
     if name in ("schedule", "schedules"):
         for x in (many := tuple(value) if name == "schedules" else (value,)):
             if not callable(x):
