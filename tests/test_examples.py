@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from conftest import Lib
 
+import xopt
+
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 
 
@@ -75,4 +77,15 @@ def test_pictures_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "argv", ["compare_paths.py"])
     module.main(["--output-dir", str(tmp_path)])
     assert len(list(tmp_path.glob("*.png"))) == 3
+    matplotlib.pyplot.close("all")
+
+
+def test_pictures_of_schedules(tmp_path: Path) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    module = load("draw_schedules")
+    module.main(["--output-dir", str(tmp_path)])
+    assert len(list(tmp_path.glob("*.png"))) == 2
+    drawn = [x.name for panels in (module.SCHEDULES, module.COMBINED) for found in panels.values() for x in found]
+    assert set(drawn) >= set(xopt.schedules.__all__) - {"Schedule"}
     matplotlib.pyplot.close("all")

@@ -25,6 +25,8 @@ def _function(xp: Any, name: str) -> Any:
 class _Floats:
     """Scalar functions of Python floats, with IEEE results (``sqrt(-1)`` is NaN) instead of exceptions."""
 
+    lift = staticmethod(float)
+
     def __getattr__(self, name: str) -> Any:
         function = _function(np, name)
 
@@ -45,7 +47,8 @@ class Zeros:
     def __init__(self, like: Any) -> None:
         self._like, self._xp = like, _arrays.namespace(like)
 
-    def _lift(self, x: Any) -> Any:
+    def lift(self, x: Any) -> Any:
+        """Return a number as an array."""
         if isinstance(x, bool | int | float):
             return self._xp.full_like(self._like, x)
         return x.value if isinstance(x, Step) else x
@@ -55,11 +58,11 @@ class Zeros:
 
         def scalar(*args: Any) -> Any:
             if name == "where":
-                condition, a, b = args[0], self._lift(args[1]), self._lift(args[2])
+                condition, a, b = args[0], self.lift(args[1]), self.lift(args[2])
                 if isinstance(condition, bool):  # the host knows: torch takes no bool here
                     return a if condition else b
                 return function(condition, a, b)
-            return function(*map(self._lift, args))
+            return function(*map(self.lift, args))
 
         return scalar
 
