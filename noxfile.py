@@ -18,7 +18,7 @@ LIBRARIES = {
     "numpy": [],
     "strict": ["array-api-strict>=2.3"],
     "torch": [TORCH],
-    "jax": ["jax>=0.5", "optax>=0.2.5", "keras>=3.10"],
+    "jax": ["jax>=0.5", "optax>=0.2.5", "keras>=3.10", "thinc>=9.1", "autograd>=1.7"],
     "dask": ["dask[array]>=2025.1"],
     "numba": ["numba>=0.61", TORCH],  # not a library, but the runner of two
     "cupy": [

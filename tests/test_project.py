@@ -21,7 +21,7 @@ PACKAGE = ROOT / "xopt"
 # each module may import modules of earlier rows only
 ORDER = [
     ["_arrays"],
-    ["_tree", "_scalars", "_trace", "_reduce", "_fields", "_names"],
+    ["_tree", "_scalars", "_trace", "_reduce", "_fields", "_names", "presets"],
     ["_pieces", "_emit", "_lower", "_cuda_text", "_layout", "random"],
     ["_emit_numba", "_emit_cuda"],
     [

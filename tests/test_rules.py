@@ -97,7 +97,7 @@ def test_every_public_rule_has_a_row() -> None:
 
 @pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
 def test_every_field_is_changed_by_some_row(row: Row) -> None:
-    changed = {n for options in [*row.options, *catalog.COMMON] for n in options} | {"lr", "complex"}
+    changed = {n for options in [*row.options, *catalog.COMMON] for n in options} | {"lr", "complex", "like"}
     assert changed == set(row.rule._fields)
 
 

@@ -136,13 +136,17 @@ def number(where: str, field: Field, value: Any, why: str, library: str = "", re
     return found
 
 
+_PLAIN = {"bool": bool, "int": int, "float": float}
+
+
 def declared(cls: type, name: str, hint: Any) -> Field:
     value = vars(cls).get(name, MISSING)
     field = value if isinstance(value, Field) else Field(value, True)
     if not field.static:
         return field
     if isinstance(hint, str):
-        hint = eval(hint, vars(sys.modules[cls.__module__]))  # the annotations of this class, not of a caller
+        # the annotations of this class, not of a caller
+        hint = _PLAIN[hint] if hint in _PLAIN else eval(hint, vars(sys.modules[cls.__module__]))
     if get_origin(hint) is Literal:
         return field._replace(among=get_args(hint))
     if hint is bool:

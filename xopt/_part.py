@@ -122,15 +122,21 @@ class Part:
         for n in given:
             if n not in fields:
                 raise TypeError(f"{name} has no hyperparameter {n!r}; it has {', '.join(fields)}")
+        defaults = self._defaults(given)
         for n, f in fields.items():
-            if n not in given and f.default is MISSING:
+            value = check(f"{name}.{n}", f, given[n]) if n in given else defaults.get(n, f.default)
+            if value is MISSING:
                 raise TypeError(f"{name} needs {n}")
-            value = check(f"{name}.{n}", f, given[n]) if n in given else f.default
             object.__setattr__(self, n, value)
             if n in given:
                 given[n] = value
         object.__setattr__(self, "_given", given)
         self._check()
+
+    def _defaults(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return defaults that take the place of those of the class."""
+        del given
+        return {}
 
     def _check(self) -> None:
         """Refuse fields that contradict each other. Subclasses extend it."""

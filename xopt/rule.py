@@ -22,6 +22,7 @@ from xopt._part import Part as Part
 from xopt._pieces import Chains, Piece
 from xopt._scalars import after
 from xopt._stages import Stages
+from xopt.presets import PRESETS, REQUIRED, Like, preset
 
 RunnerName: TypeAlias = Literal["eager", "tiled", "numba", "cuda"]
 
@@ -237,12 +238,27 @@ class Rule(Part, Method):
     complex
         ``"modulus"``: a complex parameter has one second moment, of \|g\|². ``"split"``: real and imaginary part
         are two parameters, as in torch.
+    like
+        Have every convention and default of another library: see the page on conventions. What is given beside it
+        counts.
     """
 
     weight_decay: Hyper | None = hyper(default=None, ge=0, kw_only=True)
     decay: Literal["l2", "lr", "independent"] = static(default="l2", kw_only=True)
     maximize: bool = static(default=False, kw_only=True)
     complex: Literal["modulus", "split"] = static(default="modulus", kw_only=True)
+    like: Like = static(default=None, kw_only=True)
+
+    def _defaults(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        like = given.get("like")
+        if not isinstance(like, str) or like not in PRESETS:  # what is wrong with it is said later
+            return {}
+        name = type(self).__name__
+        call, found = preset(name, like)
+        for n, value in found.items():
+            if value is REQUIRED and n not in given:
+                raise TypeError(f"{name} needs {n}: {call} has no default")
+        return found
 
     def _check(self) -> None:
         if "decay" in self._given and self.weight_decay is None:

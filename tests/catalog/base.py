@@ -120,4 +120,4 @@ COMMON_REFUSED: list[dict[str, Any]] = [
 
 def fields(rule: xopt.Rule) -> dict[str, Any]:
     """Return all fields of a rule as the oracle takes them."""
-    return {name: getattr(rule, name) for name in type(rule)._fields}
+    return {name: getattr(rule, name) for name in type(rule)._fields if name != "like"}
