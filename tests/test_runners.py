@@ -67,7 +67,8 @@ CHAIN = xopt.chain(
     xopt.AdamW(lr=xopt.schedules.cosine(0.1, steps=10), weight_decay=0.3, amsgrad=True),
     xopt.ClipByValue(0.05),
 )
-RULES = [row.rule(**{"lr": row.lr, **row.options[-1]}) for row in catalog.ROWS] + [CHAIN]
+GATED = xopt.Accumulate(xopt.Guard(CHAIN, "skip"), every=2)
+RULES = [row.rule(**{"lr": row.lr, **row.options[-1]}) for row in catalog.ROWS] + [CHAIN, GATED]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)

@@ -127,7 +127,8 @@ class Values:
         if not self.by_leaf:
             return program.compute(given)
         given = [x.vector if type(x) is Column else x for x in given]
-        return (program.compute_by_leaf if np.ndarray in map(type, given) else program.compute)(given)
+        vectors = np.ndarray in map(type, given) and not any(getattr(x, "ndim", 1) == 0 for x in given)
+        return (program.compute_by_leaf if vectors else program.compute)(given)
 
     def check(self, program: Program, leaves: int) -> None:
         """Compute the scalars of a program leaf by leaf, to see whether that raises."""
