@@ -45,6 +45,9 @@ _RESERVED = {
     "whole",
     "inputs",
     "value",
+    "readout",
+    "decay_by",
+    "eval_params",
 }
 
 
@@ -63,8 +66,9 @@ class Part:
     """``host(h, xp) -> {name: value}``: more scalars, once a step; ``xp`` has scalar functions."""
     scope: ClassVar[str] = "tree"
     """What ``reduce`` sums over: ``"tree"`` or ``"leaf"``."""
-    carry: ClassVar[Mapping[str, float]] = {}
-    """Scalars kept between steps with their first values; ``host`` returns the new ones."""
+    carry: ClassVar[Mapping[str, float | str]] = {}
+    """Scalars kept between steps, with their first values: numbers or names of static fields; ``host`` returns the new
+    ones."""
     inexact: ClassVar[bool] = False
     """Whether ``update`` may use functions that differ in the last bits between libraries (exp, pow …)."""
     after: ClassVar[bool] = False
@@ -79,6 +83,9 @@ class Part:
     """Whether the link may hold the step back: see ``_gates``."""
     clock: ClassVar[Callable[..., Any] | None] = None
     refuses: ClassVar[str] = ""
+    readout: ClassVar[Callable[..., Array] | None] = None
+    """``readout(h, xp, p, *slots) -> array``: the parameters to evaluate, of those that are trained; elementwise. It
+    names the slots that it needs; ``h`` has no results of ``host`` but what is carried."""
     inputs: ClassVar[tuple[str, ...]] = ()
     """What the caller of a step must give beside the gradients, to be found in ``h``: ``("value",)`` is the loss."""
 
@@ -189,17 +196,18 @@ class Part:
         fixed = {n: v for n, v in values.items() if self._fields[n].static or v is None}
         hypers = tuple(n for n in values if n not in fixed)
         first = {n: self._first(v) for n, v in self._slots.items()}
+        carry = {n: float(self._first(v)) for n, v in cls.carry.items()}
         update, reduce = self._hooks()
         numbers = {n: values[n] for n in hypers}
         constants = numbers if {*map(type, numbers.values())} <= {float} else None
         return Piece(
             place, (cls, *fixed.items()), update, first, fixed, hypers, self._resolve, constants, reduce, cls.host,
-            cls.scope, cls.carry, cls.inexact, order, self._enter(), *cls._asking, cls.after, cls.whole, cls.inputs,
-            cls.gates, cls.clock, cls.refuses,
+            cls.scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.after, cls.whole, cls.inputs,
+            cls.gates, cls.clock, cls.refuses, cls.readout,
         )  # fmt: skip
 
     def _first(self, value: float | str) -> Any:
-        """Return the first value of a slot, from what the signature says."""
+        """Return the first value of a slot or of a scalar that is carried, from what the class says."""
         if not isinstance(value, str) or value == "p":
             return value
         return getattr(self, value)

@@ -56,6 +56,8 @@ class Piece(NamedTuple):
     """``clock(h, t, carry)``: which step step ``t`` is for the links behind it."""
     refuses: str = ""
     """The sum that must be 0 for every leaf."""
+    readout: Callable[..., Any] | None = None
+    """What makes the parameters to evaluate of those that are trained and of the state."""
 
     def slot(self, name: str) -> str:
         """Return the key of a slot in the state: ``"0.adam.m"``."""

@@ -81,7 +81,7 @@ class Resolver:
             sums = []
             for w, i in members:
                 work, own = works[w], values[w]
-                hs = [self._before(chains[c][i], {**given[c][i], "t": step}, work, carry) for c in work.chains]
+                hs = [self.before(chains[c][i], {**given[c][i], "t": step}, work, carry) for c in work.chains]
                 own.add(hs, work.which)
                 if piece.reduce:
                     sums.append(work.runner.sums(work, own, i))
@@ -131,7 +131,7 @@ class Resolver:
         for k in sorted(k for k, n in found.items() if n):
             raise FloatingPointError(f"{self._layout.path(k, 'grads')}: {int(found[k]):,} elements are not finite")
 
-    def _before(self, piece: Piece, h: H, work: Work, carry: dict[str, Any]) -> H:
+    def before(self, piece: Piece, h: H, work: Work, carry: dict[str, Any]) -> H:
         """Return the scalars of a piece as far as they are known before any sum."""
         h = {**piece.statics, **h}
         for n in piece.carry:  # the state may come from a step of another runner

@@ -241,7 +241,7 @@ class Stages:
         that can fail for what the caller gave has been checked before the first write.
         """
         first = "u" if change else "p"
-        works = self._works(first, ps, gs, slots, memory, where)
+        works = self.works(first, ps, gs, slots, memory, where)
         try:
             steps = {n: self._step(t) for n, t in clocks.items()}
             if inputs:
@@ -271,7 +271,7 @@ class Stages:
     def _step(self, t: Any) -> Any:
         return t if isinstance(t, int | float) else _scalars.Step(_arrays.cast(self.layout.xp, t, self.scalars.real()))
 
-    def _works(
+    def works(
         self,
         first: str,
         ps: list[Any],

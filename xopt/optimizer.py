@@ -159,6 +159,19 @@ class Optimizer:
         self._taken = t
         return self._tree
 
+    def eval_params(self) -> Any:
+        """Return the parameters to evaluate or to ship, in new arrays: see :meth:`Rule.eval_params`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xopt
+        >>> opt = xopt.Optimizer(np.asarray([2.0]), xopt.chain(xopt.SGD(lr=1.0), xopt.EMA(0.5)))
+        >>> opt.step(np.asarray([1.0])), opt.eval_params()
+        (array([1.]), array([1.5]))
+        """
+        return self._rule.eval_params(self.params, self.state)
+
     def set(self, **values: Any) -> None:
         """Change hyperparameters from the next step on: ``opt.set(lr=0.01)``.
 

@@ -20,6 +20,7 @@ from xopt._part import H as H
 from xopt._part import Hyper as Hyper
 from xopt._part import Part as Part
 from xopt._pieces import Chains, Piece
+from xopt._readout import evaluated
 from xopt._scalars import after
 from xopt._stages import Stages
 from xopt.presets import PRESETS, REQUIRED, Like, preset
@@ -192,6 +193,29 @@ class Method(ABC):
         Zero where the gradient is None. Arguments and errors are those of :meth:`apply`.
         """
         return self._step(params, grads, state, runner, overrides, {"value": value}, change=True)
+
+    def eval_params(self, params: Any, state: State) -> Any:
+        """Return the parameters to evaluate or to ship, which for some rules are not those that are trained.
+
+        Schedule-free rules return their average, chains with a link that averages weights the average; of several such
+        links the last is asked. Others return a copy.
+
+        Parameters
+        ----------
+        params, state
+            As :meth:`apply` or :meth:`init` returned them. They are not written.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xopt
+        >>> rule, w = xopt.chain(xopt.SGD(lr=1.0), xopt.EMA(0.5)), np.asarray([2.0])
+        >>> w, state = rule.apply(w, np.asarray([1.0]), rule.init(w))
+        >>> w, rule.eval_params(w, state)
+        (array([1.]), array([1.5]))
+        """
+        layout = Layout(params)
+        return evaluated(Stages(self._chains(layout), layout, "eager"), state)
 
     def _step(
         self,

@@ -50,7 +50,7 @@ def _body(work: Work, values: Values, into: dict[str, list[Any]] | None, aliases
             results = _leaf(work, values, k)
             for n, x in results.items():
                 own = work.xp.asarray(x, copy=True) if n in aliases and x is not None else x
-                results[n] = _restore(work, own, work.loads["p" if n == "u" else n][k])
+                results[n] = restore(work, own, work.loads["p" if n == "u" else n][k])
             for n, x in results.items():
                 outputs[n].append(x if into is None else _stored(work, into[n][k], x))
     return outputs
@@ -70,7 +70,7 @@ def _stored(work: Work, home: Any, x: Any) -> Any:
 
 def _leaf(work: Work, values: Values, k: int) -> dict[str, Any]:
     xp = work.xp
-    arrays = _compute_arrays(work, k, work.real)
+    arrays = compute_arrays(work, k, work.real)
     hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, work.real)))
     if not (work.plan.whole and work.split):
         return _outcome(work, hs, arrays)
@@ -84,7 +84,7 @@ def _leaf(work: Work, values: Values, k: int) -> dict[str, Any]:
 
 def _outcome(work: Work, hs: list[Any], arrays: dict[str, Any]) -> dict[str, Any]:
     p = arrays["p"]
-    out, new = compose(work.pieces, hs, _namespace(work), p, arrays["g"], arrays)
+    out, new = compose(work.pieces, hs, namespace(work), p, arrays["g"], arrays)
     result = {"p": out.params(p)} if "p" in work.outputs else {"u": out.change(p)}
     return result | {n: new[n] for n in work.outputs if n in new}
 
@@ -95,19 +95,21 @@ def sums(work: Work, values: Values, place: int) -> dict[str, Any]:
     real = _arrays.widest_real(xp, _arrays.device(work.loads["p"][0]), work.real) if work.loads["p"] else work.real
     with _arrays.no_grad(work.library):
         for k in range(len(work.loads["p"])):
-            arrays = _compute_arrays(work, k, real)
+            arrays = compute_arrays(work, k, real)
             hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, real)), upto=place + 1)
-            _, terms = compose(work.pieces, hs, _namespace(work), arrays["p"], arrays["g"], arrays, upto=place)
+            _, terms = compose(work.pieces, hs, namespace(work), arrays["p"], arrays["g"], arrays, upto=place)
             found.append([_reduce.array_sum(xp, x) for x in terms.values()])
     columns = zip(work.plan.terms[place], zip(*found, strict=True), strict=True)
     return {n: np.asarray(column) if xp is np else xp.stack(column) for n, column in columns}
 
 
-def _namespace(work: Work) -> Any:
+def namespace(work: Work) -> Any:
+    """Return what a link sees as ``xp``."""
     return Unwrapped(work.xp) if work.library == "jax" else work.xp
 
 
-def _compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
+def compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
+    """Return what a leaf is computed with, in a real dtype or the complex one that goes with it."""
     xp, arrays, whole = work.xp, dict[str, Any](), work.plan.whole
     for n, column in work.loads.items():
         if column[k] is None:  # a slot that this leaf does not have
@@ -126,7 +128,8 @@ def _compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
     return arrays
 
 
-def _restore(work: Work, x: Any, like: Any) -> Any:
+def restore(work: Work, x: Any, like: Any) -> Any:
+    """Return a result in the shape and dtype of the array whose place it takes."""
     xp = work.xp
     if like is None:
         return None

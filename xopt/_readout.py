@@ -1,0 +1,59 @@
+"""The parameters to evaluate, where these are not the ones that are trained: averages, read out of the state."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from xopt import _arrays, _scalars
+from xopt._pieces import Values, Work
+from xopt._runners import eager
+from xopt._stages import Stages
+
+
+def evaluated(stages: Stages, state: Any) -> Any:
+    """Return what the last link with a ``readout`` makes of each parameter, in new arrays; of others, a copy.
+
+    Before the first step nothing has been averaged: all are copies.
+    """
+    layout, xp = stages.layout, stages.layout.xp
+    slots = stages.check_state(state)
+    out: list[Any] = [None] * len(layout.leaves)
+    if not (isinstance(state.step, int) and state.step == 0):
+        for work in stages.works("p", layout.leaves, layout.leaves, slots, None, None):
+            for k, x in zip(work.leaves, _column(stages, work, state), strict=True):
+                out[k] = x
+    for k, p in enumerate(layout.leaves):
+        if out[k] is None:
+            out[k] = xp.asarray(_arrays.detached(layout.library, p), copy=True)
+        elif not isinstance(state.step, int):
+            out[k] = xp.where(state.step > 0, out[k], p)
+    return layout.tree(out)
+
+
+def _column(stages: Stages, work: Work, state: Any) -> list[Any]:
+    """Compute the readout of the leaves of one batch."""
+    xp, places = work.xp, [i for i, piece in enumerate(work.pieces) if piece.readout]
+    if not places:
+        return [None] * len(work.leaves)
+    i = places[-1]
+    piece = work.pieces[i]
+    assert piece.readout is not None
+    names = [n for n in list(inspect.signature(piece.readout).parameters)[3:] if piece.slot(n) in work.loads]
+    t = state.step if isinstance(state.step, int) else xp.maximum(state.step, xp.asarray(1, dtype=state.step.dtype))
+    given = stages.resolve(t)
+    step = t if isinstance(t, int) else _scalars.Step(xp.astype(t, stages.scalars.real()))
+    values = Values([])
+    hs = [
+        stages.scalars.before(stages.chains[c][i], {**given[c][i], "t": step}, work, state.carry) for c in work.chains
+    ]
+    values.add(hs, work.which)
+    found = []
+    with _arrays.no_grad(work.library):
+        for k in range(len(work.leaves)):
+            arrays = eager.compute_arrays(work, k, work.real)
+            [h] = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, work.real)))
+            own = {n: arrays[piece.slot(n)] for n in names}
+            x = piece.readout(h, eager.namespace(work), arrays["p"], **own)
+            found.append(eager.restore(work, xp.asarray(x, copy=True), work.loads["p"][k]))
+    return found
