@@ -78,6 +78,16 @@ def test_a_norm_is_two_launches(driver: HostDriver, rng: np.random.Generator) ->
     assert new(driver) == ["xopt_sums", "xopt_ordered", "xopt_ordered", STEP]
 
 
+def test_links_of_a_chain_are_no_more_launches(driver: HostDriver, rng: np.random.Generator) -> None:
+    rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.AdamW(), xopt.Cautious(rescale=False), xopt.EMA(0.9))
+    params, grads = leaves(rng), leaves(rng)
+    opt = xopt.Optimizer(params, rule, runner=Cuda(driver))
+    opt.step(grads)
+    new(driver)
+    opt.step(grads)
+    assert new(driver) == ["xopt_sums", "xopt_ordered", "xopt_ordered", STEP]
+
+
 def test_text_is_compiled_once(driver: HostDriver, rng: np.random.Generator) -> None:
     params = leaves(rng)
     opt = xopt.Optimizer(params, CLIPPED, runner=Cuda(driver))

@@ -68,7 +68,20 @@ CHAIN = xopt.chain(
     xopt.ClipByValue(0.05),
 )
 GATED = xopt.Accumulate(xopt.Guard(CHAIN, "skip"), every=2)
-RULES = [row.rule(**{"lr": row.lr, **row.options[-1]}) for row in catalog.ROWS] + [CHAIN, GATED]
+LINKED = xopt.chain(
+    xopt.AddDecay(0.1),
+    xopt.Normalize(),
+    xopt.Adam(lr=1.0),
+    xopt.Cautious(),
+    xopt.TrustRatio(),
+    xopt.Scale(xopt.schedules.cosine(0.1, steps=10)),
+    xopt.EMA(0.9, start="zero"),
+    xopt.L1(0.01),
+    xopt.Ball(30.0),
+    xopt.Lookahead(k=2),
+    xopt.SWA(start=2),
+)
+RULES = [row.rule(**{"lr": row.lr, **row.options[-1]}) for row in catalog.ROWS] + [CHAIN, GATED, LINKED]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)

@@ -1,9 +1,11 @@
 """Gradient-based optimizers, written once against the Python Array API standard."""
 
-from xopt import nn, random, schedules
+from xopt import averages, nn, projections, random, scaling, schedules
 from xopt._config import show_config
 from xopt._explain import explain
+from xopt.averages import *
 from xopt.optimizer import Optimizer
+from xopt.projections import *
 from xopt.rule import Chain, Rule, State, Transform, abs2, chain, hyper, is_complex, static
 from xopt.rules import adam, adam_denominator, adam_difference, adam_momentum, adaptive, averaging, layerwise, sgd, sign
 from xopt.rules.adam import *
@@ -15,12 +17,15 @@ from xopt.rules.averaging import *
 from xopt.rules.layerwise import *
 from xopt.rules.sgd import *
 from xopt.rules.sign import *
+from xopt.sam import SAM
+from xopt.scaling import *
 from xopt.transforms import ClipByGlobalNorm, ClipByNorm, ClipByValue
 from xopt.wrappers import Accumulate, Guard
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SAM",
     "Accumulate",
     "Chain",
     "ClipByGlobalNorm",
@@ -47,7 +52,10 @@ __all__ += adam_denominator.__all__
 __all__ += adam_difference.__all__
 __all__ += adam_momentum.__all__
 __all__ += adaptive.__all__
+__all__ += averages.__all__
 __all__ += averaging.__all__
 __all__ += layerwise.__all__
+__all__ += projections.__all__
+__all__ += scaling.__all__
 __all__ += sgd.__all__
 __all__ += sign.__all__

@@ -264,6 +264,13 @@ def join_complex(xp: Any, name: str, re: Array, im: Array) -> Array:
     return re + im * 1j
 
 
+def overwrite(name: str, places: list[Array], values: list[Array]) -> None:
+    """Write arrays into others of a library that allows it."""
+    with no_grad(name):
+        for place, x in zip(places, values, strict=True):
+            detached(name, place)[...] = x
+
+
 def no_grad(name: str) -> Any:
     """Return a context in which a library records no graph and NumPy raises no floating-point warning."""
     if name == "torch":

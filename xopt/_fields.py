@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import numpy as np
@@ -27,6 +28,7 @@ class Field(NamedTuple):
     kw_only: bool = False
     whole: bool = False
     optional: bool = False
+    function: bool = False
 
     def limits(self) -> str:
         """Say the range in words."""
@@ -65,7 +67,8 @@ def hyper(
 def static(*, default: Any = MISSING, ge: float | None = None, le: float | None = None, kw_only: bool = False) -> Any:
     """Declare a static field: it chooses a formula or a first value, and cannot change from step to step.
 
-    Annotate it ``bool``, ``int``, ``float`` or ``Literal[...]``; the annotation is enforced.
+    Annotate it ``bool``, ``int``, ``int | None``, ``float``, ``Literal[...]`` or ``Callable[...]``; the annotation is
+    enforced.
 
     Parameters
     ----------
@@ -96,6 +99,12 @@ def _check_static(where: str, field: Field, value: Any) -> Any:
     if field.among is not None:
         if not any(value is x or (type(value) is type(x) and value == x) for x in field.among):
             raise ValueError(f"{where}: {value!r}, but it must be one of {', '.join(map(repr, field.among))}")
+        return value
+    if field.optional and value is None:
+        return None
+    if field.function:
+        if not callable(value) or isinstance(value, type):
+            raise TypeError(f"{where}: {value!r}, but it must be a function")
         return value
     if field.whole and type(value) is not int:
         raise TypeError(f"{where}: {value!r}, but it must be an int")
@@ -153,7 +162,14 @@ def declared(cls: type, name: str, hint: Any) -> Field:
         return field._replace(among=(True, False))
     if hint is float or hint is int:
         return field._replace(whole=hint is int)
-    raise TypeError(f"{cls.__name__}.{name}: a static field must be annotated bool, int, float or Literal, not {hint}")
+    if hint == int | None:
+        return field._replace(whole=True, optional=True)
+    if get_origin(hint) is Callable:
+        return field._replace(function=True)
+    raise TypeError(
+        f"{cls.__name__}.{name}: a static field must be annotated bool, int, float or Literal, or int | None or "
+        f"Callable, not {hint}"
+    )
 
 
 def signature(fields: dict[str, Field]) -> inspect.Signature:

@@ -183,6 +183,15 @@ class Part:
         del layout, k
         return (Link((), self._place(), self),)
 
+    def _stands(self) -> tuple[str, ...]:
+        """Return where in a chain this link may stand: in "front" of the rule, "behind" it, "after" the step."""
+        if self.after:
+            return ("after",)
+        return ("behind",) if any(self._asking) else ("front", "behind")
+
+    def _check_before(self, rule: Any) -> None:
+        """Refuse a rule that this link does not go with. Subclasses extend it."""
+
     def _hooks(self) -> tuple[Callable[..., Any], Callable[..., dict[str, Array]] | None]:
         """Return update and reduce as the stages call them."""
         return type(self).update, type(self).reduce

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -80,6 +82,7 @@ class Optimizer:
         inspector = getattr(self._stages.runner, "inspector", None)
         self._memory = Memory(self._layout, self._state_arrays(), inspector)
         self._compiled: Any = None
+        self._swapped = False
 
     @property
     def params(self) -> Any:
@@ -123,6 +126,7 @@ class Optimizer:
             memory with a parameter; for a schedule that returns something else than a number in range.
         """
         layout, stages = self._layout, self._stages
+        self._refuse_swapped("step")
         if self._memory.moved():
             self._kept = [(arenas, {}) for arenas, _ in self._kept]
         gs, where = self._memory.gradients(grads)
@@ -170,6 +174,7 @@ class Optimizer:
         >>> opt.step(np.asarray([1.0])), opt.eval_params()
         (array([1.]), array([1.5]))
         """
+        self._refuse_swapped("eval_params")
         return self._rule.eval_params(self.params, self.state)
 
     def set(self, **values: Any) -> None:
@@ -191,6 +196,51 @@ class Optimizer:
         """Return every hyperparameter under the name that :meth:`set` takes; a schedule is returned as such."""
         parts = self._rule._parts()
         return {name: getattr(parts[i], field) for name, (i, field) in qualified_names(parts).items()}
+
+    @contextmanager
+    def averaged(self) -> Iterator[Any]:
+        """Put what :meth:`eval_params` returns in place of the parameters for the length of a ``with`` block.
+
+        Afterwards, also after an exception, the parameters are what they were to the bit; what the block wrote into
+        them is lost. No step may be taken inside.
+
+        Raises
+        ------
+        RuntimeError
+            Inside, for :meth:`step`, :meth:`eval_params` and :meth:`averaged`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xopt
+        >>> w = np.asarray([2.0])
+        >>> opt = xopt.Optimizer(w, xopt.chain(xopt.SGD(lr=1.0), xopt.EMA(0.5)))
+        >>> _ = opt.step(np.asarray([1.0]))
+        >>> with opt.averaged():
+        ...     print(w)
+        [1.5]
+        >>> w
+        array([1.])
+        """
+        layout, tree = self._layout, self._tree
+        new = self.eval_params()
+        held = [_arrays.detached(layout.library, p) for p in layout.leaves]
+        old = [layout.xp.asarray(p, copy=True) for p in held] if self._writes else []
+        self._swapped = True
+        try:
+            if self._writes:
+                _arrays.overwrite(layout.library, layout.leaves, Layout(new).leaves)
+            else:
+                self._tree = new
+            yield self._tree
+        finally:
+            if self._writes:
+                _arrays.overwrite(layout.library, layout.leaves, old)
+            self._tree, self._swapped = tree, False
+
+    def _refuse_swapped(self, what: str) -> None:
+        if self._swapped:
+            raise RuntimeError(f"{what}: the parameters are averages until the block of averaged() ends")
 
     def __repr__(self) -> str:
         n = sum(math.prod(shape) for shape in self._layout.shapes)

@@ -15,6 +15,7 @@ from xopt._fields import hyper as hyper
 from xopt._fields import static as static
 from xopt._layout import Layout
 from xopt._names import replaced
+from xopt._order import check_order
 from xopt._part import Array as Array
 from xopt._part import H as H
 from xopt._part import Hyper as Hyper
@@ -376,14 +377,15 @@ class Chain(Method):
 def chain(*parts: Part | Chain) -> Chain:
     """Put transforms and exactly one rule together; each link feeds the next.
 
-    A transform in front of the rule changes the gradient, one behind it changes the step. Chains may be nested.
+    A transform in front of the rule changes the gradient, one behind it changes the step. Links that are given the new
+    parameters (averages, projections) come last. Chains may be nested.
 
     Raises
     ------
     TypeError
         For what is neither a transform, a rule nor a chain.
     ValueError
-        For a chain with no rule or with more than one.
+        For a chain with no rule or with more than one, and for a link that cannot stand where it does.
 
     Examples
     --------
@@ -404,4 +406,5 @@ def chain(*parts: Part | Chain) -> Chain:
     if len(rules) != 1:
         names = ", ".join(type(part).__name__ for part in flat) or "nothing"
         raise ValueError(f"chain: {len(rules)} rules in ({names}), but a chain has exactly one")
+    check_order(flat, flat.index(rules[0]))
     return Chain(tuple(flat))

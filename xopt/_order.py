@@ -1,0 +1,29 @@
+"""Where the links of a chain may stand."""
+
+from __future__ import annotations
+
+from xopt._part import Part
+
+
+def check_order(links: list[Part], at: int) -> None:
+    """Refuse a link that cannot stand where it does."""
+    rule, landed = links[at], ""
+    of = type(rule).__name__
+    for i, link in enumerate(links):
+        name, places = type(link).__name__, link._stands()
+        if i == at:
+            continue
+        if not places:
+            raise TypeError(f"chain: {name} is no link of a chain; it takes a function that returns gradients")
+        if i < at and "front" not in places:
+            why = {"after": "is given the new parameters", "behind": "works on the step of the rule"}[places[0]]
+            raise ValueError(f"chain: {name} {why}, so it must stand behind {of}, not in front")
+        if i > at and places == ("front",):
+            raise ValueError(f"chain: {name} changes the gradient, so it must stand in front of {of}, not behind")
+        if landed and "after" not in places:
+            raise ValueError(
+                f"chain: {name} changes the step, but {landed} in front of it is given the new parameters: put {name} "
+                f"between {of} and {landed}"
+            )
+        landed = landed or (name if "after" in places else "")
+        link._check_before(rule)
