@@ -24,8 +24,10 @@ class Link(NamedTuple):
     order: tuple[int, ...]
     """Its place among the links that its like may stand for."""
     label: str
-    """What its state is filed under."""
+    """What its state is filed under. Links of one label differ in nothing but the values of hyperparameters."""
     part: Part
+    role: tuple[int, ...] = ()
+    """What tells links of one label apart that have other values, also when these happen to be equal."""
 
 
 _RESERVED = {
@@ -176,6 +178,18 @@ class Part:
         del layout, k
         return (Link((), self._place(), self),)
 
+    def _inner(self) -> tuple[Part, ...]:
+        """Return the links inside of this one, whose hyperparameters are named like those of a chain."""
+        return ()
+
+    def _inner_places(self) -> tuple[str, ...]:
+        """Return what stands before the names of the links inside, and before the labels that their state has."""
+        return ("",) * len(self._inner())
+
+    def _with_inner(self, parts: tuple[Part, ...]) -> Part:
+        """Return this link with others inside."""
+        raise NotImplementedError(f"{type(self).__name__} has {len(parts)} links inside, and takes no others")
+
     def _hooks(self) -> tuple[Callable[..., Any], Callable[..., dict[str, Array]] | None]:
         """Return update and reduce as the stages call them."""
         return type(self).update, type(self).reduce
@@ -219,6 +233,17 @@ class Part:
                 value, why = value(t), f"the schedule returned this at step {t}"
             found[n] = number(where, f, value, why, library, read)
         return found
+
+
+def routed(parts: Iterable[Part], places: Iterable[str], layout: Layout, k: int) -> list[Link] | None:
+    """Return the links that stand for those of a chain at leaf ``k``, in order; None if the leaf is to stay."""
+    found: list[Link] = []
+    for i, (part, place) in enumerate(zip(parts, places, strict=True)):
+        route = part._route(layout, k)
+        if route is None:
+            return None
+        found += [Link((i, *link.order), place + link.label, link.part, link.role) for link in route]
+    return found
 
 
 _GRAD = ("grad", inspect.Parameter.KEYWORD_ONLY)

@@ -177,6 +177,7 @@ def plan(pieces: tuple[Piece, ...], complex: bool) -> Plan:
 def host_scalars(piece: Piece, h: dict[str, Any]) -> dict[str, Any]:
     """Call the ``host`` of a piece."""
     numbers = [x for x in h.values() if isinstance(x, _scalars.Step) or hasattr(x, "dtype")]
-    numbers.sort(key=lambda x: -getattr(x, "ndim", 0))  # a vector lifts numbers to vectors
-    found: dict[str, Any] = piece.host(namespace(h), _scalars.space(*numbers))  # type: ignore[misc]
+    if len(numbers) > 1:
+        numbers.sort(key=lambda x: -getattr(x, "ndim", 0))  # a vector lifts numbers to vectors
+    found: dict[str, Any] = piece.host(SimpleNamespace(**h), _scalars.space(*numbers))  # type: ignore[misc]
     return found
