@@ -35,7 +35,7 @@ ORDER = [
     ],
     ["_runners.eager", "_runners.tiled", "_runners._objects"],
     ["_runners.numba", "_runners.cuda"],
-    ["_choice", "_plan"],
+    ["_choice", "_plan", "_select"],
     ["_resolve", "_gates"],
     ["_stages"],
     ["rule"],
@@ -45,7 +45,7 @@ ORDER = [
     ["schedules"],
     ["rules"],
     ["wrappers"],
-    ["optimizer", "_config", "_explain"],
+    ["optimizer", "_config", "_explain", "groups", "masked"],
     [""],
 ]
 

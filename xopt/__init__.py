@@ -3,6 +3,9 @@
 from xopt import nn, random, schedules
 from xopt._config import show_config
 from xopt._explain import explain
+from xopt._select import no_decay_1d
+from xopt.groups import Freeze, Groups, layerwise_decay, scaled
+from xopt.masked import Masked
 from xopt.optimizer import Optimizer
 from xopt.rule import Chain, Rule, State, Transform, abs2, chain, hyper, is_complex, static
 from xopt.rules import adam, adam_denominator, adam_difference, adam_momentum, adaptive, averaging, layerwise, sgd, sign
@@ -26,7 +29,10 @@ __all__ = [
     "ClipByGlobalNorm",
     "ClipByNorm",
     "ClipByValue",
+    "Freeze",
+    "Groups",
     "Guard",
+    "Masked",
     "Optimizer",
     "Rule",
     "State",
@@ -36,8 +42,11 @@ __all__ = [
     "explain",
     "hyper",
     "is_complex",
+    "layerwise_decay",
     "nn",
+    "no_decay_1d",
     "random",
+    "scaled",
     "schedules",
     "show_config",
     "static",

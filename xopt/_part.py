@@ -109,7 +109,9 @@ class Part:
         if "update" in vars(cls):
             cls._slots = _slots_of(cls)
         cls._asking = _asks(getattr(cls, "update", None)), _asks(cls.reduce)
-        cls.__signature__ = signature(found)  # type: ignore[attr-defined]
+        own = inspect.signature(cls.__init__) if "__init__" in vars(cls) else None
+        shown = own.replace(parameters=list(own.parameters.values())[1:]) if own else signature(found)
+        cls.__signature__ = shown  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **given: Any) -> None:
         fields = self._fields
