@@ -107,6 +107,10 @@ def explain(
     count = _count(sum(map(math.prod, layout.shapes)), "parameter")
     arrays = f"{_count(len(layout.leaves), 'array')} of {layout.library}, {count}"
     lines = [f"{rule!r}: {arrays}, runner {stages.runner.name}"]
+    still = [k for k, batch in enumerate(stages.batch_of) if batch is None]
+    if still:
+        count = _count(sum(math.prod(layout.shapes[k]) for k in still), "parameter")
+        lines += ["", f"frozen: {_count(len(still), 'array')}, {count}"]
     sources: list[str] = []
     total = 0
     for batch in stages.batches:

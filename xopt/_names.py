@@ -74,6 +74,6 @@ def locate(parts: Iterable[Any], name: str) -> tuple[Named, str]:
     if fits:
         options = " or ".join(q for q, place in names.items() if place in fits)
         raise TypeError(f"{name!r} is ambiguous: say {options}")
-    if any(field in link.part._fields for link in named(parts)):
+    if any(field in link.part._fields for link in named(parts) if prefix in ("", link.label, link.place)):
         raise TypeError(f"{name!r} is a static field: it chooses a formula and cannot change between steps")
     raise TypeError(f"no hyperparameter {name!r}; there are {', '.join(names)}")

@@ -129,6 +129,8 @@ class Resolver:
     def _sum(self, piece: Piece, members: list[tuple[int, int]], works: list[Work], values: list[Values]) -> None:
         """Add what ``reduce`` sums over the leaves or over the tree."""
         sums = [works[w].runner.sums(works[w], values[w], i) for w, i in members]
+        if self._host and any(works[w].plan.whole for w, _ in members):  # computed eagerly, by the library
+            sums = [{n: np.asarray(x, np.float64) for n, x in found.items()} for found in sums]
         if piece.scope == "tree":
             totals = {n: self._total(n, sums, members, works) for n in sums[0]}
             for w, _ in members:

@@ -169,6 +169,7 @@ class Groups(Part, Method):
         first = sum(len(part._groups) for part in inside)
         put("_rule", rule)
         put("_unmatched", unmatched)
+        put("_first", first)
         put("_labels", tuple(f"group{first + n}" for n in range(len(groups))))
         put("_given", {})
         fields, targets, kept = dict[str, Field](), list[list[_Target]](), list[tuple[Predicate, Any]]()
@@ -192,6 +193,8 @@ class Groups(Part, Method):
 
     _rule: Method
     _groups: tuple[tuple[Predicate, Any], ...]
+    _first: int
+    """The number of its first group."""
     _labels: tuple[str, ...]
     _targets: list[list[_Target]]
     _unmatched: Literal["error", "ignore"]
@@ -287,7 +290,7 @@ class Groups(Part, Method):
         for label, field, value in self._targets[n]:
             if label == link.label:
                 changes[field] = _of(f"{self._labels[n]}.{field}", value, getattr(link.part, field))
-        return link._replace(part=link.part.replace(**changes) if changes else link.part, role=(n, *link.role))
+        return link._replace(part=link.part.replace(**changes) if changes else link.part, role=(self._first + n, *link.role))
 
 
 def _groups(rule: Method, groups: Sequence[Any], unmatched: Literal["error", "ignore"]) -> Groups:
