@@ -265,8 +265,6 @@ DTYPES = [("float32",), ("float64", "float32", "float16"), ("complex64", "float3
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtypes", DTYPES, ids=lambda x: "-".join(x))
 def test_bits_of_separate_optimizers(case: str, dtypes: tuple[str, ...], runner: Any, rng: np.random.Generator) -> None:
-    if type(runner).__name__ == "Numba" and "complex64" in dtypes:
-        pytest.skip("its complex numbers round like no other's, and it fuses what it is given")
     rule, groups = CASES[case]
     check(rule, groups, dtypes, runner, rng)
 
@@ -479,8 +477,6 @@ def test_a_formula_that_fails_for_one_group_leaves_everything(
 
 
 def test_split_and_modulus_side_by_side(runner: Any, rng: np.random.Generator) -> None:
-    if type(runner).__name__ == "Numba":
-        pytest.skip("its complex numbers round like no other's")
     split = xopt.Adam(0.1, complex="split")
     check(
         xopt.Groups(xopt.Adam(0.1), ("head/*", split)), [(head, split), (rest, xopt.Adam(0.1))], ("complex64",), runner, rng
