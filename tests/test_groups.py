@@ -358,9 +358,7 @@ def test_one_kernel_of_numba(rng: np.random.Generator, monkeypatch: pytest.Monke
     calls: list[str] = []
     for name in ("prepare", "sums"):
         real = getattr(numba.Numba, name)
-        monkeypatch.setattr(
-            numba.Numba, name, lambda *args, name=name, real=real: calls.append(name) or real(*args)
-        )
+        monkeypatch.setattr(numba.Numba, name, lambda *args, name=name, real=real: calls.append(name) or real(*args))
     rule = xopt.chain(xopt.ClipByGlobalNorm(0.5), CASES["numbers"][0])
     opt = xopt.Optimizer(tree(rng, "float32"), rule, runner="numba")
     opt.step(tree(rng, "float32"))
@@ -545,7 +543,9 @@ def test_state_has_none_where_a_rule_is_not(rng: np.random.Generator) -> None:
     assert state.slots["0.group0.1.sgd.m"]["embed"] == {"w": None, "scale": None}
     wrong = copy.deepcopy(state)
     wrong.slots["0.adam.m"]["head"]["w"] = params["head"]["w"]
-    with pytest.raises(ValueError, match=r'state.slots\["0.adam.m"\]\["head"\]\["w"\]: an array, but the rule keeps none'):
+    with pytest.raises(
+        ValueError, match=r'state.slots\["0.adam.m"\]\["head"\]\["w"\]: an array, but the rule keeps none'
+    ):
         rule.apply(params, params, wrong)
     wrong = copy.deepcopy(state)
     wrong.slots["0.group0.1.sgd.m"]["head"]["b"] = None
@@ -652,7 +652,11 @@ def test_masked_names() -> None:
 
 
 GLOBS = [
-    ("encoder/*/bias", ["encoder/0/bias"], ["encoder/bias", "encoder/0/1/bias", "my/encoder/0/bias", "encoder/0/bias2"]),
+    (
+        "encoder/*/bias",
+        ["encoder/0/bias"],
+        ["encoder/bias", "encoder/0/1/bias", "my/encoder/0/bias", "encoder/0/bias2"],
+    ),
     ("**/bias", ["bias", "a/bias", "a/b/bias"], ["a/mybias", "bias/w"]),
     ("backbone/**", ["backbone", "backbone/a", "backbone/a/b"], ["backbone2", "my/backbone/a"]),
     ("a/**/w", ["a/w", "a/b/w", "a/b/c/w"], ["a/bw", "aw"]),
@@ -720,9 +724,16 @@ def test_regular_expressions_search_and_functions_see_arrays(rng: np.random.Gene
 
 def test_a_predicate_that_chooses_nothing(rng: np.random.Generator) -> None:
     params = tree(rng, "float32")
-    for wrong, shown in [("blcoks/**", "blcoks"), (re.compile("^x"), r"re.compile\('\^x'\)"), (lambda p, x: False, "lambda")]:
+    for wrong, shown in [
+        ("blcoks/**", "blcoks"),
+        (re.compile("^x"), r"re.compile\('\^x'\)"),
+        (lambda p, x: False, "lambda"),
+    ]:
         rule = xopt.Groups(xopt.SGD(), (wrong, {"lr": 0.1}))
-        with pytest.raises(ValueError, match=f"Groups: .*{shown}.* matches none of the parameters: blocks/0/b, blocks/0/w, .*head/w; if"):
+        with pytest.raises(
+            ValueError,
+            match=f"Groups: .*{shown}.* matches none of the parameters: blocks/0/b, blocks/0/w, .*head/w; if",
+        ):
             rule.init(params)
         with pytest.raises(ValueError, match="Groups: "):
             xopt.Optimizer(params, rule)
@@ -792,13 +803,19 @@ def test_no_lr_to_decay() -> None:
 
 def test_shown_compared_pickled() -> None:
     rules = [
-        xopt.Groups(xopt.Adam(0.1), ("a/**", {"lr": xopt.scaled(0.5)}), (xopt.no_decay_1d, xopt.Freeze), unmatched="ignore"),
+        xopt.Groups(
+            xopt.Adam(0.1), ("a/**", {"lr": xopt.scaled(0.5)}), (xopt.no_decay_1d, xopt.Freeze), unmatched="ignore"
+        ),
         xopt.Groups(xopt.chain(xopt.ClipByValue(1.0), xopt.SGD()), (re.compile("x"), xopt.Adam())),
         xopt.layerwise_decay(xopt.SGD(), ["a", "b"]),
         xopt.chain(xopt.Masked(xopt.ClipByValue(1.0), re.compile("x"), unmatched="ignore"), xopt.SGD()),
     ]
     for rule in rules:
-        for again in (eval(repr(rule), {"re": re, **vars(xopt)}), pickle.loads(pickle.dumps(rule)), copy.deepcopy(rule)):
+        for again in (
+            eval(repr(rule), {"re": re, **vars(xopt)}),
+            pickle.loads(pickle.dumps(rule)),
+            copy.deepcopy(rule),
+        ):
             assert again == rule
             assert hash(again) == hash(rule)
             assert repr(again) == repr(rule)
@@ -888,5 +905,3 @@ def test_partition_and_masked_of_optax(rng: np.random.Generator) -> None:
         theirs = optax.apply_updates(theirs, change)
     for x, y in zip(optree.tree_leaves(mine), optree.tree_leaves(theirs), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-13)
-
-

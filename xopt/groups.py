@@ -290,7 +290,9 @@ class Groups(Part, Method):
         for label, field, value in self._targets[n]:
             if label == link.label:
                 changes[field] = _of(f"{self._labels[n]}.{field}", value, getattr(link.part, field))
-        return link._replace(part=link.part.replace(**changes) if changes else link.part, role=(self._first + n, *link.role))
+        return link._replace(
+            part=link.part.replace(**changes) if changes else link.part, role=(self._first + n, *link.role)
+        )
 
 
 def _groups(rule: Method, groups: Sequence[Any], unmatched: Literal["error", "ignore"]) -> Groups:
