@@ -1,5 +1,5 @@
-"""What a link may be beside elementwise: state from the parameter, scalars carried for each leaf, links behind the step,
-the gradient that entered the rule, the loss, whole arrays."""
+"""What a link may be beside elementwise: state from the parameter, scalars carried for each leaf, projections behind
+the step, the gradient that entered the rule, the loss, whole arrays."""
 
 from __future__ import annotations
 
@@ -493,12 +493,12 @@ def test_state_of_whole_arrays_is_checked(rng: np.random.Generator) -> None:
     rule = Rows()
     state = rule.init(params)
     for name, x, kind, error in [
-        ("m", np.zeros((3, 4)), ValueError, r'state.slots\["0.rows.v"\]\["m"\]: shape \(3, 4\), but the rule keeps \(3,\)'),
+        ("m", np.zeros(4), ValueError, r'state.slots\["0.rows.v"\]\["m"\]: shape \(4,\), but the rule keeps \(3,\)'),
         ("v", np.zeros(5), ValueError, r'state.slots\["0.rows.v"\]\["v"\]: shape \(5,\), but the rule keeps \(\)'),
         ("m", np.zeros(3, "f4"), TypeError, r'\["m"\]: dtype float32, but .* float64'),
         ("m", None, TypeError, r'\["0.rows.v"\]\["m"\]: a NoneType'),
         ("s", np.zeros(()), ValueError, r'\["0.rows.v"\]\["s"\]: an array, but the rule keeps none for this parameter'),
-    ]:  # fmt: skip
+    ]:
         wrong = copy.deepcopy(state)
         wrong.slots["0.rows.v"][name] = x
         with pytest.raises(kind, match=error):

@@ -59,7 +59,12 @@ class Resolver:
         return xp.zeros(count, dtype=self.real(), **({} if place is None else {"device": place}))
 
     def run(
-        self, clocks: dict[str, Any], given: list[list[H]], places: list[Place], works: list[Work], carry: dict[str, Any]
+        self,
+        clocks: dict[str, Any],
+        given: list[list[H]],
+        places: list[Place],
+        works: list[Work],
+        carry: dict[str, Any],
     ) -> tuple[list[Values], dict[str, Any]]:
         """Compute the scalars of each work; sums read the tree.
 

@@ -161,7 +161,7 @@ class Groups(Part, Method):
     def __init__(
         self, rule: Method, *groups: tuple[Predicate, What], unmatched: Literal["error", "ignore"] = "error"
     ) -> None:
-        check_method(rule)
+        _check_rule("Groups", rule)
         check_unmatched("Groups", unmatched)
         put = functools.partial(object.__setattr__, self)
         base = rule._parts()
@@ -169,7 +169,7 @@ class Groups(Part, Method):
         first = sum(len(part._groups) for part in inside)
         put("_rule", rule)
         put("_unmatched", unmatched)
-        put("_first", first)
+        put("_number", first)
         put("_labels", tuple(f"group{first + n}" for n in range(len(groups))))
         put("_given", {})
         fields, targets, kept = dict[str, Field](), list[list[_Target]](), list[tuple[Predicate, Any]]()
@@ -183,7 +183,7 @@ class Groups(Part, Method):
                 targets.append(own)
             else:
                 if what is not Freeze:
-                    _check_rule(label, what)
+                    _check_rule(label, what, "a dict of hyperparameters, Freeze, a rule")
                 targets.append([])
             kept.append((predicate, what))
         put("_groups", tuple(kept))
@@ -193,7 +193,7 @@ class Groups(Part, Method):
 
     _rule: Method
     _groups: tuple[tuple[Predicate, Any], ...]
-    _first: int
+    _number: int
     """The number of its first group."""
     _labels: tuple[str, ...]
     _targets: list[list[_Target]]
@@ -291,7 +291,7 @@ class Groups(Part, Method):
             if label == link.label:
                 changes[field] = _of(f"{self._labels[n]}.{field}", value, getattr(link.part, field))
         return link._replace(
-            part=link.part.replace(**changes) if changes else link.part, role=(self._first + n, *link.role)
+            part=link.part.replace(**changes) if changes else link.part, role=(self._number + n, *link.role)
         )
 
 
@@ -309,12 +309,14 @@ def _places(label: str, parts: Sequence[Part]) -> list[str]:
     return [label] if len(parts) == 1 else [f"{label}{i}." for i in range(len(parts))]
 
 
-def _check_rule(label: str, what: Any) -> None:
+def _check_rule(label: str, what: Any, other: str = "a rule") -> None:
     try:
         check_method(what)
     except TypeError as error:
-        got = str(error).removeprefix("rule: ").replace("a rule", "a dict of hyperparameters, Freeze, a rule", 1)
+        got = str(error).removeprefix("rule: ").replace("a rule", other, 1)
         raise TypeError(f"{label}: {got}") from None
+    if not isinstance(what, Part | Chain):
+        raise TypeError(f"{label}: {type(what).__name__} is for a whole tree; put it around Groups")
 
 
 def _of(name: str, value: Any, old: Any) -> Any:
