@@ -301,13 +301,15 @@ def test_libraries(case: str, lib: Lib, rng: np.random.Generator) -> None:
         p, state = move(params), rule.init(move(params))
     for g in grads:
         p, state = step(p, move(g), state)
-    for path, x in of(optree.tree_map(lib.numpy, p), rest).items():
-        np.testing.assert_allclose(x, want[path], rtol=1e-12, atol=1e-12, err_msg=path)
+    found = [p]
     if lib.guise in ("plain", "", "eager", "jit") or lib.name == "strict":
-        opt = xopt.Optimizer(move(params), rule)
-        for g in grads:
-            opt.step(move(g))
-        for path, x in of(optree.tree_map(lib.numpy, opt.params), rest).items():
+        for runner in ("eager", None):
+            opt = xopt.Optimizer(move(params), rule, runner=runner)  # type: ignore[arg-type]
+            for g in grads:
+                opt.step(move(g))
+            found.append(opt.params)
+    for last in found:
+        for path, x in of(optree.tree_map(lib.numpy, last), rest).items():
             np.testing.assert_allclose(x, want[path], rtol=1e-12, atol=1e-12, err_msg=path)
 
 
@@ -394,10 +396,12 @@ def test_an_outer_norm_is_over_all_leaves(runner: Any, rng: np.random.Generator)
 
 def test_a_norm_of_all_is_that_of_the_plain_chain(runner: Any, rng: np.random.Generator) -> None:
     """The sum runs over the leaves in the order of the tree, however they are grouped: the same bits."""
-    params, grads = tree(rng, "float32", "float64"), rounds(rng, ("float32", "float64"))
+    params, grads = tree(rng, "float64"), rounds(rng, ("float64",), steps=20)
     plain = xopt.chain(xopt.ClipByGlobalNorm(0.5), TreeScale(), xopt.SGD(lr=0.1))
     grouped = xopt.chain(
-        xopt.ClipByGlobalNorm(0.5), TreeScale(), xopt.Groups(xopt.SGD(lr=0.1), ("head/*", xopt.chain(xopt.SGD(lr=0.1))))
+        xopt.ClipByGlobalNorm(0.5),
+        TreeScale(),
+        xopt.Groups(xopt.SGD(lr=0.1), ("blocks/1/*", xopt.chain(xopt.SGD(lr=0.1)))),
     )
     a = xopt.Optimizer(optree.tree_map(np.copy, params), plain, runner=runner)
     b = xopt.Optimizer(optree.tree_map(np.copy, params), grouped, runner=runner)
@@ -666,9 +670,9 @@ def test_set_moves_the_rule_and_what_follows_it() -> None:
 
 def test_groups_are_numbered_through() -> None:
     inner = xopt.Groups(xopt.SGD(), ("a", xopt.Adam()), ("b", {"lr": 0.5}))
-    outer = xopt.Groups(inner, ("c", xopt.Lion()), ("d", {"sgd.lr": 0.25}))
-    opt = xopt.Optimizer({n: np.zeros(1) for n in "abcd"}, outer)
-    assert [*opt.state.slots] == ["0.group0.adam.m", "0.group0.adam.v", "0.group2.lion.m"]
+    outer = xopt.Groups(inner, ("c", xopt.Lion()), ("d", {"sgd.lr": 0.25}), ("e", xopt.Signum()))
+    opt = xopt.Optimizer({n: np.zeros(1) for n in "abcde"}, outer)
+    assert [*opt.state.slots] == ["0.group0.adam.m", "0.group0.adam.v", "0.group2.lion.m", "0.group4.signum.m"]
     names = opt.hyperparams()
     assert {"group1.lr": 0.5, "group3.sgd.lr": 0.25}.items() <= names.items()
     opt.set(**{"group1.lr": 0.1, "group3.sgd.lr": 0.2, "lion.lr": 0.3})

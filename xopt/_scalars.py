@@ -146,7 +146,7 @@ class Unwrapped:
         function = getattr(self._xp, name)
         if not callable(function) or isinstance(function, type):
             return function
-        return lambda *args: function(*(x.value if isinstance(x, Step) else x for x in args))
+        return lambda *args, **kwargs: function(*(x.value if isinstance(x, Step) else x for x in args), **kwargs)
 
 
 def after(step: Any) -> Any:
