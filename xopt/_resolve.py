@@ -28,6 +28,8 @@ class Resolver:
 
     def __init__(self, layout: Layout, host: bool) -> None:
         self._layout, self._host = layout, host
+        self.mixed = False
+        """Whether the host's runner leaves some leaves to the eager one, whose sums are arrays of the library."""
         self.checked = False
         """Whether gradients have been looked at already, where a link would refuse some."""
 
@@ -134,7 +136,7 @@ class Resolver:
     def _sum(self, piece: Piece, members: list[tuple[int, int]], works: list[Work], values: list[Values]) -> None:
         """Add what ``reduce`` sums over the leaves or over the tree."""
         sums = [works[w].runner.sums(works[w], values[w], i) for w, i in members]
-        if self._host and any(works[w].plan.whole for w, _ in members):  # computed eagerly, by the library
+        if self.mixed:
             sums = [{n: np.asarray(x, np.float64) for n, x in found.items()} for found in sums]
         if piece.scope == "tree":
             totals = {n: self._total(n, sums, members, works) for n in sums[0]}

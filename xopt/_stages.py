@@ -71,6 +71,7 @@ class Stages:
             self.batch_of.append(by_kind[kind])
         for batch in self.batches:
             batch.pick = None if len(batch.leaves) == len(layout.leaves) else batch.leaves
+        self.scalars.mixed = self.runner.host and any(batch.plan.whole for batch in self.batches)
         plans = [batch.plan for batch in self.batches] or [plan(chain, False) for chain in self.chains]
         self._places = places(self.chains, [batch.pieces for batch in self.batches])
         self.live = tuple(dict.fromkeys(n for own in plans for n in own.live))
@@ -255,7 +256,9 @@ class Stages:
         holes = where is None and any(map(operator.is_, gs, itertools.repeat(None)))
         works = self._works(first, ps, gs, slots, memory, where, holes)
         try:
-            steps = {n: t if isinstance(t, int | float) else self._step(t) for n, t in clocks.items()}
+            steps = clocks
+            if self._clocks or type(clocks[""]) is not int:
+                steps = {n: t if isinstance(t, int | float) else self._step(t) for n, t in clocks.items()}
             if inputs:
                 given = [[{**h, **inputs} for h in chain] for chain in given]
             at = places(self.chains, [work.pieces for work in works]) if holes else self._places
