@@ -35,7 +35,7 @@ ORDER = [
     ],
     ["_runners.eager", "_runners.tiled", "_runners._objects"],
     ["_runners.numba", "_runners.cuda"],
-    ["_choice", "_order", "_plan"],
+    ["_choice", "_order", "_plan", "_select"],
     ["_resolve", "_gates"],
     ["_stages"],
     ["_readout"],
@@ -47,7 +47,7 @@ ORDER = [
     ["averages", "projections", "sam", "scaling"],
     ["rules"],
     ["wrappers"],
-    ["optimizer", "_config", "_explain"],
+    ["optimizer", "_config", "_explain", "groups", "masked"],
     [""],
 ]
 

@@ -3,6 +3,9 @@
 from xopt import averages, nn, projections, random, scaling, schedules
 from xopt._config import show_config
 from xopt._explain import explain
+from xopt._select import no_decay_1d
+from xopt.groups import Freeze, Groups, layerwise_decay, scaled
+from xopt.masked import Masked
 from xopt.averages import *
 from xopt.optimizer import Optimizer
 from xopt.projections import *
@@ -31,7 +34,10 @@ __all__ = [
     "ClipByGlobalNorm",
     "ClipByNorm",
     "ClipByValue",
+    "Freeze",
+    "Groups",
     "Guard",
+    "Masked",
     "Optimizer",
     "Rule",
     "State",
@@ -41,8 +47,11 @@ __all__ = [
     "explain",
     "hyper",
     "is_complex",
+    "layerwise_decay",
     "nn",
+    "no_decay_1d",
     "random",
+    "scaled",
     "schedules",
     "show_config",
     "static",

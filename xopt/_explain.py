@@ -107,10 +107,19 @@ def explain(
     count = _count(sum(map(math.prod, layout.shapes)), "parameter")
     arrays = f"{_count(len(layout.leaves), 'array')} of {layout.library}, {count}"
     lines = [f"{rule!r}: {arrays}, runner {stages.runner.name}"]
+    still = [k for k, batch in enumerate(stages.batch_of) if batch is None]
+    if still:
+        count = _count(sum(math.prod(layout.shapes[k]) for k in still), "parameter")
+        lines += ["", f"frozen: {_count(len(still), 'array')}, {count}"]
     sources: list[str] = []
     total = 0
     for batch in stages.batches:
         size = sum(math.prod(layout.shapes[k]) for k in batch.leaves)
+        if batch.plan.whole:
+            links = ", ".join(piece.place for piece in batch.pieces if piece.whole)
+            arrays = f"{_count(len(batch.leaves), 'array')}, {_count(size, 'parameter')}"
+            lines += ["", f"{batch.dtype.name}: {arrays}", f"  step: whole arrays, for {links}; by the eager runner"]
+            continue
         state = sum(_arrays.BYTES[stages.slot_dtype(n, batch.leaves[0])] for n in batch.plan.live)
         arrays = f"{_count(len(batch.leaves), 'array')}, {_count(size, 'parameter')}"
         lines += ["", f"{batch.dtype.name}: {arrays}, {state} bytes of state each"]
@@ -123,7 +132,8 @@ def explain(
             if source:
                 sources += ["", f"source of the {name}, {batch.dtype.name}:", _source(stages, batch, place, program)]
     time = f": at {bandwidth / 1e9:g} GB/s at least {_time(total / bandwidth)}" if bandwidth else ""
-    lines += ["", f"{total:,} bytes a step{time}"]
+    beside = ", beside those of whole arrays" if any(batch.plan.whole for batch in stages.batches) else ""
+    lines += ["", f"{total:,} bytes a step{beside}{time}"]
     return "\n".join([*lines, *sources])
 
 

@@ -23,6 +23,8 @@ class Layout:
     def __init__(self, params: Any, *, writable: bool = False) -> None:
         self.leaves, self.spec = _tree.flatten(params)
         self._paths: list[str] | None = None
+        self.memo: dict[Any, Any] = {}
+        """What others found out about these parameters."""
         libraries = [_arrays.library(x) for x in self.leaves]
         for k, (x, name) in enumerate(zip(self.leaves, libraries, strict=True)):
             if name is None:
@@ -47,6 +49,13 @@ class Layout:
         if self._paths is None:
             self._paths = _tree.paths(self.spec, "")
         return name + self._paths[k]
+
+    def names(self) -> list[str]:
+        """Name every leaf by its keys, with slashes between them: ``layer1/w``."""
+        if "names" not in self.memo:
+            self.memo["names"] = _tree.names(self.spec)
+        found: list[str] = self.memo["names"]
+        return found
 
     def _check_writable(self, k: int, x: Any) -> None:
         if isinstance(x, np.generic):

@@ -1,49 +1,79 @@
-"""Names of hyperparameters in a chain: `lr`, or `adamw.lr` where that is not unique."""
+"""Names of hyperparameters in a chain: `lr`, or `adamw.lr` where that is not unique, or `0.adamw.lr`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 
-def qualified_names(parts: tuple[Any, ...]) -> dict[str, tuple[int, str]]:
+class Named(NamedTuple):
+    """A link of a chain, or a link inside of one, and what it is called."""
+
+    path: tuple[int, ...]
+    """Its number in the chain, then among the inner links of that one, and so on."""
+    place: str
+    """What its state is filed under: ``"0.adamw"``."""
+    label: str
+    part: Any
+
+
+def named(parts: Iterable[Any], places: Iterable[str] | None = None, path: tuple[int, ...] = ()) -> list[Named]:
+    """Return every link of a chain, each followed by those inside of it."""
+    found = []
+    parts = tuple(parts)
+    for i, (part, place) in enumerate(zip(parts, places or [f"{i}." for i in range(len(parts))], strict=True)):
+        label, inner = part._place(), part._inner()
+        found.append(Named((*path, i), place + label if label else place.removesuffix("."), label, part))
+        if inner:
+            found += named(inner, [place + more for more in part._inner_places()], (*path, i))
+    return found
+
+
+def qualified_names(parts: Iterable[Any]) -> dict[str, tuple[Named, str]]:
     """Name every hyperparameter of a chain: ``lr``, or ``adamw.lr`` or ``1.adamw.lr`` where that is not unique."""
-    labels = [type(part).__name__.lower() for part in parts]
-    every = [(i, n) for i, part in enumerate(parts) for n, f in part._fields.items() if not f.static]
+    links = named(parts)
+    labels = [link.label for link in links]
+    every = [(link, n) for link in links for n, f in link.part._fields.items() if not f.static]
     fields = [n for _, n in every]
     found = {}
-    for i, n in every:
-        label = labels[i] if labels.count(labels[i]) == 1 else f"{i}.{labels[i]}"
-        found[n if fields.count(n) == 1 else f"{label}.{n}"] = (i, n)
+    for link, n in every:
+        label = link.label if link.label and labels.count(link.label) == 1 else link.place
+        found[n if fields.count(n) == 1 else f"{label}.{n}"] = (link, n)
     return found
 
 
 def replaced(parts: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the links of a chain with other values of some hyperparameters, of the same formula."""
-    new = list(parts)
     for name, value in values.items():
-        i, field = _locate(parts, name)
-        if (value is None) != (getattr(new[i], field) is None):
-            raise TypeError(
-                f"{name}: {value!r} in place of {getattr(new[i], field)!r} is another formula; make another rule"
-            )
-        new[i] = new[i].replace(**{field: value})
-    return tuple(new)
+        link, field = locate(parts, name)
+        old = link.part._values()[field]
+        if (value is None) != (old is None):
+            raise TypeError(f"{name}: {value!r} in place of {old!r} is another formula; make another rule")
+        parts = _put(parts, link.path, link.part.replace(**{field: value}))
+    return parts
 
 
-def _locate(parts: tuple[Any, ...], name: str) -> tuple[int, str]:
+def _put(parts: tuple[Any, ...], path: tuple[int, ...], new: Any) -> tuple[Any, ...]:
+    """Put another link in the place of one, however deep inside."""
+    i, *rest = path
+    if rest:
+        new = parts[i]._with_inner(_put(parts[i]._inner(), tuple(rest), new))
+    return (*parts[:i], new, *parts[i + 1 :])
+
+
+def locate(parts: Iterable[Any], name: str) -> tuple[Named, str]:
     """Find which hyperparameter of a chain a name like ``lr`` or ``adamw.lr`` means."""
     names = qualified_names(parts)
     if name in names:
         return names[name]
     prefix, _, field = name.rpartition(".")
-    labels = [type(part).__name__.lower() for part in parts]
-    fits = [(i, n) for i, n in names.values() if n == field and prefix in ("", labels[i], f"{i}.{labels[i]}")]
+    fits = [(link, n) for link, n in names.values() if n == field and prefix in ("", link.label, link.place)]
+    fits += [(link, n) for link, n in names.values() if "." in n and name == f"{link.place}.{n}"]
     if len(fits) == 1:
         return fits[0]
     if fits:
         options = " or ".join(q for q, place in names.items() if place in fits)
         raise TypeError(f"{name!r} is ambiguous: say {options}")
-    if any(field in part._fields for part in parts):
+    if any(field in link.part._fields for link in named(parts) if prefix in ("", link.label, link.place)):
         raise TypeError(f"{name!r} is a static field: it chooses a formula and cannot change between steps")
     raise TypeError(f"no hyperparameter {name!r}; there are {', '.join(names)}")

@@ -24,8 +24,10 @@ class Link(NamedTuple):
     order: tuple[int, ...]
     """Its place among the links that its like may stand for."""
     label: str
-    """What its state is filed under."""
+    """What its state is filed under. Links of one label differ in nothing but the values of hyperparameters."""
     part: Part
+    role: tuple[int, ...] = ()
+    """What tells links of one label apart that have other values, also when these happen to be equal."""
 
 
 _RESERVED = {
@@ -114,7 +116,9 @@ class Part:
         if "update" in vars(cls):
             cls._slots = _slots_of(cls)
         cls._asking = _asks(getattr(cls, "update", None)), _asks(cls.reduce)
-        cls.__signature__ = signature(found)  # type: ignore[attr-defined]
+        own = inspect.signature(cls.__init__) if "__init__" in vars(cls) else None
+        shown = own.replace(parameters=list(own.parameters.values())[1:]) if own else signature(found)
+        cls.__signature__ = shown  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **given: Any) -> None:
         fields = self._fields
@@ -192,6 +196,18 @@ class Part:
     def _check_before(self, rule: Any) -> None:
         """Refuse a rule that this link does not go with. Subclasses extend it."""
 
+    def _inner(self) -> tuple[Part, ...]:
+        """Return the links inside of this one, whose hyperparameters are named like those of a chain."""
+        return ()
+
+    def _inner_places(self) -> tuple[str, ...]:
+        """Return what stands before the names of the links inside, and before the labels that their state has."""
+        return ("",) * len(self._inner())
+
+    def _with_inner(self, parts: tuple[Part, ...]) -> Part:
+        """Return this link with others inside."""
+        raise NotImplementedError(f"{type(self).__name__} has {len(parts)} links inside, and takes no others")
+
     def _hooks(self) -> tuple[Callable[..., Any], Callable[..., dict[str, Array]] | None]:
         """Return update and reduce as the stages call them."""
         return type(self).update, type(self).reduce
@@ -236,6 +252,17 @@ class Part:
                 value, why = value(t), f"the schedule returned this at step {t}"
             found[n] = number(where, f, value, why, library, read)
         return found
+
+
+def routed(parts: Iterable[Part], places: Iterable[str], layout: Layout, k: int) -> list[Link] | None:
+    """Return the links that stand for those of a chain at leaf ``k``, in order; None if the leaf is to stay."""
+    found: list[Link] = []
+    for i, (part, place) in enumerate(zip(parts, places, strict=True)):
+        route = part._route(layout, k)
+        if route is None:
+            return None
+        found += [Link((i, *link.order), place + link.label, link.part, link.role) for link in route]
+    return found
 
 
 _GRAD = ("grad", inspect.Parameter.KEYWORD_ONLY)

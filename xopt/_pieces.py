@@ -89,26 +89,30 @@ class Values:
     def __init__(self, pieces: list[dict[str, Any]], by_leaf: bool = False) -> None:
         self.pieces, self.by_leaf = pieces, by_leaf
         """Whether any scalar is a `Column`."""
-        self._many: list[dict[str, Any]] = []
+        self.sets: list[dict[str, Any]] = []
+        """The scalars of the last piece: one set for all leaves, or several."""
         self._which: Any = None
 
-    def add(self, many: list[dict[str, Any]], which: Any) -> None:
-        """Append a piece: one set of scalars for all leaves, or several, and for each leaf which is its own."""
-        self._many, self._which = many, which
+    def add(self, sets: list[dict[str, Any]], which: Any) -> None:
+        """Append a piece that has several sets of scalars, and for each leaf which is its own."""
+        self.sets, self._which = [{} for _ in sets], which
         self.pieces.append({})
-        self.merge(many)
+        self.merge(sets)
 
-    def variants(self) -> list[dict[str, Any]]:
-        """Return the sets of scalars of the last piece."""
-        return self._many
-
-    def merge(self, many: list[dict[str, Any]]) -> None:
-        """Add more scalars to the last piece: for all leaves, or for each of its sets."""
-        for h, more in zip(self._many, many, strict=False):
-            h |= more
-        found = many[0] if len(many) == 1 else {n: _merged([h[n] for h in many], self._which) for n in many[0]}
+    def merge(self, more: list[dict[str, Any]]) -> None:
+        """Add scalars to each set of the last piece."""
+        for h, new in zip(self.sets, more, strict=True):
+            h |= new
+        found = {n: _merged([h[n] for h in more], self._which) for n in more[0]}
         self.pieces[-1] |= found
         self.by_leaf = self.by_leaf or Column in map(type, found.values())
+
+    def share(self, scalars: dict[str, Any]) -> None:
+        """Add scalars that all sets of the last piece have; each may be a `Column`."""
+        for h in self.sets:
+            h |= scalars
+        self.pieces[-1] |= scalars
+        self.by_leaf = self.by_leaf or Column in map(type, scalars.values())
 
     @property
     def on_device(self) -> bool:
@@ -198,8 +202,8 @@ class Work:
     """Which leaves of the tree they are."""
     chains: list[int]
     """Chains whose hyperparameters some leaf has."""
-    which: np.ndarray[Any, Any]
-    """For each leaf, which of these is its own."""
+    which: np.ndarray[Any, Any] | None
+    """For each leaf, which of these is its own; None where there is one for all."""
     arenas: dict[str, tuple[Any, list[int]]] | None = None
     """Slots whose leaves lie end to end in one buffer, with the place of each leaf: nothing to gather."""
     kept: dict[Any, Any] | None = None

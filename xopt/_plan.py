@@ -6,6 +6,7 @@ what stands before a sum is recomputed from the same loads rather than kept in m
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +39,11 @@ class Plan:
 
     def __init__(self, pieces: tuple[Piece, ...], complex: bool) -> None:
         self.pieces = pieces
+        for piece, behind in itertools.pairwise(pieces):
+            if piece.after and not behind.after:
+                raise ValueError(
+                    f"{behind.place}: stands behind {piece.place}, which is given the new parameters; put it in front"
+                )
         self.live: tuple[str, ...]
         """Slots that are read or changed; the others are not allocated."""
         self.kinds: dict[str, str]
@@ -177,6 +183,7 @@ def plan(pieces: tuple[Piece, ...], complex: bool) -> Plan:
 def host_scalars(piece: Piece, h: dict[str, Any]) -> dict[str, Any]:
     """Call the ``host`` of a piece."""
     numbers = [x for x in h.values() if isinstance(x, _scalars.Step) or hasattr(x, "dtype")]
-    numbers.sort(key=lambda x: -getattr(x, "ndim", 0))  # a vector lifts numbers to vectors
-    found: dict[str, Any] = piece.host(namespace(h), _scalars.space(*numbers))  # type: ignore[misc]
+    if len(numbers) > 1:
+        numbers.sort(key=lambda x: -getattr(x, "ndim", 0))  # a vector lifts numbers to vectors
+    found: dict[str, Any] = piece.host(SimpleNamespace(**h), _scalars.space(*numbers))  # type: ignore[misc]
     return found

@@ -20,7 +20,7 @@ def evaluated(stages: Stages, state: Any) -> Any:
     slots = stages.check_state(state)
     out: list[Any] = [None] * len(layout.leaves)
     if not (isinstance(state.step, int) and state.step == 0):
-        for work in stages.works("p", layout.leaves, layout.leaves, slots, None, None):
+        for work in stages.works("p", layout.leaves, layout.leaves, slots, None, None, False):
             for k, x in zip(work.leaves, _column(stages, work, state), strict=True):
                 out[k] = x
     for k, p in enumerate(layout.leaves):
@@ -44,10 +44,7 @@ def _column(stages: Stages, work: Work, state: Any) -> list[Any]:
     given = stages.resolve(t)
     step = t if isinstance(t, int) else _scalars.Step(xp.astype(t, stages.scalars.real()))
     values = Values([])
-    hs = [
-        stages.scalars.before(stages.chains[c][i], {**given[c][i], "t": step}, work, state.carry) for c in work.chains
-    ]
-    values.add(hs, work.which)
+    stages.scalars.open(piece, i, step, given, work, values, state.carry)
     found = []
     with _arrays.no_grad(work.library):
         for k in range(len(work.leaves)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -27,6 +28,8 @@ class Resolver:
 
     def __init__(self, layout: Layout, host: bool) -> None:
         self._layout, self._host = layout, host
+        self.mixed = False
+        """Whether the host's runner leaves some leaves to the eager one, whose sums are arrays of the library."""
         self.checked = False
         """Whether gradients have been looked at already, where a link would refuse some."""
 
@@ -61,7 +64,7 @@ class Resolver:
         self,
         clocks: dict[str, Any],
         given: list[list[H]],
-        chains: list[tuple[Piece, ...]],
+        places: list[Place],
         works: list[Work],
         carry: dict[str, Any],
     ) -> tuple[list[Values], dict[str, Any]]:
@@ -72,38 +75,36 @@ class Resolver:
         """
         values, carry = [Values([]) for _ in works], dict(carry)
         go: Any = None  # 1 or 0, if a link may hold the step back
-        for piece, at, members in _places(chains, works):
-            step = clocks.get(piece.place, clocks[""])
-            before = {piece.slot(n): carry[piece.slot(n)] for n in piece.carry}
+        for piece, (c, at), members in places:
+            step = clocks[piece.place if piece.place in clocks else ""]
             if not members:
-                self._alone(piece, {**piece.statics, **given[at[0]][at[1]], "t": step}, carry)
+                self._alone(piece, {**piece.statics, **given[c][at], "t": step}, carry)
                 continue
-            sums = []
+            before = {piece.slot(n): carry[piece.slot(n)] for n in piece.carry} if piece.carry else {}
             for w, i in members:
-                work, own = works[w], values[w]
-                hs = [self.before(chains[c][i], {**given[c][i], "t": step}, work, carry) for c in work.chains]
-                own.add(hs, work.which)
-                if piece.reduce:
-                    sums.append(work.runner.sums(work, own, i))
-            for n in sums[0] if sums else ():
-                if piece.scope == "tree":
-                    total = self._total([works[w] for w, _ in members], [found[n] for found in sums])
-                    for w, _ in members:
-                        values[w].merge([{n: total}] * len(works[w].chains))
-                else:
-                    for (w, _), found in zip(members, sums, strict=True):
-                        values[w].merge([{n: Column(found[n])}] * len(works[w].chains))
-            if piece.refuses:
-                self._refuse(works, members, [found[piece.refuses] for found in sums])
+                self.open(piece, i, step, given, works[w], values[w], carry)
+            if piece.reduce:
+                self._sum(piece, members, works, values)
             if piece.host:
-                for w, i in members:
-                    self._after(chains[works[w].chains[0]][i], works[w], values[w], carry)
+                self._after(piece, members, works, values, carry)
             if go is not None:
                 carry |= {n: self._held(go, carry[n], x) for n, x in before.items()}
             if piece.gates:
                 own_go = values[members[0][0]].pieces[-1]["go"]
                 go = own_go if go is None else go * own_go
         return values, carry
+
+    def open(
+        self, piece: Piece, i: int, step: Any, given: list[list[H]], work: Work, own: Values, carry: dict[str, Any]
+    ) -> None:
+        """Append the scalars of the ``i``-th piece of a work, as far as they are known before any sum."""
+        if work.which is None:
+            own.sets = [{**piece.statics, **given[work.chains[0]][i], "t": step}]
+            own.pieces.append(own.sets[0])
+        else:
+            own.add([{**piece.statics, **given[c][i], "t": step} for c in work.chains], work.which)
+        if piece.carry:
+            own.share(self._carried(piece, work, carry))
 
     def _held(self, go: Any, new: Any, old: Any) -> Any:
         """Return a carried number after a step that may have been held back."""
@@ -131,40 +132,73 @@ class Resolver:
         for k in sorted(k for k, n in found.items() if n):
             raise FloatingPointError(f"{self._layout.path(k, 'grads')}: {int(found[k]):,} elements are not finite")
 
-    def before(self, piece: Piece, h: H, work: Work, carry: dict[str, Any]) -> H:
-        """Return the scalars of a piece as far as they are known before any sum."""
-        h = {**piece.statics, **h}
-        for n in piece.carry:  # the state may come from a step of another runner
-            x = carry[piece.slot(n)]
-            if piece.scope == "leaf":
-                h[n] = Column(self._taken(self._vector(x), work))
-            else:
-                h[n] = float(x) if self._host else x
-        return h
+    def _carried(self, piece: Piece, work: Work, carry: dict[str, Any]) -> H:
+        """Return what a piece has from the step before, which another runner may have taken."""
+        if piece.scope == "leaf":
+            return {n: Column(self._taken(self._vector(carry[piece.slot(n)]), work)) for n in piece.carry}
+        return {n: float(carry[piece.slot(n)]) if self._host else carry[piece.slot(n)] for n in piece.carry}
 
-    def _after(self, piece: Piece, work: Work, own: Values, carry: dict[str, Any]) -> None:
+    def _sum(self, piece: Piece, members: list[tuple[int, int]], works: list[Work], values: list[Values]) -> None:
+        """Add what ``reduce`` sums over the leaves or over the tree."""
+        sums = [works[w].runner.sums(works[w], values[w], i) for w, i in members]
+        if self.mixed:
+            sums = [{n: np.asarray(x, np.float64) for n, x in found.items()} for found in sums]
+        if piece.scope == "tree":
+            totals = {n: self._total(n, sums, members, works) for n in sums[0]}
+            for w, _ in members:
+                values[w].share(totals)
+        else:
+            for (w, _), found in zip(members, sums, strict=True):
+                values[w].share({n: Column(x) for n, x in found.items()})
+        if piece.refuses:
+            self._refuse(works, members, [found[piece.refuses] for found in sums])
+
+    def _after(
+        self,
+        piece: Piece,
+        members: list[tuple[int, int]],
+        works: list[Work],
+        values: list[Values],
+        carry: dict[str, Any],
+    ) -> None:
         """Add what ``host`` computes, and keep what is carried."""
         if piece.scope == "leaf":
-            plain = {n: x.vector if type(x) is Column else x for n, x in own.pieces[-1].items()}
-            with np.errstate(all="ignore"):
-                found = host_scalars(piece, plain)
-            for n in piece.carry:
-                if n in found:
-                    carry[piece.slot(n)] = self._spread(self._vector(carry[piece.slot(n)]), found[n], work)
-            columns = {n: Column(x) if getattr(x, "ndim", 0) else x for n, x in found.items()}
-            own.merge([columns] * len(work.chains))
+            new = {n: self._vector(carry[piece.slot(n)]) for n in piece.carry}
+            for w, _ in members:
+                with np.errstate(all="ignore"):
+                    found = host_scalars(piece, self._alike(values[w].pieces[-1]))
+                new = {n: self._spread(x, found[n], works[w]) if n in found else x for n, x in new.items()}
+                values[w].share({n: Column(x) if getattr(x, "ndim", 0) else x for n, x in found.items()})
+            carry |= {piece.slot(n): x for n, x in new.items()}
             return
-        many = [host_scalars(piece, h) for h in own.variants()]
+        every: list[H] = []
+        for w, _ in members:
+            if works[w].which is None:
+                every.append(host_scalars(piece, values[w].sets[0]))
+                values[w].share(every[-1])
+            else:
+                many = [host_scalars(piece, h) for h in values[w].sets]
+                values[w].merge(many)
+                every += many
         for n in piece.carry:
-            if n in many[0]:
-                new = [h[n] for h in many]
-                if self._host and any(x != new[0] and x == x for x in new):
-                    raise ValueError(
-                        f"{piece.slot(n)}: {new}, but what is carried from step to step is one number for all groups; "
-                        f"give the hyperparameters that it depends on once"
-                    )
-                carry[piece.slot(n)] = self._kept(new[0])
-        own.merge(many)
+            if n in every[0]:
+                self._keep(piece.slot(n), [h[n] for h in every], carry)
+
+    def _alike(self, h: H) -> H:
+        """Return scalars with vectors for columns, all of one library."""
+        found = {n: x.vector if type(x) is Column else x for n, x in h.items()}
+        mixed = not self._plain() and any(hasattr(x, "dtype") and not isinstance(x, np.ndarray) for x in found.values())
+        return {n: self._vector(x) if isinstance(x, np.ndarray) else x for n, x in found.items()} if mixed else found
+
+    def _keep(self, name: str, new: list[Any], carry: dict[str, Any]) -> None:
+        """Keep a scalar of the whole tree for the next step, if all groups have the same."""
+        if all(isinstance(x, int | float) for x in new) and any(x != new[0] and x == x for x in new):
+            raise ValueError(
+                f"{name}: {new}, but what is carried from step to step is one number for all groups; give the "
+                f"hyperparameters that it depends on once"
+            )
+        x, layout = new[0], self._layout
+        carry[name] = layout.xp.asarray(x, dtype=self.real()) if layout.library == "jax" else x
 
     def _alone(self, piece: Piece, h: H, carry: dict[str, Any]) -> None:
         """Keep what is carried in a step in which no leaf takes part."""
@@ -175,11 +209,7 @@ class Resolver:
         found = host_scalars(piece, h | dict.fromkeys(terms(piece), 0.0))
         for n in piece.carry:
             if n in found:
-                carry[piece.slot(n)] = self._kept(found[n])
-
-    def _kept(self, x: Any) -> Any:
-        layout = self._layout
-        return layout.xp.asarray(x, dtype=self.real()) if layout.library == "jax" else x
+                self._keep(piece.slot(n), [found[n]], carry)
 
     def _vector(self, x: Any) -> Any:
         """Return a carried vector as an array of the library that computes."""
@@ -218,26 +248,29 @@ class Resolver:
         place = _arrays.device(like)
         return self._layout.xp.asarray(np.asarray(places), **({} if place is None else {"device": place}))
 
-    def _total(self, works: list[Work], columns: list[Any]) -> Any:
+    def _total(self, n: str, sums: list[H], members: list[tuple[int, int]], works: list[Work]) -> Any:
         """Sum over the tree, in the order of its leaves."""
-        xp, total = self._layout.xp, works[0].runner.total
-        if len(columns) == 1:
-            return total(xp, columns[0])
-        order = np.argsort([k for work in works for k in work.leaves])
+        xp, total = self._layout.xp, works[members[0][0]].runner.total
+        if len(members) == 1:
+            return total(xp, sums[0][n])
+        columns = [found[n] for found in sums]
+        order = np.argsort([k for w, _ in members for k in works[w].leaves])
         if self._host or self._layout.library == "numpy":
             return total(xp, np.concatenate(columns)[order])
         return total(xp, xp.take(xp.concat(columns), self._index(columns[0], order), axis=0))
 
 
-def _places(
-    chains: list[tuple[Piece, ...]], works: list[Work]
-) -> list[tuple[Piece, tuple[int, int], list[tuple[int, int]]]]:
-    """Return every place of the chains in order: its piece, where that is, and in which works it stands where."""
-    found: dict[str, tuple[Piece, tuple[int, int], list[tuple[int, int]]]] = {}
+Place: TypeAlias = tuple[Piece, tuple[int, int], list[tuple[int, int]]]
+"""A piece, a chain and the place in it where it stands, and the works that it is in, with its place in them."""
+
+
+def places(chains: list[tuple[Piece, ...]], works: Iterable[tuple[Piece, ...]]) -> list[Place]:
+    """Return every place of the chains in order, for works with these pieces."""
+    found: dict[str, Place] = {}
     for c, chain in enumerate(chains):
         for i, piece in enumerate(chain):
             found.setdefault(piece.place, (piece, (c, i), []))
-    for w, work in enumerate(works):
-        for i, piece in enumerate(work.pieces):
+    for w, pieces in enumerate(works):
+        for i, piece in enumerate(pieces):
             found[piece.place][2].append((w, i))
     return sorted(found.values(), key=lambda x: x[0].order)

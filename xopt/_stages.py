@@ -15,7 +15,7 @@ from xopt._choice import choose
 from xopt._layout import Layout
 from xopt._pieces import Chains, Piece, Work
 from xopt._plan import Plan, plan
-from xopt._resolve import Resolver
+from xopt._resolve import Resolver, places
 from xopt._runners import eager
 
 
@@ -29,6 +29,8 @@ class Batch:
         """Chains whose hyperparameters some leaf has."""
         self.which: list[int] = []
         """For each leaf, which of these is its own."""
+        self.pick: list[int] | None = None
+        """The leaves, unless they are all of the tree."""
 
     def add(self, k: int, chain: int) -> None:
         """Take in a leaf."""
@@ -50,7 +52,6 @@ class Stages:
         self.layout = layout
         self.chains = chains.chains
         pieces = {piece.place: piece for chain in self.chains for piece in chain}
-        self.split = any(piece.statics.get("complex") == "split" for piece in pieces.values())
         self.runner = choose(layout, runner)
         self.scalars = Resolver(layout, self.runner.host)
         self.batches: list[Batch] = []
@@ -60,7 +61,7 @@ class Stages:
             if chain is None:
                 self.batch_of.append(None)
                 continue
-            split = d.complex and self.split
+            split = d.complex and any(piece.statics.get("complex") == "split" for piece in self.chains[chain])
             own = plan(self.chains[chain], d.complex and not split)
             kind = (id(own), d, str(layout.devices[k]))
             if kind not in by_kind:
@@ -68,7 +69,11 @@ class Stages:
                 self.batches.append(by_kind[kind])
             by_kind[kind].add(k, chain)
             self.batch_of.append(by_kind[kind])
+        for batch in self.batches:
+            batch.pick = None if len(batch.leaves) == len(layout.leaves) else batch.leaves
+        self.scalars.mixed = self.runner.host and any(batch.plan.whole for batch in self.batches)
         plans = [batch.plan for batch in self.batches] or [plan(chain, False) for chain in self.chains]
+        self._places = places(self.chains, [batch.pieces for batch in self.batches])
         self.live = tuple(dict.fromkeys(n for own in plans for n in own.live))
         self.inputs = {n for piece in pieces.values() for n in piece.inputs}
         self.carried = {piece.slot(n): (piece, v) for piece in pieces.values() for n, v in piece.carry.items()}
@@ -82,6 +87,11 @@ class Stages:
         batch = self.batch_of[k]
         return batch is not None and name in batch.plan.live and self._first(name, k) is not None
 
+    def _split(self, k: int) -> bool:
+        """Whether parameter ``k`` is computed as pairs of reals."""
+        batch = self.batch_of[k]
+        return batch is not None and batch.split
+
     def _first(self, name: str, k: int) -> Any:
         """Return the first value of a slot of parameter ``k``: a number, ``"p"``, a new array, or None for no slot."""
         piece = self._owner[name]
@@ -91,7 +101,7 @@ class Stages:
         if (name, k) not in self._likes:
             layout = self.layout
             p, h = _arrays.detached(layout.library, layout.leaves[k]), SimpleNamespace(**piece.statics)
-            split = self.split and layout.dtypes[k].complex
+            split = self._split(k)
             x = value(h, layout.xp, layout.xp.real(p) if split else p)
             if x is not None:
                 kind = layout.dtypes[k].compute if split or _arrays.is_complex(x) else layout.dtypes[k].real
@@ -107,7 +117,7 @@ class Stages:
         if not d.complex or batch is None:
             return d.real
         if name in batch.plan.kinds:
-            return d.compute if self.split or batch.plan.kinds[name] == _trace.COMPLEX else d.real
+            return d.compute if batch.split or batch.plan.kinds[name] == _trace.COMPLEX else d.real
         first = self._first(name, k)
         return _arrays.dtype_name(first) if hasattr(first, "dtype") else d.compute
 
@@ -137,7 +147,7 @@ class Stages:
             return self.layout.leaves[k]
         if hasattr(value, "dtype"):
             return value
-        return complex(value, value) if self.split and self.layout.dtypes[k].complex else value
+        return complex(value, value) if self._split(k) else value
 
     def new_carry(self) -> dict[str, Any]:
         """Make the scalars that live from step to step, before the first step."""
@@ -200,6 +210,8 @@ class Stages:
 
         It is another one behind links that hold steps back.
         """
+        if not self._clocks:
+            return {"": t}
         found = {}
         for piece in self._clocks:
             found[piece.place] = t
@@ -241,12 +253,16 @@ class Stages:
         that can fail for what the caller gave has been checked before the first write.
         """
         first = "u" if change else "p"
-        works = self.works(first, ps, gs, slots, memory, where)
+        holes = where is None and any(map(operator.is_, gs, itertools.repeat(None)))
+        works = self.works(first, ps, gs, slots, memory, where, holes)
         try:
-            steps = {n: self._step(t) for n, t in clocks.items()}
+            steps = clocks
+            if self._clocks or type(clocks[""]) is not int:
+                steps = {n: t if isinstance(t, int | float) else self._step(t) for n, t in clocks.items()}
             if inputs:
                 given = [[{**h, **inputs} for h in chain] for chain in given]
-            values, carry = self.scalars.run(steps, given, self.chains, works, carry)
+            at = places(self.chains, [work.pieces for work in works]) if holes else self._places
+            values, carry = self.scalars.run(steps, given, at, works, carry)
             jobs = []
             for work, scalars in zip(works, values, strict=True):
                 into = {n: work.loads[n] for n in work.outputs} if write else None
@@ -260,7 +276,8 @@ class Stages:
             return ps, slots, carry
         news, new_slots = list(ps), {n: list(column) for n, column in slots.items()}
         if change:
-            news = [self.layout.xp.zeros_like(p) for p in ps]
+            moved = {k for work in works for k in work.leaves}
+            news = [None if k in moved else self.layout.xp.zeros_like(p) for k, p in enumerate(ps)]
         for work, out in zip(works, found, strict=True):
             for n, column in out.items():
                 target = news if n == first else new_slots[n]
@@ -269,7 +286,7 @@ class Stages:
         return news, new_slots, carry
 
     def _step(self, t: Any) -> Any:
-        return t if isinstance(t, int | float) else _scalars.Step(_arrays.cast(self.layout.xp, t, self.scalars.real()))
+        return _scalars.Step(_arrays.cast(self.layout.xp, t, self.scalars.real()))
 
     def works(
         self,
@@ -279,25 +296,27 @@ class Stages:
         slots: dict[str, list[Any]],
         memory: list[tuple[dict[str, Any], dict[Any, Any]]] | None,
         where: Any,
+        holes: bool,
     ) -> list[Work]:
         """Put the arrays of each batch together, without the leaves that have no gradient."""
         works = []
-        holes = where is None and any(map(operator.is_, gs, itertools.repeat(None)))
         for number, batch in enumerate(self.batches):
             leaves, which = batch.leaves, batch.which
+            arenas, kept = memory[number] if memory else (None, None)
+            pick = batch.pick
             if holes:
                 some = [j for j, k in enumerate(leaves) if gs[k] is not None]
                 leaves, which = [leaves[j] for j in some], [which[j] for j in some]
-            whole = len(leaves) == len(batch.leaves)
-            arenas, kept = memory[number] if memory and whole else (None, None)
-            pick = None if len(leaves) == len(ps) else leaves
+                if len(leaves) < len(batch.leaves):
+                    arenas, kept, pick = None, None, leaves
             work = kept.get("work") if kept else None
             if work is None and leaves:
                 columns = {"p": ps, **{n: slots[n] for n in batch.plan.live}}
                 work = Work(
                     batch.pieces, self.layout.library, self.layout.xp, batch.dtype, batch.split,
                     {n: _picked(x, pick) for n, x in columns.items()}, (first, *batch.plan.live), batch.plan,
-                    batch.runner, leaves, batch.chains, np.asarray(which), arenas, kept,
+                    batch.runner, leaves, batch.chains, np.asarray(which) if len(batch.chains) > 1 else None, arenas,
+                    kept,
                 )  # fmt: skip
                 if kept is not None:
                     kept["work"] = work

@@ -57,6 +57,11 @@ def _step(entry: Any) -> str:
     )
 
 
+def names(spec: optree.PyTreeSpec) -> list[str]:
+    """Name every leaf by its keys: ``layer1/w``; of a namedtuple or a dataclass, those are the names of its fields."""
+    return ["/".join(str(getattr(entry, "field", entry.entry)) for entry in accessor) for accessor in spec.accessors()]
+
+
 def match(spec: optree.PyTreeSpec, tree: Any, name: str, like: str = "the parameters") -> list[Any]:
     """Return what stands in ``tree`` at each leaf of ``spec``; a ValueError names the first place that differs."""
     try:

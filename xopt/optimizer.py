@@ -134,7 +134,7 @@ class Optimizer:
         rule = self._rule._with(overrides) if overrides else self._rule
         clocks = stages.clocks(t, self._carry)
         given = stages.resolve(clocks[""], rule._chains(layout).chains if overrides else None)
-        inputs = stages.given({"value": value})
+        inputs = stages.given({"value": value}) if value is not None or stages.inputs else {}
         if layout.library == "jax":
             if stages.refuses:
                 stages.scalars.checked = True
@@ -159,7 +159,8 @@ class Optimizer:
             layout.leaves, self._slots = ps, slots
             self._tree = layout.tree(ps)
         if layout.library == "torch":
-            _arrays.written([p for p, g in zip(layout.leaves, gs, strict=True) if g is not None])
+            batches = stages.batch_of
+            _arrays.written([p for p, g, b in zip(layout.leaves, gs, batches, strict=True) if g is not None and b])
         self._taken = t
         return self._tree
 
@@ -194,8 +195,8 @@ class Optimizer:
 
     def hyperparams(self) -> dict[str, Any]:
         """Return every hyperparameter under the name that :meth:`set` takes; a schedule is returned as such."""
-        parts = self._rule._parts()
-        return {name: getattr(parts[i], field) for name, (i, field) in qualified_names(parts).items()}
+        names = qualified_names(self._rule._parts())
+        return {name: link.part._values()[field] for name, (link, field) in names.items()}
 
     @contextmanager
     def averaged(self) -> Iterator[Any]:
@@ -260,7 +261,7 @@ class Optimizer:
         """Return the arrays that hold the state: the buffers of a runner on the host, or the slots."""
         arenas = [own for own, _ in self._kept]
         plain = all(own or not batch.plan.live for own, batch in zip(arenas, self._stages.batches, strict=bool(arenas)))
-        if self._kept and plain and not self._stages.split:
+        if self._kept and plain and not any(batch.split for batch in self._stages.batches):
             return [buffer for own in arenas for buffer, _ in own.values()]
         return [x for column in self._slots.values() for x in column if x is not None]
 

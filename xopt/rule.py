@@ -19,7 +19,9 @@ from xopt._order import check_order
 from xopt._part import Array as Array
 from xopt._part import H as H
 from xopt._part import Hyper as Hyper
+from xopt._part import Link as Link
 from xopt._part import Part as Part
+from xopt._part import routed as routed
 from xopt._pieces import Chains, Piece
 from xopt._readout import evaluated
 from xopt._scalars import after
@@ -107,20 +109,20 @@ class Method(ABC):
         parts = self._parts()
         if all(type(part)._route is Part._route for part in parts):
             return Chains([self._pieces()], [0] * len(layout.leaves))
-        found: dict[Any, int] = {}
+        numbers: dict[Any, int] = {}
+        chains: list[tuple[Piece, ...]] = []
         of: list[int | None] = []
         for k in range(len(layout.leaves)):
-            routes = [part._route(layout, k) for part in parts]
-            if any(route is None for route in routes):
+            links = routed(parts, [f"{i}." for i in range(len(parts))], layout, k)
+            if links is None:
                 of.append(None)
                 continue
-            links = tuple(
-                (f"{i}.{link.label}", (i, *link.order), link.part)
-                for i, route in enumerate(routes)
-                for link in route or ()
-            )
-            of.append(found.setdefault(links, len(found)))
-        return Chains([tuple(part._piece(name, order) for name, order, part in links) for links in found], of)
+            key = tuple((link.label, link.role) for link in links)  # not the values: they may be set to others
+            if key not in numbers:
+                numbers[key] = len(chains)
+                chains.append(tuple(link.part._piece(link.label, link.order) for link in links))
+            of.append(numbers[key])
+        return Chains(chains, of)
 
     def init(self, params: Any) -> State:
         """Return the state before the first step.
@@ -402,7 +404,7 @@ def chain(*parts: Part | Chain) -> Chain:
         if not isinstance(part, Part | Chain):
             raise TypeError(f"chain: {part!r} is neither a transform, a rule nor a chain")
         flat += part.parts if isinstance(part, Chain) else [part]
-    rules = [part for part in flat if isinstance(part, Rule)]
+    rules = [part for part in flat if isinstance(part, Method)]
     if len(rules) != 1:
         names = ", ".join(type(part).__name__ for part in flat) or "nothing"
         raise ValueError(f"chain: {len(rules)} rules in ({names}), but a chain has exactly one")

@@ -142,6 +142,8 @@ class _Tables:
         """Whether these tables will do for the next step too."""
         places = [x for n in columns for x in _places(work, columns[n], self.copies[n])]
         self._gradients, self.held = _gradients(work)
+        self.columns: dict[Any, tuple[Words, Any]] = {}
+        """Scalars of the host with one value a leaf, and where the device has them."""
         words = [np.asarray(x, np.uint64) for x in (sizes, leaf | number << 32, [0, *ends], places, self._gradients)]
         starts = np.cumsum([0, *map(len, words)])
         self._memory = _arrays.empty(work.xp, (int(starts[-1]),), work.xp.int64, work.loads["p"][0])
@@ -250,12 +252,19 @@ class _Call:
                 numbers[5 + 3 * k] = x
             else:
                 if isinstance(x, np.ndarray) and self._work.library != "numpy":
-                    x = self.uploaded(x.astype(np.float64).view(np.uint64))
+                    x = self._column(kernel, k, x.astype(np.float64))
                 if not _arrays.contiguous(self._work.library, [x])[0]:
                     x = _arrays.c_order(self._work.xp, self._work.library, x)
                 self._held.append(x)
                 words[6 + 3 * k : 8 + 3 * k] = self._address(x), x.ndim
         return words
+
+    def _column(self, kernel: _emit_cuda.Kernel, k: int, x: Words) -> Any:
+        """Return scalars of the host, one a leaf, in memory of the device; those of the step before, if they are."""
+        known, key = self.tables.columns, (kernel.source, k)
+        if key not in known or not np.array_equal(known[key][0].view(np.uint64), x.view(np.uint64)):
+            known[key] = x, self.uploaded(x.view(np.uint64))
+        return known[key][1]
 
     def _wide(self, values: Values) -> Values:
         """Compute with scalars of the device in float64, like the host does with its own."""
