@@ -88,7 +88,7 @@ def test_bits_of_numpy(cp: Any, rule: Any, dtype: str, rng: np.random.Generator)
     for mode in MODES if "complex" in dtype else MODES[:1]:
         exact = "complex" not in dtype or mode == "split"
         chosen, params = of(rule, mode), awkward(rng, dtype)
-        grads = [poison(awkward(rng, dtype), rng) if exact and k == 2 else awkward(rng, dtype) for k in range(4)]
+        grads = [poison(awkward(rng, dtype), rng, rule) if exact and k == 2 else awkward(rng, dtype) for k in range(4)]
         want = trajectory(chosen, params, grads, "eager")
         assert all(map(same_bits if exact else near, steps(cp, chosen, params, grads), want)), mode
 

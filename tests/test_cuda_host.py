@@ -80,7 +80,8 @@ def test_same_bits(rule: Any, dtype: str, driver: HostDriver, rng: np.random.Gen
         exact = "complex" not in dtype or mode == "split"
         chosen, params = of(rule, mode), shifted(awkward(rng, dtype))
         grads = [
-            shifted(poison(awkward(rng, dtype), rng)) if exact and k == 2 else awkward(rng, dtype) for k in range(4)
+            shifted(poison(awkward(rng, dtype), rng, rule)) if exact and k == 2 else awkward(rng, dtype)
+            for k in range(4)
         ]
         want = trajectory(chosen, params, grads, "eager")
         got = trajectory(chosen, params, grads, Cuda(driver))
@@ -94,8 +95,8 @@ def test_every_option(row: Row, dtype: str, driver: HostDriver, rng: np.random.G
     for options in [*row.options, *catalog.COMMON]:
         for mode in MODES if "complex" in dtype else ("modulus",):
             exact = "complex" not in dtype or mode == "split"
-            grads = [poison(optree.tree_map(np.copy, smooth[0]), rng), smooth[1]] if exact else smooth
             rule = row.rule(**{"lr": row.lr, "complex": mode, **options})
+            grads = [poison(optree.tree_map(np.copy, smooth[0]), rng, rule), smooth[1]] if exact else smooth
             want = trajectory(rule, params, grads, "eager")
             assert all(map(same_bits if exact else near, trajectory(rule, params, grads, Cuda(driver)), want)), rule
 
@@ -103,7 +104,8 @@ def test_every_option(row: Row, dtype: str, driver: HostDriver, rng: np.random.G
 @pytest.mark.parametrize("rule", EVERY, ids=repr)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_in_place(rule: Any, dtype: str, driver: HostDriver, rng: np.random.Generator) -> None:
-    params, grads = shifted(awkward(rng, dtype)), [shifted(poison(awkward(rng, dtype), rng)) for _ in range(3)]
+    params = shifted(awkward(rng, dtype))
+    grads = [shifted(poison(awkward(rng, dtype), rng, rule)) for _ in range(3)]
     grads[1]["many"][2] = None
     want = trajectory(rule, params, grads, "eager")
     opt = xopt.Optimizer(params, rule, runner=Cuda(driver))

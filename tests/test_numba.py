@@ -40,7 +40,7 @@ CUTS = [(1, 65_536), (1, 7), (2, 64), (3, 1)]
 @pytest.mark.parametrize("dtype", REALS)
 def test_bits_of_eager(rule: Any, dtype: str, rng: np.random.Generator) -> None:
     params = awkward(rng, dtype)
-    grads = [poison(awkward(rng, dtype), rng) if k == 2 else awkward(rng, dtype) for k in range(4)]
+    grads = [poison(awkward(rng, dtype), rng, rule) if k == 2 else awkward(rng, dtype) for k in range(4)]
     want = trajectory(rule, params, grads, "eager")
     for threads, task in CUTS:
         got = trajectory(rule, params, grads, Numba(threads, task))
@@ -61,7 +61,8 @@ def test_complex_is_within_roundings_of_eager(rule: Any, dtype: str, rng: np.ran
 
 @pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
 def test_every_option(row: Row, rng: np.random.Generator) -> None:
-    params, grads = awkward(rng, "float32"), [poison(awkward(rng, "float32"), rng), awkward(rng, "float32")]
+    params = awkward(rng, "float32")
+    grads = [poison(awkward(rng, "float32"), rng, row.rule(lr=row.lr)), awkward(rng, "float32")]
     for options in [*row.options, *catalog.COMMON]:
         rule = row.rule(**{"lr": row.lr, **options})
         want = trajectory(rule, params, grads, "eager")

@@ -283,9 +283,9 @@ def test_schedules_of_every_hyperparameter(row: Row, rng: np.random.Generator) -
     for options in row.options:
         rule = row.rule(**{"lr": row.lr, **options})
         ramps = {
-            n: (lambda t, v=v: v * (1 - 0.02 * t))
-            for n, v in catalog.fields(rule).items()
-            if not row.rule._fields[n].static and v is not None
+            n: (lambda t, v=v, down=(f.ge or 0) < 1: v * (1 - 0.02 * t if down else 1 + 0.02 * t))
+            for n, v, f in ((n, v, row.rule._fields[n]) for n, v in catalog.fields(rule).items())
+            if not f.static and v is not None
         }
         scheduled = rule.replace(**ramps)
         params, grads = problem(rng, "float64", steps=8)

@@ -39,9 +39,14 @@ def awkward(rng: np.random.Generator, dtype: str) -> Any:
     return params
 
 
-def poison(grads: Any, rng: np.random.Generator) -> Any:
-    """Put NaN, infinities, denormals and signed zeros among the numbers."""
-    special = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42, -1e-42, 1e30, 6e-8]
+def poison(grads: Any, rng: np.random.Generator, rule: Any = None) -> Any:
+    """Put NaN, infinities, denormals and signed zeros among the numbers.
+
+    For a rule that sums, no NaN and nothing that overflows: it would be all that is left to compare.
+    """
+    special = [0.0, -0.0, 1e-42, -1e-42, 6e-8]
+    if rule is None or not any(part.reduce for part in rule._parts()):
+        special += [np.nan, np.inf, -np.inf, 1e30]
     for x in optree.tree_leaves(grads):
         if x.size:
             at = rng.integers(0, x.size, 1 + x.size // 7)
@@ -88,7 +93,7 @@ RULES = [row.rule(**{"lr": row.lr, **row.options[-1]}) for row in catalog.ROWS] 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"])
 def test_tiles_and_threads(rule: Any, dtype: str, rng: np.random.Generator) -> None:
     params = awkward(rng, dtype)
-    grads = [poison(awkward(rng, dtype), rng) if k == 2 else awkward(rng, dtype) for k in range(4)]
+    grads = [poison(awkward(rng, dtype), rng, rule) if k == 2 else awkward(rng, dtype) for k in range(4)]
     want = trajectory(rule, params, grads, "eager")
     for tile in TILES:
         for threads in (1, 2, 3, 4) if tile == 64 else (1 + tile % 4,):
@@ -99,7 +104,8 @@ def test_tiles_and_threads(rule: Any, dtype: str, rng: np.random.Generator) -> N
 @pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_every_option(row: Row, dtype: str, rng: np.random.Generator) -> None:
-    params, grads = awkward(rng, dtype), [poison(awkward(rng, dtype), rng), awkward(rng, dtype)]
+    params = awkward(rng, dtype)
+    grads = [poison(awkward(rng, dtype), rng, row.rule(lr=row.lr)), awkward(rng, dtype)]
     for options in [*row.options, *catalog.COMMON]:
         for mode in ("modulus", "split") if "complex" in dtype else ("modulus",):
             rule = row.rule(**{"lr": row.lr, "complex": mode, **options})

@@ -10,14 +10,30 @@ from xopt.masked import Masked
 from xopt.optimizer import Optimizer
 from xopt.projections import *
 from xopt.rule import Chain, Rule, State, Transform, abs2, chain, hyper, is_complex, static
-from xopt.rules import adam, adam_denominator, adam_difference, adam_momentum, adaptive, averaging, layerwise, sgd, sign
+from xopt.rules import (
+    adam,
+    adam_denominator,
+    adam_difference,
+    adam_momentum,
+    adaptive,
+    averaging,
+    free,
+    layerwise,
+    novograd,
+    schedule_free,
+    sgd,
+    sign,
+)
 from xopt.rules.adam import *
 from xopt.rules.adam_denominator import *
 from xopt.rules.adam_difference import *
 from xopt.rules.adam_momentum import *
 from xopt.rules.adaptive import *
 from xopt.rules.averaging import *
+from xopt.rules.free import *
 from xopt.rules.layerwise import *
+from xopt.rules.novograd import *
+from xopt.rules.schedule_free import *
 from xopt.rules.sgd import *
 from xopt.rules.sign import *
 from xopt.sam import SAM
@@ -63,8 +79,11 @@ __all__ += adam_momentum.__all__
 __all__ += adaptive.__all__
 __all__ += averages.__all__
 __all__ += averaging.__all__
+__all__ += free.__all__
 __all__ += layerwise.__all__
+__all__ += novograd.__all__
 __all__ += projections.__all__
 __all__ += scaling.__all__
+__all__ += schedule_free.__all__
 __all__ += sgd.__all__
 __all__ += sign.__all__

@@ -64,7 +64,14 @@ def hyper(
     return Field(default, False, ge, gt, le, lt, None, kw_only, optional=optional or default is None)
 
 
-def static(*, default: Any = MISSING, ge: float | None = None, le: float | None = None, kw_only: bool = False) -> Any:
+def static(
+    *,
+    default: Any = MISSING,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    kw_only: bool = False,
+) -> Any:
     """Declare a static field: it chooses a formula or a first value, and cannot change from step to step.
 
     Annotate it ``bool``, ``int``, ``int | None``, ``float``, ``Literal[...]`` or ``Callable[...]``; the annotation is
@@ -74,12 +81,12 @@ def static(*, default: Any = MISSING, ge: float | None = None, le: float | None 
     ----------
     default
         Value when none is given; without one the field is required.
-    ge, le
-        Bounds of a number.
+    ge, gt, le
+        Bounds of a number: at least, more than, at most.
     kw_only
         Whether it must be given by name.
     """
-    return Field(default, True, ge, None, le, None, None, kw_only)
+    return Field(default, True, ge, gt, le, None, None, kw_only)
 
 
 def check(where: str, field: Field, value: Any) -> Any:

@@ -221,7 +221,7 @@ class Part:
         fixed = {n: v for n, v in values.items() if self._fields[n].static or v is None}
         hypers = tuple(n for n in values if n not in fixed)
         first = {n: self._first(v) for n, v in self._slots.items()}
-        carry = {n: float(self._first(v)) for n, v in cls.carry.items()}
+        carry = {n: self._first_carried(n, v) for n, v in cls.carry.items()}
         update, reduce = self._hooks()
         numbers = {n: values[n] for n in hypers}
         constants = numbers if {*map(type, numbers.values())} <= {float} else None
@@ -232,10 +232,17 @@ class Part:
         )  # fmt: skip
 
     def _first(self, value: float | str) -> Any:
-        """Return the first value of a slot or of a scalar that is carried, from what the class says."""
+        """Return the first value of a slot, from what the signature says."""
         if not isinstance(value, str) or value == "p":
             return value
         return getattr(self, value)
+
+    def _first_carried(self, name: str, value: float | str) -> float:
+        """Return the first value of a scalar that is carried."""
+        field = self._fields.get(value) if isinstance(value, str) else None
+        if isinstance(value, str) and not (field and field.static):
+            raise TypeError(f"{type(self).__name__}.carry: {name}={value!r} names no static field")
+        return float(getattr(self, value) if isinstance(value, str) else value)
 
     def _enter(self) -> Callable[..., Any] | None:
         """Return what a rule does to a gradient first of all."""

@@ -72,12 +72,13 @@ class Plan:
             if not wider:
                 break
             kinds |= dict.fromkeys(wider, _trace.COMPLEX)
-        self.live = tuple(n for n in slots if not tape.idle(loads[n], list(new.values()), new[n]))
+        self.sums = {i: self._sum(i, first, kinds) for i in self.terms}
+        summed = {n for program in self.sums.values() for n in program.loads}
+        self.live = tuple(n for n in slots if n in summed or not tape.idle(loads[n], list(new.values()), new[n]))
         self.kinds = {n: kinds[n] for n in self.live}
         self._tape, self._used = tape, list(used)
         self._outputs = {"p": out.params(loads["p"]), "u": out.change(loads["p"]), **new}
         self._bodies: dict[tuple[str, ...], _trace.Program] = {}
-        self.sums = {i: self._sum(i, first, kinds) for i in self.terms}
 
     def _check(self, out: Outcome, new: dict[str, Any], complex: bool) -> None:
         for name, x in new.items():

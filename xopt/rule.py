@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, cast
 
 from xopt import _arrays
 from xopt._fields import hyper as hyper
@@ -59,6 +59,19 @@ def is_complex(x: Array) -> bool:
     """
     kind = getattr(type(x), "kind", None)
     return x.kind == "complex" if kind is not None else _arrays.is_complex(x)
+
+
+def inner(xp: Any, x: Array, y: Array) -> Array:
+    """Return the terms of the real inner product of two arrays: x·y, of complex ones Re(x̄·y).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xopt.rule import inner
+    >>> inner(np, np.asarray([3.0 + 4.0j]), np.asarray([1.0 + 2.0j]))
+    array([11.])
+    """
+    return xp.real(x) * xp.real(y) + xp.imag(x) * xp.imag(y) if is_complex(x) else x * y
 
 
 def sign(xp: Any, x: Array) -> Array:
@@ -276,6 +289,10 @@ class Rule(Part, Method):
     complex: Literal["modulus", "split"] = static(default="modulus", kw_only=True)
     like: Like = static(default=None, kw_only=True)
 
+    decay_by: ClassVar[str | None] = "lr"
+    """What ``decay="lr"`` multiplies the decay with: a hyperparameter, or what ``host`` returns under this name. None:
+    ``update`` sees to decoupled decay itself, with :func:`shrunk`."""
+
     def _defaults(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         like = given.get("like")
         if not isinstance(like, str) or like not in PRESETS:  # what is wrong with it is said later
@@ -299,7 +316,7 @@ class Rule(Part, Method):
         return cast(Rule, new)
 
     def _hooks(self) -> tuple[Callable[..., Any], Callable[..., dict[str, Array]] | None]:
-        update, reduce = type(self).update, type(self).reduce
+        update, reduce, by = type(self).update, type(self).reduce, type(self).decay_by
 
         def decayed(h: H, p: Array, g: Array) -> Array:
             return g + h.weight_decay * p if h.weight_decay is not None and h.decay == "l2" else g
@@ -307,7 +324,7 @@ class Rule(Part, Method):
         def whole(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> tuple[Array, ...]:
             out = update(h, xp, p, decayed(h, p, g), **slots)
             step, *new = out if isinstance(out, tuple) else (out,)
-            factor = decoupled(h)
+            factor = None if by is None else decoupled(h, getattr(h, by))
             return (step if factor is None else step - factor * p, *new)
 
         def terms(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> dict[str, Array]:
@@ -320,14 +337,22 @@ class Rule(Part, Method):
         return lambda h, g: -g if h.maximize else g
 
 
-def decoupled(h: H) -> Any:
+def decoupled(h: H, rate: Any = None) -> Any:
     """Return the part of p by which decoupled decay shrinks it, or None without such decay.
 
     The step that ``update`` returns is made less by it afterwards. A rule that must know where p will be asks here.
+    ``rate`` is what ``decay="lr"`` multiplies, where that is not lr.
     """
     if h.weight_decay is None or h.decay not in ("lr", "independent"):
         return None
-    return h.lr * h.weight_decay if h.decay == "lr" else h.weight_decay
+    rate = h.lr if rate is None else rate
+    return rate * h.weight_decay if h.decay == "lr" else h.weight_decay
+
+
+def shrunk(h: H, u: Array, rate: Any, p: Array) -> Array:
+    """Add decoupled weight decay at p to what a rule subtracts, in a rule whose ``decay_by`` is None."""
+    factor = decoupled(h, rate)
+    return u if factor is None else u + factor * p
 
 
 def check_method(rule: object) -> None:

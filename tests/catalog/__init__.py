@@ -34,5 +34,5 @@ def rules() -> list[Any]:
         for given in options:
             name = "-".join([row.rule.__name__, *(f"{k}={v}" for k, v in given.items())])
             marks = [] if given in everywhere else [pytest.mark.options]
-            made.append(pytest.param(row, row.rule(**{"lr": row.lr, **given}), id=name, marks=marks))
+            made.append(pytest.param(row, row.rule(**{"lr": row.lr, **row.base, **given}), id=name, marks=marks))
     return made

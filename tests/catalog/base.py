@@ -11,6 +11,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import xopt
 
 A = Any
@@ -43,6 +45,32 @@ def decayed(step: Any) -> Any:
     return whole
 
 
+def coupled(step: Any) -> Any:
+    """Add L2 decay, and maximisation, around an oracle that sees to decoupled decay itself.
+
+    The oracle is given ``shrink``: for a rate, what p is multiplied with to be subtracted.
+    """
+
+    def whole(p: A, g: A, s: S, t: int, *, weight_decay: Any, decay: str, maximize: bool, complex: str, **h: Any) -> A:
+        del complex  # the test makes parts of split ones
+        many = isinstance(p, list)
+        ps, gs = (p, g) if many else ([p], [g])
+        w = 0.0 if weight_decay is None else weight_decay
+        gs = [-x for x in gs] if maximize else gs
+        gs = [y + w * x for x, y in zip(ps, gs, strict=True)] if decay == "l2" else gs
+        shrink = lambda rate: {"lr": w * rate, "independent": w}.get(decay, 0.0)
+        return step(ps if many else p, gs if many else gs[0], s, t, shrink=shrink, **h)
+
+    whole.__name__ = step.__name__
+    return whole
+
+
+def flat(xs: list[A]) -> A:
+    """Return all numbers of a tree as one vector, complex ones as pairs."""
+    pair = lambda x: np.stack([x.real, x.imag], -1) if np.iscomplexobj(x) else x
+    return np.concatenate([np.ravel(pair(x)) for x in xs])
+
+
 class Row(NamedTuple):
     """What is known of one rule."""
 
@@ -60,6 +88,8 @@ class Row(NamedTuple):
     """What float64 may differ from the oracle, relative. More than 1e-12 has a reason beside it."""
     results: tuple[str, ...] = ()
     """Slots that are read from outside, like a mean of the parameters: compared with the state of the oracle."""
+    base: dict[str, Any] = {}
+    """Keyword arguments for all options that do not say otherwise, where the defaults are for thousands of steps."""
 
 
 class Peer(NamedTuple):
