@@ -29,6 +29,8 @@ class Field(NamedTuple):
     whole: bool = False
     optional: bool = False
     function: bool = False
+    kinds: tuple[type, ...] | None = None
+    """Of a field that holds another link: its classes."""
 
     def limits(self) -> str:
         """Say the range in words."""
@@ -69,6 +71,8 @@ def static(*, default: Any = MISSING, ge: float | None = None, le: float | None 
 
     Annotate it ``bool``, ``int``, ``int | None``, ``float``, ``Literal[...]`` or ``Callable[...]``; the annotation is
     enforced.
+    Annotate it ``bool``, ``int``, ``float`` or ``Literal[...]``; the annotation is enforced. A field that holds a rule,
+    annotated ``Rule`` or ``Rule | None``, is for :meth:`Part._route`; ``update`` does not see it.
 
     Parameters
     ----------
@@ -105,6 +109,10 @@ def _check_static(where: str, field: Field, value: Any) -> Any:
     if field.function:
         if not callable(value) or isinstance(value, type):
             raise TypeError(f"{where}: {value!r}, but it must be a function")
+    if field.kinds is not None:
+        if not isinstance(value, field.kinds):
+            words = " or ".join("None" if kind is type(None) else kind.__name__ for kind in field.kinds)
+            raise TypeError(f"{where}: {value!r}, but it must be a {words}")
         return value
     if field.whole and type(value) is not int:
         raise TypeError(f"{where}: {value!r}, but it must be an int")
@@ -170,6 +178,10 @@ def declared(cls: type, name: str, hint: Any) -> Field:
         f"{cls.__name__}.{name}: a static field must be annotated bool, int, float or Literal, or int | None or "
         f"Callable, not {hint}"
     )
+    kinds = get_args(hint) or (hint,)
+    if all(kind is type(None) or hasattr(kind, "_fields") for kind in kinds):
+        return field._replace(kinds=kinds)
+    raise TypeError(f"{cls.__name__}.{name}: a static field must be annotated bool, int, float or Literal, not {hint}")
 
 
 def signature(fields: dict[str, Field]) -> inspect.Signature:

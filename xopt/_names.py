@@ -2,48 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 
-def qualified_names(parts: tuple[Any, ...]) -> dict[str, tuple[int, str]]:
+class Place(NamedTuple):
+    """Where a link is: its number in the chain, then in the link that holds it, and so on."""
+
+    path: tuple[int, ...]
+    part: Any
+    labels: tuple[str, ...]
+    """What it may be called, the shortest first: ``adamw``, ``muon.adamw``, ``0.muon.adamw``."""
+
+
+def _places(parts: tuple[Any, ...], path: tuple[int, ...] = (), outer: tuple[str, ...] = ()) -> Iterator[Place]:
+    """Yield the links of a chain, each with those that it holds behind it."""
+    names = [type(part).__name__.lower() for part in parts]
+    for i, (name, part) in enumerate(zip(names, parts, strict=True)):
+        numbered = f"{i}.{name}"
+        own = [name] if names.count(name) == 1 or not path else [numbered]
+        labels = (*own, *(f"{label}.{own[0]}" for label in outer)) if path else (name, numbered)
+        yield Place((*path, i), part, labels)
+        yield from _places(part._inner(), (*path, i), labels)
+
+
+def _spellings(parts: tuple[Any, ...]) -> dict[tuple[tuple[int, ...], str], list[str]]:
+    """Return every hyperparameter, and what it may be called, the shortest first."""
+    return {
+        (place.path, n): [n, *(f"{label}.{n}" for label in place.labels)]
+        for place in _places(parts)
+        for n, field in place.part._fields.items()
+        if not field.static
+    }
+
+
+def qualified_names(parts: tuple[Any, ...]) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name every hyperparameter of a chain: ``lr``, or ``adamw.lr`` or ``1.adamw.lr`` where that is not unique."""
-    labels = [type(part).__name__.lower() for part in parts]
-    every = [(i, n) for i, part in enumerate(parts) for n, f in part._fields.items() if not f.static]
-    fields = [n for _, n in every]
-    found = {}
-    for i, n in every:
-        label = labels[i] if labels.count(labels[i]) == 1 else f"{i}.{labels[i]}"
-        found[n if fields.count(n) == 1 else f"{label}.{n}"] = (i, n)
-    return found
+    spellings = _spellings(parts)
+    every = [name for names in spellings.values() for name in names]
+    return {next(n for n in names if every.count(n) == 1): where for where, names in spellings.items()}
+
+
+def found(parts: tuple[Any, ...], path: tuple[int, ...]) -> Any:
+    """Return the link at a path."""
+    part = parts[path[0]]
+    return found(part._inner(), path[1:]) if path[1:] else part
 
 
 def replaced(parts: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the links of a chain with other values of some hyperparameters, of the same formula."""
-    new = list(parts)
     for name, value in values.items():
-        i, field = _locate(parts, name)
-        if (value is None) != (getattr(new[i], field) is None):
-            raise TypeError(
-                f"{name}: {value!r} in place of {getattr(new[i], field)!r} is another formula; make another rule"
-            )
-        new[i] = new[i].replace(**{field: value})
-    return tuple(new)
+        path, field = _locate(parts, name)
+        old = getattr(found(parts, path), field)
+        if (value is None) != (old is None):
+            raise TypeError(f"{name}: {value!r} in place of {old!r} is another formula; make another rule")
+        parts = _changed(parts, path, field, value)
+    return parts
 
 
-def _locate(parts: tuple[Any, ...], name: str) -> tuple[int, str]:
+def _changed(parts: tuple[Any, ...], path: tuple[int, ...], field: str, value: Any) -> tuple[Any, ...]:
+    i, rest = path[0], path[1:]
+    old = parts[i]
+    new = old._with_inner(_changed(old._inner(), rest, field, value)) if rest else old.replace(**{field: value})
+    return (*parts[:i], new, *parts[i + 1 :])
+
+
+def _locate(parts: tuple[Any, ...], name: str) -> tuple[tuple[int, ...], str]:
     """Find which hyperparameter of a chain a name like ``lr`` or ``adamw.lr`` means."""
-    names = qualified_names(parts)
-    if name in names:
-        return names[name]
-    prefix, _, field = name.rpartition(".")
-    labels = [type(part).__name__.lower() for part in parts]
-    fits = [(i, n) for i, n in names.values() if n == field and prefix in ("", labels[i], f"{i}.{labels[i]}")]
+    spellings, names = _spellings(parts), qualified_names(parts)
+    fits = [where for where, called in spellings.items() if name in called]
     if len(fits) == 1:
         return fits[0]
     if fits:
-        options = " or ".join(q for q, place in names.items() if place in fits)
+        options = " or ".join(q for q, where in names.items() if where in fits)
         raise TypeError(f"{name!r} is ambiguous: say {options}")
-    if any(field in part._fields for part in parts):
+    if any(name.rpartition(".")[2] in place.part._fields for place in _places(parts)):
         raise TypeError(f"{name!r} is a static field: it chooses a formula and cannot change between steps")
     raise TypeError(f"no hyperparameter {name!r}; there are {', '.join(names)}")

@@ -178,6 +178,17 @@ class Part:
         """
         return type(self)(**{**self._given, **changes})
 
+    def _inner(self) -> tuple[Part, ...]:
+        """Return the links that this one holds: its fields that are links."""
+        return tuple(getattr(self, n) for n in self._held())
+
+    def _with_inner(self, parts: tuple[Part, ...]) -> Self:
+        """Return a copy that holds other links."""
+        return self.replace(**dict(zip(self._held(), parts, strict=True)))
+
+    def _held(self) -> list[str]:
+        return [n for n, f in self._fields.items() if f.kinds and getattr(self, n) is not None]
+
     def _route(self, layout: Layout, k: int) -> Iterable[Link] | None:
         """Return what this link is for leaf ``k``: itself, other links, none; or None, if the leaf is to stay."""
         del layout, k
@@ -202,6 +213,7 @@ class Part:
 
     def _piece(self, place: str, order: tuple[int, ...]) -> Piece:
         cls, values = type(self), self._values()
+        values = {n: v for n, v in values.items() if self._fields[n].kinds is None}
         fixed = {n: v for n, v in values.items() if self._fields[n].static or v is None}
         hypers = tuple(n for n in values if n not in fixed)
         first = {n: self._first(v) for n, v in self._slots.items()}

@@ -11,7 +11,7 @@ import numpy as np
 
 from xopt import _arrays
 from xopt._layout import Layout, Memory
-from xopt._names import qualified_names
+from xopt._names import found, qualified_names
 from xopt._scalars import after
 from xopt._stages import Stages
 from xopt.rule import Method, RunnerName, State, check_method
@@ -195,7 +195,7 @@ class Optimizer:
     def hyperparams(self) -> dict[str, Any]:
         """Return every hyperparameter under the name that :meth:`set` takes; a schedule is returned as such."""
         parts = self._rule._parts()
-        return {name: getattr(parts[i], field) for name, (i, field) in qualified_names(parts).items()}
+        return {name: getattr(found(parts, path), field) for name, (path, field) in qualified_names(parts).items()}
 
     @contextmanager
     def averaged(self) -> Iterator[Any]:

@@ -73,6 +73,8 @@ class Peer(NamedTuple):
     name: str
     rtol: float = 1e-12
     complex: bool = False
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Shapes of the parameters, if not all serve."""
 
 
 def torch(rule: Any, name: str, rtol: float = 1e-12, **kwargs: Any) -> Peer:
