@@ -7,7 +7,7 @@ from xopt.averages import *
 from xopt.optimizer import Optimizer
 from xopt.projections import *
 from xopt.rule import Chain, Rule, State, Transform, abs2, chain, hyper, is_complex, static
-from xopt.rules import adam, adam_denominator, adam_difference, adam_momentum, adaptive, averaging, layerwise, matrix, sgd, sign
+from xopt.rules import adam, adam_denominator, adam_difference, adam_momentum, adaptive, averaging, factored, layerwise, matrix, sgd, sign
 from xopt.rules.adam import *
 from xopt.rules.adam_denominator import *
 from xopt.rules.adam_difference import *
@@ -15,6 +15,7 @@ from xopt.rules.adam_momentum import *
 from xopt.rules.adaptive import *
 from xopt.rules.averaging import *
 from xopt.rules.layerwise import *
+from xopt.rules.factored import *
 from xopt.rules.matrix import *
 from xopt.rules.sgd import *
 from xopt.rules.sign import *
@@ -58,6 +59,7 @@ __all__ += averaging.__all__
 __all__ += layerwise.__all__
 __all__ += projections.__all__
 __all__ += scaling.__all__
+__all__ += factored.__all__
 __all__ += matrix.__all__
 __all__ += sgd.__all__
 __all__ += sign.__all__

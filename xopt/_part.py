@@ -229,6 +229,10 @@ class Part:
 
     def _first(self, value: float | str) -> Any:
         """Return the first value of a slot or of a scalar that is carried, from what the class says."""
+        """Return the first value of a slot, from what the signature says.
+
+        None where a link of whole arrays has no such slot with these options.
+        """
         if not isinstance(value, str) or value == "p":
             return value
         return getattr(self, value)

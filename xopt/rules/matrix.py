@@ -6,16 +6,11 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from xopt._part import Link
-from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, is_complex, static
+from xopt._whole import adjoint, at_least, norm
+from xopt.rule import Array, H, Hyper, Rule, hyper, static
 from xopt.rules.adam import Adam
 
 __all__ = ["Muon"]
-
-
-def adjoint(xp: Any, x: Array) -> Array:
-    """Return the conjugate transpose."""
-    x = xp.matrix_transpose(x)
-    return xp.conj(x) if is_complex(x) else x
 
 
 class Muon(Rule):
@@ -144,8 +139,8 @@ def _ahead(h: H, gain: Any, m: Array, g: Array) -> Array:
 
 def _iterated(h: H, xp: Any, u: Array) -> Array:
     """Bring the singular values near 1: p(p(…)) with p(σ) = aσ + bσ³ + cσ⁵, on the shorter side."""
-    norm = xp.sqrt(xp.sum(abs2(xp, u)))
-    x = u / (norm + h.eps if h.eps_mode == "add" else xp.maximum(norm, xp.zeros_like(norm) + h.eps))
+    size = norm(xp, u)
+    x = u / (size + h.eps if h.eps_mode == "add" else at_least(xp, size, h.eps))
     tall = x.shape[0] > x.shape[1]
     x = adjoint(xp, x) if tall else x
     for _ in range(h.ns_steps):
