@@ -7,21 +7,34 @@ from xopt.averages import *
 from xopt.optimizer import Optimizer
 from xopt.projections import *
 from xopt.rule import Chain, Rule, State, Transform, abs2, chain, hyper, is_complex, static
-from xopt.rules import adam, adam_denominator, adam_difference, adam_momentum, adaptive, averaging, factored, layerwise, matrix, sgd, sign
+from xopt.rules import (
+    adam,
+    adam_denominator,
+    adam_difference,
+    adam_momentum,
+    adaptive,
+    averaging,
+    factored,
+    layerwise,
+    matrix,
+    sgd,
+    sign,
+)
 from xopt.rules.adam import *
 from xopt.rules.adam_denominator import *
 from xopt.rules.adam_difference import *
 from xopt.rules.adam_momentum import *
 from xopt.rules.adaptive import *
 from xopt.rules.averaging import *
-from xopt.rules.layerwise import *
 from xopt.rules.factored import *
+from xopt.rules.layerwise import *
 from xopt.rules.matrix import *
 from xopt.rules.sgd import *
 from xopt.rules.sign import *
 from xopt.sam import SAM
 from xopt.scaling import *
 from xopt.transforms import ClipByGlobalNorm, ClipByNorm, ClipByValue
+from xopt.transforms_array import AdaptiveGradientClip, Centralize
 from xopt.wrappers import Accumulate, Guard
 
 __version__ = "0.1.0"
@@ -29,6 +42,8 @@ __version__ = "0.1.0"
 __all__ = [
     "SAM",
     "Accumulate",
+    "AdaptiveGradientClip",
+    "Centralize",
     "Chain",
     "ClipByGlobalNorm",
     "ClipByNorm",

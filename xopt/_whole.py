@@ -20,9 +20,9 @@ def mean(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
     return xp.sum(x, axis=axes, keepdims=True) / max(1, math.prod(x.shape[k] for k in axes))
 
 
-def norm(xp: Any, x: Array) -> Array:
-    """Return the Frobenius norm."""
-    return xp.sqrt(xp.sum(abs2(xp, x)))
+def norm(xp: Any, x: Array, axes: tuple[int, ...] | None = None) -> Array:
+    """Return the Euclidean norm, or norms over some axes, which stay with length 1."""
+    return xp.sqrt(xp.sum(abs2(xp, x), axis=axes, keepdims=axes is not None))
 
 
 def rms(xp: Any, x: Array) -> Array:

@@ -78,9 +78,10 @@ ROWS = [
             {"eps1": 0.1, "eps_mode": "clamp", "factored": "none"},
             {"eps2": 5.0},
             {"d": 0.2},
+            {"d": None},
             {"b1": 0.9},
-            {"lr": 0.3},
-            {"lr": 0.3, "relative_step": False},
+            {"lr": 0.8},
+            {"lr": 0.8, "relative_step": False},
             {"scale_parameter": False},
             {"factored": "none"},
             {"factored": "largest"},
@@ -115,13 +116,14 @@ FULL = ((), (1,), (5,), (4, 3), (3, 5), (2, 3, 4), (5, 2, 3))
 PEERS: list[Peer] = [
     torch(xopt.Adafactor(eps_mode="clamp"), "Adafactor")._replace(shapes=FULL),
     torch(
-        xopt.Adafactor(0.3, 0.5, 0.1, 0.5, 0.7, eps_mode="clamp", weight_decay=0.3, decay="lr", maximize=True),
-        "Adafactor", lr=0.3, beta2_decay=-0.5, eps=(0.1, 0.5), d=1.0, weight_decay=0.3, maximize=True,
+        xopt.Adafactor(0.3, 0.5, 0.1, 0.5, 1.2, eps_mode="clamp", weight_decay=0.3, decay="lr", maximize=True),
+        "Adafactor", lr=0.3, beta2_decay=-0.5, eps=(0.1, 0.5), d=1.2, weight_decay=0.3, maximize=True,
     )._replace(shapes=FULL),
     optax(xopt.Adafactor(0.1, 0.0, relative_step=False, min_size=1, factored="largest"),
           lambda o: o.adafactor(0.1, 1, 0.0)),
     optax(
-        xopt.Adafactor(0.1, relative_step=False, factored="largest", min_size=3, weight_decay=0.05, decay="independent"),
+        xopt.Adafactor(0.1, relative_step=False, factored="largest", min_size=3, weight_decay=0.05,
+                       decay="independent"),
         lambda o: o.adafactor(0.1, 3, weight_decay_rate=0.05),
         rtol=1e-5,  # optax computes the decay in float32
     ),
@@ -136,7 +138,10 @@ PEERS: list[Peer] = [
         lambda o: o.adafactor(0.1, 2, clipping_threshold=None, momentum=0.9, dtype_momentum="float64"),
         rtol=1e-5,
     ),
-    keras(xopt.Adafactor(0.25), "Adafactor", learning_rate=0.25),
+    keras(
+        xopt.Adafactor(0.25, 0.5), "Adafactor", rtol=1e-5,  # its means are computed in float32
+        learning_rate=0.25, beta_2_decay=-0.5,
+    )._replace(shapes=FULL),
     optax(xopt.SM3(0.1, 0.9, 1e-8), lambda o: o.sm3(0.1))._replace(shapes=FULL[1:]),
     optax(xopt.SM3(0.1, 0.5, 1e-3, 0.8),
           lambda o: o.chain(o.scale_by_sm3(0.5, 0.8, 1e-3), o.scale(-0.1)))._replace(shapes=FULL[1:]),

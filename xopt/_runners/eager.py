@@ -120,8 +120,11 @@ def compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
         x = _arrays.cast(xp, x, getattr(xp, _arrays.COMPLEX_OF[real] if is_complex else real))
         if x.ndim == 0 and not whole:
             x = xp.reshape(x, (1,))
-        if is_complex and work.library == "numpy":
-            x = np.ascontiguousarray(x)  # NumPy's complex loops round otherwise where the stride is negative
+        if (is_complex or whole) and work.library == "numpy":
+            # NumPy's complex loops round otherwise where the stride is negative, and its sums follow the memory
+            x = np.require(x, requirements="C")
+        if whole and work.library == "torch":
+            x = x.contiguous()
         if is_complex and work.split and not whole:
             x = xp.stack([xp.real(x), xp.imag(x)], axis=-1)
         arrays[n] = x

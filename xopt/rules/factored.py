@@ -48,8 +48,8 @@ class Adafactor(Rule):
     min_size
         Length that both must have, ≥ 1: 128 in optax.
     eps_mode
-        ``"square"``: ε₁ is added to \|g\|² (the paper, optax, Keras). ``"clamp"``: V is at least ε₁² and mean(r) at least
-        ε₁ (torch).
+        ``"square"``: ε₁ is added to \|g\|² (the paper, optax, Keras). ``"clamp"``: V is at least ε₁² and mean(r) at
+        least ε₁ (torch).
     weight_decay, decay, maximize, complex
         As for every :class:`~xopt.Rule`: ``"lr"`` in torch (of the given rate), ``"independent"`` in optax.
 
@@ -82,7 +82,7 @@ class Adafactor(Rule):
     b2_decay: Hyper = hyper(default=0.8, ge=0)
     eps1: Hyper | None = hyper(default=None, gt=0)
     eps2: Hyper | None = hyper(default=None, ge=0)
-    d: Hyper | None = hyper(default=1.0, gt=0)
+    d: Hyper | None = hyper(default=1.0, gt=0, optional=True)
     b1: Hyper | None = hyper(default=None, ge=0, lt=1)
     relative_step: bool = True
     scale_parameter: bool = True
@@ -99,7 +99,8 @@ class Adafactor(Rule):
             raise ValueError("Adafactor: min_size does nothing with factored='none'")
 
     def _first(self, value: float | str) -> Any:
-        return None if value == "average" and self.b1 is None else super()._first(value)
+        absent = (self.b1 is None and value == "average") or (self.factored == "none" and value in ("rows", "columns"))
+        return None if absent else super()._first(value)
 
     @staticmethod
     def rows(h: H, xp: Any, p: Array) -> Array | None:
