@@ -18,6 +18,7 @@ from xopt.rules import (
     layerwise,
     matrix,
     sgd,
+    shampoo,
     sign,
 )
 from xopt.rules.adam import *
@@ -30,6 +31,7 @@ from xopt.rules.factored import *
 from xopt.rules.layerwise import *
 from xopt.rules.matrix import *
 from xopt.rules.sgd import *
+from xopt.rules.shampoo import *
 from xopt.rules.sign import *
 from xopt.sam import SAM
 from xopt.scaling import *
@@ -77,4 +79,5 @@ __all__ += scaling.__all__
 __all__ += factored.__all__
 __all__ += matrix.__all__
 __all__ += sgd.__all__
+__all__ += shampoo.__all__
 __all__ += sign.__all__

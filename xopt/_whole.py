@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from xopt import _arrays
-from xopt.rule import Array, abs2, is_complex
+from xopt.rule import Array, H, abs2, is_complex
 
 
 def adjoint(xp: Any, x: Array) -> Array:
     """Return the conjugate transpose."""
-    x = xp.matrix_transpose(x)
+    return conj(xp, xp.matrix_transpose(x))
+
+
+def conj(xp: Any, x: Array) -> Array:
+    """Return the conjugate, which of a real array is the array."""
     return xp.conj(x) if is_complex(x) else x
 
 
@@ -35,8 +40,35 @@ def at_least(xp: Any, x: Array, low: Any) -> Array:
     return xp.maximum(x, xp.zeros_like(x) + low)
 
 
+def zeros(xp: Any, p: Array, shape: tuple[int, ...]) -> Array:
+    """Make zeros beside a parameter."""
+    return xp.zeros(shape, dtype=p.dtype, **_beside(p))
+
+
 def real_zeros(xp: Any, p: Array, shape: tuple[int, ...]) -> Array:
     """Make zeros beside a parameter, real also where that is complex."""
-    place = _arrays.device(p)
-    dtype = (xp.real(p) if is_complex(p) else p).dtype
-    return xp.zeros(shape, dtype=dtype, **({} if place is None else {"device": place}))
+    return zeros(xp, xp.real(p) if is_complex(p) else p, shape)
+
+
+def _beside(x: Array) -> dict[str, Any]:
+    """Say where to make an array, so that it is on the device of another one."""
+    place = _arrays.device(x)
+    return {} if place is None else {"device": place}
+
+
+def finite_eigh(xp: Any, x: Array) -> tuple[Array, Array]:
+    """Return eigenvalues and eigenvectors of a Hermitian matrix: NaN, and no exception, where it is not finite."""
+    if not hasattr(xp.linalg, "eigh"):
+        raise TypeError("this rule needs eigenvalues of matrices, and the library of the parameters has no linalg.eigh")
+    fine = xp.all(xp.isfinite(x))
+    eye = xp.eye(x.shape[0], dtype=x.dtype, **_beside(x))
+    values, vectors = xp.linalg.eigh(xp.where(fine, x, eye))
+    return xp.where(fine, values, xp.full_like(values, math.nan)), vectors
+
+
+def renewed(h: H, every: int, make: Callable[[], Array], old: Array) -> Array:
+    """Return what ``make`` makes in step 1 and every so many steps later, else what there was."""
+    due = (h.t - 1) % every == 0
+    if isinstance(due, bool):
+        return make() if due else old
+    return _arrays.either(due, make, lambda: old)

@@ -139,7 +139,9 @@ class Adafactor(Rule):
             v = (1 - new) * v + new * g2
             u = g / xp.sqrt(v if h.eps_mode == "square" else at_least(xp, v, _eps(h, xp, v) ** 2))
         else:
-            row, column = _axes(h, p.shape)
+            axes = _axes(h, p.shape)
+            assert axes is not None
+            row, column = axes
             r = (1 - new) * r + new * mean(xp, g2, (column,))
             c = (1 - new) * c + new * mean(xp, g2, (row,))
             u = _divided(h, xp, g, r, mean(xp, r, (row,)), c)
