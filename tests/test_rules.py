@@ -372,3 +372,39 @@ def test_runners_by_name(runner: Any, rng: np.random.Generator) -> None:
     opt = xopt.Optimizer(p, xopt.Adam(), runner=runner)
     assert opt.runner == ("eager" if runner == "eager" else "tiled")
     opt.step(rng.standard_normal(50))
+
+
+@pytest.mark.parametrize("row", [row for row in catalog.ROWS if row.rule.whole], ids=lambda row: row.rule.__name__)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite(lib: Lib, row: Row, bad: float, rng: np.random.Generator) -> None:
+    """It shows in its own array, and in no other; nothing raises."""
+    params, good = problem(rng, "float64", steps=1)
+    grads = [NEW(np.copy, good[0]) for _ in range(2)]
+    grads[0]["tall"][1, 1] = bad
+    got, _ = run(lib, row.rule(lr=row.lr), params, grads)
+    want, _ = run(lib, row.rule(lr=row.lr), params, [good[0], good[0]])
+    assert np.isnan(got["tall"]).any()
+    for x, y in zip(leaves({**got, "tall": 0}), leaves({**want, "tall": 0}), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_rule_of_matrices_with_another_for_the_rest(lib: Lib, rng: np.random.Generator) -> None:
+    """Hyperparameters of both can be set by name, and each keeps state for its own leaves only."""
+    params = {"w": lib.array(rng.standard_normal((3, 2))), "b": lib.array(rng.standard_normal(4))}
+    grads = {"w": lib.array(rng.standard_normal((3, 2))), "b": lib.array(rng.standard_normal(4))}
+    rule = xopt.Muon(0.1, other=xopt.SGD(0.5, momentum=0.5))
+    if lib.guise in ("read-only", "grad"):
+        pytest.skip("as for the others")
+    state = rule.init(params)
+    assert state.slots["0.muon.m"]["b"] is None
+    assert state.slots["0.sgd.m"]["w"] is None
+    opt = xopt.Optimizer(params, rule)
+    assert {"muon.lr": 0.1, "sgd.lr": 0.5, "eps": 1e-7}.items() <= opt.hyperparams().items()
+    opt.set(**{"sgd.lr": 0.25, "0.muon.lr": 0.2, "muon.sgd.momentum": 0.0})
+    with pytest.raises(TypeError, match="'lr' is ambiguous: say muon.lr or sgd.lr"):
+        opt.set(lr=0.1)
+    before = NEW(lambda x: lib.numpy(x).copy(), params)
+    after = NEW(lib.numpy, opt.step(grads, **{"sgd.lr": 1.0}))
+    np.testing.assert_allclose(after["b"], before["b"] - lib.numpy(grads["b"]), rtol=1e-15)
+    assert np.any(after["w"] != before["w"])
+    assert repr(rule) == "Muon(lr=0.1, other=SGD(lr=0.5, momentum=0.5))"

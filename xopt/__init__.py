@@ -36,7 +36,7 @@ from xopt.rules.sign import *
 from xopt.sam import SAM
 from xopt.scaling import *
 from xopt.transforms import ClipByGlobalNorm, ClipByNorm, ClipByValue
-from xopt.transforms_array import AdaptiveGradientClip, Centralize
+from xopt.transforms_array import AdaptiveGradientClip, AddNoise, Centralize
 from xopt.wrappers import Accumulate, Guard
 
 __version__ = "0.1.0"
@@ -45,6 +45,7 @@ __all__ = [
     "SAM",
     "Accumulate",
     "AdaptiveGradientClip",
+    "AddNoise",
     "Centralize",
     "Chain",
     "ClipByGlobalNorm",

@@ -30,6 +30,7 @@ class Link(NamedTuple):
 
 _RESERVED = {
     "t",
+    "leaf",
     "update",
     "replace",
     "init",
@@ -77,7 +78,8 @@ class Part:
     """Whether ``update`` takes whole arrays, and any function of ``xp``; then no kernel is made of it.
 
     It is called for one leaf after the other. The first value of a slot may then also name a static method
-    ``(h, xp, p) -> array`` of any shape, or None where this leaf has no such slot; ``h`` has the static fields.
+    ``(h, xp, p) -> array`` of any shape, or None where this leaf has no such slot; ``h`` has the static fields. In
+    ``update``, ``h.leaf`` is a number that no other array of the tree has.
     """
     gates: ClassVar[bool] = False
     """Whether the link may hold the step back: see ``_gates``."""

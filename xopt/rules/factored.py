@@ -246,7 +246,7 @@ class SM3(Rule):
             return xp.zeros_like(p), v, m
         low = functools.reduce(xp.minimum, _spread(xp, v, p.shape))
         full = low + abs2(xp, g) if h.b2 is None else h.b2 * low + (1 - h.b2) * abs2(xp, g)
-        some = full > 0
+        some = full != 0  # 0/0 = 0; a NaN stays one
         d = xp.where(some, g / xp.sqrt(xp.where(some, full + h.eps, xp.ones_like(full))), xp.zeros_like(g))
         if h.momentum is not None:
             d = m = h.momentum * m + (1 - h.momentum) * d

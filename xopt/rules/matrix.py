@@ -80,8 +80,8 @@ class Muon(Rule):
     >>> w = {"w": np.eye(2), "b": np.ones(2)}
     >>> w, state = rule.apply(w, {"w": 3 * w["w"], "b": w["b"]}, rule.init(w))
     >>> w["w"].round(3), w["b"]
-    (array([[0.981, 0.   ],
-           [0.   , 0.981]]), array([0.5, 0.5]))
+    (array([[0.969, 0.   ],
+           [0.   , 0.969]]), array([0.5, 0.5]))
     >>> list(state.slots)
     ['0.muon.m']
     """
