@@ -230,8 +230,7 @@ class Part:
         )  # fmt: skip
 
     def _first(self, value: float | str) -> Any:
-        """Return the first value of a slot or of a scalar that is carried, from what the class says."""
-        """Return the first value of a slot, from what the signature says.
+        """Return the first value of a slot or of a scalar that is carried, from what the class says.
 
         None where a link of whole arrays has no such slot with these options.
         """

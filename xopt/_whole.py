@@ -68,7 +68,7 @@ def finite_eigh(xp: Any, x: Array) -> tuple[Array, Array]:
 
 def renewed(h: H, every: int, make: Callable[[], Array], old: Array) -> Array:
     """Return what ``make`` makes in step 1 and every so many steps later, else what there was."""
-    due = (h.t - 1) % every == 0
+    due = every == 1 or (h.t - 1) % every == 0
     if isinstance(due, bool):
         return make() if due else old
     return _arrays.either(due, make, lambda: old)
