@@ -34,7 +34,7 @@ def of(rule: Any, mode: str) -> Any:
     return xopt.chain(*(p.replace(complex=mode) if isinstance(p, xopt.Rule) else p for p in rule.parts))
 
 
-EVERY = [row.rule(**{"lr": row.lr, **o}) for row in catalog.ROWS for o in [*row.options, *catalog.COMMON]]
+EVERY = [row.rule(**{"lr": row.lr, **o}) for row in catalog.TRACED for o in [*row.options, *catalog.COMMON]]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_same_bits(rule: Any, dtype: str, driver: HostDriver, rng: np.random.Gen
         assert all(map(same_bits if exact else near, got, want)), mode
 
 
-@pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
+@pytest.mark.parametrize("row", catalog.TRACED, ids=lambda row: row.rule.__name__)
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_every_option(row: Row, dtype: str, driver: HostDriver, rng: np.random.Generator) -> None:
     params, smooth = awkward(rng, dtype), [awkward(rng, dtype), awkward(rng, dtype)]

@@ -86,7 +86,7 @@ LINKED = xopt.chain(
     xopt.Lookahead(k=2),
     xopt.SWA(start=2),
 )
-RULES = [row.rule(**{"lr": row.lr, **row.options[-1]}) for row in catalog.ROWS] + [CHAIN, GATED, LINKED]
+RULES = [row.rule(**{"lr": row.lr, **row.options[-1]}) for row in catalog.TRACED] + [CHAIN, GATED, LINKED]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
@@ -101,7 +101,7 @@ def test_tiles_and_threads(rule: Any, dtype: str, rng: np.random.Generator) -> N
             assert all(map(same_bits, got, want)), (tile, threads)
 
 
-@pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
+@pytest.mark.parametrize("row", catalog.TRACED, ids=lambda row: row.rule.__name__)
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_every_option(row: Row, dtype: str, rng: np.random.Generator) -> None:
     params = awkward(rng, dtype)

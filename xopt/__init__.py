@@ -17,11 +17,14 @@ from xopt.rules import (
     adam_momentum,
     adaptive,
     averaging,
+    factored,
     free,
     layerwise,
+    matrix,
     novograd,
     schedule_free,
     sgd,
+    shampoo,
     sign,
 )
 from xopt.rules.adam import *
@@ -30,15 +33,19 @@ from xopt.rules.adam_difference import *
 from xopt.rules.adam_momentum import *
 from xopt.rules.adaptive import *
 from xopt.rules.averaging import *
+from xopt.rules.factored import *
 from xopt.rules.free import *
 from xopt.rules.layerwise import *
+from xopt.rules.matrix import *
 from xopt.rules.novograd import *
 from xopt.rules.schedule_free import *
 from xopt.rules.sgd import *
+from xopt.rules.shampoo import *
 from xopt.rules.sign import *
 from xopt.sam import SAM
 from xopt.scaling import *
 from xopt.transforms import ClipByGlobalNorm, ClipByNorm, ClipByValue
+from xopt.transforms_array import AdaptiveGradientClip, AddNoise, Centralize
 from xopt.wrappers import Accumulate, Guard
 
 __version__ = "0.1.0"
@@ -46,6 +53,9 @@ __version__ = "0.1.0"
 __all__ = [
     "SAM",
     "Accumulate",
+    "AdaptiveGradientClip",
+    "AddNoise",
+    "Centralize",
     "Chain",
     "ClipByGlobalNorm",
     "ClipByNorm",
@@ -84,6 +94,9 @@ __all__ += layerwise.__all__
 __all__ += novograd.__all__
 __all__ += projections.__all__
 __all__ += scaling.__all__
+__all__ += factored.__all__
+__all__ += matrix.__all__
 __all__ += schedule_free.__all__
 __all__ += sgd.__all__
+__all__ += shampoo.__all__
 __all__ += sign.__all__

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import math
 import operator
+from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -276,6 +277,11 @@ def no_grad(name: str) -> Any:
     if name == "torch":
         return importlib.import_module("torch").no_grad()
     return np.errstate(all="ignore")
+
+
+def either(condition: Array, yes: Callable[[], Array], no: Callable[[], Array]) -> Array:
+    """Return one of two results of one shape, as a 0-d array of JAX says, which nobody may read."""
+    return importlib.import_module("jax").lax.cond(condition, yes, no)
 
 
 def host_view(x: Array) -> np.ndarray[Any, Any] | None:

@@ -32,6 +32,7 @@ class Link(NamedTuple):
 
 _RESERVED = {
     "t",
+    "leaf",
     "update",
     "replace",
     "init",
@@ -79,7 +80,8 @@ class Part:
     """Whether ``update`` takes whole arrays, and any function of ``xp``; then no kernel is made of it.
 
     It is called for one leaf after the other. The first value of a slot may then also name a static method
-    ``(h, xp, p) -> array`` of any shape, or None where this leaf has no such slot; ``h`` has the static fields.
+    ``(h, xp, p) -> array`` of any shape, or None where this leaf has no such slot; ``h`` has the static fields. In
+    ``update``, ``h.leaf`` is a number that no other array of the tree has.
     """
     gates: ClassVar[bool] = False
     """Whether the link may hold the step back: see ``_gates``."""
@@ -182,6 +184,17 @@ class Part:
         """
         return type(self)(**{**self._given, **changes})
 
+    def _inner(self) -> tuple[Part, ...]:
+        """Return the links that this one holds: its fields that are links."""
+        return tuple(getattr(self, n) for n in self._held())
+
+    def _with_inner(self, parts: tuple[Part, ...]) -> Self:
+        """Return a copy that holds other links."""
+        return self.replace(**dict(zip(self._held(), parts, strict=True)))
+
+    def _held(self) -> list[str]:
+        return [n for n, f in self._fields.items() if f.kinds and getattr(self, n) is not None]
+
     def _route(self, layout: Layout, k: int) -> Iterable[Link] | None:
         """Return what this link is for leaf ``k``: itself, other links, none; or None, if the leaf is to stay."""
         del layout, k
@@ -196,17 +209,9 @@ class Part:
     def _check_before(self, rule: Any) -> None:
         """Refuse a rule that this link does not go with. Subclasses extend it."""
 
-    def _inner(self) -> tuple[Part, ...]:
-        """Return the links inside of this one, whose hyperparameters are named like those of a chain."""
-        return ()
-
     def _inner_places(self) -> tuple[str, ...]:
         """Return what stands before the names of the links inside, and before the labels that their state has."""
         return ("",) * len(self._inner())
-
-    def _with_inner(self, parts: tuple[Part, ...]) -> Part:
-        """Return this link with others inside."""
-        raise NotImplementedError(f"{type(self).__name__} has {len(parts)} links inside, and takes no others")
 
     def _hooks(self) -> tuple[Callable[..., Any], Callable[..., dict[str, Array]] | None]:
         """Return update and reduce as the stages call them."""
@@ -218,6 +223,7 @@ class Part:
 
     def _piece(self, place: str, order: tuple[int, ...]) -> Piece:
         cls, values = type(self), self._values()
+        values = {n: v for n, v in values.items() if self._fields[n].kinds is None}
         fixed = {n: v for n, v in values.items() if self._fields[n].static or v is None}
         hypers = tuple(n for n in values if n not in fixed)
         first = {n: self._first(v) for n, v in self._slots.items()}
@@ -232,7 +238,10 @@ class Part:
         )  # fmt: skip
 
     def _first(self, value: float | str) -> Any:
-        """Return the first value of a slot, from what the signature says."""
+        """Return the first value of a slot or of a scalar that is carried, from what the class says.
+
+        None where a link of whole arrays has no such slot with these options.
+        """
         if not isinstance(value, str) or value == "p":
             return value
         return getattr(self, value)

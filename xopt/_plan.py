@@ -58,7 +58,7 @@ class Plan:
                 piece.slot(n)
                 for piece in pieces
                 for n in piece.slots
-                if piece.whole or any(piece.slot(n) in own.live for own in apart)
+                if (piece.whole and piece.slots[n] is not None) or any(piece.slot(n) in own.live for own in apart)
             )
             self.kinds = {n: kind for own in apart for n, kind in own.kinds.items()}
             return

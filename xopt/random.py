@@ -7,6 +7,7 @@ with the integer operations of the array-API standard.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ _MASK = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
-__all__ = ["threefry2x32", "words"]
+__all__ = ["normal", "threefry2x32", "words"]
 
 
 def threefry2x32(xp: Any, key: tuple[int, int], x0: Array, x1: Array) -> tuple[Array, Array]:
@@ -111,3 +112,44 @@ def words(like: Array, seed: int, stream: int, count: int) -> Array:
     index = xp.arange(half, dtype=dtype, **({} if place is None else {"device": place}))
     a, b = threefry2x32(xp, (seed & _MASK, seed >> 32), index, xp.full_like(index, stream))
     return xp.reshape(xp.stack([a, b], axis=-1), (-1,))[:count]
+
+
+def normal(like: Array, key: tuple[int, int], stream: Any) -> Array:
+    r"""Return standard normal numbers in the shape and dtype of an array; complex ones have E\|z\|² = 1.
+
+    Number i depends on (key, stream, i) and on the dtype only; the last bits may differ between libraries, which
+    compute logarithms and cosines each in its own way (Box & Muller 1958).
+
+    Parameters
+    ----------
+    like
+        An array of float32, float64, complex64 or complex128.
+    key
+        Two integers of 32 bits.
+    stream
+        An integer from 0 to 2³² - 1, or a 0-d array of one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xopt.random import normal
+    >>> normal(np.zeros(3), (0, 1), 2).round(3)
+    array([ 0.816, -0.392,  0.115])
+    """
+    xp, name = _arrays.namespace(like), _arrays.library(like)
+    place = _arrays.device(like)
+    index = xp.arange(
+        math.prod(like.shape),
+        dtype=xp.int64 if name == "torch" else xp.uint32,
+        **({} if place is None else {"device": place}),
+    )
+    counter = xp.zeros_like(index) + xp.astype(stream, index.dtype) if hasattr(stream, "dtype") else None
+    counter = xp.full_like(index, int(stream) & _MASK) if counter is None else counter
+    real = (xp.real(like) if _arrays.is_complex(like) else like).dtype
+    u, v = ((xp.astype(x, real) + 1) * 2.0**-32 for x in threefry2x32(xp, key, index, counter))
+    size, angle = xp.sqrt(-xp.log(u)), 2 * math.pi * v
+    if _arrays.is_complex(like):
+        z = _arrays.join_complex(xp, name or "", size * xp.cos(angle), size * xp.sin(angle))
+    else:
+        z = math.sqrt(2) * size * xp.cos(angle)
+    return xp.reshape(z, like.shape)

@@ -86,6 +86,8 @@ class Row(NamedTuple):
     """Whether the oracle takes all arrays at once, as lists."""
     rtol: float = 1e-12
     """What float64 may differ from the oracle, relative. More than 1e-12 has a reason beside it."""
+    lacking: tuple[str, ...] = ()
+    """Libraries that lack a function which the rule needs."""
     results: tuple[str, ...] = ()
     """Slots that are read from outside, like a mean of the parameters: compared with the state of the oracle."""
     base: dict[str, Any] = {}
@@ -103,6 +105,8 @@ class Peer(NamedTuple):
     name: str
     rtol: float = 1e-12
     complex: bool = False
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Shapes of the parameters, if not all serve."""
 
 
 def torch(rule: Any, name: str, rtol: float = 1e-12, **kwargs: Any) -> Peer:

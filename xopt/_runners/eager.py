@@ -72,14 +72,20 @@ def _leaf(work: Work, values: Values, k: int) -> dict[str, Any]:
     xp = work.xp
     arrays = compute_arrays(work, k, work.real)
     hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, work.real)))
+    if work.plan.whole:
+        _number(hs, 2 * work.leaves[k])
     if not (work.plan.whole and work.split):
         return _outcome(work, hs, arrays)
-    parts = [
-        _outcome(work, hs, {n: part(x) if x is not None else x for n, x in arrays.items()})
-        for part in (xp.real, xp.imag)
-    ]
-    re, im = parts
+    re = _outcome(work, hs, {n: xp.real(x) if x is not None else x for n, x in arrays.items()})
+    _number(hs, 2 * work.leaves[k] + 1)
+    im = _outcome(work, hs, {n: xp.imag(x) if x is not None else x for n, x in arrays.items()})
     return {n: None if x is None else _arrays.join_complex(xp, work.library, x, im[n]) for n, x in re.items()}
+
+
+def _number(hs: list[Any], leaf: int) -> None:
+    """Say which array of the tree it is; the two parts of a complex one have numbers of their own."""
+    for h in hs:
+        h.leaf = leaf
 
 
 def _outcome(work: Work, hs: list[Any], arrays: dict[str, Any]) -> dict[str, Any]:
@@ -120,8 +126,11 @@ def compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
         x = _arrays.cast(xp, x, getattr(xp, _arrays.COMPLEX_OF[real] if is_complex else real))
         if x.ndim == 0 and not whole:
             x = xp.reshape(x, (1,))
-        if is_complex and work.library == "numpy":
-            x = np.ascontiguousarray(x)  # NumPy's complex loops round otherwise where the stride is negative
+        if (is_complex or whole) and work.library == "numpy":
+            # NumPy's complex loops round otherwise where the stride is negative, and its sums follow the memory
+            x = np.require(x, requirements="C")
+        if whole and work.library == "torch":
+            x = x.contiguous()
         if is_complex and work.split and not whole:
             x = xp.stack([xp.real(x), xp.imag(x)], axis=-1)
         arrays[n] = x
