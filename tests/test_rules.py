@@ -33,8 +33,9 @@ def leaves(x: Any) -> list[Any]:
 
 
 def problem(rng: np.random.Generator, dtype: str, steps: int = STEPS) -> tuple[Any, list[Any]]:
-    """Parameters and gradients: of many sizes, one all zero, zero at places, one parameter that never moves."""
+    """Parameters and gradients: of many sizes, one all zero, zero at places, one parameter that starts at zero."""
     params = tree(rng, dtype)
+    params["tall"][:] = 0
     grads = [tree(rng, dtype, scale) for scale in np.geomspace(1e-2, 3, steps)]
     if steps > 3:
         grads[3] = NEW(np.zeros_like, grads[3])

@@ -89,7 +89,7 @@ class LARS(Rule):
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0) -> tuple[Array, ...]:
         g = g + h.weight_decay * p if h.weight_decay is not None and h.decay == "ratio" else g
-        inside = h.momentum is None or h.form == "lr_inside"
+        inside = h.form == "lr_inside"
         d = (h.lr * h.ratio if inside else h.ratio) * g
         if h.momentum is None:
             return -d, m

@@ -167,8 +167,8 @@ class Rprop(Rule):
 
     Notes
     -----
-    State: ``last`` (g') and ``size`` (real), with "rprop+" ``move``, shaped like the parameter, 8 or 12 bytes a float32
-    parameter.
+    State: ``last`` (g') and ``size`` (real), with "rprop+" ``move``, shaped like the parameter: 8 or 12
+    bytes a float32 parameter.
 
     For gradients of whole data sets: the sign of a noisy gradient changes without need. g·g' of complex numbers is the
     real part of g times the conjugate of g', and the sign is the phase. ``optax.rprop`` (0.2.8) makes each of these
