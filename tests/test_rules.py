@@ -409,3 +409,12 @@ def test_a_rule_of_matrices_with_another_for_the_rest(lib: Lib, rng: np.random.G
     np.testing.assert_allclose(after["b"], before["b"] - lib.numpy(grads["b"]), rtol=1e-15)
     assert np.any(after["w"] != before["w"])
     assert repr(rule) == "Muon(lr=0.1, other=SGD(lr=0.5, momentum=0.5))"
+
+
+def test_mean_is_what_is_evaluated(rng: np.random.Generator) -> None:
+    params, grads = problem(rng, "float64", steps=6)
+    rule = xopt.ASGD(lr=0.1, t0=2)
+    p, state = walk(rule, params, grads)
+    mean = leaves(rule.eval_params(p, state))
+    assert_close(mean, leaves(state.slots["0.asgd.mean"]), rtol=0, atol=0)
+    assert not np.array_equal(mean[0], leaves(p)[0])

@@ -12,7 +12,21 @@ from catalog.base import A, Peer, Row, S, decayed, optax
 
 
 @decayed
-def adan(p: A, g: A, s: S, t: int, *, lr: Any, b1: Any, b2: Any, b3: Any, eps: Any, form: str, weight_decay: Any) -> A:
+def adan(
+    p: A,
+    g: A,
+    s: S,
+    t: int,
+    *,
+    lr: Any,
+    b1: Any,
+    b2: Any,
+    b3: Any,
+    eps: Any,
+    eps_root: Any,
+    form: str,
+    weight_decay: Any,
+) -> A:
     """Xie et al. 2022, Algorithm 1, its βs written 1 - β; with the corrections of the authors' code."""
     beta = [1 - b1, 1 - b2, 1 - b3]
     ahead = 1 - beta[1] if form == "paper" else beta[1]
@@ -23,7 +37,7 @@ def adan(p: A, g: A, s: S, t: int, *, lr: Any, b1: Any, b2: Any, b3: Any, eps: A
     s["v"] = (1 - beta[1]) * s.get("v", zero) + beta[1] * change
     s["n"] = (1 - beta[2]) * s.get("n", np.abs(zero)) + beta[2] * np.abs(g + ahead * change) ** 2
     m, v, n = (s[name] / (1 - b**t) for name, b in (("m", b1), ("v", b2), ("n", b3)))
-    return (p - lr / (np.sqrt(n) + eps) * (m + ahead * v)) / (1 + weight_decay * lr)
+    return (p - lr / (np.sqrt(n + eps_root) + eps) * (m + ahead * v)) / (1 + weight_decay * lr)
 
 
 @decayed
@@ -42,8 +56,8 @@ ROWS = [
     Row(
         xopt.Adan,
         adan,
-        [{}, {"b1": 0.5}, {"b2": 0.5}, {"b2": 0.7}, {"b3": 0.9}, {"eps": 0.1}, {"form": "optax"}],
-        [{"b1": 1.0}, {"b2": 1.0}, {"b3": 1.0}, {"form": "torch"}, {"decay": "proximal"}],
+        [{}, {"b1": 0.5}, {"b2": 0.5}, {"b2": 0.7}, {"b3": 0.9}, {"eps": 0.1}, {"eps_root": 0.1}, {"form": "optax"}],
+        [{"b1": 1.0}, {"b2": 1.0}, {"b3": 1.0}, {"eps_root": -1.0}, {"form": "torch"}, {"decay": "proximal"}],
         0.05,
     ),
     Row(
@@ -58,8 +72,8 @@ ROWS = [
 PEERS: list[Peer] = [
     optax(xopt.Adan(0.1, form="optax"), lambda o: o.adan(0.1, eps_root=0.0)),
     optax(
-        xopt.Adan(0.1, 0.9, 0.8, 0.95, 1e-3, "optax", weight_decay=0.3, decay="lr"),
-        lambda o: o.adan(0.1, 0.9, 0.8, 0.95, 1e-3, 0.0, weight_decay=0.3),
+        xopt.Adan(0.1, 0.9, 0.8, 0.95, 1e-3, 1e-4, "optax", weight_decay=0.3, decay="lr"),
+        lambda o: o.adan(0.1, 0.9, 0.8, 0.95, 1e-3, 1e-4, weight_decay=0.3),
     ),
     optax(xopt.Adan(0.1, 0.9, 0.5, 0.95, 1e-3), lambda o: o.adan(0.1, 0.9, 0.5, 0.95, 1e-3, 0.0)),
     optax(xopt.Adan(0.1, form="optax"), lambda o: o.adan(0.1, eps_root=0.0), complex=True),

@@ -17,7 +17,7 @@ class Adan(Rule):
         m ← β₁·m + (1-β₁)·g
         d ← β₂·d + (1-β₂)·(g - g')
         v ← β₃·v + (1-β₃)·|g + β₂·(g - g')|²
-        p ← (p - lr·(m/c₁ + β₂·d/c₂) / (√(v/c₃) + ε)) / (1 + lr·w)
+        p ← (p - lr·(m/c₁ + β₂·d/c₂) / (√(v/c₃ + ε₀) + ε)) / (1 + lr·w)
 
     Parameters
     ----------
@@ -25,8 +25,8 @@ class Adan(Rule):
         Learning rate, ≥ 0; 5 to 10 times larger than that of Adam.
     b1, b2, b3
         β₁, β₂ and β₃ in [0, 1). The paper calls 1 - βᵢ so.
-    eps
-        ε ≥ 0, in the unit of the gradient.
+    eps, eps_root
+        ε ≥ 0, in the unit of the gradient, and ε₀ ≥ 0, in that of its square: 0 in the paper, 1e-8 in optax.
     form
         ``"paper"``, which is the authors' code too, or ``"optax"``: 1 - β₂ in the place of the factor β₂ in v and p.
     weight_decay
@@ -61,6 +61,7 @@ class Adan(Rule):
     b2: Hyper = hyper(default=0.92, ge=0, lt=1)
     b3: Hyper = hyper(default=0.99, ge=0, lt=1)
     eps: Hyper = hyper(default=1e-8, ge=0)
+    eps_root: Hyper = hyper(default=0.0, ge=0)
     form: Literal["paper", "optax"] = "paper"
     decay: Literal["proximal", "l2", "lr", "independent"] = static(default="proximal", kw_only=True)  # type: ignore[assignment]
 
@@ -78,7 +79,8 @@ class Adan(Rule):
         m = h.b1 * m + (1 - h.b1) * g
         d = h.b2 * d + (1 - h.b2) * change
         v = h.b3 * v + (1 - h.b3) * abs2(xp, g + ahead * change)
-        step = -(h.lr * c3**0.5) * ((m / c1 + (ahead / c2) * d) / (xp.sqrt(v) + h.eps * c3**0.5))
+        root = xp.sqrt(v + h.eps_root * c3) + h.eps * c3**0.5
+        step = -(h.lr * c3**0.5) * ((m / c1 + (ahead / c2) * d) / root)
         if h.weight_decay is not None and h.decay == "proximal":
             step = (step - h.lr * h.weight_decay * p) / (1 + h.lr * h.weight_decay)
         return step, m, d, v, g

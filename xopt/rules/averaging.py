@@ -33,9 +33,8 @@ class ASGD(Rule):
 
     Notes
     -----
-    State: ``mean``, shaped like the parameter, 4 bytes a float32 parameter. It is the result: read
-    ``state.slots["0.asgd.mean"]``, of an :class:`~xopt.Optimizer` ``opt.state.slots["0.asgd.mean"]``. It does not see
-    what a transform behind the rule does to the step.
+    State: ``mean``, shaped like the parameter, 4 bytes a float32 parameter. It is the result, which
+    :meth:`~xopt.Rule.eval_params` returns. It does not see what a link behind the rule does to the step.
 
     torch's numbers, whose ``ax`` the mean is; but a schedule of lr counts at once, in torch one step later.
 
@@ -53,7 +52,7 @@ class ASGD(Rule):
     >>> state = rule.init(w)
     >>> for g in (1.0, -1.0, 1.0, -1.0, 1.0):
     ...     w, state = rule.apply(w, np.asarray([g]), state)
-    >>> w.round(3), state.slots["0.asgd.mean"].round(3)
+    >>> w.round(3), rule.eval_params(w, state).round(3)
     (array([0.9]), array([0.95]))
     """
 
@@ -72,6 +71,10 @@ class ASGD(Rule):
         step, shrink = -h.eta * (g + h.lambd * p), decoupled(h)
         new = p + step if shrink is None else p + (step - shrink * p)
         return step, mean + h.share * (new - mean)
+
+    @staticmethod
+    def readout(h: H, xp: Any, p: Array, mean: Array) -> Array:
+        return mean
 
 
 class FTRL(Rule):
