@@ -263,9 +263,10 @@ def test_every_state_array_changes_and_none_is_idle(row: Row, rule: xopt.Rule, r
     for name, first in start.slots.items():
         if any(np.all(state.slots[name] != first) for state in states):
             continue
-        shaken = states[-1]._replace(slots={**states[-1].slots, name: states[-1].slots[name] + 0.1})
-        new = [rule.apply(p, grads[0], state)[0] for state in (states[-1], shaken)]
-        assert np.all(new[0] != new[1]), f"{name} never changes, nor does anything hang on it"
+        last, far = states[-1].slots[name], 1e6 * np.sign(grads[0])  # a slot that sets a maximum is shaken hard
+        shaken = [states[-1]._replace(slots={**states[-1].slots, name: last + x}) for x in (0.1, far, -far)]
+        now, *new = [rule.apply(p, grads[0], state)[0] for state in (states[-1], *shaken)]
+        assert any(np.all(x != now) for x in new), f"{name} never changes, nor does anything hang on it"
 
 
 @pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
