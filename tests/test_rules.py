@@ -282,10 +282,15 @@ def test_every_state_array_changes_and_none_is_idle(row: Row, rule: xopt.Rule, r
         assert owners, f"no leaf has {name}"
         if all(any(np.all(state.slots[name][k] != first[k]) for state in states) for k in owners):
             continue
-        column = [None if x is None else x + 0.1 for x in states[-1].slots[name]]
-        shaken = states[-1]._replace(slots={**states[-1].slots, name: column})
-        new = [rule.apply(p, grads[0], state)[0] for state in (states[-1], shaken)]
-        moved = [np.all(new[0][k] != new[1][k]) for k in owners]
+        last = states[-1]
+        far = [1e6 * np.sign(g) for g in grads[0]]  # a slot that sets a maximum is shaken hard
+        new = []
+        for way in (0, 1, -1):
+            shake = [None if x is None else x + (way * far[k] if way and x.shape == far[k].shape else 0.1)
+                     for k, x in enumerate(last.slots[name])]  # fmt: skip
+            new.append(rule.apply(p, grads[0], last._replace(slots={**last.slots, name: shake}))[0])
+        now = rule.apply(p, grads[0], last)[0]
+        moved = [any(np.all(x[k] != now[k]) for x in new) for k in owners]
         assert all(moved), f"{name} never changes, nor does anything hang on it"
 
 
