@@ -4,9 +4,9 @@ from xopt import averages, nn, projections, random, scaling, schedules
 from xopt._config import show_config
 from xopt._explain import explain
 from xopt._select import no_decay_1d
+from xopt.averages import *
 from xopt.groups import Freeze, Groups, layerwise_decay, scaled
 from xopt.masked import Masked
-from xopt.averages import *
 from xopt.optimizer import Optimizer
 from xopt.projections import *
 from xopt.rule import Chain, Rule, State, Transform, abs2, chain, hyper, is_complex, static
