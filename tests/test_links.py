@@ -211,7 +211,7 @@ def same_bits_everywhere(rule: Any, dtype: str, rng: np.random.Generator, runner
         ((xopt.AddDecay(0.1), xopt.SGD(maximize=True)), "AddDecay in front of SGD.maximize=True. would make the param"),
         (
             (SGD, xopt.EMA(), xopt.ClipByValue(1.0)),
-            "ClipByValue changes the step, but EMA .*: put ClipByValue between SGD and EMA",
+            "ClipByValue changes the step, but EMA .*: put ClipByValue directly behind the rule",
         ),
         ((SGD, xopt.Box(0.0, 1.0), xopt.EMA(), xopt.Cautious()), "Cautious changes the step, but Box in front of it"),
     ],
@@ -220,6 +220,32 @@ def same_bits_everywhere(rule: Any, dtype: str, rng: np.random.Generator, runner
 def test_places_that_are_refused(parts: Any, words: str) -> None:
     with pytest.raises(ValueError, match=f"chain: {words}"):
         xopt.chain(*parts)
+
+
+def test_masked_links_stand_where_their_own_may() -> None:
+    xopt.chain(SGD, xopt.EMA(), xopt.Masked(xopt.Box(-1, 1), "w"))
+    for parts in (
+        (xopt.Masked(xopt.EMA(), "w"), SGD),
+        (SGD, xopt.Masked(xopt.EMA(), "w"), xopt.ClipByValue(1.0)),
+        (xopt.Masked(xopt.Cautious(), "w"), SGD),
+        (xopt.Masked(xopt.AddDecay(0.1), "w"), xopt.SGD(maximize=True)),
+        (xopt.Groups(xopt.chain(SGD, xopt.EMA()), ("w", {"lr": 0.5})), xopt.ClipByValue(1.0)),
+        (xopt.Groups(SGD, ("w", xopt.chain(SGD, xopt.EMA()))), xopt.ClipByValue(1.0)),
+    ):
+        with pytest.raises(ValueError, match="chain: "):
+            xopt.chain(*parts)
+
+
+def test_masked_decay_and_averages(lib: Lib, rng: np.random.Generator) -> None:
+    p = {"w": rng.standard_normal(3), "b": rng.standard_normal(2)}
+    grads = [{"w": rng.standard_normal(3), "b": rng.standard_normal(2)} for _ in range(4)]
+    rule = xopt.chain(xopt.Masked(xopt.AddDecay(0.5), "w"), SGD, xopt.Masked(xopt.EMA(0.5), "b"))
+    got, state = run(lib, rule, p, grads)
+    read = NEW(lib.numpy, rule.eval_params(NEW(lib.array, got), state))
+    for name, own in [("w", xopt.chain(xopt.AddDecay(0.5), SGD)), ("b", xopt.chain(SGD, xopt.EMA(0.5)))]:
+        want, mine = walk(own, p[name], [g[name] for g in grads])
+        assert_close([got[name]], [want], 1e-13, 1e-15)
+        assert_close([read[name]], [own.eval_params(want, mine)], 1e-13, 1e-15)
 
 
 def test_sam_is_no_link() -> None:

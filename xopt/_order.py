@@ -7,8 +7,8 @@ from xopt._part import Part
 
 def check_order(links: list[Part], at: int) -> None:
     """Refuse a link that cannot stand where it does."""
-    rule, landed = links[at], ""
-    of = type(rule).__name__
+    rule = links[at]
+    of, landed = type(rule).__name__, next((type(part).__name__ for part in _all_in(rule) if part.after), "")
     for i, link in enumerate(links):
         name, places = type(link).__name__, link._stands()
         if i == at:
@@ -23,7 +23,12 @@ def check_order(links: list[Part], at: int) -> None:
         if landed and "after" not in places:
             raise ValueError(
                 f"chain: {name} changes the step, but {landed} in front of it is given the new parameters: put {name} "
-                f"between {of} and {landed}"
+                f"directly behind the rule"
             )
         landed = landed or (name if "after" in places else "")
         link._check_before(rule)
+
+
+def _all_in(part: Part) -> list[Part]:
+    """Return the links inside one, and those inside these."""
+    return [x for inner in part._inner() for x in (inner, *_all_in(inner))]

@@ -83,6 +83,12 @@ class Masked(Transform):
     def _place(self) -> str:
         return ""
 
+    def _stands(self) -> tuple[str, ...]:
+        return self._link._stands()
+
+    def _check_before(self, rule: Any) -> None:
+        self._link._check_before(rule)
+
     def _route(self, layout: Layout, k: int) -> Sequence[Link]:
         [found] = chosen("Masked", (self._predicate,), layout, self._unmatched)[k : k + 1]
         return [] if found is None else routed((self._link,), [""], layout, k) or []
