@@ -234,18 +234,25 @@ class Like(Generated):
     def rule(self, name: str) -> list[str]:
         cls, record = getattr(xopt, name), parity()["like"]
         cells = {library: rules[name] for library, rules in PRESETS.items() if name in rules}
+        fields = sorted(cls._fields.items(), key=lambda x: x[1].kw_only)
         own = {
-            library: {n: v for n, v in cell.fields.items() if shared(library).get(n) != v}
+            library: {
+                n: cell.fields[n] for n, f in fields if n in cell.fields and self.told(library, n, cell.fields[n], f)
+            }
             for library, cell in cells.items()
         }
-        differ = sorted({n for fields in own.values() for n in fields}, key=[*cls._fields].index)
-        rows = [("", f":class:`~xopt.{name}`", *(code(cls._fields[n].default) for n in differ), "")]
+        differ = [n for n, _ in fields if any(n in found for found in own.values())]
+        rows = [("xopt", f":class:`~xopt.{name}`", *(code(cls._fields[n].default) for n in differ), "")]
         for library, cell in cells.items():
             seen = record.get(library, {}).get(name)
             values = [code(own[library][n]) if n in own[library] else "" for n in differ]
             rows.append((f"``{library!r}``", f"``{cell.call}``", *values, "source" if seen is None else number(seen)))
         head = ("``like=``", "the same as", *(f"``{n}``" for n in differ), "Difference")
         return table(" ".join(["3", "6", *("2" for _ in differ), "2"]), head, rows)
+
+    def told(self, library: str, name: str, value: Any, field: Any) -> bool:
+        """Whether a field is worth a column: one that differs, and not in all rules of the library."""
+        return bool(value != field.default and name not in shared(library))
 
 
 class Shared(Generated):
@@ -256,6 +263,17 @@ class Shared(Generated):
         versions = parity()["versions"]
         rows = [(f"``{n!r}``", versions.get(n, "its source"), fields[n], ", ".join(PRESETS[n])) for n in PRESETS]
         return table("3 3 4 10", ("``like=``", "Compared with", "All rules", "Rules"), rows)
+
+
+class DecayDefaults(Generated):
+    """Which kind of weight decay is whose default."""
+
+    def lines(self) -> list[str]:
+        found: dict[str, list[str]] = {}
+        for cls in public(xopt.Rule):
+            found.setdefault(cls._fields["decay"].default, []).append(f":class:`~xopt.{cls.__name__}`")
+        rows = [(f"``{kind!r}``", ", ".join(names)) for kind, names in found.items()]
+        return table("2 9", ("``decay=``", "Default of"), rows)
 
 
 def shared(library: str) -> dict[str, Any]:

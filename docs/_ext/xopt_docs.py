@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import catalogue
-import xopt
 from catalogue import Generated, public, table
 from sphinx.application import Sphinx
 from sphinx.util import logging
+
+import xopt
 from xopt._fields import MISSING
 
 _log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def arguments(gallery_conf: dict[str, Any], script_vars: dict[str, Any]) -> list
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("catalogue-overview", catalogue.Overview)
     app.add_directive("catalogue", catalogue.Catalogue)
+    app.add_directive("decay-defaults", catalogue.DecayDefaults)
     app.add_directive("like", catalogue.Like)
     app.add_directive("like-shared", catalogue.Shared)
     app.add_directive("field-table", FieldTable)
