@@ -297,7 +297,7 @@ class StableAdamW(Rule):
     >>> rule, w = xopt.StableAdamW(lr=0.1, b2=0.5), np.asarray([2.0])
     >>> w, state = rule.apply(w, np.asarray([1.0]), rule.init(w))
     >>> rule.updates(w, np.asarray([10.0]), state)[0].round(3)  # RMS √(100/67)
-    array([-0.058])
+    array([-0.059])
     """
 
     lr: Hyper = hyper(default=1e-3, ge=0)

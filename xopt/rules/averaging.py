@@ -52,7 +52,7 @@ class ASGD(Rule):
     >>> w = np.asarray([1.0])
     >>> opt = xopt.Optimizer(w, xopt.ASGD(lr=0.1, t0=0))
     >>> for sign in (1, -1, 1, -1, 1):
-    ...     opt.step(np.asarray([sign * 1.0]))
+    ...     _ = opt.step(np.asarray([sign * 1.0]))
     >>> w.round(3), opt.state.slots["0.asgd.mean"].round(3)
     (array([0.9]), array([0.95]))
     """
@@ -119,7 +119,7 @@ class FTRL(Rule):
     >>> import xopt
     >>> rule, w = xopt.FTRL(lr=0.5, l1=1.0), np.zeros(2)
     >>> rule.apply(w, np.asarray([3.0, -0.5]), rule.init(w))[0].round(3)
-    array([-0.332,  0.   ])
+    array([-0.331,  0.   ])
     """
 
     lr: Hyper = hyper(default=1e-3, gt=0)
