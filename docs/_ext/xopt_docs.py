@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import catalogue
-from catalogue import Generated, public, table
+import rule_tables
+from rule_tables import Generated, public, table
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
@@ -81,11 +81,11 @@ def arguments(gallery_conf: dict[str, Any], script_vars: dict[str, Any]) -> list
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.add_directive("catalogue-overview", catalogue.Overview)
-    app.add_directive("catalogue", catalogue.Catalogue)
-    app.add_directive("decay-defaults", catalogue.DecayDefaults)
-    app.add_directive("like", catalogue.Like)
-    app.add_directive("like-shared", catalogue.Shared)
+    app.add_directive("catalogue-overview", rule_tables.Overview)
+    app.add_directive("catalogue", rule_tables.Catalogue)
+    app.add_directive("decay-defaults", rule_tables.DecayDefaults)
+    app.add_directive("like", rule_tables.Like)
+    app.add_directive("like-shared", rule_tables.Shared)
     app.add_directive("field-table", FieldTable)
     app.add_directive("public-classes", Classes)
     app.add_directive("public-names", Names)
