@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-<<<<<<< HEAD
-from collections.abc import Sequence
-=======
-from collections.abc import Callable
->>>>>>> a26a060 (A generated catalogue of rules, with the differences to other libraries that the tests record)
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import catalog
@@ -80,17 +76,10 @@ def named(peer: Peer) -> Any:
 
 
 @pytest.mark.parametrize("peer", [named(peer) for peer in catalog.PEERS])
-<<<<<<< HEAD
-def test_peer(peer: Peer, rng: np.random.Generator) -> None:
-    params, grads = problem(rng, peer.complex, peer.shapes or SHAPES)
-    theirs = RUN[peer.library][1](peer, params, grads)
-    for a, b in zip(ours(peer.rule, params, grads), theirs, strict=True):
-=======
 def test_peer(peer: Peer, rng: np.random.Generator, record_property: Callable[[str, Any], None]) -> None:
-    params, grads = problem(rng, peer.complex)
+    params, grads = problem(rng, peer.complex, peer.shapes or SHAPES)
     theirs, mine = RUN[peer.library][1](peer, params, grads), ours(peer.rule, params, grads)
     for a, b in zip(mine, theirs, strict=True):
->>>>>>> a26a060 (A generated catalogue of rules, with the differences to other libraries that the tests record)
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=peer.rtol, atol=1e-13)
     record_property("parity", compared(PEER, peer.library, peer.rule, mine, theirs))
