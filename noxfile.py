@@ -88,6 +88,14 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def parity(session: nox.Session) -> None:
+    """Compare the rules with those of other libraries, and write the differences into docs/parity.json."""
+    session.install(TORCH, *LIBRARIES["jax"], "scikit-learn", *group("test"), "-e", ".")
+    tests = ["tests/test_peers.py", "tests/test_presets.py"]
+    session.run("pytest", *tests, "--record-parity", "docs/parity.json", *session.posargs, env=THREADS)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure xopt beside other libraries: `nox -s bench -- --quick`, `-- --only vector,many`, `-- --device cuda`."""
     cuda = argument(session, "--device", "cpu") == "cuda"

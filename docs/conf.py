@@ -29,7 +29,11 @@ autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 toc_object_entries_show_parents = "hide"
 
-doctest_global_setup = "from importlib.util import find_spec"  # for :skipif:
+doctest_global_setup = """
+from importlib.util import find_spec  # for :skipif:
+import xopt._runners.numba
+xopt._runners.numba.missing = lambda: "the examples show what there is without it"
+"""
 
 sphinx_gallery_conf = {
     "examples_dirs": "examples",

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -120,12 +121,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--library", choices=LIBRARIES, help="test on this library only (numpy: and all that needs no other)"
     )
+    parser.addoption(
+        "--record-parity", metavar="FILE", type=Path, help="write the differences to other libraries into this file"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     chosen = config.getoption("--library", default=None)
     if chosen and chosen != "cupy" and not available(chosen):
         raise pytest.UsageError(f"--library {chosen}: not installed")
+    if path := config.getoption("--record-parity", default=None):
+        config.pluginmanager.register(importlib.import_module("parity").Recorder(path))
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -1,9 +1,9 @@
-"""The same numbers as torch and optax, live: float64, 20 steps, weight decay large enough to matter."""
+"""The same numbers as torch, optax and Keras, live: float64, 20 steps, weight decay large enough to matter."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import catalog
@@ -12,6 +12,7 @@ import pytest
 from catalog import Peer
 from catalog.base import torch
 from conftest import walk
+from parity import PEER, compared
 
 import xopt
 
@@ -75,12 +76,13 @@ def named(peer: Peer) -> Any:
 
 
 @pytest.mark.parametrize("peer", [named(peer) for peer in catalog.PEERS])
-def test_peer(peer: Peer, rng: np.random.Generator) -> None:
+def test_peer(peer: Peer, rng: np.random.Generator, record_property: Callable[[str, Any], None]) -> None:
     params, grads = problem(rng, peer.complex, peer.shapes or SHAPES)
-    theirs = RUN[peer.library][1](peer, params, grads)
-    for a, b in zip(ours(peer.rule, params, grads), theirs, strict=True):
+    theirs, mine = RUN[peer.library][1](peer, params, grads), ours(peer.rule, params, grads)
+    for a, b in zip(mine, theirs, strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=peer.rtol, atol=1e-13)
+    record_property("parity", compared(PEER, peer.library, peer.rule, mine, theirs))
 
 
 @pytest.mark.needs("jax")

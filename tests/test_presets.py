@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import walk
+from parity import LIKE, compared
 
 import xopt
 from xopt.presets import PRESETS, REQUIRED
@@ -125,7 +126,7 @@ TOLERANCE = {"thinc": 2e-5, ("torch", "NAdam"): 1e-6, ("torch", "ASGD"): 1e-6}
 
 
 @pytest.mark.parametrize(("like", "name"), cells())
-def test_cell(like: str, name: str, rng: np.random.Generator) -> None:
+def test_cell(like: str, name: str, rng: np.random.Generator, record_property: Callable[[str, Any], None]) -> None:
     if like == "keras":
         os.environ.setdefault("KERAS_BACKEND", "jax")
     module = {"sklearn": "sklearn", "optax": "optax"}.get(like, like)
@@ -133,10 +134,12 @@ def test_cell(like: str, name: str, rng: np.random.Generator) -> None:
     params, grads = problem(rng)
     make: Any = name if like == "sklearn" else found(call(like, name))
     theirs = run_sklearn(make, params, grads) if like == "sklearn" else RUN[like](make, params, grads)
-    mine = walk(getattr(xopt, name)(lr=RATE, like=like), params, grads)[0]
+    rule = getattr(xopt, name)(lr=RATE, like=like)
+    mine = walk(rule, params, grads)[0]
     rtol = TOLERANCE.get((like, name), TOLERANCE.get(like, 1e-12))
     for a, b in zip(mine, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-13 if rtol < 1e-6 else 1e-6)
+    record_property("parity", compared(LIKE, like, rule, mine, theirs))
 
 
 @pytest.mark.parametrize(("like", "name"), cells())

@@ -3,59 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from docutils import nodes
+import rule_tables
+from rule_tables import Generated, public, table
 from sphinx.application import Sphinx
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxDirective
 
 import xopt
 from xopt._fields import MISSING
-from xopt.rule import Part
 
 _log = logging.getLogger(__name__)
-
-
-def public(kind: type[Part]) -> list[type[Part]]:
-    """Return the public classes of a kind, in the order of their definition."""
-    found = [getattr(xopt, n) for n in xopt.__all__]
-    found = [x for x in found if isinstance(x, type) and issubclass(x, kind) and x is not kind]
-    return sorted(found, key=lambda cls: (cls.__module__ != "xopt.rules.sgd", cls.__module__))
-
-
-def slots(rule: xopt.Rule) -> list[str]:
-    return [name.rpartition(".")[2] for name in rule.init(np.zeros(1, np.float32)).slots]
-
-
-def options(cls: type[Part]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every single choice of formula that a rule offers."""
-    for name, field in cls._fields.items():
-        if field.static:
-            for value in field.among or ():
-                if value != field.default:
-                    yield f"{name}={value!r}", {name: value}
-        elif field.default is None:
-            yield name, {name: 0.5}
-
-
-def state(cls: type[xopt.Rule]) -> tuple[str, str]:
-    """Say which arrays a rule keeps by default and with which option, and how many bytes they take."""
-    usual = slots(cls())
-    text, most = [", ".join(f"``{n}``" for n in usual) or "none"], len(usual)
-    for label, given in options(cls):
-        try:
-            more = [n for n in slots(cls(**given)) if n not in usual]
-        except (TypeError, ValueError):
-            continue
-        if more:
-            text.append(f"with ``{label}`` also {', '.join(f'``{n}``' for n in more)}")
-            most += len(more)
-    size = f"{4 * len(usual)}" if most == len(usual) else f"{4 * len(usual)} to {4 * most}"
-    return "; ".join(text), size
 
 
 def values(field: Any) -> str:
@@ -64,29 +23,6 @@ def values(field: Any) -> str:
     if field.among is not None:
         return ", ".join(f"``{x!r}``" for x in field.among)
     return field.limits() + (", or ``None``" if not field.static and field.default is None else "")
-
-
-def table(widths: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    lines = [".. list-table::", "   :header-rows: 1", f"   :widths: {widths}", ""]
-    for row in [head, *rows]:
-        lines += [f"   {'* -' if k == 0 else '  -'} {cell}" for k, cell in enumerate(row)]
-    return [*lines, ""]
-
-
-class Generated(SphinxDirective):
-    """A directive that writes reStructuredText."""
-
-    def run(self) -> list[nodes.Node]:
-        return self.parse_text_to_nodes("\n".join(self.lines()))
-
-    def lines(self) -> list[str]:
-        raise NotImplementedError
-
-
-class StateTable(Generated):
-    def lines(self) -> list[str]:
-        rows = [(f":class:`~xopt.{cls.__name__}`", *state(cls)) for cls in public(xopt.Rule)]
-        return table("2 6 3", ("Rule", "State", "Bytes a float32 parameter"), rows)
 
 
 class FieldTable(Generated):
@@ -112,6 +48,17 @@ class Classes(Generated):
         return [f".. autoclass:: xopt.{cls.__name__}\n" for cls in public(getattr(xopt, self.arguments[0]))]
 
 
+class Names(Generated):
+    """Document every public class and function of a module."""
+
+    required_arguments = 1
+
+    def lines(self) -> list[str]:
+        found = {n: getattr(xopt, n) for n in xopt.__all__}
+        mine = [(n, x) for n, x in found.items() if getattr(x, "__module__", "") == self.arguments[0]]
+        return [f".. auto{'class' if isinstance(x, type) else 'function'}:: xopt.{n}\n" for n, x in mine]
+
+
 def check(app: Sphinx, env: Any) -> None:
     """Warn of public names that no page describes."""
     known = env.get_domain("py").objects
@@ -134,8 +81,13 @@ def arguments(gallery_conf: dict[str, Any], script_vars: dict[str, Any]) -> list
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.add_directive("state-table", StateTable)
+    app.add_directive("catalogue-overview", rule_tables.Overview)
+    app.add_directive("catalogue", rule_tables.Catalogue)
+    app.add_directive("decay-defaults", rule_tables.DecayDefaults)
+    app.add_directive("like", rule_tables.Like)
+    app.add_directive("like-shared", rule_tables.Shared)
     app.add_directive("field-table", FieldTable)
     app.add_directive("public-classes", Classes)
+    app.add_directive("public-names", Names)
     app.connect("env-check-consistency", check)
     return {"parallel_read_safe": True}
