@@ -1,102 +1,34 @@
-"""Gradient-based optimizers, written once against the Python Array API standard."""
+"""Gradient-based optimizers, written once against the Python Array API standard.
 
-from xopt import averages, nn, projections, random, scaling, schedules
-from xopt._config import show_config
-from xopt._explain import explain
-from xopt._select import no_decay_1d
-from xopt.averages import *
-from xopt.groups import Freeze, Groups, layerwise_decay, scaled
-from xopt.masked import Masked
-from xopt.optimizer import Optimizer
-from xopt.projections import *
-from xopt.rule import Chain, Rule, State, Transform, abs2, chain, hyper, is_complex, static
-from xopt.rules import (
-    adam,
-    adam_denominator,
-    adam_difference,
-    adam_momentum,
-    adaptive,
-    averaging,
-    factored,
-    free,
-    layerwise,
-    matrix,
-    novograd,
-    schedule_free,
-    sgd,
-    shampoo,
-    sign,
-)
-from xopt.rules.adam import *
-from xopt.rules.adam_denominator import *
-from xopt.rules.adam_difference import *
-from xopt.rules.adam_momentum import *
-from xopt.rules.adaptive import *
-from xopt.rules.averaging import *
-from xopt.rules.factored import *
-from xopt.rules.free import *
-from xopt.rules.layerwise import *
-from xopt.rules.matrix import *
-from xopt.rules.novograd import *
-from xopt.rules.schedule_free import *
-from xopt.rules.sgd import *
-from xopt.rules.shampoo import *
-from xopt.rules.sign import *
-from xopt.sam import SAM
-from xopt.scaling import *
-from xopt.transforms import ClipByGlobalNorm, ClipByNorm, ClipByValue
-from xopt.transforms_array import AdaptiveGradientClip, AddNoise, Centralize
-from xopt.wrappers import Accumulate, Guard
+The names are in ``__init__.pyi``; each is imported when it is first used.
+"""
+
+import ast as _ast
+import importlib as _importlib
+from pathlib import Path as _Path
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "SAM",
-    "Accumulate",
-    "AdaptiveGradientClip",
-    "AddNoise",
-    "Centralize",
-    "Chain",
-    "ClipByGlobalNorm",
-    "ClipByNorm",
-    "ClipByValue",
-    "Freeze",
-    "Groups",
-    "Guard",
-    "Masked",
-    "Optimizer",
-    "Rule",
-    "State",
-    "Transform",
-    "abs2",
-    "chain",
-    "explain",
-    "hyper",
-    "is_complex",
-    "layerwise_decay",
-    "nn",
-    "no_decay_1d",
-    "random",
-    "scaled",
-    "schedules",
-    "show_config",
-    "static",
-]
-__all__ += adam.__all__
-__all__ += adam_denominator.__all__
-__all__ += adam_difference.__all__
-__all__ += adam_momentum.__all__
-__all__ += adaptive.__all__
-__all__ += averages.__all__
-__all__ += averaging.__all__
-__all__ += free.__all__
-__all__ += layerwise.__all__
-__all__ += novograd.__all__
-__all__ += projections.__all__
-__all__ += scaling.__all__
-__all__ += factored.__all__
-__all__ += matrix.__all__
-__all__ += schedule_free.__all__
-__all__ += sgd.__all__
-__all__ += shampoo.__all__
-__all__ += sign.__all__
+
+def _names() -> dict[str, str]:
+    """Find in which module each public name is."""
+    stub = _Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    imports = [node for node in _ast.parse(stub).body if isinstance(node, _ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+_WHERE = _names()
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'xopt' has no attribute {name!r}")
+    module = _WHERE[name]
+    found = _importlib.import_module(f"xopt.{name}") if module == "xopt" else None
+    globals()[name] = value = found or getattr(_importlib.import_module(module), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
