@@ -871,7 +871,7 @@ def test_shown_compared_pickled() -> None:
     ]
     for rule in rules:
         for again in (
-            eval(repr(rule), {"re": re, **vars(xopt)}),
+            eval(repr(rule), {"re": re, **{n: getattr(xopt, n) for n in xopt.__all__}}),
             pickle.loads(pickle.dumps(rule)),
             copy.deepcopy(rule),
         ):

@@ -95,7 +95,9 @@ def test_rules_are_values() -> None:
     assert xopt.Adam(lr=0.1) != xopt.Adam(lr=0.2)
     assert xopt.Adam() != xopt.AdamW()
     assert repr(xopt.SGD(0.1, momentum=0.9)) == "SGD(lr=0.1, momentum=0.9)"
-    assert eval(repr(xopt.Adam(lr=0.1, amsgrad=True)), vars(xopt)) == xopt.Adam(lr=0.1, amsgrad=True)
+    assert eval(repr(xopt.Adam(lr=0.1, amsgrad=True)), {n: getattr(xopt, n) for n in xopt.__all__}) == xopt.Adam(
+        lr=0.1, amsgrad=True
+    )
     assert xopt.Adam(lr=1) == xopt.Adam(lr=1.0)
 
 
