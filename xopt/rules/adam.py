@@ -33,7 +33,7 @@ class Adam(Rule):
         ``"hat"`` (√v + ε)/√c₂, which is the paper's "ε hat" (Keras, TensorFlow, Chainer, Thinc).
     bias
         ``"standard"``; ``"first"``: c₁ and c₂ stay as in step 1; ``"none"``: both are 1.
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -104,7 +104,7 @@ class AdamW(Adam):
     decay
         ``"lr"``: w is multiplied by lr (torch, optax, Keras). ``"independent"``: by 1; the paper's own form has a
         schedule there, which is ``weight_decay=schedule``. ``"l2"``: Adam again.
-    maximize, complex
+    maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes

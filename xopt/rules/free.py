@@ -41,7 +41,7 @@ class DAdaptSGD(Rule):
         First d, > 0; a lower bound by far, in the unit of the distance.
     growth_rate
         Largest factor by which d grows in a step, ≥ 1; None for any.
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`; ``decay="lr"`` multiplies w by γ.
 
     Notes
@@ -127,7 +127,7 @@ class DAdaptAdam(Rule):
         First d, > 0; a lower bound by far, in the unit of the parameters.
     growth_rate
         Largest factor by which d grows in a step, ≥ 1; None for any.
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`; ``decay="lr"`` multiplies w by γ.
 
     Notes
@@ -220,7 +220,7 @@ class Prodigy(Rule):
         Factor of the estimate of d, > 0; the one to tune, between 0.5 and 2.
     growth_rate
         Largest factor by which d grows in a step, ≥ 1, after a first growth that is free; None for any.
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`; ``decay="lr"`` multiplies w by γ.
 
     Notes
@@ -310,7 +310,7 @@ class DoG(Rule):
         rate of the first step, whatever lr (``init_eta`` elsewhere), and r begins at 0.
     eps
         ε ≥ 0, in the unit of ‖g‖².
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`; ``decay="lr"`` multiplies w by lr·r/√(G + ε).
 
     Notes

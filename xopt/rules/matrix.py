@@ -54,7 +54,7 @@ class Muon(Rule):
     other
         Rule for leaves that are no matrices. None: :class:`~xopt.Adam` with this rule's lr, weight_decay and decay, as
         in optax; that one rate suits both with "match_rms" only.
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`; ``decay="lr"`` in every library but MLX. The last two hold for ``other`` too.
 
     Notes

@@ -32,7 +32,7 @@ class NovoGrad(Rule):
         w ≥ 0, or None for no decay (default).
     decay
         ``"momentum"``: w·p enters m, as in the paper. The others as for every :class:`~xopt.Rule`.
-    maximize, complex
+    maximize, complex, like
         As for every :class:`~xopt.Rule`; the norm of a complex leaf is the same in both modes.
 
     Notes

@@ -43,7 +43,7 @@ class ScheduleFreeSGD(Rule):
         Power of t in the weight of a step, ≥ 0.
     weight_lr_power
         Power of the rate in that weight, ≥ 0; with 0 (and r = 0) x is the plain mean of z.
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`; ``decay="lr"`` multiplies w by γ, and the decay is taken at p, from z.
 
     Notes
@@ -112,7 +112,7 @@ class ScheduleFreeAdamW(ScheduleFreeSGD):
         w ≥ 0, or None for no decay (default).
     decay
         ``"lr"``: w is multiplied by γ (the authors, optax). ``"independent"``: by 1. ``"l2"``: g + w·p enters the rule.
-    maximize, complex
+    maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes

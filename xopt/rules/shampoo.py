@@ -37,7 +37,7 @@ class Shampoo(Rule):
         Length of an axis, ≥ 1, above which S is kept as its diagonal (the paper's section 5.1 and its diagonal form).
     graft
         ``"none"``; ``"sgd"``: u is given the norm of the gradient.
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
