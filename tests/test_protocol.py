@@ -308,12 +308,12 @@ def test_a_link_that_only_looks_leaves_the_step_alone(rng: np.random.Generator) 
         assert same_bits(got, want)
 
 
-def test_nothing_but_its_like_stands_behind(rng: np.random.Generator) -> None:
+def test_nothing_but_its_like_stands_behind() -> None:
     with pytest.raises(ValueError, match=r"ClipByValue changes the step, but Box in front of it"):
         xopt.chain(xopt.SGD(), Box(), xopt.ClipByValue(1.0))
-    grouped = xopt.chain(xopt.Groups(xopt.SGD(), ("a", xopt.chain(xopt.SGD(), Box()))), xopt.ClipByValue(1.0))
-    with pytest.raises(ValueError, match=r"1.clipbyvalue: stands behind 0.group0.1.box"):
-        xopt.Optimizer({"a": np.ones(3), "b": np.ones(3)}, grouped)
+    grouped = xopt.Groups(xopt.SGD(), ("a", xopt.chain(xopt.SGD(), Box())))
+    with pytest.raises(ValueError, match=r"ClipByValue changes the step, but Box in front of it"):
+        xopt.chain(grouped, xopt.ClipByValue(1.0))
 
 
 def test_the_gradient_that_entered_the_rule() -> None:

@@ -6,7 +6,6 @@ what stands before a sum is recomputed from the same loads rather than kept in m
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Hashable
 from types import SimpleNamespace
 from typing import Any
@@ -39,11 +38,6 @@ class Plan:
 
     def __init__(self, pieces: tuple[Piece, ...], complex: bool) -> None:
         self.pieces = pieces
-        for piece, behind in itertools.pairwise(pieces):
-            if piece.after and not behind.after:
-                raise ValueError(
-                    f"{behind.place}: stands behind {piece.place}, which is given the new parameters; put it in front"
-                )
         self.live: tuple[str, ...]
         """Slots that are read or changed; the others are not allocated."""
         self.kinds: dict[str, str]
