@@ -30,7 +30,7 @@ class Adamax(Rule):
         ``"inside"`` the maximum (torch, optax) or ``"outside"`` (Keras, MLX).
     bias
         ``"standard"``, or ``"none"``: 1 in the place of 1-β₁ᵗ (MLX).
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -91,7 +91,7 @@ class RAdam(Rule):
         Before that, ``"sgd"``: a step of momentum (the paper, torch, optax), or ``"none"``.
     eps_mode
         ``"hat"`` √c₂/(√v + ε) (torch) or ``"outside"`` 1/(√(v/c₂) + ε) (optax).
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -157,7 +157,7 @@ class AdaBelief(Rule):
         ε ≥ 0, in the unit of the gradient.
     eps_root
         ε₀ ≥ 0, in the unit of its square: added to v in every step, so that v comes to ε₀/(1-β₂) where g = m.
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -215,7 +215,7 @@ class Yogi(Rule):
         First values of v (≥ 0) and of m: both 1e-6 in optax and TensorFlow Addons; the paper has none for m.
     bias
         ``"standard"`` (optax), or ``"none"``: 1 in the place of c₁ and c₂ (the paper).
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -275,7 +275,7 @@ class StableAdamW(Rule):
         w ≥ 0.
     decay
         ``"clipped"``: w is multiplied by η (the paper). ``"lr"``, ``"independent"``, ``"l2"`` as for every rule.
-    maximize, complex
+    maximize, complex, like
         As for every :class:`~xopt.Rule`. The mean of a complex array that is split is over both parts.
 
     Notes

@@ -33,7 +33,7 @@ class Adan(Rule):
         w ≥ 0, or None.
     decay
         ``"proximal"``: divide by 1 + lr·w (the paper). ``"lr"`` (optax), ``"independent"``, ``"l2"`` as for every rule.
-    maximize, complex
+    maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -113,7 +113,7 @@ class MARS(Rule):
         What g' is in step 1: ``"gradient"``, g itself (the paper, timm), or ``"zero"`` (the authors' code).
     weight_decay, decay
         w ≥ 0, or None; ``"lr"`` is the paper's.
-    maximize, complex
+    maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes

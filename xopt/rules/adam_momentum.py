@@ -29,7 +29,7 @@ class NAdam(Rule):
         ε ≥ 0, in the unit of the gradient.
     momentum_decay
         ψ ≥ 0: 0.004 in the paper and torch, 1 in Keras. None: no warmup (optax).
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -90,7 +90,7 @@ class LaProp(Rule):
         β₁ (the paper's μ) and β₂ (ν) in [0, 1). Unlike Adam, it is stable for β₁² > β₂.
     eps
         ε ≥ 0, in the unit of the gradient.
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -146,7 +146,7 @@ class ADOPT(Rule):
         ε > 0, in the unit of the gradient.
     clip
         Exponent of the bound, ≥ 0: 1/4 in the paper and optax, 1/3 in timm. None: no bound (Algorithm 1).
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`. Of a complex d the modulus is bounded.
 
     Notes
@@ -217,7 +217,7 @@ class AdEMAMix(Rule):
         section 3). None: both are what they are at once; they may also be schedules.
     weight_decay, decay
         w ≥ 0, or None; ``"lr"`` is the paper's.
-    maximize, complex
+    maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes

@@ -28,7 +28,7 @@ class ASGD(Rule):
         α ≥ 0, the power by which the rate falls.
     t0
         The step after which the mean begins, ≥ 0; until then it is p.
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -102,7 +102,7 @@ class FTRL(Rule):
     initial
         First value of n, ≥ 0: 0 in the paper, 0.1 in Keras. Where it is 0 and β and λ₂ are 0 too, an element without
         gradient becomes NaN.
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`. Of a complex z the modulus is shrunk.
 
     Notes
@@ -159,7 +159,7 @@ class MADGRAD(Rule):
         μ in [0, 1), the paper's 1 - c.
     eps
         ε ≥ 0, in the unit of ∛v.
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`. Decay fits it badly: p₀ is not shrunk.
 
     Notes

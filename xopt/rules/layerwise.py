@@ -38,7 +38,7 @@ class LARS(Rule):
     decay
         ``"ratio"``: as above (the paper, timm). ``"l2"``: ‖g + w·p‖ in the ratio (optax). ``"lr"`` and
         ``"independent"``: outside the ratio, as for every rule.
-    maximize, complex
+    maximize, complex, like
         As for every :class:`~xopt.Rule`. The norm of a complex array is the same in both ways.
 
     Notes
@@ -131,7 +131,7 @@ class LAMB(Rule):
     decay
         ``"ratio"``: as above (the paper, optax, timm). ``"lr"``: outside the ratio (Keras). ``"independent"``, ``"l2"``
         as for every rule.
-    maximize, complex
+    maximize, complex, like
         As for every :class:`~xopt.Rule`. The norm of a complex array that is split is of both parts.
 
     Notes
@@ -202,7 +202,7 @@ class Fromage(Rule):
         Learning rate, ≥ 0, as a part of ‖p‖: 0.01 in the paper.
     least
         What a norm counts as at least, ≥ 0: 0 in the paper, 1e-6 in optax.
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`. The norm of a complex array is the same in both ways.
 
     Notes

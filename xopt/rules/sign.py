@@ -20,7 +20,7 @@ class SignSGD(Rule):
     ----------
     lr
         Size of every step, ≥ 0, in the unit of the parameter.
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -63,7 +63,7 @@ class Signum(Rule):
         Size of every step, ≥ 0, in the unit of the parameter.
     momentum
         μ in [0, 1).
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -111,7 +111,7 @@ class Lion(Rule):
         w ≥ 0; 3 to 10 times larger than that of AdamW.
     decay
         ``"lr"``: w is multiplied by lr, as in the paper and every library.
-    maximize, complex
+    maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -162,7 +162,7 @@ class Rprop(Rule):
     form
         Where the sign changed, ``"irprop-"``: stay, and take the next gradient as the first (torch);
         ``"rprop-"``: go on with the smaller step; ``"rprop+"``: undo the step before, then as "irprop-" (1993).
-    weight_decay, decay, maximize, complex
+    weight_decay, decay, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
