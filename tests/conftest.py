@@ -150,16 +150,30 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("lib", [pytest.param(x, id=x.id, marks=marks.get(x.name, [])) for x in libs])
 
 
+def _spared(item: Any, lib: Lib) -> bool:
+    """Whether a test is left to NumPy: options, and dtypes and ways of calling that have others beside them."""
+    options = item.get_closest_marker("options") is not None
+    if lib.name == "numpy":
+        return options and lib.guise == "read-only"
+    params = item.callspec.params
+    if options or not {"row", "schedule"} & {*params}:
+        return options
+    if params.get("dtype") in ("bfloat16", "float32", "complex64", "int64"):
+        return True
+    slow = lib.name == "dask" or lib.guise == "eager" or (lib.name == "strict" and lib.guise != "CPU_DEVICE")
+    return slow and item.originalname not in ("test_float64", "test_oracle")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With --library torch, leave out what does not depend on the library: the numpy run has it.
 
-    What is marked ``options`` is for NumPy alone.
+    Of the tests of the catalogue, libraries are given those that may differ between libraries: see `_spared`.
     """
     chosen = config.getoption("--library", default=None)
     keep, drop = [], []
     for item in items:
         lib = item.callspec.params.get("lib") if hasattr(item, "callspec") else None
-        if lib is not None and lib.name != "numpy" and item.get_closest_marker("options"):
+        if lib is not None and _spared(item, lib):
             drop.append(item)
             continue
         if chosen is None:
