@@ -59,7 +59,8 @@ def oracle(row: Link, options: dict[str, Any], params: Any, grads: list[Any], ru
 def test_every_public_transform_has_a_row() -> None:
     public = {x for x in PUBLIC if inspect.isclass(x) and issubclass(x, xopt.Transform)} - {xopt.Transform}
     clips = {xopt.ClipByValue, xopt.ClipByNorm, xopt.ClipByGlobalNorm}  # in test_rules.py
-    assert public - clips - {xopt.Masked} == {row.link for row in LINKS} | {xopt.ReduceOnPlateau}
+    arrays = {xopt.AdaptiveGradientClip, xopt.Centralize, xopt.AddNoise}  # in test_transforms_array.py
+    assert public - clips - arrays - {xopt.Masked} == {row.link for row in LINKS} | {xopt.ReduceOnPlateau}
 
 
 def test_every_field_is_given_by_some_row() -> None:

@@ -372,7 +372,7 @@ class LDoG(DoG):
 
     Parameters
     ----------
-    lr, reps_rel, first, eps, weight_decay, decay, maximize, complex
+    lr, reps_rel, first, eps, weight_decay, decay, maximize, complex, like
         As for :class:`~xopt.DoG`.
 
     Notes
