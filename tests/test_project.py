@@ -99,7 +99,16 @@ def test_order_has_every_module() -> None:
     assert {m for row in ORDER for m in row} == set(modules())
 
 
-RULES_IMPORT = {"__future__", "collections.abc", "math", "typing", "xopt.rule", "xopt._whole", "xopt.rules.adam"}
+RULES_IMPORT = {
+    "__future__",
+    "collections.abc",
+    "functools",
+    "math",
+    "typing",
+    "xopt.rule",
+    "xopt._whole",
+    "xopt.rules.adam",
+}
 
 
 def test_rules_import_only_rule() -> None:
