@@ -235,7 +235,7 @@ class Rule(Part, Method):
 
     decay_by: ClassVar[str | None] = "lr"
     """What ``decay="lr"`` multiplies the decay with: a hyperparameter, or what ``host`` returns under this name. None:
-    ``update`` sees to decoupled decay itself, with :func:`shrunk`."""
+    ``update`` sees to decoupled decay itself, with ``shrunk``."""
 
     def _defaults(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         like = given.get("like")
