@@ -268,7 +268,7 @@ class Rule(Part, Method):
         def whole(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> tuple[Array, ...]:
             out = update(h, xp, p, decayed(h, p, g), **slots)
             step, *new = out if isinstance(out, tuple) else (out,)
-            factor = None if by is None else decoupled(h, getattr(h, by))
+            factor = None if by is None or h.weight_decay is None else decoupled(h, getattr(h, by))
             return (step if factor is None else step - factor * p, *new)
 
         def terms(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> dict[str, Array]:
