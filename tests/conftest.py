@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,13 @@ def no_numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20260101)
+
+
+@pytest.fixture
+def parity(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
+    """Return ``parity(library, rule or link, ours, theirs)``, which notes how far two lists of arrays are apart."""
+    compared = importlib.import_module("parity").compared
+    return lambda *what, kind="peer": record_property("parity", compared(kind, *what))
 
 
 def walk(rule: Any, params: Any, grads: list[Any], **kwargs: Any) -> tuple[Any, Any]:

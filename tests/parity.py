@@ -1,6 +1,6 @@
 """A record of how far rules are from the same rules in other libraries, for the pages of the documentation.
 
-``pytest tests/test_peers.py tests/test_presets.py --record-parity docs/parity.json``
+``pytest --record-parity=docs/parity.json`` runs the tests that use the fixture ``parity``, and no others.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ LIKE, PEER = "like", "peer"
 NAMES = {"sklearn": "scikit-learn"}
 
 
-def compared(kind: str, library: str, rule: Any, ours: list[Any], theirs: list[Any]) -> dict[str, Any]:
+def compared(kind: str, library: str, what: Any, ours: Sequence[Any], theirs: Sequence[Any]) -> dict[str, Any]:
     """Return a line of the record: the largest difference is that of an element, as a share of its array's largest."""
     worst = 0.0
     for a, b in zip(ours, theirs, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
         if a.size:
-            a, b = np.asarray(a), np.asarray(b)
             worst = max(worst, float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-300)))
-    links = [type(part).__name__ for part in rule._parts()]
+    links = [type(part).__name__ for part in getattr(what, "_parts", lambda: (what,))()]
     return {"kind": kind, "library": library, "links": links, "difference": float(f"{worst:.1e}")}
 
 
@@ -36,6 +37,10 @@ class Recorder:
 
     def __init__(self, path: Path) -> None:
         self.path, self.lines, self.lacking = path, list[dict[str, Any]](), list[str]()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if "parity" in getattr(item, "fixturenames", ())]
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
         self.lacking += [item.nodeid for item in items]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import catalog
@@ -346,7 +347,7 @@ def test_simplex_and_project_say_what_does_not_fit() -> None:
 
 
 @pytest.mark.needs("jax")
-def test_projections_are_those_of_optax(rng: np.random.Generator) -> None:
+def test_projections_are_those_of_optax(rng: np.random.Generator, parity: Callable[..., None]) -> None:
     optax, jax = pytest.importorskip("optax"), pytest.importorskip("jax")
     p, g = {"w": rng.standard_normal((4, 3)), "b": rng.standard_normal(5)}, {"w": np.zeros((4, 3)), "b": np.zeros(5)}
     jp, o = NEW(jax.numpy.asarray, p), optax.projections
@@ -359,7 +360,9 @@ def test_projections_are_those_of_optax(rng: np.random.Generator) -> None:
         (xopt.Simplex(2.0), each(lambda x: o.projection_simplex(x, 2.0))),
     ]:
         rule = xopt.chain(xopt.SGD(), link)
-        assert_close(rule.apply(p, g, rule.init(p))[0], leaves(want), 1e-14, 1e-15)
+        got = rule.apply(p, g, rule.init(p))[0]
+        assert_close(got, leaves(want), 1e-14, 1e-15)
+        parity("optax", link, leaves(got), leaves(want))
     rule = xopt.chain(xopt.SGD(), xopt.Project(o.projection_l1_ball))
     got, _ = rule.apply(jp, NEW(jax.numpy.asarray, g), rule.init(jp))
     assert_close(got, leaves(each(o.projection_l1_ball)), 1e-14, 1e-15)
@@ -370,7 +373,7 @@ def test_projections_are_those_of_optax(rng: np.random.Generator) -> None:
 
 @pytest.mark.needs("torch")
 @pytest.mark.parametrize("which", ["ema", "swa"])
-def test_averages_are_those_of_torch(which: str, rng: np.random.Generator) -> None:
+def test_averages_are_those_of_torch(which: str, rng: np.random.Generator, parity: Callable[..., None]) -> None:
     torch = pytest.importorskip("torch")
     swa = torch.optim.swa_utils
     model = torch.nn.Linear(3, 2, dtype=torch.float64)
@@ -393,10 +396,13 @@ def test_averages_are_those_of_torch(which: str, rng: np.random.Generator) -> No
                 np.testing.assert_allclose(x, p.detach().numpy(), rtol=1e-12, atol=1e-14)
         else:
             assert_close(ours.eval_params(), mine, 0, 0)
+    parity("torch", link, ours.eval_params(), [p.detach().numpy() for p in theirs.module.parameters()])
 
 
 @pytest.mark.needs("jax")
-def test_averages_are_those_of_optax_and_keras(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_averages_are_those_of_optax_and_keras(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, parity: Callable[..., None]
+) -> None:
     optax, jax = pytest.importorskip("optax"), pytest.importorskip("jax")
     p, grads = rng.standard_normal(5), [rng.standard_normal(5) for _ in range(12)]
     debiased, ema = xopt.Optimizer(p.copy(), xopt.chain(SGD, xopt.EMA(0.8, start="zero"))), optax.ema(0.8)
@@ -405,6 +411,7 @@ def test_averages_are_those_of_optax_and_keras(rng: np.random.Generator, monkeyp
         debiased.step(g)
         want, state = ema.update(jax.numpy.asarray(debiased.params), state)
         np.testing.assert_allclose(debiased.eval_params(), want, rtol=1e-12)
+    parity("optax", xopt.EMA(), [debiased.eval_params()], [want])
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     keras = pytest.importorskip("keras")
     theirs = keras.Variable(p, dtype="float64")
@@ -415,10 +422,11 @@ def test_averages_are_those_of_optax_and_keras(rng: np.random.Generator, monkeyp
         ours.step(g)
         want = np.asarray(opt._model_variables_moving_average[0].value)
         np.testing.assert_allclose(ours.eval_params(), want, rtol=1e-7)  # Keras has the 0.8 in float32
+    parity("keras", xopt.EMA(), [ours.eval_params()], [want])
 
 
 @pytest.mark.needs("jax")
-def test_lookahead_is_that_of_optax(rng: np.random.Generator) -> None:
+def test_lookahead_is_that_of_optax(rng: np.random.Generator, parity: Callable[..., None]) -> None:
     optax, jax = pytest.importorskip("optax"), pytest.importorskip("jax")
     p, grads = rng.standard_normal(5), [rng.standard_normal(5) for _ in range(14)]
     opt = optax.lookahead(optax.sgd(0.1, momentum=0.9), 4, 0.3)
@@ -431,6 +439,7 @@ def test_lookahead_is_that_of_optax(rng: np.random.Generator) -> None:
         ours.step(g)
         np.testing.assert_allclose(ours.params, theirs.fast, rtol=1e-12)
         np.testing.assert_allclose(ours.eval_params(), theirs.slow, rtol=1e-12)
+    parity("optax", xopt.Lookahead(), [ours.params, ours.eval_params()], [theirs.fast, theirs.slow])
 
 
 def test_an_average_of_equal_numbers_is_that_number(rng: np.random.Generator) -> None:
@@ -594,7 +603,7 @@ def test_plateau(options: dict[str, Any]) -> None:
 
 @pytest.mark.needs("torch")
 @pytest.mark.parametrize("options", PLATEAUS, ids=str)
-def test_plateau_is_that_of_torch(options: dict[str, Any]) -> None:
+def test_plateau_is_that_of_torch(options: dict[str, Any], parity: Callable[..., None]) -> None:
     torch = pytest.importorskip("torch")
     opt = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     theirs = dict(options)
@@ -604,14 +613,16 @@ def test_plateau_is_that_of_torch(options: dict[str, Any]) -> None:
     for loss in LOSSES:
         scheduler.step(loss)
         want.append(opt.param_groups[0]["lr"])
-    np.testing.assert_allclose(plateau(LOSSES, **options), want, rtol=1e-9)
+    got = plateau(LOSSES, **options)
+    np.testing.assert_allclose(got, want, rtol=1e-9)
+    parity("torch", xopt.ReduceOnPlateau(), [got], [want])
     assert len(set(want)) > 1
 
 
 @pytest.mark.needs("jax")
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("options", [x for x in PLATEAUS if "mode" not in x], ids=str)
-def test_plateau_is_that_of_optax(options: dict[str, Any], size: int) -> None:
+def test_plateau_is_that_of_optax(options: dict[str, Any], size: int, parity: Callable[..., None]) -> None:
     optax, jax = pytest.importorskip("optax"), pytest.importorskip("jax")
     theirs = dict(options)
     absolute, threshold = theirs.pop("threshold_mode", "rel") == "abs", theirs.pop("threshold", 1e-4)
@@ -622,7 +633,9 @@ def test_plateau_is_that_of_optax(options: dict[str, Any], size: int) -> None:
     for loss in LOSSES:
         updates, state = opt.update(jax.numpy.ones(1), state, value=loss)
         want.append(float(updates[0]))
-    np.testing.assert_allclose(plateau(LOSSES, **options, accumulation_size=size), want, rtol=1e-9)
+    got = plateau(LOSSES, **options, accumulation_size=size)
+    np.testing.assert_allclose(got, want, rtol=1e-9)
+    parity("optax", xopt.ReduceOnPlateau(), [got], [want])
 
 
 def test_every_option_of_a_plateau_matters() -> None:

@@ -12,7 +12,6 @@ import pytest
 from catalog import Peer
 from catalog.base import torch
 from conftest import walk
-from parity import PEER, compared
 
 import xopt
 
@@ -76,13 +75,13 @@ def named(peer: Peer) -> Any:
 
 
 @pytest.mark.parametrize("peer", [named(peer) for peer in catalog.PEERS])
-def test_peer(peer: Peer, rng: np.random.Generator, record_property: Callable[[str, Any], None]) -> None:
+def test_peer(peer: Peer, rng: np.random.Generator, parity: Callable[..., None]) -> None:
     params, grads = problem(rng, peer.complex, peer.shapes or SHAPES)
     theirs, mine = RUN[peer.library][1](peer, params, grads), ours(peer.rule, params, grads)
     for a, b in zip(mine, theirs, strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=peer.rtol, atol=1e-13)
-    record_property("parity", compared(PEER, peer.library, peer.rule, mine, theirs))
+    parity(peer.library, peer.rule, mine, theirs)
 
 
 @pytest.mark.needs("jax")
@@ -100,7 +99,7 @@ def test_amsgrad_is_not_that_of_optax() -> None:
 
 
 @pytest.mark.needs("torch")
-def test_torch_clip(rng: np.random.Generator) -> None:
+def test_torch_clip(rng: np.random.Generator, parity: Callable[..., None]) -> None:
     torch = pytest.importorskip("torch")
     grads = [rng.standard_normal((3, 2)), rng.standard_normal(4)]
     params = [np.zeros((3, 2)), np.zeros(4)]
@@ -116,6 +115,7 @@ def test_torch_clip(rng: np.random.Generator) -> None:
         got = ours(xopt.chain(clip, xopt.SGD(1.0)), params, [grads])
         for a, p in zip(got, theirs, strict=True):
             np.testing.assert_allclose(-a, p.grad.numpy(), rtol=3e-6)  # torch divides by the norm + 1e-6
+        parity("torch", clip, got, [-p.grad.numpy() for p in theirs])
 
 
 @pytest.mark.needs("torch")

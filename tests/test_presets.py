@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import walk
-from parity import LIKE, compared
 
 import xopt
 from xopt.presets import PRESETS, REQUIRED
@@ -126,7 +125,7 @@ TOLERANCE = {"thinc": 2e-5, ("torch", "NAdam"): 1e-6, ("torch", "ASGD"): 1e-6}
 
 
 @pytest.mark.parametrize(("like", "name"), cells())
-def test_cell(like: str, name: str, rng: np.random.Generator, record_property: Callable[[str, Any], None]) -> None:
+def test_cell(like: str, name: str, rng: np.random.Generator, parity: Callable[..., None]) -> None:
     if like == "keras":
         os.environ.setdefault("KERAS_BACKEND", "jax")
     module = {"sklearn": "sklearn", "optax": "optax"}.get(like, like)
@@ -139,7 +138,7 @@ def test_cell(like: str, name: str, rng: np.random.Generator, record_property: C
     rtol = TOLERANCE.get((like, name), TOLERANCE.get(like, 1e-12))
     for a, b in zip(mine, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-13 if rtol < 1e-6 else 1e-6)
-    record_property("parity", compared(LIKE, like, rule, mine, theirs))
+    parity(like, rule, mine, theirs, kind="like")
 
 
 @pytest.mark.parametrize(("like", "name"), cells())

@@ -77,7 +77,7 @@ def static(
     """Declare a static field: it chooses a formula or a first value, and cannot change from step to step.
 
     Annotate it ``bool``, ``int``, ``int | None``, ``float``, ``Literal[...]`` or ``Callable[...]``; the annotation is
-    enforced. A field that holds a rule, annotated ``Rule`` or ``Rule | None``, is for :meth:`Part._route`; ``update``
+    enforced. A field that holds a rule, annotated ``Rule`` or ``Rule | None``, is for ``_route``; ``update``
     does not see it.
 
     Parameters

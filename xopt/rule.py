@@ -235,7 +235,7 @@ class Rule(Part, Method):
 
     decay_by: ClassVar[str | None] = "lr"
     """What ``decay="lr"`` multiplies the decay with: a hyperparameter, or what ``host`` returns under this name. None:
-    ``update`` sees to decoupled decay itself, with :func:`shrunk`."""
+    ``update`` sees to decoupled decay itself, with ``shrunk``."""
 
     def _defaults(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         like = given.get("like")
@@ -268,7 +268,7 @@ class Rule(Part, Method):
         def whole(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> tuple[Array, ...]:
             out = update(h, xp, p, decayed(h, p, g), **slots)
             step, *new = out if isinstance(out, tuple) else (out,)
-            factor = None if by is None else decoupled(h, getattr(h, by))
+            factor = None if by is None or h.weight_decay is None else decoupled(h, getattr(h, by))
             return (step if factor is None else step - factor * p, *new)
 
         def terms(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> dict[str, Array]:

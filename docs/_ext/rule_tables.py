@@ -31,6 +31,7 @@ SHARED = ("complex", "decay")
 """Fields that a library has alike in all rules: they are said once."""
 FLOAT32 = ("thinc",)
 """Libraries that compute in float32: left out of the largest differences in float64."""
+EXACT = 1e-12
 SHOWN = {"keras": "Keras", "thinc": "Thinc", "sklearn": "scikit-learn", "autograd": "Autograd"}
 
 
@@ -79,8 +80,8 @@ def state(cls: type[xopt.Rule]) -> tuple[str, str]:
         if less:
             text.append(f"with ``{label}`` not {', '.join(f'``{n}``' for n in less)}")
         least, most = min(least, 4 * len(found)), most + 4 * len(more)
-    if any(shape != (5, 3) for shape in usual.values()) and cls.whole:
-        return "; ".join(text), "a row and a column"
+    if cls.whole and any(shape != (5, 3) for shape in usual.values()):
+        return "; ".join(text), "see below"
     return "; ".join(text), f"{most}" if least == most else f"{least} to {most}"
 
 
@@ -105,6 +106,12 @@ def conventions(cls: type[Part]) -> list[str]:
                 f"``{name}``: {code(field.default)}" + (" or a number" if field.default is None else " or None")
             )
     return found
+
+
+def said(doc: NumpyDocString) -> str:
+    """Return what a docstring says of the state: the first paragraph of its notes."""
+    first = "\n".join(doc["Notes"]).partition("\n\n")[0]
+    return " ".join(first.split()).removeprefix("State: ").rstrip(".")
 
 
 def code(value: Any) -> str:
@@ -163,7 +170,14 @@ class Overview(Generated):
             name = f"`{cls.__name__} <#{nodes.make_id(cls.__name__)}>`__"
             rows.append((name, *state(cls), scope(cls), libraries, "" if worst is None else number(worst)))
         head = ("Rule", "State", "Bytes a float32 parameter", "Scope", "Compared with", "Largest difference")
-        return table("3 6 2 2 4 2", head, rows)
+        large = [
+            f"{cls.__name__} of {SHOWN.get(library, library)}"
+            for cls in public(xopt.Rule)
+            for library, (_, worst) in peers(cls.__name__).items()
+            if worst > EXACT and library not in FLOAT32
+        ]
+        text = "The last column is without Thinc. What is above 1e-12 has some of its numbers in float32: "
+        return [*table("3 6 2 2 4 2", head, rows), text + ", ".join(large) + "."]
 
 
 class Catalogue(Generated):
@@ -176,6 +190,8 @@ class Catalogue(Generated):
         family = ""
         for cls in public(getattr(xopt, self.arguments[0])):
             name = cls.__name__
+            if not hasattr(cls, "update"):  # Masked: its maths is that of another
+                continue
             if issubclass(cls, xopt.Rule) and name not in record["rules"]:
                 _log.warning("%s is public, but %s has no entry for it; run `%s`", name, PARITY.name, COMMAND)
             if family != cls.__module__:
@@ -188,13 +204,21 @@ class Catalogue(Generated):
 
     def entry(self, cls: type[Part]) -> list[str]:
         doc = NumpyDocString(inspect.getdoc(cls))
-        lines = [f":class:`xopt.{cls.__name__}`: {' '.join(doc['Summary'])}", "", *doc["Extended Summary"], ""]
+        lines = [
+            ".. py:currentmodule:: xopt",
+            "",
+            f":class:`xopt.{cls.__name__}`: {' '.join(doc['Summary'])}",
+            "",
+            *doc["Extended Summary"],
+            "",
+        ]
         rows = [("Scope", scope(cls))]
         if issubclass(cls, xopt.Rule):
             arrays, size = state(cls)
-            rows.insert(0, ("State", f"{arrays}: {size} bytes a float32 parameter" if arrays != "none" else arrays))
-        else:  # it depends on the rule beside it: what the docstring says
-            rows.insert(0, ("State", " ".join(doc["Notes"]).partition(". ")[0].removeprefix("State: ")))
+            kept = f"{arrays}: {size} bytes a float32 parameter" if arrays != "none" else arrays
+            rows.insert(0, ("State", said(doc) if size == "see below" else kept))
+        else:
+            rows.insert(0, ("State", said(doc).partition(". ")[0].replace("No state", "none")))
         rows.append(
             (
                 "Conventions",
@@ -204,19 +228,20 @@ class Catalogue(Generated):
         like = [f"``{n!r}``" for n, rules in PRESETS.items() if cls.__name__ in rules]
         if like:
             rows.append(("``like=``", ", ".join(like)))
-        rows.append(("Compared with", self.compared(cls.__name__)))
+        if compared := self.compared(cls):
+            rows.append(("Compared with", compared))
         references = [x for x in re.split(r"\n\s*\n", "\n".join(doc["References"])) if x.strip()]
         if references:
             rows.append(("Reference", "\\" + "; ".join(" ".join(x.split()).rstrip(".") for x in references)))
         return [*lines, *table("2 9", (), rows)]
 
-    def compared(self, name: str) -> str:
-        versions = parity()["versions"]
+    def compared(self, cls: type[Part]) -> str:
+        versions, paper = parity()["versions"], ["the paper, in float64 NumPy"]
         found = [
             f"{SHOWN.get(n, n)} {versions[n]}: {count} {'case' if count == 1 else 'cases'}, {number(worst)}"
-            for n, (count, worst) in peers(name).items()
+            for n, (count, worst) in peers(cls.__name__).items()
         ]
-        return "; ".join([*found, "the paper, in float64 NumPy"])
+        return "; ".join([*found, *(paper if issubclass(cls, xopt.Rule) else [])])
 
 
 class Like(Generated):
