@@ -407,7 +407,7 @@ def test_a_rule_of_matrices_with_another_for_the_rest(lib: Lib, rng: np.random.G
     assert state.slots["0.sgd.m"]["w"] is None
     opt = xopt.Optimizer(params, rule)
     assert {"muon.lr": 0.1, "sgd.lr": 0.5, "eps": 1e-7}.items() <= opt.hyperparams().items()
-    opt.set(**{"sgd.lr": 0.25, "0.muon.lr": 0.2, "muon.sgd.momentum": 0.0})
+    opt.set(**{"sgd.lr": 0.25, "0.muon.lr": 0.2, "0.sgd.momentum": 0.0})
     with pytest.raises(TypeError, match="'lr' is ambiguous: say muon.lr or sgd.lr"):
         opt.set(lr=0.1)
     before = NEW(lambda x: lib.numpy(x).copy(), params)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any, Literal
 
-import numpy as np
-
 from xopt._whole import at_least, mean, real_zeros, rms
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
 
@@ -157,7 +155,8 @@ def _axes(h: H, shape: tuple[int, ...]) -> tuple[int, int] | None:
     """Return the axes of the rows and of the columns, if there are such."""
     if len(shape) < 2 or h.factored == "none":
         return None
-    row, column = np.argsort(shape)[-2:].tolist() if h.factored == "largest" else (len(shape) - 2, len(shape) - 1)
+    axes = range(len(shape))
+    row, column = sorted(axes, key=shape.__getitem__)[-2:] if h.factored == "largest" else axes[-2:]
     return (row, column) if min(shape[row], shape[column]) >= h.min_size else None
 
 
@@ -202,9 +201,9 @@ class SM3(Rule):
 
     Notes
     -----
-    State: ``v``, real, the sums of all axes end to end, 4·(rows + columns) bytes a float32 matrix and 4 bytes a
-    parameter of an array with one axis, where it is Adagrad. With momentum ``m``, shaped like the parameter, 4 bytes a
-    float32 parameter.
+    State: ``v``, real, the sums of all axes end to end, 4·(rows + columns) bytes a float32 matrix; an array with one
+    axis has 4 bytes a float32 parameter, and there it is Adagrad. With momentum ``m``, shaped like the parameter, as
+    much again.
 
     References
     ----------

@@ -43,8 +43,8 @@ class Shampoo(Rule):
     Notes
     -----
     State: ``s``, the matrices of all axes end to end, 4·(rows² + columns²) bytes a float32 matrix; as much again for
-    the roots ``q`` if they are not computed in every step; with momentum ``m``, shaped like the parameter, 4 bytes a
-    float32 parameter.
+    the roots ``q`` if they are not computed in every step; with momentum ``m``, shaped like the parameter,
+    4 bytes a float32 parameter.
 
     The roots are computed from eigenvalues, in the dtype of the arithmetic. The paper's εI, which S starts with, is
     added when the root is taken, so that b2 does not wear it down. A NaN in the gradient makes the array NaN. dask has
