@@ -13,7 +13,7 @@ import pytest
 from catalog import Row
 from conftest import walk
 from host_cuda import HostDriver, kernels
-from test_runners import CHAIN, RULES, awkward, poison, same_bits, trajectory
+from test_runners import CHAIN, RULES, alike, awkward, poison, same_bits, trajectory
 
 import xopt
 from xopt import _cuda_text, _emit_cuda, _reduce
@@ -85,7 +85,7 @@ def test_same_bits(rule: Any, dtype: str, driver: HostDriver, rng: np.random.Gen
         ]
         want = trajectory(chosen, params, grads, "eager")
         got = trajectory(chosen, params, grads, Cuda(driver))
-        assert all(map(same_bits if exact else near, got, want)), mode
+        assert all(map(alike(rule) if exact else near, got, want)), mode
 
 
 @pytest.mark.parametrize("row", catalog.TRACED, ids=lambda row: row.rule.__name__)
@@ -98,7 +98,7 @@ def test_every_option(row: Row, dtype: str, driver: HostDriver, rng: np.random.G
             rule = row.rule(**{"lr": row.lr, "complex": mode, **options})
             grads = [poison(optree.tree_map(np.copy, smooth[0]), rng, rule), smooth[1]] if exact else smooth
             want = trajectory(rule, params, grads, "eager")
-            assert all(map(same_bits if exact else near, trajectory(rule, params, grads, Cuda(driver)), want)), rule
+            assert all(map(alike(rule) if exact else near, trajectory(rule, params, grads, Cuda(driver)), want)), rule
 
 
 @pytest.mark.parametrize("rule", EVERY, ids=repr)
@@ -112,7 +112,7 @@ def test_in_place(rule: Any, dtype: str, driver: HostDriver, rng: np.random.Gene
     for g in grads:
         opt.step(g)
     assert opt.runner == "cuda"
-    assert all(map(same_bits, optree.tree_leaves((params, opt.state.slots)), want))
+    assert all(map(alike(rule), optree.tree_leaves((params, opt.state.slots)), want))
 
 
 @pytest.mark.parametrize("rule", [CHAIN, xopt.Adam(0.1, amsgrad=True, complex="split")], ids=["chain", "adam"])
@@ -137,7 +137,7 @@ def test_two_dtypes_and_the_change_alone(driver: HostDriver, rng: np.random.Gene
             got = optree.tree_leaves(call(params, grads, state, runner=Cuda(driver))[0])
             want = optree.tree_leaves(call(params, grads, state, runner="eager")[0])
             for x, y in zip(got, want, strict=True):
-                assert (same_bits if "complex" not in x.dtype.name else near)(x, y)
+                assert (alike(rule) if "complex" not in x.dtype.name else near)(x, y)
 
 
 class RealStep(xopt.Rule):
