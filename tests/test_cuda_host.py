@@ -101,7 +101,7 @@ def test_every_option(row: Row, dtype: str, driver: HostDriver, rng: np.random.G
             assert all(map(alike(rule) if exact else near, trajectory(rule, params, grads, Cuda(driver)), want)), rule
 
 
-@pytest.mark.parametrize("rule", EVERY, ids=repr)
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_in_place(rule: Any, dtype: str, driver: HostDriver, rng: np.random.Generator) -> None:
     params = shifted(awkward(rng, dtype))

@@ -265,7 +265,8 @@ class Part:
                 continue
             where = f"{type(self).__name__}.{n}"
             if callable(value):
-                value, why = value(t), f"the schedule returned this at step {t}"
+                when = f" at step {t}" if isinstance(t, int) else ""  # an array may not be read
+                value, why = value(t), f"the schedule returned this{when}"
             found[n] = number(where, f, value, why, library, read)
         return found
 
