@@ -95,6 +95,21 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def rates(session: nox.Session) -> None:
+    """Tune the rates of tests/convergence.txt: `nox -s rates -- Lion` for one rule, without a name for all."""
+    session.install("-e", ".[demo]")
+    session.run("python", "tests/convergence.py", *session.posargs, env=THREADS)
+
+
+@nox.session
+def curves(session: nox.Session) -> None:
+    """Measure the curves of docs/choose.md: `nox -s curves -- Lion` for one rule, without a name for all."""
+    session.install("-e", ".[demo]")
+    script = "docs/examples/compare_rules.py"
+    session.run("python", script, "--output-dir", session.create_tmp(), "--measure", *session.posargs, env=THREADS)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure xopt beside other libraries: `nox -s bench -- --quick`, `-- --only vector,many`, `-- --device cuda`."""
     cuda = argument(session, "--device", "cpu") == "cuda"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import convergence
 import pytest
 from conftest import Lib
 
@@ -88,4 +90,31 @@ def test_pictures_of_schedules(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.png"))) == 2
     drawn = [x.name for panels in (module.SCHEDULES, module.COMBINED) for found in panels.values() for x in found]
     assert set(drawn) >= set(xopt.schedules.__all__) - {"Schedule"}
+    matplotlib.pyplot.close("all")
+
+
+def test_pictures_of_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what was measured; and a measurement of one rule, with a few steps."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    module = load("compare_rules")
+    module.main(["--output-dir", str(tmp_path)])
+    assert len(list(tmp_path.glob("*.png"))) == 1 + len(module.PROBLEMS)
+    measured = json.loads((EXAMPLES / "compare_rules.json").read_text(encoding="utf-8"))
+    assert [*measured["problems"]] == [*module.PROBLEMS]
+    assert measured["rules"].keys() <= convergence.read().keys()
+
+    pytest.importorskip("sklearn")
+    few = {"rosenbrock": ("A valley", 50, None, 1), "network": ("A network", 45, 64, 2)}
+    monkeypatch.setattr(module, "PROBLEMS", few)
+    data = tmp_path / "rules.json"
+    for text in ("Adam", "ScheduleFreeSGD"):
+        module.main(["--measure", text, "--data", str(data), "--output-dir", str(tmp_path)])
+    measured = json.loads(data.read_text(encoding="utf-8"))
+    assert [*measured["rules"]] == ["Adam", "ScheduleFreeSGD"]
+    for row in measured["rules"].values():
+        for name, found in row["curves"].items():
+            assert len(found["median"]) == len(measured["problems"][name]["steps"])
+            assert found["median"][-1] < 0.2 < found["median"][0] == 1
+            assert ("low" in found) == (name == "network")
     matplotlib.pyplot.close("all")
