@@ -135,6 +135,12 @@ def device(x: Array) -> Any:
     return x.device
 
 
+def beside(x: Array) -> dict[str, Any]:
+    """Say where to make an array, so that it is on the device of another one: an argument of ``xp.zeros`` and so on."""
+    place = device(x)
+    return {} if place is None else {"device": place}
+
+
 def device_name(x: Array) -> str:
     """Name a device for an error message."""
     found = device(x)

@@ -153,8 +153,7 @@ def _merged(values: list[Any], which: Any) -> Any:
     like = next(x for x in values if hasattr(x, "dtype"))
     xp = _arrays.namespace(like)
     row = xp.stack([x if hasattr(x, "dtype") else xp.full_like(like, x) for x in values])
-    place = _arrays.device(like)
-    return Column(xp.take(row, xp.asarray(which, **({} if place is None else {"device": place})), axis=0))
+    return Column(xp.take(row, xp.asarray(which, **_arrays.beside(like)), axis=0))
 
 
 _PLAIN = (int, float, str, bool, type(None))

@@ -56,9 +56,7 @@ class Resolver:
 
     def _anchor(self, count: int) -> Any:
         """Return a vector on the device of the first leaf."""
-        xp, p = self._layout.xp, self._layout.leaves[0]
-        place = _arrays.device(p)
-        return xp.zeros(count, dtype=self.real(), **({} if place is None else {"device": place}))
+        return self._layout.xp.zeros(count, dtype=self.real(), **_arrays.beside(self._layout.leaves[0]))
 
     def run(
         self,
@@ -216,9 +214,7 @@ class Resolver:
         if self._plain():
             return np.asarray(x, np.float64)
         if isinstance(x, np.ndarray):
-            anchor = self._anchor(0)
-            place = _arrays.device(anchor)
-            x = self._layout.xp.asarray(x, dtype=anchor.dtype, **({} if place is None else {"device": place}))
+            x = self._layout.xp.asarray(x, dtype=self.real(), **_arrays.beside(self._layout.leaves[0]))
         return x
 
     def _taken(self, vector: Any, work: Work) -> Any:
@@ -245,8 +241,7 @@ class Resolver:
         return xp.take(xp.concat([old, new]), self._index(old, order), axis=0)
 
     def _index(self, like: Any, places: Any) -> Any:
-        place = _arrays.device(like)
-        return self._layout.xp.asarray(np.asarray(places), **({} if place is None else {"device": place}))
+        return self._layout.xp.asarray(np.asarray(places), **_arrays.beside(like))
 
     def _total(self, n: str, sums: list[H], members: list[tuple[int, int]], works: list[Work]) -> Any:
         """Sum over the tree, in the order of its leaves."""

@@ -42,7 +42,7 @@ def at_least(xp: Any, x: Array, low: Any) -> Array:
 
 def zeros(xp: Any, p: Array, shape: tuple[int, ...]) -> Array:
     """Make zeros beside a parameter."""
-    return xp.zeros(shape, dtype=p.dtype, **_beside(p))
+    return xp.zeros(shape, dtype=p.dtype, **_arrays.beside(p))
 
 
 def real_zeros(xp: Any, p: Array, shape: tuple[int, ...]) -> Array:
@@ -50,18 +50,12 @@ def real_zeros(xp: Any, p: Array, shape: tuple[int, ...]) -> Array:
     return zeros(xp, xp.real(p) if is_complex(p) else p, shape)
 
 
-def _beside(x: Array) -> dict[str, Any]:
-    """Say where to make an array, so that it is on the device of another one."""
-    place = _arrays.device(x)
-    return {} if place is None else {"device": place}
-
-
 def finite_eigh(xp: Any, x: Array) -> tuple[Array, Array]:
     """Return eigenvalues and eigenvectors of a Hermitian matrix: NaN, and no exception, where it is not finite."""
     if not hasattr(xp.linalg, "eigh"):
         raise TypeError("this rule needs eigenvalues of matrices, and the library of the parameters has no linalg.eigh")
     fine = xp.all(xp.isfinite(x))
-    eye = xp.eye(x.shape[0], dtype=x.dtype, **_beside(x))
+    eye = xp.eye(x.shape[0], dtype=x.dtype, **_arrays.beside(x))
     values, vectors = xp.linalg.eigh(xp.where(fine, x, eye))
     return xp.where(fine, values, xp.full_like(values, math.nan)), vectors
 

@@ -80,6 +80,12 @@ def _constants(xp: Any, like: Array) -> tuple[Any, Any]:
     return number, lambda x: x & full
 
 
+def _counters(xp: Any, like: Array, count: int) -> Array:
+    """Count from 0 on, beside an array, in the dtype that the library has arithmetic for."""
+    dtype = xp.int64 if _arrays.library(like) == "torch" else xp.uint32
+    return xp.arange(count, dtype=dtype, **_arrays.beside(like))
+
+
 def words(like: Array, seed: int, stream: int, count: int) -> Array:
     """Return ``count`` random words of 32 bits, as a flat array beside ``like``.
 
@@ -106,10 +112,7 @@ def words(like: Array, seed: int, stream: int, count: int) -> Array:
     if not 0 <= seed < 2**64 or not 0 <= stream < 2**32 or not 0 <= count <= 2**33:
         raise ValueError(f"words: seed {seed}, stream {stream} or count {count} is out of range")
     xp = _arrays.namespace(like)
-    dtype = xp.int64 if _arrays.library(like) == "torch" else xp.uint32
-    place = _arrays.device(like)
-    half = -(-count // 2)
-    index = xp.arange(half, dtype=dtype, **({} if place is None else {"device": place}))
+    index = _counters(xp, like, -(-count // 2))
     a, b = threefry2x32(xp, (seed & _MASK, seed >> 32), index, xp.full_like(index, stream))
     return xp.reshape(xp.stack([a, b], axis=-1), (-1,))[:count]
 
@@ -137,12 +140,7 @@ def normal(like: Array, key: tuple[int, int], stream: Any) -> Array:
     array([ 0.816, -0.392,  0.115])
     """
     xp, name = _arrays.namespace(like), _arrays.library(like)
-    place = _arrays.device(like)
-    index = xp.arange(
-        math.prod(like.shape),
-        dtype=xp.int64 if name == "torch" else xp.uint32,
-        **({} if place is None else {"device": place}),
-    )
+    index = _counters(xp, like, math.prod(like.shape))
     counter = xp.zeros_like(index) + xp.astype(stream, index.dtype) if hasattr(stream, "dtype") else None
     counter = xp.full_like(index, int(stream) & _MASK) if counter is None else counter
     real = (xp.real(like) if _arrays.is_complex(like) else like).dtype

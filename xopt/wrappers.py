@@ -138,7 +138,7 @@ class Guard(_Around):
     (array([1., 2.]), {'nonfinite.skipped': 1.0})
     """
 
-    __slots__ = ("_action",)
+    __slots__ = ()
 
     def __init__(self, rule: Method, on_nonfinite: OnNonFinite) -> None:
         if on_nonfinite != "propagate" and on_nonfinite not in NONFINITE:
@@ -146,10 +146,7 @@ class Guard(_Around):
                 f"on_nonfinite={on_nonfinite!r}, but it must be one of 'propagate', {', '.join(map(repr, NONFINITE))}"
             )
         super().__init__(rule, NONFINITE[on_nonfinite]() if on_nonfinite != "propagate" else None)
-        self._action = on_nonfinite
-
-    def _with(self, values: Mapping[str, Any]) -> Method:
-        return Guard(self.rule._with(values), self._action)
 
     def __repr__(self) -> str:
-        return f"Guard({self.rule!r}, on_nonfinite={self._action!r})"
+        action = next((n for n, kind in NONFINITE.items() if type(self._first) is kind), "propagate")
+        return f"Guard({self.rule!r}, on_nonfinite={action!r})"
