@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from catalog import links, sgd
 from catalog.links import LINKS, Link
 from conftest import Lib, walk
-from test_rules import NEW, PUBLIC, assert_close, leaves, length, problem, run
+from test_rules import NEW, assert_close, leaves, length, problem, run
 from test_runners import awkward, poison, same_bits, trajectory
 
 import xopt
@@ -58,7 +57,7 @@ def oracle(row: Link, options: dict[str, Any], params: Any, grads: list[Any], ru
 
 
 def test_every_public_transform_has_a_row() -> None:
-    public = {x for x in PUBLIC if inspect.isclass(x) and issubclass(x, xopt.Transform)} - {xopt.Transform}
+    public = {*catalog.public(xopt.Transform)}
     clips = {xopt.ClipByValue, xopt.ClipByNorm, xopt.ClipByGlobalNorm}  # in test_rules.py
     arrays = {xopt.AdaptiveGradientClip, xopt.Centralize, xopt.AddNoise}  # in test_transforms_array.py
     assert public - clips - arrays - {xopt.Masked} == {row.link for row in LINKS} | {xopt.ReduceOnPlateau}

@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import catalog
 import numpy as np
 import pytest
 
 import xopt
 
-PUBLIC = [getattr(xopt, n) for n in xopt.__all__]
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "xopt"
 
@@ -183,7 +183,7 @@ def test_adam_is_about_twelve_lines() -> None:
 
 def test_the_median_rule_is_fifteen_lines() -> None:
     """Without the docstring, and without the fields, which take a line each."""
-    rules = [x for x in PUBLIC if inspect.isclass(x) and issubclass(x, xopt.Rule) and x is not xopt.Rule]
+    rules = catalog.public(xopt.Rule)
     assert statistics.median(code_lines(rule) - len(inspect.get_annotations(rule)) for rule in rules) <= 15
 
 
@@ -202,9 +202,7 @@ def test_every_public_name_has_a_docstring_with_an_example(name: str, thing: Any
         assert ">>>" in doc, f"{name} has no example"
 
 
-@pytest.mark.parametrize(
-    "rule", [c for c in PUBLIC if inspect.isclass(c) and issubclass(c, xopt.Rule) and c is not xopt.Rule]
-)
+@pytest.mark.parametrize("rule", catalog.public(xopt.Rule))
 def test_rule_docstrings_are_complete(rule: Any) -> None:
     doc = inspect.getdoc(rule) or ""
     for part in ("Parameters", "Notes", "State:", "bytes a float32", "References", "Examples", "::"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import catalog
@@ -18,7 +17,6 @@ from xopt._runners.tiled import Tiled
 from xopt._trace import replay
 
 STEPS = 20
-PUBLIC = [getattr(xopt, n) for n in xopt.__all__]
 NEW = optree.tree_map
 
 
@@ -106,7 +104,7 @@ def assert_close(got: Any, want: list[Any], rtol: float, atol: float) -> None:
 
 
 def test_every_public_rule_has_a_row() -> None:
-    public = {x for x in PUBLIC if inspect.isclass(x) and issubclass(x, xopt.Rule) and x is not xopt.Rule}
+    public = {*catalog.public(xopt.Rule)}
     assert public == {row.rule for row in catalog.ROWS}
 
 

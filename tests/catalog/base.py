@@ -155,3 +155,9 @@ COMMON_REFUSED: list[dict[str, Any]] = [
 def fields(rule: xopt.Rule) -> dict[str, Any]:
     """Return all fields of a rule as the oracle takes them."""
     return {name: getattr(rule, name) for name in type(rule)._fields if name != "like"}
+
+
+def public(kind: type) -> list[Any]:
+    """Return the public classes of a kind, itself left out."""
+    found = [getattr(xopt, n) for n in xopt.__all__]
+    return [x for x in found if isinstance(x, type) and issubclass(x, kind) and x is not kind]
