@@ -164,5 +164,5 @@ def kernels(rule: Any, dtype: str, fresh: bool = True) -> list[_emit_cuda.Kernel
     columns = {"p": own, **{n: own if batch.split else stages.slot_dtype(n, 0) for n in stages.live}, "g": own}
     storage = tuple(columns.items())
     made = [_emit_cuda.sum_kernel(program, n, storage) for program in batch.plan.sums.values() for n in program.outputs]
-    body = batch.plan.body(("p", *stages.live))
+    body = batch.plan.body(("p", *batch.plan.changed))
     return [*made, _emit_cuda.step_kernel(body, storage, batch.dtype.real, fresh)]

@@ -107,7 +107,7 @@ def test_binary(gpu: str, batch: int, tmp_path: Path) -> None:
     for i, k in enumerate(BATCHES[batch]):
         registers, stack, local = usage[i]
         used = Counter(listing[i])
-        assert registers <= 128, f"{registers} registers:\n{k.source}"
+        assert registers <= (128 if "(256, 1)" not in k.source else 255), f"{registers} registers:\n{k.source}"
         if not {"sin", "cos"} & {
             n.op for n in k.program.nodes
         }:  # these have a table of 2/π for arguments that are huge
@@ -156,7 +156,7 @@ def test_what_the_checks_see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(_cuda_driver, "OPTIONS", ("--std=c++17", "--fmad=false", "--ftz=true"))
     assert any("ftz" in x for x in contracted(compiled(kernel.source, "compute_90").decode()))
     path = tmp_path / "k.cubin"
-    path.write_bytes(compiled(joined([kernel]).replace("void BOUNDS", "void __launch_bounds__(256, 8)"), "sm_90"))
+    path.write_bytes(compiled(joined([kernel]).replace("(256, 2)", "(256, 8)"), "sm_90"))
     assert max(resources(path)[0][1:]) > 0, "spills are seen"
     narrow = kernel._replace(source=kernel.source.replace("(const uint4*)from + (k * count + i)", "(uint4*)from + k"))
     path.write_bytes(compiled(joined([narrow]).replace("uint4", "uint2"), "sm_90"))

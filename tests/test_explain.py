@@ -98,3 +98,11 @@ def test_what_numba_leaves_to_the_tiled_runner() -> None:
     text = xopt.explain(Root(), array("complex64"), runner="numba")
     assert "(left to the tiled runner: sqrt of a complex array)" in text
     assert "sqrt(l_1, out=" in text
+
+
+def test_what_never_changes_is_not_moved() -> None:
+    """Of DoG's first parameters only the sums know; the step neither reads nor writes them."""
+    text = xopt.explain(xopt.DoG(), np.zeros(8, "float32"), runner="eager")
+    step = text[text.index("  step:") :]
+    assert "step: 12 bytes" in step
+    assert "x0" not in step

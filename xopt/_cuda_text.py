@@ -15,7 +15,6 @@ UPLOAD = 480
 
 PREAMBLE = f"""\
 #define CHUNK {CHUNK}
-#define BOUNDS __launch_bounds__({THREADS}, 2)  // ptxas saves registers until it spills, if not told where to stop
 typedef unsigned long long Word;
 
 #ifdef __CUDACC__
@@ -105,7 +104,7 @@ static __device__ __forceinline__ Range range(int size, int path) {{
 }}
 
 // One chunk: the sum of its terms, added in NumPy's order.
-extern "C" __global__ void __launch_bounds__({threads}) {name}(const Arguments a) {{
+extern "C" __global__ void __launch_bounds__({threads}, 1) {name}(const Arguments a) {{
     __shared__ double lanes[4096], blocks[1024];
     const Part c = part(a.chunks[blockIdx.x], a.sizes);
     {setup}

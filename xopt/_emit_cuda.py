@@ -12,12 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from xopt._arrays import BYTES
-from xopt._cuda_text import PACKS, PREAMBLE, SUM_THREADS, SUMS
+from xopt._cuda_text import PACKS, PREAMBLE, SUM_THREADS, SUMS, THREADS
 from xopt._lower import PARTS, Unsupported, lower, statements
 from xopt._trace import BOOL, Program, pruned
 
 SCALARS = 128
 """Scalars that a kernel takes at most: three words each, in the same 4 KiB."""
+
+DOUBLES = 20
+"""So many loaded numbers of float64 a thread, and half the registers of a multiprocessor are enough: by trial."""
 
 _NAMES = {"float16": "Half", "bfloat16": "BFloat", "float32": "float", "float64": "double"}
 _NAMES |= {"complex64": "Complex<float>", "complex128": "Complex<double>"}
@@ -88,15 +91,15 @@ def step_kernel(program: Program, storage: tuple[tuple[str, str], ...], real: st
     """
     program = lower(program)
     columns = _Columns(program, dict(storage))
-    stores = [n for n in columns.stores if fresh or columns.changed(n)]
+    stores = columns.stores
     used = [n for n in dict(storage) if n in columns.loads or (n in stores and not fresh)]
     vector = 16 // min(BYTES[columns.dtype(n)] for n in [*used, *stores])
     C = _C[real]
+    bounds = f"{THREADS}, {_blocks(columns, vector, real)}"
     setup = [_pointer(columns, n, "pointers", list(dict(storage)).index(n)) for n in used]
     homes = {n: f"new_{columns.name(n)}" if fresh else columns.name(n) for n in stores}
     if fresh:
-        order = list(columns.stores)
-        setup += [_pointer(columns, n, "results", order.index(n), "new_") for n in stores]
+        setup += [_pointer(columns, n, "results", row, "new_") for row, n in enumerate(stores)]
     setup += [f"const {C} s{k} = ({C})scalar(a.s[{k}], c.leaf);" for k in range(len(program.scalars))]
     pointers = dict.fromkeys([*(columns.name(n) for n in used if n in columns.loads), *homes.values()])
     scalars = "".join(f", s{k}" for k in range(len(program.scalars)))
@@ -118,7 +121,7 @@ def step_kernel(program: Program, storage: tuple[tuple[str, str], ...], real: st
         *(line for n, home in homes.items() for line in columns.put(n, home + "[i]")),
     ]
     lines = [
-        'extern "C" __global__ void BOUNDS xopt_step(const Arguments a) {',
+        f'extern "C" __global__ void __launch_bounds__({bounds}) xopt_step(const Arguments a) {{',
         "    const Part c = part(a.chunks[blockIdx.x], a.sizes);",
         *(f"    {line}" for line in setup),
         "    int done = 0;",
@@ -136,7 +139,7 @@ def step_kernel(program: Program, storage: tuple[tuple[str, str], ...], real: st
         "}",
     ]
     source = "\n".join([_head(program), PACKS, columns.struct(C), *_body(program, columns, real), *lines, ""])
-    return Kernel("xopt_step", source, program, columns.stores)
+    return Kernel("xopt_step", source, program, stores)
 
 
 @functools.lru_cache(maxsize=256)
@@ -172,6 +175,12 @@ struct Arguments {{
     long long leaves;
     Scalar s[{max(count, 1)}];
 }};"""
+
+
+def _blocks(columns: _Columns, vector: int, real: str) -> int:
+    """Return how many blocks a multiprocessor must hold: if it is not told, ptxas saves registers until it spills."""
+    numbers = vector * sum(2 if "complex" in columns.dtype(n) else 1 for n in columns.loads)
+    return 1 if real == "float64" and numbers > DOUBLES else 2
 
 
 def _pointer(columns: _Columns, name: str, table: str, row: int, prefix: str = "") -> str:
@@ -226,11 +235,6 @@ class _Columns:
             if name not in self._own and name.endswith(part) and name.removesuffix(part) in self._own:
                 return f"{self._own[name.removesuffix(part)]}_{part[1:]}"
         return self._own[name]
-
-    def changed(self, column: str) -> bool:
-        """Whether a column is computed to be something else than what it was."""
-        names = [n for n in self._program.outputs if n in (column, column + PARTS[0], column + PARTS[1])]
-        return any(self._program.loads.get(n) != self._program.outputs[n] for n in names)
 
     def struct(self, C: str) -> str:
         """Declare the numbers of one element."""

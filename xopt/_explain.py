@@ -124,7 +124,7 @@ def explain(
         arrays = f"{_count(len(batch.leaves), 'array')}, {_count(size, 'parameter')}"
         lines += ["", f"{batch.dtype.name}: {arrays}, {state} bytes of state each"]
         programs: list[tuple[int | None, Program]] = [*batch.plan.sums.items()]
-        for place, program in [*programs, (None, batch.plan.body(("p", *batch.plan.live)))]:
+        for place, program in [*programs, (None, batch.plan.body(("p", *batch.plan.changed)))]:
             name = "step" if place is None else f"sums of {batch.pieces[place].place}"
             moved, text = _stage(stages, batch, place, program)
             total += moved * size
@@ -150,7 +150,7 @@ def _time(seconds: float) -> str:
 
 def _stage(stages: Stages, batch: Batch, place: int | None, program: Program) -> tuple[int, list[str]]:
     """Return the bytes that one stage moves a parameter, and how many operations it does and which."""
-    written = [n for n, i in program.outputs.items() if program.loads.get(n) != i] if place is None else []
+    written = [*program.outputs] if place is None else []
     stored = {
         n: batch.dtype.name if n in ("p", "g") else stages.slot_dtype(n, batch.leaves[0])
         for n in [*program.loads, *written]

@@ -194,7 +194,7 @@ class Work:
     loads: dict[str, list[Any]]
     """``p``, ``g`` and every live slot: one array a leaf."""
     outputs: tuple[str, ...]
-    """What is wanted back: ``p`` (or ``u``, the change alone) and every live slot."""
+    """What is wanted back: ``p`` (or ``u``, the change alone) and every slot that changes."""
     plan: Any
     runner: Any
     leaves: list[int]

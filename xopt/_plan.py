@@ -40,6 +40,8 @@ class Plan:
         self.pieces = pieces
         self.live: tuple[str, ...]
         """Slots that are read or changed; the others are not allocated."""
+        self.changed: tuple[str, ...]
+        """Those that may come back as something else."""
         self.kinds: dict[str, str]
         self.kind = first = _trace.COMPLEX if complex else _trace.REAL
         self.terms = {i: terms(piece) for i, piece in enumerate(pieces) if piece.reduce}
@@ -55,6 +57,7 @@ class Plan:
                 if (piece.whole and piece.slots[n] is not None) or any(piece.slot(n) in own.live for own in apart)
             )
             self.kinds = {n: kind for own in apart for n, kind in own.kinds.items()}
+            self.changed = self.live
             return
         slots = {piece.slot(n): value for piece in pieces for n, value in piece.slots.items()}
         kinds = {n: first if value == "p" else _trace.REAL for n, value in slots.items()}
@@ -69,6 +72,7 @@ class Plan:
         self.sums = {i: self._sum(i, first, kinds) for i in self.terms}
         summed = {n for program in self.sums.values() for n in program.loads}
         self.live = tuple(n for n in slots if n in summed or not tape.idle(loads[n], list(new.values()), new[n]))
+        self.changed = tuple(n for n in self.live if new[n].index != loads[n].index)
         self.kinds = {n: kinds[n] for n in self.live}
         self._tape, self._used = tape, list(used)
         self._outputs = {"p": out.params(loads["p"]), "u": out.change(loads["p"]), **new}
@@ -85,7 +89,7 @@ class Plan:
                 raise TypeError(f"{self.pieces[-1].place}: update made a complex step of real arrays")
 
     def body(self, outputs: tuple[str, ...]) -> _trace.Program:
-        """Return the program that computes these outputs: ``p`` or ``u``, and the live slots."""
+        """Return the program that computes these outputs: ``p`` or ``u``, and slots."""
         if outputs not in self._bodies:
             self._bodies[outputs] = self._tape.finish({n: self._outputs[n] for n in outputs}, self._used)
         return self._bodies[outputs]

@@ -314,7 +314,7 @@ class Stages:
                 columns = {"p": ps, **{n: slots[n] for n in batch.plan.live}}
                 work = Work(
                     batch.pieces, self.layout.library, self.layout.xp, batch.dtype, batch.split,
-                    {n: _picked(x, pick) for n, x in columns.items()}, (first, *batch.plan.live), batch.plan,
+                    {n: _picked(x, pick) for n, x in columns.items()}, (first, *batch.plan.changed), batch.plan,
                     batch.runner, leaves, batch.chains, np.asarray(which) if len(batch.chains) > 1 else None, arenas,
                     kept,
                 )  # fmt: skip
