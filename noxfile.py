@@ -17,7 +17,7 @@ TORCH = "torch==2.13.0"  # pinned: an open range brings gigabytes of CUDA
 LIBRARIES = {
     "numpy": [],
     "strict": ["array-api-strict>=2.3"],
-    "torch": [TORCH],
+    "torch": [TORCH, "pytorch-optimizer>=4.1"],
     "jax": ["jax>=0.5", "optax>=0.2.5", "keras>=3.10", "thinc>=9.1", "autograd>=1.7"],
     "dask": ["dask[array]>=2025.1"],
     "numba": ["numba>=0.61", TORCH],  # not a library, but the runner of two
@@ -61,7 +61,8 @@ def tests(session: nox.Session, library: str) -> None:
     """Test on one array library: `nox -s "tests(torch)"`. cupy tests what needs no GPU where there is none."""
     demo = ["scikit-learn", "matplotlib", "tqdm"] if library in ("numpy", "torch", "jax") else []
     session.install(*LIBRARIES[library], *group("test"), *demo, "-e", ".")
-    session.run("pytest", "--library", library, *session.posargs, env=THREADS)
+    workers = ["-n", "auto", "--dist", "worksteal"]
+    session.run("pytest", "--library", library, *workers, *session.posargs, env=THREADS)
 
 
 @nox.session
@@ -90,7 +91,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def parity(session: nox.Session) -> None:
     """Compare the rules with those of other libraries, and write the differences into docs/parity.json."""
-    session.install(TORCH, *LIBRARIES["jax"], "scikit-learn", *group("test"), "-e", ".")
+    session.install(*LIBRARIES["torch"], *LIBRARIES["jax"], "scikit-learn", *group("test"), "-e", ".")
     session.run("pytest", "--record-parity=docs/parity.json", *session.posargs, env=THREADS)
 
 
