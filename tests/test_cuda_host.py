@@ -34,7 +34,7 @@ def of(rule: Any, mode: str) -> Any:
     return xopt.chain(*(p.replace(complex=mode) if isinstance(p, xopt.Rule) else p for p in rule.parts))
 
 
-EVERY = [row.rule(**{"lr": row.lr, **o}) for row in catalog.TRACED for o in [*row.options, *catalog.COMMON]]
+EVERY = [row.make(**o) for row in catalog.TRACED for o in [*row.options, *catalog.COMMON]]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_every_option(row: Row, dtype: str, driver: HostDriver, rng: np.random.G
     for options in [*row.options, *catalog.COMMON]:
         for mode in MODES if "complex" in dtype else ("modulus",):
             exact = "complex" not in dtype or mode == "split"
-            rule = row.rule(**{"lr": row.lr, "complex": mode, **options})
+            rule = row.make(complex=mode, **options)
             grads = [poison(optree.tree_map(np.copy, smooth[0]), rng, rule), smooth[1]] if exact else smooth
             want = trajectory(rule, params, grads, "eager")
             assert all(map(alike(rule) if exact else near, trajectory(rule, params, grads, Cuda(driver)), want)), rule

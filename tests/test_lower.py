@@ -106,7 +106,7 @@ def test_real_programs_stay_as_they_are() -> None:
 @pytest.mark.parametrize("row", catalog.TRACED, ids=lambda row: row.rule.__name__)
 def test_every_rule(row: catalog.Row, rng: np.random.Generator) -> None:
     for options in row.options:
-        plan = _plan.plan(row.rule(**{"lr": row.lr, **options})._pieces(), True)
+        plan = _plan.plan(row.make(**options)._pieces(), True)
         body = plan.body(("p", *plan.live))
         lowered = _lower.lower(body)
         draw = lambda: rng.standard_normal(50) + 1j * rng.standard_normal(50)

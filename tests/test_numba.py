@@ -62,9 +62,9 @@ def test_complex_is_within_roundings_of_eager(rule: Any, dtype: str, rng: np.ran
 @pytest.mark.parametrize("row", catalog.TRACED, ids=lambda row: row.rule.__name__)
 def test_every_option(row: Row, rng: np.random.Generator) -> None:
     params = awkward(rng, "float32")
-    grads = [poison(awkward(rng, "float32"), rng, row.rule(lr=row.lr)), awkward(rng, "float32")]
+    grads = [poison(awkward(rng, "float32"), rng, row.make()), awkward(rng, "float32")]
     for options in [*row.options, *catalog.COMMON]:
-        rule = row.rule(**{"lr": row.lr, **options})
+        rule = row.make(**options)
         want = trajectory(rule, params, grads, "eager")
         assert all(map(alike(rule), trajectory(rule, params, grads, Numba(1)), want)), rule
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,10 +34,10 @@ def ours(rule: Any, params: Any, grads: list[Any]) -> Any:
     return walk(rule, params, grads)[0]
 
 
-def run_torch(peer: Peer, params: list[Any], grads: list[list[Any]]) -> list[Any]:
+def run_torch(peer: Peer, params: list[Any], grads: list[list[Any]], module: str = "torch.optim") -> list[Any]:
     torch = pytest.importorskip("torch")
     theirs = [torch.tensor(p, requires_grad=True) for p in params]
-    opt = peer.make(torch.optim)(theirs)
+    opt = peer.make(pytest.importorskip(module))(theirs)
     for g in grads:
         for p, x in zip(theirs, g, strict=True):
             p.grad = torch.tensor(x)
@@ -65,13 +66,21 @@ def run_keras(peer: Peer, params: list[Any], grads: list[list[Any]]) -> list[Any
     return [np.asarray(p.value) for p in theirs]
 
 
-RUN = {"torch": ("torch", run_torch), "optax": ("jax", run_optax), "keras": ("jax", run_keras)}
+def run_pytorch_optimizer(peer: Peer, params: list[Any], grads: list[list[Any]]) -> list[Any]:
+    return run_torch(peer, params, grads, "pytorch_optimizer")
+
+
+RUN = {
+    "torch": ("torch", run_torch), "pytorch-optimizer": ("torch", run_pytorch_optimizer),
+    "optax": ("jax", run_optax), "keras": ("jax", run_keras),
+}  # fmt: skip
 """For each library of peers, which session has it, and how to run one of its optimizers."""
 
 
 def named(peer: Peer) -> Any:
     """Name a peer for pytest, and say which session has its library."""
-    return pytest.param(peer, id=f"{peer.library} {peer.rule!r}", marks=pytest.mark.needs(RUN[peer.library][0]))
+    rule = re.sub(r"<function (\w+).*?>", r"\1", repr(peer.rule))  # an address would be another name in every process
+    return pytest.param(peer, id=f"{peer.library} {rule}", marks=pytest.mark.needs(RUN[peer.library][0]))
 
 
 @pytest.mark.parametrize("peer", [named(peer) for peer in catalog.PEERS])

@@ -65,6 +65,7 @@ from xopt.rules.novograd import NovoGrad as NovoGrad
 from xopt.rules.schedule_free import ScheduleFreeAdamW as ScheduleFreeAdamW
 from xopt.rules.schedule_free import ScheduleFreeSGD as ScheduleFreeSGD
 from xopt.rules.sgd import SGD as SGD
+from xopt.rules.shampoo import SOAP as SOAP
 from xopt.rules.shampoo import Shampoo as Shampoo
 from xopt.rules.sign import Lion as Lion
 from xopt.rules.sign import Rprop as Rprop

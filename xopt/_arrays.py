@@ -285,8 +285,8 @@ def no_grad(name: str) -> Any:
     return np.errstate(all="ignore")
 
 
-def either(condition: Array, yes: Callable[[], Array], no: Callable[[], Array]) -> Array:
-    """Return one of two results of one shape, as a 0-d array of JAX says, which nobody may read."""
+def either(condition: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+    """Return one of two results of the same shapes, as a 0-d array of JAX says, which nobody may read."""
     return importlib.import_module("jax").lax.cond(condition, yes, no)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xopt import _arrays
-from xopt.rule import Array, H, abs2, is_complex
+from xopt.rule import Array, abs2, is_complex
 
 
 def adjoint(xp: Any, x: Array) -> Array:
@@ -60,9 +60,8 @@ def finite_eigh(xp: Any, x: Array) -> tuple[Array, Array]:
     return xp.where(fine, values, xp.full_like(values, math.nan)), vectors
 
 
-def renewed(h: H, every: int, make: Callable[[], Array], old: Array) -> Array:
-    """Return what ``make`` makes in step 1 and every so many steps later, else what there was."""
-    due = every == 1 or (h.t - 1) % every == 0
-    if isinstance(due, bool):
-        return make() if due else old
-    return _arrays.either(due, make, lambda: old)
+def either(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+    """Return what one of two functions makes: arrays of the same shapes, if nobody may read the condition."""
+    if isinstance(condition, bool):
+        return yes() if condition else no()
+    return _arrays.either(condition, yes, no)

@@ -27,14 +27,13 @@ PEERS: list[Peer] = [peer for family in _FAMILIES for peer in getattr(family, "P
 def rules() -> list[Any]:
     """Return every rule with every set of options, named for pytest.
 
-    Options are tried on NumPy; other libraries are given the last of the rule's own, and the last of the common ones.
+    Options are tried on NumPy; other libraries are given the last of the rule's own with the last of the common ones.
     """
     made = []
     for row in ROWS:
-        options = [*row.options, *COMMON]
-        everywhere = [options[len(row.options) - 1], COMMON[-1]]
-        for given in options:
+        everywhere = {**COMMON[-1], **row.options[-1]}
+        for given in [*row.options, *COMMON, everywhere]:
             name = "-".join([row.rule.__name__, *(f"{k}={v}" for k, v in given.items())])
-            marks = [] if given in everywhere else [pytest.mark.options]
-            made.append(pytest.param(row, row.rule(**{"lr": row.lr, **row.base, **given}), id=name, marks=marks))
+            marks = [] if given is everywhere else [pytest.mark.options]
+            made.append(pytest.param(row, row.make(**given), id=name, marks=marks))
     return made

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import xopt
-from catalog.base import A, Peer, Row, S, decayed, keras, optax, torch, torch_complex
+from catalog.base import A, Peer, Row, S, decayed, keras, optax, pytorch_optimizer, torch, torch_complex
 
 
 def averages(p: A, g: A, s: S, b1: Any, b2: Any) -> tuple[A, A]:
@@ -159,4 +159,13 @@ PEERS: list[Peer] = [
     optax(xopt.Yogi(0.1), lambda o: o.yogi(0.1)),
     optax(xopt.Yogi(0.1, 0.8, 0.9, 1e-2), lambda o: o.yogi(0.1, 0.8, 0.9, 1e-2)),
     optax(xopt.Yogi(0.1), lambda o: o.yogi(0.1), complex=True),
+    pytorch_optimizer(xopt.StableAdamW(eps=1e-8), "StableAdamW"),
+    pytorch_optimizer(
+        xopt.StableAdamW(0.1, 0.8, 0.9, 1e-3, weight_decay=0.3),
+        "StableAdamW",
+        lr=0.1,
+        betas=(0.8, 0.9),
+        eps=1e-3,
+        weight_decay=0.3,
+    ),
 ]

@@ -8,7 +8,7 @@ import numpy as np
 
 import xopt
 from catalog.adam_denominator import averages
-from catalog.base import A, Peer, Row, S, decayed, keras, optax, torch, torch_complex
+from catalog.base import A, Peer, Row, S, decayed, keras, optax, pytorch_optimizer, torch, torch_complex
 
 
 @decayed
@@ -91,6 +91,9 @@ ROWS = [
 
 TORCH = 1e-6  # torch keeps the product of the μs in float32
 
+ROOT = 1e-5
+"""It adds 1e-15 to v, whatever ε is, and ε without the correction; its L2 decay comes too late to do anything."""
+
 PEERS: list[Peer] = [
     torch(xopt.NAdam(), "NAdam", TORCH),
     torch(
@@ -130,4 +133,8 @@ PEERS: list[Peer] = [
         lambda o: o.contrib.ademamix(0.1, 0.8, 0.9, 0.99, 3.0, 1e-3, weight_decay=0.3),
     ),
     optax(xopt.AdEMAMix(0.1), lambda o: o.contrib.ademamix(0.1), complex=True),
+    pytorch_optimizer(xopt.LaProp(0.1, eps=0.0), "LaProp", ROOT, lr=0.1, eps=0.0, foreach=False),
+    pytorch_optimizer(
+        xopt.LaProp(0.1, 0.8, 0.9, 1e-30), "LaProp", ROOT, lr=0.1, betas=(0.8, 0.9), eps=1e-30, foreach=False
+    ),
 ]

@@ -93,6 +93,10 @@ class Row(NamedTuple):
     base: dict[str, Any] = {}
     """Keyword arguments for all options that do not say otherwise, where the defaults are for thousands of steps."""
 
+    def make(self, **options: Any) -> xopt.Rule:
+        """Make the rule, with its learning rate and what goes for all options."""
+        return self.rule(**{"lr": self.lr, **self.base, **options})
+
 
 class Peer(NamedTuple):
     """The same rule in another library: equal in float64 after 20 steps."""
@@ -117,6 +121,14 @@ def torch(rule: Any, name: str, rtol: float = 1e-12, **kwargs: Any) -> Peer:
 def torch_complex(rule: Any, name: str, **kwargs: Any) -> Peer:
     """Say the same of complex parameters, which torch splits."""
     return torch(rule, name, **kwargs)._replace(complex=True)
+
+
+def pytorch_optimizer(
+    rule: Any, name: str, rtol: float = 1e-12, shapes: tuple[tuple[int, ...], ...] = (), **kwargs: Any
+) -> Peer:
+    """Say that ``pytorch_optimizer.<name>(parameters, **kwargs)`` is the same."""
+    make = lambda module: lambda params: getattr(module, name)(params, **kwargs)
+    return Peer("pytorch-optimizer", rule, make, name, rtol, shapes=shapes)
 
 
 def optax(rule: Any, make: Callable[[Any], Any], rtol: float = 1e-12, complex: bool = False) -> Peer:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import xopt
-from catalog.base import A, Peer, Row, S, coupled, flat, optax
+from catalog.base import A, Peer, Row, S, coupled, flat, optax, pytorch_optimizer
 
 
 def dot(xs: list[A], ys: list[A]) -> float:
@@ -198,6 +198,9 @@ ROWS = [
     Row(xopt.LDoG, ldog, [*_DOG], _DOG_REFUSED, 0.1, tree=True, base={"reps_rel": 0.03}),
 ]  # fmt: skip
 
+DOT = 1e-5
+"""It keeps its sums in float32."""
+
 PEERS: list[Peer] = [
     optax(xopt.DAdaptAdam(bias="standard"), lambda o: o.contrib.dadapt_adamw()),
     optax(
@@ -220,4 +223,14 @@ PEERS: list[Peer] = [
     ),
     optax(xopt.DoG(reps_rel=0.02, first="distance"), lambda o: o.contrib.dog(init_step=("distance", 0.02))),
     optax(xopt.DoG(reps_rel=0.3, first="rate"), lambda o: o.contrib.dog(init_step=("learning_rate", 0.3))),
+    pytorch_optimizer(xopt.DAdaptSGD(), "DAdaptSGD", DOT, momentum=0.0),
+    pytorch_optimizer(
+        xopt.DAdaptSGD(0.5, 0.8, 0.02, 1.5),
+        "DAdaptSGD",
+        DOT,
+        lr=0.5,
+        momentum=0.8,
+        d0=0.02,
+        growth_rate=1.5,
+    ),
 ]

@@ -1,13 +1,13 @@
-"""Rules with a matrix for each axis of an array: Shampoo."""
+"""Rules with a matrix for each axis of an array: Shampoo and SOAP."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from xopt._whole import adjoint, at_least, conj, finite_eigh, norm, renewed, zeros
-from xopt.rule import Array, H, Hyper, Rule, hyper, is_complex, static
+from xopt._whole import adjoint, at_least, conj, either, finite_eigh, norm, real_zeros, rms, zeros
+from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, is_complex, static
 
-__all__ = ["Shampoo"]
+__all__ = ["SOAP", "Shampoo"]
 
 
 class Shampoo(Rule):
@@ -99,7 +99,7 @@ class Shampoo(Rule):
         u = g = xp.reshape(g, p.shape or (1,))
         moments = _joined(xp, [_moment(xp, g, i, n <= h.max_dim) for i, n in enumerate(g.shape)])
         s = s + moments if h.b2 is None else h.b2 * s + (1 - h.b2) * moments
-        q = renewed(h, h.update_every, lambda: _joined(xp, [_root(h, xp, x, g.ndim) for x in _cut(h, xp, s, g)]), q)
+        q = either(_due(h), lambda: _joined(xp, [_root(h, xp, x, g.ndim) for x in _cut(h, xp, s, g)]), lambda: q)
         for i, root in enumerate(_cut(h, xp, q, g)):
             u = _along(xp, root, u, i)
         if h.graft == "sgd":
@@ -109,6 +109,11 @@ class Shampoo(Rule):
         if h.momentum is not None:
             u = m = h.momentum * m + u
         return -h.lr * u, s, q, m
+
+
+def _due(h: H) -> Any:
+    """Whether this is step 1, or so many steps later."""
+    return h.update_every == 1 or (h.t - 1) % h.update_every == 0
 
 
 def _sizes(h: H, shape: tuple[int, ...]) -> list[int]:
@@ -149,3 +154,172 @@ def _along(xp: Any, root: Array, u: Array, axis: int) -> Array:
     if root.ndim == 1:
         return u * xp.reshape(root, tuple(n if k == axis else 1 for k, n in enumerate(u.shape)))
     return xp.moveaxis(xp.tensordot(root, u, axes=((1,), (axis,))), 0, axis)
+
+
+class SOAP(Rule):
+    r"""SOAP (Vyas et al. 2024, arXiv:2409.11321, Algorithm 3): Adam in the basis of Shampoo's matrices.
+
+    For an array with k axes, of which Gᵢ has axis i for rows and all others for columns; x' is x turned into the bases,
+    Qᵢᴴ·x along each axis i::
+
+        m ← β₁·m + (1-β₁)·g
+        v ← β₂·v + (1-β₂)·|g'|²
+        u' = (m'/c₁) / (√(v/c₂) + ε),  u turned back by Qᵢ
+        p ← p - lr·u
+        Sᵢ ← β·Sᵢ + (1-β)·Gᵢ·Gᵢᴴ
+        Qᵢ ← QR(Sᵢ·Qᵢ)                               every so many steps
+
+    The first step makes the bases, the eigenvectors of Sᵢ, and moves nothing; c₁ = 1 - β₁ᵗ⁻¹ and c₂ = 1 - β₂ᵗ⁻¹.
+
+    Parameters
+    ----------
+    lr
+        Learning rate, ≥ 0.
+    b1, b2
+        β₁ and β₂ in [0, 1).
+    shampoo_b
+        β in [0, 1); None: β₂.
+    eps
+        ε > 0, in the unit of the gradient.
+    update_every
+        The bases are turned every so many steps, ≥ 1.
+    max_dim
+        Length of an axis, ≥ 1, above which it keeps its own basis, Q = I.
+    vectors
+        Turn vectors too. Otherwise they get Adam, one step late.
+    normalize
+        Divide u by its root mean square, but for the factor √c₂/c₁, which it keeps, as in the authors' code.
+    eps_mode
+        ``"hat"``: (√v + ε)/√c₂ (the authors' code); ``"outside"``: as above.
+    bias
+        ``"standard"``; ``"none"``: c₁ = c₂ = 1, as Algorithm 3 is printed.
+    weight_decay, decay, maximize, complex, like
+        As for every :class:`~xopt.Rule`.
+
+    Notes
+    -----
+    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes a float32 parameter; ``s`` and ``q``, the matrices
+    and bases of all axes end to end, 8·(rows² + columns²) bytes a float32 matrix.
+
+    Before they are turned, the columns of Qᵢ are sorted by what they show of Sᵢ, the largest first, and v with them:
+    the authors' code does that, the paper does not say so. Where the first gradient has a lower rank than an axis is
+    long, by two or more, the first basis is partly the library's choice, and so are the steps: of this rule, libraries
+    give the same numbers only for gradients of full rank. A NaN in the gradient makes the array NaN. dask has no
+    eigenvalues.
+
+    References
+    ----------
+    N. Vyas, D. Morwani, R. Zhao, M. Kwun, I. Shapira, D. Brandfonbrener, L. Janson, S. Kakade (2024), SOAP: improving
+    and stabilizing Shampoo using Adam, arXiv:2409.11321, Algorithms 3 and 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xopt
+    >>> rule, w = xopt.SOAP(lr=0.1), np.diag([1.0, 2.0])
+    >>> state = rule.init(w)
+    >>> for _ in range(2):
+    ...     w, state = rule.apply(w, w, state)
+    >>> w.round(3)
+    array([[0.9, 0. ],
+           [0. , 1.9]])
+    """
+
+    lr: Hyper = hyper(default=3e-3, ge=0)
+    b1: Hyper = hyper(default=0.95, ge=0, lt=1)
+    b2: Hyper = hyper(default=0.95, ge=0, lt=1)
+    shampoo_b: Hyper | None = hyper(default=None, ge=0, lt=1)
+    eps: Hyper = hyper(default=1e-8, gt=0)
+    update_every: int = static(default=10, ge=1)
+    max_dim: int = static(default=10000, ge=1)
+    vectors: bool = False
+    normalize: bool = False
+    eps_mode: Literal["outside", "hat"] = "hat"
+    bias: Literal["standard", "none"] = "standard"
+    decay: Literal["l2", "lr", "independent"] = static(default="lr", kw_only=True)
+    whole = True
+
+    @staticmethod
+    def host(h: H, xp: Any) -> dict[str, Any]:
+        k = xp.maximum(h.t - 1, 1.0)
+        c1, c2 = [1.0 if h.bias == "none" else -xp.expm1(k * xp.log(b)) for b in (h.b1, h.b2)]
+        return {"moving": xp.where(h.t > 1, 1.0, 0.0), "c1": c1, "c2": c2}
+
+    @staticmethod
+    def matrices(h: H, xp: Any, p: Array) -> Array:
+        """Return the first matrices of all axes, end to end."""
+        return zeros(xp, p, (sum(n * n for n in _axes(h, p).values()),))
+
+    bases = matrices
+
+    @staticmethod
+    def squares(h: H, xp: Any, p: Array) -> Array:
+        """Return the first mean of squares."""
+        return real_zeros(xp, p, p.shape)
+
+    @staticmethod
+    def update(
+        h: H,
+        xp: Any,
+        p: Array,
+        g: Array,
+        m: Array = 0.0,
+        v: Array = "squares",
+        s: Array = "matrices",
+        q: Array = "bases",
+    ) -> tuple[Array, ...]:
+        if 0 in p.shape:
+            return xp.zeros_like(p), m, v, s, q
+        axes = _axes(h, p)
+        bases = _squares(xp, q, axes)
+        back = {i: adjoint(xp, x) for i, x in bases.items()}
+        m = m + h.moving * (1 - h.b1) * (g - m)
+        v = v + h.moving * (1 - h.b2) * (abs2(xp, _turned(xp, g, back)) - v)
+        eps = h.eps if h.eps_mode == "hat" else h.eps * h.c2**0.5
+        u = _turned(xp, _turned(xp, m, back) / (xp.sqrt(v) + eps), bases)
+        if h.normalize:
+            u = u / (rms(xp, u) + 1e-30)
+        if axes:
+            b = h.b2 if h.shampoo_b is None else h.shampoo_b
+            s = b * s + (1 - b) * _joined(xp, [_moment(xp, g, i, True) for i in axes])
+            q, v = either(_due(h), lambda: _renewed(h, xp, _squares(xp, s, axes), bases, v), lambda: (q, v))
+        return -(h.lr * h.c2**0.5 / h.c1) * u, m, v, s, q
+
+
+def _axes(h: H, p: Array) -> dict[int, int]:
+    """Return the axes that have a basis, and their lengths."""
+    return {i: n for i, n in enumerate(p.shape) if n <= h.max_dim and (p.ndim > 1 or h.vectors)}
+
+
+def _squares(xp: Any, x: Array, axes: dict[int, int]) -> dict[int, Array]:
+    """Cut what lies end to end into a matrix for each axis."""
+    found, start = {}, 0
+    for i, n in axes.items():
+        found[i] = xp.reshape(x[start : start + n * n], (n, n))
+        start += n * n
+    return found
+
+
+def _turned(xp: Any, x: Array, matrices: dict[int, Array]) -> Array:
+    for i, matrix in matrices.items():
+        x = _along(xp, matrix, x, i)
+    return x
+
+
+def _renewed(h: H, xp: Any, moments: dict[int, Array], bases: dict[int, Array], v: Array) -> tuple[Array, Array]:
+    """Return the eigenvectors in step 1, then a step of the power iteration; v is sorted as its columns are."""
+
+    def first() -> tuple[Array, Array]:
+        return _joined(xp, [xp.flip(finite_eigh(xp, s)[1], axis=1) for s in moments.values()]), v
+
+    def later() -> tuple[Array, Array]:
+        found, sorted_v = [], v
+        for i, q in bases.items():
+            s = xp.matmul(moments[i], q)
+            shown = xp.sum(conj(xp, q) * s, axis=0)
+            order = xp.argsort(-(xp.real(shown) if is_complex(shown) else shown))
+            sorted_v = xp.take(sorted_v, order, axis=i)
+            found.append(xp.linalg.qr(xp.take(s, order, axis=1))[0])
+        return _joined(xp, found), sorted_v
+
+    return either(h.t == 1, first, later)  # type: ignore[no-any-return]
