@@ -79,7 +79,7 @@ RUN = {
 
 def named(peer: Peer) -> Any:
     """Name a peer for pytest, and say which session has its library."""
-    rule = re.sub(r"<function (\w+).*?>", r"\1", repr(peer.rule))  # an address would be another name in every process
+    rule = re.sub(r" at 0x\w+", "", repr(peer.rule))  # an address would be another name in every process
     return pytest.param(peer, id=f"{peer.library} {rule}", marks=pytest.mark.needs(RUN[peer.library][0]))
 
 

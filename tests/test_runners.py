@@ -139,9 +139,10 @@ def test_every_option(row: Row, dtype: str, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "tile"), [*((rule, 64) for rule in RULES), *((rule, tile) for rule in CHAINS for tile in TILES if tile != 64)],
+    ("rule", "tile"),
+    [*((rule, 64) for rule in RULES), *((rule, tile) for rule in CHAINS for tile in TILES if tile != 64)],
     ids=lambda x: x if isinstance(x, int) else type(x).__name__,
-)  # fmt: skip
+)
 def test_in_place_equals_pure(rule: Any, tile: int, rng: np.random.Generator) -> None:
     """Optimizer computes in the arrays themselves, its state in one buffer a slot."""
     params, grads = awkward(rng, "float32"), [awkward(rng, "float32") for _ in range(3)]
