@@ -120,8 +120,12 @@ RATES = {
     "thinc": "learn_rate",
     "autograd": "step_size",
 }
-TOLERANCE = {"thinc": 2e-5, ("torch", "NAdam"): 1e-6, ("torch", "ASGD"): 1e-6}
-"""Thinc is float32; torch keeps products of its schedules as float32 tensors."""
+TOLERANCE = {
+    "thinc": 2e-5, ("torch", "NAdam"): 1e-6, ("torch", "ASGD"): 1e-6, ("torch", "Muon"): 2e-2,
+    ("optax", "Adafactor"): 1e-5, ("keras", "Adafactor"): 1e-5,
+}  # fmt: skip
+"""Thinc is float32; torch keeps products of its schedules as float32 tensors, and iterates in bfloat16; Adafactors have
+means of float32."""
 
 
 @pytest.mark.parametrize(("like", "name"), cells())
@@ -131,13 +135,15 @@ def test_cell(like: str, name: str, rng: np.random.Generator, parity: Callable[.
     module = {"sklearn": "sklearn", "optax": "optax"}.get(like, like)
     pytest.importorskip(module)
     params, grads = problem(rng)
+    if name == "Muon":  # it is for matrices alone
+        params, grads = params[:1], [g[:1] for g in grads]
     make: Any = name if like == "sklearn" else found(call(like, name))
     theirs = run_sklearn(make, params, grads) if like == "sklearn" else RUN[like](make, params, grads)
     rule = getattr(xopt, name)(lr=RATE, like=like)
     mine = walk(rule, params, grads)[0]
     rtol = TOLERANCE.get((like, name), TOLERANCE.get(like, 1e-12))
     for a, b in zip(mine, theirs, strict=True):
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-13 if rtol < 1e-6 else 1e-6)
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max())
     parity(like, rule, mine, theirs, kind="like")
 
 

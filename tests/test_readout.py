@@ -12,7 +12,7 @@ from catalog.base import fields
 from conftest import Lib, tree, walk
 
 import xopt
-from xopt.rule import Array, H, Transform
+from xopt.rule import Array, H, Hyper, Transform, hyper
 
 RULES = [
     (xopt.ScheduleFreeSGD(0.08, warmup=3), schedule_free.schedule_free_sgd),
@@ -138,3 +138,36 @@ def test_groups_of_schedule_free_have_weights_of_their_own(rng: np.random.Genera
     alone, own = walk(rule, p[1], [g[0], g[2]])
     np.testing.assert_allclose(both[1], alone, rtol=1e-14)
     np.testing.assert_allclose(rule.eval_params(both, state)[1], rule.eval_params(alone, own), rtol=1e-14)
+
+
+class Weighted(Transform):
+    """A readout that follows a schedule."""
+
+    weight: Hyper = hyper(default=xopt.schedules.cosine(1.0, steps=4, end=0.2))
+    after = True
+
+    @staticmethod
+    def update(h: H, xp: Any, p: Array, g: Array, kept: Array = 0.0) -> tuple[Array, ...]:
+        return g, g
+
+    @staticmethod
+    def readout(h: H, xp: Any, p: Array, kept: Array) -> Array:
+        return h.weight * kept
+
+
+@pytest.mark.parametrize("inner", [xopt.ScheduleFreeSGD(0.1), xopt.chain(xopt.SGD(0.1), Weighted())], ids=repr)
+def test_steps_that_are_held_back_do_not_count(lib: Lib, inner: Any, rng: np.random.Generator) -> None:
+    """In the middle of an accumulation, and after a step that was left out, the schedule is where it was."""
+    p, g = rng.standard_normal(3), rng.standard_normal((3, 3))
+    for rule, grads, taken in [
+        (xopt.Accumulate(inner, every=2), [g[0]], 0),
+        (xopt.Accumulate(inner, every=2), [g[0], g[0], g[1], g[1], g[2]], 2),
+        (xopt.Guard(inner, "skip"), [g[2] * np.nan], 0),
+        (xopt.Guard(inner, "skip"), [g[0], g[2] * np.nan, g[1], g[2] * np.inf], 2),
+    ]:
+        state, mine = rule.init(lib.array(p)), lib.array(p)
+        for x in grads:
+            mine, state = rule.apply(mine, lib.array(x), state)
+        plain, own = walk(inner, p, list(g[:taken]))
+        found = lib.numpy(rule.eval_params(mine, state))
+        np.testing.assert_allclose(found, inner.eval_params(plain, own), rtol=1e-12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from xopt import _arrays, _scalars
+from xopt import _arrays
 from xopt._pieces import Values, Work
 from xopt._runners import eager
 from xopt._stages import Stages
@@ -14,25 +14,26 @@ from xopt._stages import Stages
 def evaluated(stages: Stages, state: Any) -> Any:
     """Return what the last link with a ``readout`` makes of each parameter, in new arrays; of others, a copy.
 
-    Before the first step nothing has been averaged: all are copies.
+    Before the first step nothing has been averaged: all are copies. Steps that were held back are not counted.
     """
     layout, xp = stages.layout, stages.layout.xp
     slots = stages.check_state(state)
     out: list[Any] = [None] * len(layout.leaves)
-    if not (isinstance(state.step, int) and state.step == 0):
+    taken = stages.clocks(state.step + 1, state.carry)[""] - 1
+    if not (isinstance(taken, int) and taken == 0):
         for work in stages.works("p", layout.leaves, layout.leaves, slots, None, None, False):
-            for k, x in zip(work.leaves, _column(stages, work, state), strict=True):
+            for k, x in zip(work.leaves, _column(stages, work, state, taken), strict=True):
                 out[k] = x
     for k, p in enumerate(layout.leaves):
         if out[k] is None:
             out[k] = xp.asarray(_arrays.detached(layout.library, p), copy=True)
-        elif not isinstance(state.step, int):
-            out[k] = xp.where(state.step > 0, out[k], p)
+        elif not isinstance(taken, int):
+            out[k] = xp.where(taken > 0, out[k], p)
     return layout.tree(out)
 
 
-def _column(stages: Stages, work: Work, state: Any) -> list[Any]:
-    """Compute the readout of the leaves of one batch."""
+def _column(stages: Stages, work: Work, state: Any, taken: Any) -> list[Any]:
+    """Compute the readout of the leaves of one batch after so many steps, if not 0."""
     xp, places = work.xp, [i for i, piece in enumerate(work.pieces) if piece.readout]
     if not places:
         return [None] * len(work.leaves)
@@ -40,11 +41,9 @@ def _column(stages: Stages, work: Work, state: Any) -> list[Any]:
     piece = work.pieces[i]
     assert piece.readout is not None
     names = [n for n in list(inspect.signature(piece.readout).parameters)[3:] if piece.slot(n) in work.loads]
-    t = state.step if isinstance(state.step, int) else xp.maximum(state.step, xp.asarray(1, dtype=state.step.dtype))
-    given = stages.resolve(t)
-    step = t if isinstance(t, int) else _scalars.Step(xp.astype(t, stages.scalars.real()))
+    t = taken if isinstance(taken, int) else xp.maximum(taken, xp.ones_like(taken))
     values = Values([])
-    stages.scalars.open(piece, i, step, given, work, values, state.carry)
+    stages.scalars.open(piece, i, stages.step(t), stages.resolve(t), work, values, state.carry)
     found = []
     with _arrays.no_grad(work.library):
         for k in range(len(work.leaves)):

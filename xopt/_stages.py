@@ -258,7 +258,7 @@ class Stages:
         try:
             steps = clocks
             if self._clocks or type(clocks[""]) is not int:
-                steps = {n: t if isinstance(t, int | float) else self._step(t) for n, t in clocks.items()}
+                steps = {n: self.step(t) for n, t in clocks.items()}
             if inputs:
                 given = [[{**h, **inputs} for h in chain] for chain in given]
             at = places(self.chains, [work.pieces for work in works]) if holes else self._places
@@ -285,8 +285,9 @@ class Stages:
                     target[k] = x
         return news, new_slots, carry
 
-    def _step(self, t: Any) -> Any:
-        return _scalars.Step(_arrays.cast(self.layout.xp, t, self.scalars.real()))
+    def step(self, t: Any) -> Any:
+        """Return what rules see as ``h.t``."""
+        return t if isinstance(t, int | float) else _scalars.Step(_arrays.cast(self.layout.xp, t, self.scalars.real()))
 
     def works(
         self,

@@ -57,6 +57,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "RAdam": _torch("RAdam"),
         "Rprop": _torch("Rprop"),
         "ASGD": _torch("ASGD"),
+        "Adafactor": _("torch.optim.Adafactor", eps_mode="clamp", decay="lr"),
+        "Muon": _("torch.optim.Muon", scale="original", eps_mode="max", weight_decay=0.1),
     },
     "optax": {
         "SGD": _optax("sgd"),
@@ -78,6 +80,16 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "Adan": _optax("adan", eps_root=1e-8, form="optax", decay="lr"),
         "AdEMAMix": _optax("contrib.ademamix"),
         "ADOPT": _optax("contrib.adopt"),
+        "NovoGrad": _optax("novograd", b1=0.9, b2=0.25, eps=1e-6),
+        "Adafactor": _optax(
+            "adafactor", relative_step=False, factored="largest", min_size=128, decay="independent"
+        ),
+        "SM3": _optax("sm3", momentum=0.9, eps=1e-8),
+        "DAdaptAdam": _("optax.contrib.dadapt_adamw", bias="standard", decay="lr"),
+        "Prodigy": _("optax.contrib.prodigy", bias="standard", decay="lr"),
+        "DoG": _("optax.contrib.dog"),
+        "ScheduleFreeSGD": _("optax.contrib.schedule_free_sgd"),
+        "ScheduleFreeAdamW": _("optax.contrib.schedule_free_adamw"),
     },
     "keras": {
         "SGD": _keras("SGD", lr=1e-2, form="lr_inside"),
@@ -91,6 +103,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "Lion": _keras("Lion", lr=1e-3),
         "FTRL": _keras("Ftrl"),
         "LAMB": _keras("Lamb", eps=1e-7),
+        "Adafactor": _keras("Adafactor", lr=1e-3),
+        "ScheduleFreeAdamW": _keras("ScheduleFreeAdamW", weight_lr_power=0.0),
     },
     "mlx": {
         "Adagrad": _("mlx.optimizers.Adagrad", lr=REQUIRED, eps=1e-8),
@@ -100,6 +114,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "AdamW": _("mlx.optimizers.AdamW", lr=REQUIRED, bias="none", weight_decay=1e-2),
         "Adamax": _("mlx.optimizers.Adamax", lr=REQUIRED, bias="none", eps_mode="outside"),
         "Lion": _("mlx.optimizers.Lion", lr=REQUIRED),
+        "Muon": _("mlx.optimizers.Muon", lr=REQUIRED, scale="original", weight_decay=1e-2, decay="l2"),
     },
     "chainer": {
         "SGD": _("chainer.optimizers.MomentumSGD", lr=1e-2, momentum=0.9, form="lr_inside"),
