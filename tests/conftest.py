@@ -64,7 +64,7 @@ class Lib:
     def numpy(self, x: Any) -> Any:
         """Bring an array back; bfloat16 as float32."""
         if self.name == "dask":
-            x = x.compute()
+            x = self.settled(x)[0].compute()
         if self.name == "torch":
             x = x.detach()
             x = x.float() if str(x.dtype) == "torch.bfloat16" else x
@@ -72,6 +72,15 @@ class Lib:
             x = x.get()
         made = np.from_dlpack(x) if self.name == "strict" else np.asarray(x)
         return made.astype(np.float32) if made.dtype.name == "bfloat16" else made
+
+    def settled(self, *trees: Any) -> tuple[Any, ...]:
+        """Compute what is lazy: dask would compute the graph of all steps for every array anew."""
+        if self.name != "dask":
+            return trees
+        with warnings.catch_warnings():  # of NumPy, which computes here at last, in threads of dask
+            warnings.simplefilter("ignore", RuntimeWarning)
+            found: tuple[Any, ...] = importlib.import_module("dask").persist(*trees)
+        return found
 
     @property
     def writable(self) -> bool:
@@ -163,7 +172,9 @@ def _spared(item: Any, lib: Lib) -> bool:
         return options
     if params.get("dtype") in ("bfloat16", "float32", "complex64", "int64"):
         return True
-    slow = lib.name == "dask" or lib.guise == "eager" or (lib.name == "strict" and lib.guise != "CPU_DEVICE")
+    if lib.guise == "eager":
+        return item.originalname != "test_oracle"
+    slow = lib.name == "dask" or (lib.name == "strict" and lib.guise != "CPU_DEVICE")
     return slow and item.originalname not in ("test_float64", "test_oracle")
 
 

@@ -50,10 +50,13 @@ def tool(name: str) -> str:
 
 
 def every_kernel() -> list[Kernel]:
-    """Return the kernels of all rules, options and dtypes in place, and of some fresh; each text once."""
+    """Return the kernels of all rules, options and dtypes in place, and of some fresh; each text once.
+
+    Options other than the last of a rule are compiled for the dtypes that need the fewest and the most registers.
+    """
     found: dict[str, Kernel] = {}
     for rule in [*EVERY, CHAIN]:
-        for dtype in DTYPES:
+        for dtype in DTYPES if rule in RULES else ("float32", "complex128"):
             for mode in MODES if "complex" in dtype else MODES[:1]:
                 for fresh in (True, False) if rule in RULES else (False,):
                     found |= {k.source: k for k in kernels(of(rule, mode), dtype, fresh)}

@@ -37,6 +37,8 @@ def run(lib: Lib, rule: Any, params: Any, grads: list[Any]) -> tuple[Any, Any]:
         apply = lib.module().jit(lambda p, g, s: traced.append(1) or rule.apply(p, g, s))
     for g in grads:
         params, state = apply(params, send(lib, g), state)
+        params, slots, carry = lib.settled(params, state.slots, state.carry)
+        state = state._replace(slots=slots, carry=carry)
     assert len(traced) <= 1
     return MAP(lib.numpy, params), state
 
@@ -73,7 +75,7 @@ def test_k_small_batches_are_one_large_one(lib: Lib, rule: Any, dtype: str, rng:
         large.append(total)
     want, state = run(lib, rule, params, large)
     wrapped = xopt.Accumulate(rule, every=k)
-    forms = [run] if lib.guise == "read-only" else [run, run_in_place]
+    forms = [run, run_in_place] if lib.guise != "read-only" and lib.name != "dask" else [run]
     for form in forms:
         got, after = form(lib, wrapped, params, micro)
         same(lib, got, want)
@@ -120,7 +122,7 @@ def test_a_skipped_step_never_was(lib: Lib, rule: Any, bad: float, rng: np.rando
     tol = 1e-12 if lib.guise != "jit" else 1e-11  # a step number in an array takes another way to 1 - b**t
     same(lib, got, want, tol)
     assert float(after.carry["nonfinite.skipped"]) == 2
-    if lib.guise != "read-only":
+    if lib.guise != "read-only" and lib.name != "dask":
         got, after = run_in_place(lib, rule, params, poisoned, on_nonfinite="skip")
         same(lib, got, want, tol)
         same(lib, slots(lib, after), slots(lib, state), tol)
