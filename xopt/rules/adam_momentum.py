@@ -36,6 +36,8 @@ class NAdam(Rule):
     -----
     State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes a float32 parameter; and C for the whole tree.
 
+    m is averaged with β₁ and corrected with the μ of the schedule, as in torch and Keras.
+
     References
     ----------
     T. Dozat (2016), Incorporating Nesterov momentum into Adam, ICLR workshop, Algorithm 2.
