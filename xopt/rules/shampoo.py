@@ -204,7 +204,8 @@ class SOAP(Rule):
     Before they are turned, the columns of Qᵢ are sorted by what they show of Sᵢ, the largest first, and v with them:
     the authors' code does that, the paper does not say so. Where the first gradient has a lower rank than an axis is
     long, by two or more, the first basis is partly the library's choice, and so are the steps: of this rule, libraries
-    give the same numbers only for gradients of full rank. A NaN in the gradient makes the array NaN. dask has no
+    give the same numbers only for gradients of full rank. The authors' code decays the weights after a step, and not in
+    the first. A NaN in the gradient makes the array NaN. dask has no
     eigenvalues.
 
     References
