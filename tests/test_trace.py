@@ -12,7 +12,7 @@ import xopt
 from xopt import _pieces, _plan
 from xopt._emit import numpy_kernel
 from xopt._runners.tiled import Tiled
-from xopt._trace import Tape, replay
+from xopt._trace import Scalar, Tape, replay
 from xopt.rule import Array, H, Hyper, Rule, Transform, abs2, hyper
 
 
@@ -362,3 +362,19 @@ def test_replay_is_the_plainest_interpreter() -> None:
 
 def xopt_like(xp: Any, x: Any) -> Any:
     return xp.sqrt(xp.abs(x)) + xp.where(x < 0, 2.0 + 0 * x, 1.0)
+
+
+def test_scalars_of_all_leaves_are_those_of_each_leaf_to_the_bit(rng: np.random.Generator) -> None:
+    """NumPy's powers are not Python's in the last bit; a root of a negative number is an error either way."""
+    tape, h = Tape(), {n: Scalar(n) for n in ("lr_0", "b1_0", "b2_0", "t")}
+    x = tape.load("p", "real")
+    rate = h["lr_0"] * (1 - h["b2_0"] ** h["t"]) ** 0.5 / (1 - h["b1_0"] ** h["t"]) * 0.96 ** h["b1_0"]
+    program = tape.finish({"p": tape.emit("multiply", x, rate)}, [*h])
+    columns = [*rng.random((3, 500))]
+    [found] = program.compute_by_leaf([*columns, 7])
+    assert type(found) is np.ndarray
+    assert found.tolist() == [program.compute([*(float(x[k]) for x in columns), 7])[0] for k in range(500)]
+    columns[1][3] = 1.5
+    columns[2][3] = 1.5
+    with pytest.raises(ValueError, match="a root or power of a negative number"):
+        program.compute_by_leaf([*columns, 7])

@@ -271,16 +271,33 @@ class Program:
 
     def compute_by_leaf(self, given: list[Any]) -> tuple[Any, ...]:
         """Do the same for all leaves at once: a NumPy vector has a value for each of them."""
-        if "**" not in self.source:  # NumPy's powers are not Python's to the last bit
-            try:
-                with np.errstate(over="ignore", under="ignore", divide="raise", invalid="raise"):
-                    return tuple(x if isinstance(x, np.ndarray) else _real(x) for x in self._scalars(*given))
-            except FloatingPointError:  # let Python say what it thinks of that
-                pass
+        vectors = [x.view(_Leaves) if isinstance(x, np.ndarray) else x for x in given]
+        try:
+            with np.errstate(over="ignore", under="ignore", divide="raise", invalid="raise"):
+                found = self._scalars(*vectors)
+            if not any(map(np.iscomplexobj, found)):
+                return tuple(x.view(np.ndarray) if isinstance(x, np.ndarray) else _real(x) for x in found)
+        except FloatingPointError:
+            pass  # let Python say what it thinks of that
         count = next(len(x) for x in given if isinstance(x, np.ndarray))
         leaves = ([x.item(k) if isinstance(x, np.ndarray) else x for x in given] for k in range(count))
         rows = [[_real(x) for x in self._scalars(*own)] for own in leaves]
         return tuple(np.asarray(column) for column in zip(*rows, strict=True))
+
+
+class _Leaves(np.ndarray[Any, Any]):
+    """A vector with the powers of Python, which NumPy's are not to the last bit."""
+
+    def __pow__(self, power: Any) -> Any:  # type: ignore[override]
+        return _powers(self, power)
+
+    def __rpow__(self, base: Any) -> Any:  # type: ignore[override]
+        return _powers(base, self)
+
+
+def _powers(bases: Any, powers: Any) -> Any:
+    pairs = zip(*(x.tolist() for x in np.broadcast_arrays(bases, powers)), strict=True)
+    return np.asarray([x**y for x, y in pairs]).view(_Leaves)
 
 
 def pruned(
