@@ -58,7 +58,11 @@ ORDER = [
     ["averages", "projections", "sam", "scaling"],
     ["rules"],
     ["wrappers"],
-    ["optimizer", "_config", "_explain", "groups", "masked"],
+    ["optimizer", "_config", "_explain", "groups", "masked", "solvers", "solvers._line", "solvers._space"],
+    ["solvers._directions", "solvers._objective"],
+    ["solvers._descent"],
+    ["solvers._stepping"],
+    ["_minimize"],
     [""],
 ]
 

@@ -20,17 +20,18 @@ _MOVING: list[Any] = [operator.methodcaller("stride"), operator.attrgetter("shap
 class Layout:
     """Paths, shapes, dtypes and devices of parameters: what gradients and state are compared with."""
 
-    def __init__(self, params: Any, *, writable: bool = False) -> None:
+    def __init__(self, params: Any, *, writable: bool = False, name: str = "params") -> None:
+        self._name = name
         self.leaves, self.spec = _tree.flatten(params)
         self._paths: list[str] | None = None
         self.memo: dict[Any, Any] = {}
         """What others found out about these parameters."""
         libraries = [_arrays.library(x) for x in self.leaves]
-        for k, (x, name) in enumerate(zip(self.leaves, libraries, strict=True)):
-            if name is None:
+        for k, (x, library) in enumerate(zip(self.leaves, libraries, strict=True)):
+            if library is None:
                 raise TypeError(f"{self.path(k)}: {_what(x)}, but a parameter must be an array")
-            if name != libraries[0]:
-                raise TypeError(f"{self.path(k)}: an array of {name}, but {self.path(0)} is one of {libraries[0]}")
+            if library != libraries[0]:
+                raise TypeError(f"{self.path(k)}: an array of {library}, but {self.path(0)} is one of {libraries[0]}")
             if writable:
                 self._check_writable(k, x)
         self.library = libraries[0] or "numpy" if libraries else "numpy"
@@ -44,11 +45,11 @@ class Layout:
         self.kinds = {*map(type, self.leaves), *_arrays.plain_type(self.library)}
         self.facts = _arrays.facts(self.library, self.leaves)
 
-    def path(self, k: int, name: str = "params") -> str:
+    def path(self, k: int, name: str = "") -> str:
         """Name leaf ``k``: ``params["layer1"]["w"]``."""
         if self._paths is None:
             self._paths = _tree.paths(self.spec, "")
-        return name + self._paths[k]
+        return (name or self._name) + self._paths[k]
 
     def names(self) -> list[str]:
         """Name every leaf by its keys, with slashes between them: ``layer1/w``."""

@@ -1,0 +1,327 @@
+"""minimize: against the minima of the literature, SciPy, every library, and what may go wrong."""
+
+from __future__ import annotations
+
+import tracemalloc
+import warnings
+from typing import Any
+
+import mgh
+import numpy as np
+import optree
+import pytest
+from conftest import Lib
+
+import xopt
+from xopt.solvers import _space
+
+SOLVERS: list[Any] = ["lbfgs", "cg", "gd"]
+
+
+def rosenbrock(x: Any) -> tuple[Any, Any]:
+    a, b = x[1:] - x[:-1] ** 2, 1 - x[:-1]
+    g = np.zeros_like(x)
+    g[:-1] = -400 * x[:-1] * a - 2 * b
+    g[1:] += 200 * a
+    return np.sum(100 * a * a + b * b), g
+
+
+def bowl(x: Any) -> tuple[Any, Any]:
+    """Σ i·(xᵢ - 1)², i from 1."""
+    i = np.arange(1, x.size + 1).astype(x.dtype)
+    return i @ (x - 1) ** 2, 2 * i * (x - 1)
+
+
+@pytest.mark.parametrize("problem", mgh.PROBLEMS, ids=lambda p: p.name)
+def test_more_garbow_hillstrom(problem: mgh.Problem) -> None:
+    x0 = np.asarray(problem.start, "float64")
+    got = xopt.minimize(problem, x0, options={"gtol": 1e-8})
+    assert got.success, got
+    assert any(np.isclose(got.fun, least, rtol=1e-5, atol=1e-12) for least in problem.least), got
+    assert np.abs(got.jac).max() <= 1e-8
+    assert got.fun == problem(got.x)[0]
+    assert np.array_equal(x0, problem.start)
+
+
+@pytest.mark.parametrize("problem", mgh.PROBLEMS, ids=lambda p: p.name)
+def test_float32_finds_what_float64_finds(problem: mgh.Problem) -> None:
+    """Also where a tolerance asks for more than float32 has: then it ends by itself."""
+
+    def narrow(x: Any) -> tuple[Any, Any]:
+        value, g = problem(x)
+        return np.float32(value), g.astype("float32")
+
+    with np.errstate(over="ignore"):
+        got = xopt.minimize(narrow, np.asarray(problem.start, "float32"), options={"gtol": 1e-7})
+    assert got.x.dtype == np.float32
+    assert got.nfev < 2000
+    value = problem(got.x)[0]
+    assert any(value <= least + 1e-6 * max(1.0, least) for least in problem.least), got
+
+
+def test_no_more_evaluations_than_scipy() -> None:
+    """The totals over all problems that SciPy solves."""
+    from scipy.optimize import minimize
+
+    ours = theirs = 0
+    for problem in mgh.PROBLEMS:
+        x0 = np.asarray(problem.start, "float64")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other = minimize(problem, x0, jac=True, method="L-BFGS-B", options={"gtol": 1e-8, "ftol": 0})
+        if any(np.isclose(other.fun, least, rtol=1e-6, atol=1e-8) for least in problem.least):
+            ours += xopt.minimize(problem, x0, options={"gtol": 1e-8}).nfev
+            theirs += other.nfev
+    assert ours <= 1.1 * theirs, (ours, theirs)
+
+
+@pytest.mark.parametrize("method", SOLVERS)
+@pytest.mark.parametrize("name", ["Beale", "Bard", "Brown almost linear", "Linear, full rank", "Kowalik and Osborne"])
+def test_other_methods(method: Any, name: str) -> None:
+    [problem] = [p for p in mgh.PROBLEMS if p.name == name]
+    got = xopt.minimize(problem, np.asarray(problem.start, "float64"), method=method, options={"gtol": 1e-5})
+    assert any(np.isclose(got.fun, least, rtol=1e-3, atol=1e-6) for least in problem.least), got
+
+
+@pytest.mark.parametrize("n", [2, 1000, 10**5])
+def test_rosenbrock(n: int) -> None:
+    x0 = np.tile([0.9, 1.1], n // 2)
+    got = xopt.minimize(rosenbrock, x0, options={"gtol": 1e-6})
+    assert got.success
+    np.testing.assert_allclose(got.x, 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [*SOLVERS, xopt.Adam(0.1)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+def test_every_library(lib: Lib, method: Any, dtype: str, rng: np.random.Generator) -> None:
+    """Least squares |A·x - b|² + |z|², in a tree; the library, dtype and structure of x0 come back."""
+    draw = lambda *s: np.asarray(rng.standard_normal(s) + (1j * rng.standard_normal(s) if "c" in dtype else 0), dtype)
+    matrix, b = draw(9, 4), draw(9)
+    start = {"x": draw(4), "z": (draw(2, 3), draw(0), draw())}
+    x0 = optree.tree_map(lib.array, start)
+    if lib.name == "dask":
+        with pytest.raises(TypeError, match=r"x0: an array of dask, which computes nothing until the end"):
+            xopt.minimize(print, x0)
+        return
+    A, rhs = lib.array(matrix), lib.array(b)
+    xp = lib.module() if lib.name in ("torch", "cupy") else A.__array_namespace__()
+
+    def fun(p: Any) -> tuple[Any, Any]:
+        r = A @ p["x"] - rhs
+        square = sum(xp.sum(abs(x) ** 2) for x in (r, p["z"][0], p["z"][2]))
+        slope = (xp.conj(A.T) if "c" in dtype else A.T) @ r
+        return square, {"x": 2 * slope, "z": tuple(2 * x for x in p["z"])}
+
+    chosen = {"rule": method, "maxiter": 600} if isinstance(method, xopt.Rule) else {"method": method}
+    before = optree.tree_map(lib.numpy, x0)
+    got = xopt.minimize(fun, x0, **chosen, options={"gtol": 1e-3})
+    want = np.linalg.lstsq(matrix, b)[0]
+    np.testing.assert_allclose(lib.numpy(got.x["x"]), want, atol=2e-3)
+    assert got.success, got
+    for a, y, first in zip(*map(optree.tree_leaves, (got.x, x0, before)), strict=True):
+        assert (a.shape, a.dtype, type(a)) == (y.shape, y.dtype, type(y))
+        np.testing.assert_array_equal(lib.numpy(y), first)
+        assert not getattr(a, "requires_grad", False)
+    assert optree.tree_structure(got.jac) == optree.tree_structure(x0)
+
+
+@pytest.mark.needs("torch")
+@pytest.mark.parametrize("method", ["lbfgs", xopt.Adam(0.05)], ids=str)
+def test_torch_differentiates(method: Any) -> None:
+    torch = pytest.importorskip("torch")
+    x0 = {"z": torch.zeros(3, dtype=torch.complex128), "unused": torch.ones(2, dtype=torch.float64)}
+    target = torch.tensor([1 + 2j, -3j, 0.5])
+    chosen = {"rule": method, "maxiter": 2000} if isinstance(method, xopt.Rule) else {"method": method}
+    got = xopt.minimize(lambda p, t: (abs(p["z"] - t) ** 2).sum(), x0, args=(target,), jac=False, **chosen)
+    assert torch.allclose(got.x["z"], target.to(torch.complex128), atol=1e-4)
+    assert got.x["unused"].tolist() == [1, 1]
+
+
+@pytest.mark.needs("jax")
+def test_jax_differentiates() -> None:
+    jnp = pytest.importorskip("jax").numpy
+    target = jnp.asarray([1 + 2j, -3j, 0.5])
+    square = lambda x: jnp.sum(jnp.abs(x - target) ** 2)
+    got = xopt.minimize(square, jnp.zeros(3, "complex128"), jac=False)
+    np.testing.assert_allclose(got.x, target, atol=1e-6)
+    conjugate = xopt.minimize(
+        lambda x: (square(x), jnp.conj(2 * (x - target))), jnp.zeros(3, "complex128"), conjugate=True
+    )
+    np.testing.assert_allclose(conjugate.x, target, atol=1e-6)
+
+
+def test_gradient_of_its_own() -> None:
+    got = xopt.minimize(lambda x, k: k * x @ x, np.ones(3), jac=lambda x, k: 2 * k * x, args=(3.0,))
+    assert got.fun < 1e-10
+    assert got.nfev == got.njev
+
+
+@pytest.mark.parametrize("method", SOLVERS)
+def test_one_look_at_the_device_an_evaluation(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    listed = _space._listed
+    monkeypatch.setattr(_space, "_listed", lambda x: looks.append(1) or listed(x))
+    got = xopt.minimize(bowl, np.zeros(20), method=method)
+    assert len(looks) == got.nfev
+    looks.clear()
+    got = xopt.minimize(bowl, np.zeros(20), xopt.Adam(0.1), maxiter=100, options={"every": 25})
+    assert len(looks) == 5
+
+
+def test_options() -> None:
+    x0 = np.asarray([-1.2, 1.0])
+    run = lambda **options: xopt.minimize(rosenbrock, x0, options=options)
+    plain = run()
+    assert run(gtol=1e-2).nit < plain.nit < run(gtol=1e-12).nit
+    assert xopt.minimize(rosenbrock, x0, tol=1e-2).nit == run(gtol=1e-2).nit
+    assert "ftol" in run(ftol=1e-2, gtol=0.0).message
+    assert "xtol" in run(xtol=1e-3, gtol=0.0).message
+    assert (run(maxfun=9).nfev, run(maxfun=9).status) == (9, 1)
+    assert run(target=0.5).fun <= 0.5
+    assert "target" in run(target=0.5).message
+    assert "max_time" in run(max_time=0.0).message
+    assert run(history=1).nit != plain.nit
+    assert run(line_search="armijo").nfev != plain.nfev
+    assert run(line_search="armijo").success
+    assert xopt.minimize(rosenbrock, x0, maxiter=3).nit == 3
+    assert xopt.minimize(rosenbrock, x0, maxiter=0).x.tolist() == x0.tolist()
+    assert run(maxls=1).fun >= plain.fun
+    rule = lambda **options: xopt.minimize(bowl, np.zeros(3), xopt.Adam(0.1), options=options)
+    assert rule(every=7).nit % 7 == 0
+    assert rule(runner="eager").fun == rule(runner="tiled").fun
+
+
+def test_a_line_search_of_ones_own() -> None:
+    seen = []
+
+    def search(along: Any, start: Any, first: float, *, tol: float, maxls: int, sigma: float) -> Any:
+        seen.append((start.value, start.slope, first, tol, maxls, sigma))
+        point = along(first)
+        while point.value > start.value:
+            point = along(point.alpha / 2)
+        return point
+
+    got = xopt.minimize(bowl, np.zeros(4), options={"line_search": search, "maxls": 7})
+    assert got.success
+    assert len(seen) == got.nit
+    value, slope, first, tol, maxls, sigma = seen[0]
+    assert (value, maxls, sigma) == (10.0, 7, 0.9)
+    assert slope == pytest.approx(-(bowl(np.zeros(4))[1] @ bowl(np.zeros(4))[1]))
+    assert 0 < first <= 1
+    assert 0 < tol < 1e-10
+    stuck = xopt.minimize(bowl, np.zeros(4), options={"line_search": lambda *a, **k: None})
+    assert (stuck.status, stuck.nit, stuck.fun) == (2, 0, 10.0)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"rule": xopt.Adam(0.1)}], ids=str)
+def test_callback(chosen: Any) -> None:
+    kept: list[Any] = []
+    got = xopt.minimize(bowl, np.zeros(3), maxiter=5, callback=lambda x: kept.append((x, x.copy())), **chosen)
+    assert len(kept) == got.nit == 5
+    assert all(np.array_equal(a, b) for a, b in kept), "what a callback saw has changed"
+    assert np.array_equal(kept[-1][0], got.x)
+    results: list[Any] = []
+
+    def look(intermediate_result: Any) -> Any:
+        results.append(intermediate_result)
+        return len(results) == 2
+
+    got = xopt.minimize(bowl, np.zeros(3), callback=look, **chosen)
+    assert (got.status, got.success, got.nit) == (99, False, 2)
+    assert [r.nit for r in results] == [1, 2]
+    assert results[0].fun == bowl(results[0].x)[0]
+
+    def stop(x: Any) -> None:
+        raise StopIteration
+
+    assert xopt.minimize(bowl, np.zeros(3), callback=stop, **chosen).status == 99
+
+
+@pytest.mark.parametrize("chosen", [{}, {"rule": xopt.Adam(0.1)}], ids=str)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_what_is_raised(chosen: Any, error: Any) -> None:
+    calls = []
+
+    def fun(x: Any) -> Any:
+        calls.append(x)
+        if len(calls) == 4:
+            raise error("four")
+        return bowl(x)
+
+    x0 = np.zeros(3)
+    if error is KeyboardInterrupt:
+        got = xopt.minimize(fun, x0, **chosen)
+        assert (got.status, got.success) == (3, False)
+    else:
+        with pytest.raises(ZeroDivisionError, match="four") as caught:
+            xopt.minimize(fun, x0, **chosen)
+        got = caught.value.intermediate_result  # type: ignore[attr-defined]
+        assert "intermediate_result" in caught.value.__notes__[0]
+    assert got.fun < bowl(x0)[0]
+    assert x0.tolist() == [0, 0, 0]
+
+
+def test_a_rule_that_diverges_ends() -> None:
+    with np.errstate(all="ignore"):
+        got = xopt.minimize(bowl, np.zeros(3), xopt.SGD(1e3), maxiter=5000)
+    assert (got.status, got.success) == (2, False)
+    assert got.nit < 500
+    assert "the value is" in got.message
+
+
+def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tqdm")
+    xopt.minimize(bowl, np.zeros(3), maxiter=4, progress=True)
+    assert "4/4" in capsys.readouterr().err
+
+
+def test_memory() -> None:
+    n, history = 200_000, 5
+    x0, g = np.zeros(n), np.empty(n)
+
+    def fun(x: Any) -> Any:
+        np.multiply(x - 1, np.linspace(1, 50, n), out=g)
+        return 0.5 * float(g @ (x - 1)), g
+
+    xopt.minimize(fun, x0, maxiter=2)
+    tracemalloc.start()
+    got = xopt.minimize(fun, x0, maxiter=20, options={"history": history})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert got.nit == 20
+    assert peak / (8 * n) <= 2 * history + 13
+
+
+def test_what_does_not_fit() -> None:
+    x0 = np.zeros(3)
+    run = lambda fun=bowl, x=x0, **more: xopt.minimize(fun, x, **more)
+    for error, match, call in [
+        (TypeError, r"x0: dtype int64", lambda: run(x=np.zeros(3, int))),
+        (TypeError, r"x0: dtype float16, but a solver needs", lambda: run(x=np.zeros(3, "float16"))),
+        (TypeError, r"x0\[1\]: 3, a Python int", lambda: run(x=[x0, 3])),
+        (ValueError, r"x0: no arrays", lambda: run(x={})),
+        (ValueError, r"x0: the value there is nan", lambda: run(lambda x: (np.nan, x))),
+        (ValueError, r"x0: .* largest slope nan", lambda: run(lambda x: (1.0, x * np.nan))),
+        (ValueError, r"grads: shape \(2,\), but the parameter has \(3,\)", lambda: run(lambda x: (1.0, x[:2]))),
+        (TypeError, r"grads: dtype float32, but", lambda: run(lambda x: (1.0, x.astype("f4")))),
+        (ValueError, r"grads\[1\]: None", lambda: run(lambda x: (1.0, [x[0], None]), [x0, x0])),
+        (ValueError, r"value: shape \(3,\)", lambda: run(lambda x: (x, x))),
+        (TypeError, r"value: .* complex", lambda: run(lambda x: (1j, x))),
+        (TypeError, r"value: None", lambda: run(lambda x: (None, x))),
+        (TypeError, r"fun: returned a ndarray, but with jac=True", lambda: run(lambda x: x)),
+        (TypeError, r"fun: 3, but it must be a function", lambda: run(3)),
+        (TypeError, r"jac: False, but numpy does not differentiate", lambda: run(jac=False)),
+        (TypeError, r"jac: None", lambda: run(jac=None)),
+        (ValueError, r"method: 'bfgs', but it must be one of 'lbfgs'", lambda: run(method="bfgs")),
+        (TypeError, r"method: 'cg', but a rule is given too", lambda: run(rule=xopt.Adam(), method="cg")),
+        (TypeError, r"options: hist, but for lbfgs there are", lambda: run(options={"hist": 3})),
+        (TypeError, r"options: history, but for cg there are", lambda: run(method="cg", options={"history": 3})),
+        (ValueError, r"line_search: 'wolfe'", lambda: run(options={"line_search": "wolfe"})),
+        (ValueError, r"gtol: -1", lambda: run(options={"gtol": -1})),
+        (TypeError, r"gtol: 'x'", lambda: run(options={"gtol": "x"})),
+        (ValueError, r"history: 0, but it must be ≥ 1", lambda: run(options={"history": 0})),
+        (TypeError, r"maxiter: 1.5", lambda: run(maxiter=1.5)),
+    ]:
+        with pytest.raises(error, match=match):
+            call()
+    assert x0.tolist() == [0, 0, 0]

@@ -1,0 +1,255 @@
+"""Minimize a function whose arrays stay where they are: SciPy's habits on any library and device."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext
+from typing import Any, Literal, TypeAlias
+
+from xopt._layout import Layout
+from xopt.rule import Method, check_method
+from xopt.solvers._descent import CONVERGED, INTERRUPTED, METHODS, SEARCHES, STOPPED, Descent, Limits, Stop
+from xopt.solvers._objective import objective
+from xopt.solvers._stepping import Stepping
+
+MethodName: TypeAlias = Literal["lbfgs", "cg", "gd"]
+_RULE = {"gtol", "ftol", "maxfun", "target", "max_time", "every", "runner"}
+_SEARCH = {"gtol", "ftol", "xtol", "maxfun", "target", "max_time", "maxls", "line_search"}
+OPTIONS = {"rule": _RULE, "lbfgs": {*_SEARCH, "history"}, "cg": _SEARCH, "gd": _SEARCH}
+
+
+class OptimizeResult(dict[str, Any]):
+    """What `minimize` found, under SciPy's names, as attributes and as keys.
+
+    ``x`` the parameters, ``fun`` the value there, ``jac`` the gradient there, ``nit`` iterations, ``nfev`` and
+    ``njev`` evaluations, ``status`` (0 converged, 1 a limit was reached, 2 the precision is exhausted, 3 interrupted,
+    99 stopped by the callback), ``success`` (status 0), ``message``.
+
+    Examples
+    --------
+    >>> import xopt
+    >>> result = xopt.OptimizeResult(fun=0.5, nit=3)
+    >>> result.fun, result["nit"]
+    (0.5, 3)
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"{name}: there is {', '.join(self)}") from None
+
+    def __repr__(self) -> str:
+        width = max(map(len, self), default=0)
+        return "\n".join(f"{name:>{width}}: {value!r}" for name, value in self.items())
+
+
+def minimize(
+    fun: Callable[..., Any],
+    x0: Any,
+    rule: Method | None = None,
+    *,
+    method: MethodName | None = None,
+    args: tuple[Any, ...] = (),
+    jac: bool | Callable[..., Any] = True,
+    conjugate: bool = False,
+    maxiter: int | None = None,
+    tol: float | None = None,
+    callback: Callable[..., Any] | None = None,
+    progress: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> OptimizeResult:
+    r"""Minimize a function of arrays, on the library and the device where these are.
+
+    ``"lbfgs"`` goes along -H·g with an H of the last steps (Nocedal 1980), computed from the products of the vectors
+    (Chen, Wang & Zhou 2014); ``"cg"`` along conjugate gradients (Polak & Ribière 1969, with β ≥ 0); ``"gd"`` along -g;
+    each with a line search. A rule takes its own steps.
+
+    Parameters
+    ----------
+    fun
+        ``fun(x, *args)`` returns the value, a number or a 0-d array, and the gradient, which is like x. It may keep
+        what it is given, and must not write into it.
+    x0
+        Where to begin: an array of any library, float32, float64 or complex (for a rule any parameters), or a tree of
+        arrays. It is not changed.
+    rule
+        A rule or a chain. None: ``method``.
+    method
+        ``"lbfgs"`` (the default), ``"cg"`` or ``"gd"``.
+    args
+        More arguments of ``fun`` and ``jac``.
+    jac
+        True: ``fun`` returns value and gradient. A function: ``jac(x, *args)`` returns the gradient, ``fun`` the value.
+        False: ``fun`` returns the value, and torch or JAX differentiates it.
+    conjugate
+        The gradient of complex parameters is ∂f/∂Re + i·∂f/∂Im, torch's. True: the one that is given is the conjugate
+        of that, JAX's. With ``jac=False`` nothing need be said.
+    maxiter
+        Iterations, ≥ 0. None: 15,000, for a rule 1,000.
+    tol
+        The same as the option ``gtol``.
+    callback
+        Called after every iteration with x, or, if its argument is called ``intermediate_result``, with an
+        `OptimizeResult` of ``x, fun, nit, nfev``. It ends the run by returning True or raising ``StopIteration``.
+    progress
+        Show a bar (needs tqdm).
+    options
+        ``gtol`` (1e-5): stop when no element of the gradient is larger. ``ftol`` (0): when the value falls by no more,
+        as a part of the larger of it and 1. ``xtol`` (0; not of rules): when no element moves by more, as a part of
+        the largest and 1. ``maxfun``: evaluations. ``target``: stop at this value. ``max_time``: seconds. ``history``
+        (10; ``"lbfgs"``): steps to remember. ``maxls`` (40): evaluations of a line search. ``line_search``:
+        ``"hager-zhang"`` (strong enough for all methods, and where differences of values drown in roundings it looks
+        at slopes: Hager & Zhang 2006), ``"armijo"`` (backtracking), or a function, see below. ``every`` (10; rules):
+        steps between looks at the value. ``runner`` (rules), see `Optimizer`.
+
+    Returns
+    -------
+    OptimizeResult
+        x of the same library, dtype, device and structure as x0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what does not fit, by name; for a value at x0 that is infinite or NaN. What ``fun`` raises comes through,
+        with the best point so far as its ``intermediate_result``.
+
+    Notes
+    -----
+    Values are brought to the host once an evaluation, with all products that the method needs; with ``xtol`` once more
+    an iteration; for a rule once in ``every`` steps. An interrupt (Ctrl-C) ends the run, with status 3.
+
+    A line search is ``search(along, start, first, *, tol, maxls, sigma)``: ``along(alpha)`` evaluates and returns a
+    point with ``alpha``, ``value`` and ``slope``, as ``start`` is one; ``first`` is the length to try first, ``tol``
+    what values may be wrong by, ``sigma`` how flat the slope should become. It returns one of the points, or None.
+
+    Memory: 2·history + 13 vectors at the peak for ``"lbfgs"``, 9 for the others; for a rule its state.
+
+    References
+    ----------
+    J. Nocedal (1980), Updating quasi-Newton matrices with limited storage, Mathematics of Computation 35.
+
+    W. Chen, Z. Wang, J. Zhou (2014), Large-scale L-BFGS using MapReduce, NIPS 27, Algorithm 3.
+
+    W. W. Hager, H. Zhang (2006), Algorithm 851: CG_DESCENT, ACM Transactions on Mathematical Software 32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xopt
+    >>> def fun(x):
+    ...     a, b = x[1] - x[0] ** 2, 1 - x[0]
+    ...     return 100 * a**2 + b**2, np.stack([-400 * a * x[0] - 2 * b, 200 * a])
+    >>> result = xopt.minimize(fun, np.asarray([-1.2, 1.0]))
+    >>> result.x.round(4), result.success
+    (array([1., 1.]), True)
+    >>> xopt.minimize(lambda x: (x @ x, 2 * x), np.ones(3), xopt.Adam(lr=0.1), maxiter=500).fun < 1e-9
+    True
+    """
+    if rule is not None and method is not None:
+        raise TypeError(f"method: {method!r}, but a rule is given too; choose one of both")
+    given = {**(options or {})}
+    if tol is not None:
+        given.setdefault("gtol", tol)
+    name: str = "rule" if rule is not None else method or "lbfgs"
+    if rule is None:
+        if name not in METHODS:
+            raise ValueError(
+                f"method: {method!r}, but it must be one of {', '.join(map(repr, METHODS))}, or give a rule"
+            )
+    else:
+        check_method(rule)
+    unknown = sorted({*given} - OPTIONS[name])
+    if unknown:
+        raise TypeError(f"options: {', '.join(unknown)}, but for {name} there are {', '.join(sorted(OPTIONS[name]))}")
+    limits = _limits(given, maxiter if maxiter is not None else 1000 if rule is not None else 15000)
+    layout = Layout(x0, name="x0")
+    if layout.library == "dask":
+        raise TypeError("x0: an array of dask, which computes nothing until the end; minimize must look at values")
+    both = objective(fun, jac, args, layout, conjugate)
+    run: Descent | Stepping
+    if rule is not None:
+        every = _count("every", given.get("every", 10), 1)
+        run = Stepping(both, x0, rule, limits, every=every, runner=given.get("runner"))
+    else:
+        search = given.get("line_search", "hager-zhang")
+        if not callable(search) and search not in SEARCHES:
+            raise ValueError(f"line_search: {search!r}, but it must be one of {', '.join(SEARCHES)}, or a function")
+        run = Descent(
+            both, x0, name, limits,
+            history=_count("history", given.get("history", 10), 1),
+            maxls=_count("maxls", given.get("maxls", 40), 1),
+            search=search if callable(search) else SEARCHES[search],
+        )  # fmt: skip
+    return _run(run, callback, progress, limits.maxiter)
+
+
+def _run(run: Descent | Stepping, callback: Any, progress: bool, total: float) -> OptimizeResult:
+    call = _callback(callback)
+    bar: Any = importlib.import_module("tqdm.auto").tqdm(total=total) if progress else None
+    with closing(bar) if bar is not None else nullcontext():
+        try:
+            run.begin()
+            while True:
+                run.iterate()
+                if bar is not None:
+                    bar.update()
+                    bar.set_postfix(fun=f"{float(run.value):.6g}")
+                if call is not None and call(run):
+                    raise Stop(STOPPED, "stopped: by the callback")
+        except Stop as stop:
+            return _result(run, stop.status, stop.message)
+        except KeyboardInterrupt:
+            return _result(run, INTERRUPTED, "stopped: interrupted")
+        except Exception as error:
+            if run.nfev:
+                error.intermediate_result = _result(run, INTERRUPTED, f"stopped: {error}")  # type: ignore[attr-defined]
+                error.add_note(f"after {run.nfev} evaluations; the best point is this exception's intermediate_result")
+            raise
+
+
+def _result(run: Descent | Stepping, status: int, message: str) -> OptimizeResult:
+    x, g = run.point
+    return OptimizeResult(
+        x=x, fun=float(run.value), jac=g, nit=run.nit, nfev=run.nfev, njev=run.nfev, status=status,
+        success=status == CONVERGED, message=message,
+    )  # fmt: skip
+
+
+def _callback(callback: Any) -> Callable[[Descent | Stepping], bool] | None:
+    if callback is None:
+        return None
+    named = "intermediate_result" in inspect.signature(callback).parameters
+
+    def call(run: Descent | Stepping) -> bool:
+        x = run.point[0]
+        try:
+            if named:
+                found = OptimizeResult(x=x, fun=float(run.value), nit=run.nit, nfev=run.nfev)
+                return callback(intermediate_result=found) is True
+            return callback(x) is True
+        except StopIteration:
+            return True
+
+    return call
+
+
+def _limits(given: Mapping[str, Any], maxiter: Any) -> Limits:
+    values = {n: given[n] for n in Limits._fields if n in given}
+    for n, x in values.items():
+        if isinstance(x, bool) or not isinstance(x, int | float) or math.isnan(x):
+            raise TypeError(f"{n}: {x!r}, but it must be a number")
+        if x < 0 and n != "target":
+            raise ValueError(f"{n}: {x!r}, but it must be ≥ 0")
+    return Limits(**{**values, "maxiter": _count("maxiter", maxiter, 0)})
+
+
+def _count(name: str, x: Any, least: int) -> int:
+    if isinstance(x, bool) or not isinstance(x, int):
+        raise TypeError(f"{name}: {x!r}, but it must be a whole number")
+    if x < least:
+        raise ValueError(f"{name}: {x}, but it must be ≥ {least}")
+    return x

@@ -1,0 +1,1 @@
+"""Solvers: directions and line searches on vectors, whatever holds them."""

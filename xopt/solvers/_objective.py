@@ -1,0 +1,72 @@
+"""What a user gives to be minimized, as one function from parameters to value and gradient."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from xopt import _arrays
+from xopt._layout import Layout
+
+Fun = Callable[[Any], tuple[Any, Any]]
+
+
+def objective(fun: Any, jac: Any, args: tuple[Any, ...], layout: Layout, conjugate: bool) -> Fun:
+    """Return a function of the parameters alone that returns the value and the gradient ∂f/∂Re + i·∂f/∂Im."""
+    if not callable(fun):
+        raise TypeError(f"fun: {fun!r}, but it must be a function")
+
+    def both(x: Any) -> tuple[Any, Any]:
+        return _pair(fun(x, *args)) if jac is True else (fun(x, *args), jac(x, *args))
+
+    if jac is False and layout.library in _AUTODIFF:
+        return _AUTODIFF[layout.library](fun, args, layout)
+    if jac is False:
+        raise TypeError(
+            f"jac: False, but {layout.library} does not differentiate; return the gradient with the value, give "
+            f"jac=function, or use arrays of torch or JAX"
+        )
+    if jac is not True and not callable(jac):
+        raise TypeError(f"jac: {jac!r}, but it must be True (fun returns value and gradient), a function, or False")
+    return _conjugated(both, layout) if conjugate else both
+
+
+def _pair(found: Any) -> tuple[Any, Any]:
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise TypeError(
+            f"fun: returned a {type(found).__name__}, but with jac=True it must return two things, value and gradient"
+        )
+    return found[0], found[1]
+
+
+def _conjugated(fun: Fun, layout: Layout) -> Fun:
+    def both(x: Any) -> tuple[Any, Any]:
+        value, grads = fun(x)
+        xp = layout.xp
+        return value, layout.tree([g if g is None or not _arrays.is_complex(g) else xp.conj(g)
+                                   for g in layout.gradients(grads)])  # fmt: skip
+
+    return both
+
+
+def _by_torch(fun: Any, args: tuple[Any, ...], layout: Layout) -> Fun:
+    torch: Any = importlib.import_module("torch")
+
+    def both(x: Any) -> tuple[Any, Any]:
+        leaves = [p.detach().requires_grad_() for p in Layout(x).leaves]
+        with torch.enable_grad():
+            value = fun(layout.tree(leaves), *args)
+            grads = torch.autograd.grad(value, leaves, allow_unused=True)
+        found = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
+        return value.detach(), layout.tree(found)
+
+    return both
+
+
+def _by_jax(fun: Any, args: tuple[Any, ...], layout: Layout) -> Fun:
+    jax: Any = importlib.import_module("jax")
+    return _conjugated(jax.value_and_grad(lambda x: fun(x, *args)), layout)
+
+
+_AUTODIFF = {"torch": _by_torch, "jax": _by_jax}

@@ -1,0 +1,84 @@
+"""Iterations of a rule, in place, that look at the value every so many steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from xopt import _arrays
+from xopt._layout import Layout
+from xopt.optimizer import Optimizer
+from xopt.rule import Method, RunnerName
+from xopt.solvers._descent import LIMIT, STUCK, Limits, Stop
+from xopt.solvers._objective import Fun
+from xopt.solvers._space import checked_value, numbers
+
+
+class Stepping:
+    """A rule at a point."""
+
+    def __init__(
+        self, fun: Fun, x0: Any, rule: Method, limits: Limits, *, every: int = 10, runner: RunnerName | None = None
+    ) -> None:
+        self.layout = layout = Layout(x0, name="x0")
+        copies = [
+            _arrays.copied(layout.xp, layout.library, p, d.name)
+            for p, d in zip(layout.leaves, layout.dtypes, strict=True)
+        ]
+        self.fun, self.limits, self.every = fun, limits, every
+        self.optimizer = Optimizer(layout.tree(copies), rule, runner=runner)
+        self.takes_value = "value" in self.optimizer._stages.inputs
+        self.nit = self.nfev = 0
+        self.began = time.monotonic()
+        self.value: Any = math.nan
+        self.g: Any = None
+        self.seen = self.largest = math.inf
+        """The value and the largest slope when they were last looked at."""
+        self.end: Stop | None = None
+
+    @property
+    def point(self) -> tuple[Any, Any]:
+        """The parameters, in arrays that later steps do not write into, and the gradient there."""
+        layout, xp = self.layout, self.layout.xp
+        leaves = Layout(self.optimizer.params).leaves
+        return layout.tree([xp.asarray(_arrays.detached(layout.library, p), copy=True) for p in leaves]), self.g
+
+    def begin(self) -> None:
+        """Evaluate the start."""
+        self._evaluate()
+        self.seen, self.largest = self._look()
+        if not math.isfinite(self.seen) or not math.isfinite(self.largest):
+            raise ValueError(f"x0: the value there is {self.seen}, its largest slope {self.largest}")
+
+    def iterate(self) -> None:
+        """Take a step, or raise `Stop`."""
+        if self.end is not None:
+            raise self.end
+        if self.nit % self.every == 0 or self.nit >= self.limits.maxiter:
+            self.limits.check(self.seen, self.largest, self.nit, self.began)
+        given = {"value": self.value} if self.takes_value else {}
+        self.optimizer.step(self.g, **given)
+        self.nit += 1
+        self._evaluate()
+        if self.nit % self.every == 0 or self.nit >= self.limits.maxiter:
+            before = self.seen
+            self.seen, self.largest = self._look()
+            self.end = self.limits.progress(before, self.seen)
+            if not math.isfinite(self.seen):
+                self.end = Stop(STUCK, f"stopped: the value is {self.seen}")
+
+    def _evaluate(self) -> None:
+        if self.nfev >= self.limits.maxfun:
+            raise Stop(LIMIT, f"stopped: maxfun = {self.nfev} evaluations")
+        value, self.g = self.fun(self.optimizer.params)
+        self.nfev += 1
+        self.value = checked_value(self.layout.library, value)
+
+    def _look(self) -> tuple[float, float]:
+        """Bring the value and the largest slope to the host."""
+        xp, layout = self.layout.xp, self.layout
+        leaves = [g for g in layout.gradients(self.g) if g is not None and 0 not in g.shape]
+        tops = [xp.reshape(xp.max(xp.abs(_arrays.detached(layout.library, g))), (1,)) for g in leaves]
+        value, *found = numbers(xp, self.value, tops)
+        return value, max(found, default=0.0)
