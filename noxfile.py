@@ -30,6 +30,7 @@ LIBRARIES = {
     ],
 }
 THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+WORKERS = ["-n", "auto", "--dist", "worksteal"]
 
 
 def group(name: str) -> list[str]:
@@ -61,8 +62,15 @@ def tests(session: nox.Session, library: str) -> None:
     """Test on one array library: `nox -s "tests(torch)"`. cupy tests what needs no GPU where there is none."""
     demo = ["scikit-learn", "matplotlib", "tqdm"] if library in ("numpy", "torch", "jax") else []
     session.install(*LIBRARIES[library], *group("test"), *demo, "-e", ".")
-    workers = ["-n", "auto", "--dist", "worksteal"]
-    session.run("pytest", "--library", library, *workers, *session.posargs, env=THREADS)
+    session.run("pytest", "--library", library, *WORKERS, *session.posargs, env=THREADS)
+
+
+@nox.session
+def kernels(session: nox.Session) -> None:
+    """Compile every CUDA kernel of every option for every dtype, and look at the binaries. It takes minutes."""
+    session.install(*LIBRARIES["cupy"], *group("test"), "-e", ".")
+    session.run("pytest", "--library", "cupy", *WORKERS, "tests/test_cuda_text.py", *session.posargs,
+                env={**THREADS, "XOPT_TEST_EVERY_KERNEL": "1"})  # fmt: skip
 
 
 @nox.session

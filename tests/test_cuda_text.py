@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.needs("cupy")
 
 ARCHS = ["sm_75", "sm_80", "sm_90", "sm_100"]
 TOGETHER = 40
+EVERY_KERNEL = "XOPT_TEST_EVERY_KERNEL"
 INEXACT = {*_trace._INEXACT, "hypot"}
 """Their code is NVIDIA's: it contracts, and reads tables of its own."""
 
@@ -52,11 +54,12 @@ def tool(name: str) -> str:
 def every_kernel() -> list[Kernel]:
     """Return the kernels of all rules, options and dtypes in place, and of some fresh; each text once.
 
-    Options other than the last of a rule are compiled for the dtypes that need the fewest and the most registers.
+    Options other than the last of a rule are compiled for the dtypes that need the fewest and the most registers;
+    ``nox -s kernels`` compiles all.
     """
     found: dict[str, Kernel] = {}
     for rule in [*EVERY, CHAIN]:
-        for dtype in DTYPES if rule in RULES else ("float32", "complex128"):
+        for dtype in DTYPES if rule in RULES or os.environ.get(EVERY_KERNEL) else ("float32", "complex128"):
             for mode in MODES if "complex" in dtype else MODES[:1]:
                 for fresh in (True, False) if rule in RULES else (False,):
                     found |= {k.source: k for k in kernels(of(rule, mode), dtype, fresh)}
