@@ -125,3 +125,10 @@ def bench(session: nox.Session) -> None:
     peers = [TORCH, "jax[cuda13]>=0.5" if cuda else "jax>=0.5", "optax>=0.2.5", "keras>=3.10", "thinc>=9.1"]
     session.install(*peers, *(LIBRARIES["cupy"] if cuda else []), "-e", ".[numba,plot]")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session(name="bench-solvers")
+def bench_solvers(session: nox.Session) -> None:
+    """Measure `xopt.minimize` beside SciPy and torch: evaluations of test functions, and seconds."""
+    session.install(TORCH, "scipy>=1.13", "-e", ".")
+    session.run("python", "-m", "benchmarks.solvers", *session.posargs)
