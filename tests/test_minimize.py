@@ -135,6 +135,8 @@ def test_torch_differentiates(method: Any) -> None:
     got = xopt.minimize(lambda p, t: (abs(p["z"] - t) ** 2).sum(), x0, args=(target,), jac=False, **chosen)
     assert torch.allclose(got.x["z"], target.to(torch.complex128), atol=1e-4)
     assert got.x["unused"].tolist() == [1, 1]
+    with pytest.raises(TypeError, match="fun: returned 1.0, but with jac=False it must return a tensor"):
+        xopt.minimize(lambda p, t: 1.0, x0, args=(target,), jac=False, **chosen)
 
 
 @pytest.mark.needs("jax")
@@ -257,8 +259,94 @@ def test_what_is_raised(chosen: Any, error: Any) -> None:
             xopt.minimize(fun, x0, **chosen)
         got = caught.value.intermediate_result  # type: ignore[attr-defined]
         assert "intermediate_result" in caught.value.__notes__[0]
-    assert got.fun < bowl(x0)[0]
+    if chosen:  # a rule has gone on already, and nobody knows the value there
+        assert np.isnan(got.fun)
+        assert got.jac is None
+    else:
+        assert got.fun == bowl(got.x)[0] == min(bowl(x)[0] for x in calls[:3])
+        assert np.array_equal(got.jac, bowl(got.x)[1])
+    assert bowl(got.x)[0] < bowl(x0)[0]
     assert x0.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("chosen", [{}, {"method": "cg"}, {"rule": xopt.Adam(0.1)}], ids=str)
+def test_the_result_belongs_to_its_point(chosen: Any) -> None:
+    """Wherever the evaluations end, and of a solver it is the best of them."""
+    for maxfun in range(1, 40):
+        values: list[float] = []
+
+        def fun(x: Any, values: list[float] = values) -> Any:
+            values.append(rosenbrock(x)[0])
+            return rosenbrock(x)
+
+        got = xopt.minimize(fun, np.asarray([-1.2, 1.0, -1.2, 1.0]), **chosen, options={"maxfun": maxfun})
+        assert got.nfev == maxfun
+        assert got.fun == rosenbrock(got.x)[0]
+        assert np.array_equal(got.jac, rosenbrock(got.x)[1])
+        assert "rule" in chosen or got.fun == min(values)
+
+
+@pytest.mark.parametrize("method", SOLVERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e15])
+def test_any_scale(method: Any, dtype: str, scale: float) -> None:
+    """Of the value. It ends by itself and without an error; where nothing under- or overflows, at the minimum."""
+    s = np.asarray(scale, dtype)[()]
+    fun = lambda x: (s * bowl(x)[0], s * bowl(x)[1])
+    with np.errstate(all="ignore"):
+        got = xopt.minimize(fun, np.zeros(3, dtype), method=method, options={"gtol": 0.0, "maxfun": 5000})
+    assert got.status in (0, 2)
+    if scale != 1e-30:
+        np.testing.assert_allclose(got.x, 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20, 1e30])
+def test_any_scale_of_x(scale: float) -> None:
+    r = lambda x: x * scale - 1
+    got = xopt.minimize(lambda x: (r(x) @ r(x), 2 * scale * r(x)), np.zeros(2), options={"gtol": 1e-5 * scale})
+    assert got.fun < 1e-6
+
+
+def test_a_search_that_fails_is_begun_anew(rng: np.random.Generator) -> None:
+    """In float32 with a condition of 1e5, products of vectors may point the wrong way; -g does not."""
+    q = np.linalg.qr(rng.standard_normal((50, 50)))[0].astype("f4")
+    matrix = (q * np.logspace(0, 5, 50).astype("f4")) @ q.T
+    fun = lambda x: (np.float32(0.5) * (x @ matrix @ x), matrix @ x)
+    x0 = rng.standard_normal(50).astype("f4")
+    for method, least in (("lbfgs", 1e-5), ("cg", 1.0)):
+        got = xopt.minimize(fun, x0, method=method, options={"gtol": 1e-3})
+        assert got.fun < least, got
+
+
+def test_a_search_that_looks_back(rng: np.random.Generator) -> None:
+    """It may return any of its points, not only the last."""
+    weights = np.arange(1.0, 31)
+
+    def best(along: Any, start: Any, first: float, **_: Any) -> Any:
+        found = min((along(first * share) for share in (0.25, 0.5, 1, 2, 4)), key=lambda p: p.value)
+        return found if found.value < start.value else None
+
+    fun = lambda x: (0.5 * weights @ (x - 1) ** 2, weights * (x - 1))
+    assert xopt.minimize(fun, np.zeros(30), options={"line_search": best}).success
+
+
+def test_searches_that_return_nonsense() -> None:
+    x0 = np.zeros(3)
+    for returned in (lambda start: start, lambda start: start._replace(alpha=1.0, value=np.nan)):
+        got = xopt.minimize(bowl, x0, options={"line_search": lambda a, s, f, returned=returned, **k: returned(s)})
+        assert (got.status, got.nit) == (2, 0)
+    with pytest.raises(TypeError, match="line_search: returned a float, but it must return a point"):
+        xopt.minimize(bowl, x0, options={"line_search": lambda *a, **k: 0.5})
+
+
+def test_a_callback_may_do_as_it_likes() -> None:
+    def spoil(x: Any) -> Any:
+        x += 1
+        return np.all(x > 100)
+
+    got = xopt.minimize(bowl, np.zeros(3), callback=spoil)
+    assert got.fun == bowl(got.x)[0] < 1e-9
+    assert xopt.minimize(bowl, np.zeros(3), callback=lambda x: np.all(x < 100)).status == 99
 
 
 def test_a_rule_that_diverges_ends() -> None:
@@ -300,6 +388,8 @@ def test_what_does_not_fit() -> None:
         (TypeError, r"x0: dtype float16, but a solver needs", lambda: run(x=np.zeros(3, "float16"))),
         (TypeError, r"x0\[1\]: 3, a Python int", lambda: run(x=[x0, 3])),
         (ValueError, r"x0: no arrays", lambda: run(x={})),
+        (ValueError, r"x0: no elements", lambda: run(x=np.zeros(0))),
+        (ValueError, r"maxfun: 0, but it must be ≥ 1", lambda: run(options={"maxfun": 0})),
         (ValueError, r"x0: the value there is nan", lambda: run(lambda x: (np.nan, x))),
         (ValueError, r"x0: .* largest slope nan", lambda: run(lambda x: (1.0, x * np.nan))),
         (ValueError, r"grads: shape \(2,\), but the parameter has \(3,\)", lambda: run(lambda x: (1.0, x[:2]))),

@@ -25,7 +25,8 @@ class OptimizeResult(dict[str, Any]):
     """What `minimize` found, under SciPy's names, as attributes and as keys.
 
     ``x`` the parameters, ``fun`` the value there, ``jac`` the gradient there, ``nit`` iterations, ``nfev`` and
-    ``njev`` evaluations, ``status`` (0 converged, 1 a limit was reached, 2 the precision is exhausted, 3 interrupted,
+    ``njev`` evaluations, ``status`` (0 converged, 1 a limit was reached, 2 no better point was found, or the value is
+    infinite or NaN, 3 interrupted,
     99 stopped by the callback), ``success`` (status 0), ``message``.
 
     Examples
@@ -71,8 +72,8 @@ def minimize(
     Parameters
     ----------
     fun
-        ``fun(x, *args)`` returns the value, a number or a 0-d array, and the gradient, which is like x. It may keep
-        what it is given, and must not write into it.
+        ``fun(x, *args)`` returns the value, a number or a 0-d array, and the gradient, which is like x. It must not
+        write into what it is given; it may keep that, but for a rule, which goes on in the same arrays.
     x0
         Where to begin: an array of any library, float32, float64 or complex (for a rule any parameters), or a tree of
         arrays. It is not changed.
@@ -115,7 +116,7 @@ def minimize(
     ------
     TypeError, ValueError
         For what does not fit, by name; for a value at x0 that is infinite or NaN. What ``fun`` raises comes through,
-        with the best point so far as its ``intermediate_result``.
+        with an ``intermediate_result``: the best point so far; for a rule the last, whose value is then NaN.
 
     Notes
     -----
@@ -188,11 +189,12 @@ def minimize(
 
 
 def _run(run: Descent | Stepping, callback: Any, progress: bool, total: float) -> OptimizeResult:
-    call = _callback(callback)
+    call, begun = _callback(callback), False
     bar: Any = importlib.import_module("tqdm.auto").tqdm(total=total) if progress else None
     with closing(bar) if bar is not None else nullcontext():
         try:
             run.begin()
+            begun = True
             while True:
                 run.iterate()
                 if bar is not None:
@@ -201,20 +203,26 @@ def _run(run: Descent | Stepping, callback: Any, progress: bool, total: float) -
                 if call is not None and call(run):
                     raise Stop(STOPPED, "stopped: by the callback")
         except Stop as stop:
+            if stop.status not in (CONVERGED, STOPPED):
+                run.settle()
             return _result(run, stop.status, stop.message)
         except KeyboardInterrupt:
+            run.settle()
             return _result(run, INTERRUPTED, "stopped: interrupted")
         except Exception as error:
-            if run.nfev:
+            if begun:
+                run.settle()
                 error.intermediate_result = _result(run, INTERRUPTED, f"stopped: {error}")  # type: ignore[attr-defined]
-                error.add_note(f"after {run.nfev} evaluations; the best point is this exception's intermediate_result")
+                error.add_note(
+                    f"after {run.nfev} evaluations; this exception's intermediate_result has what was reached"
+                )
             raise
 
 
 def _result(run: Descent | Stepping, status: int, message: str) -> OptimizeResult:
-    x, g = run.point
+    (x, g), value = run.point, float(run.value)
     return OptimizeResult(
-        x=x, fun=float(run.value), jac=g, nit=run.nit, nfev=run.nfev, njev=run.nfev, status=status,
+        x=x, fun=value, jac=None if math.isnan(value) else g, nit=run.nit, nfev=run.nfev, njev=run.nfev, status=status,
         success=status == CONVERGED, message=message,
     )  # fmt: skip
 
@@ -229,8 +237,8 @@ def _callback(callback: Any) -> Callable[[Descent | Stepping], bool] | None:
         try:
             if named:
                 found = OptimizeResult(x=x, fun=float(run.value), nit=run.nit, nfev=run.nfev)
-                return callback(intermediate_result=found) is True
-            return callback(x) is True
+                return bool(callback(intermediate_result=found))
+            return bool(callback(x))
         except StopIteration:
             return True
 
@@ -242,8 +250,9 @@ def _limits(given: Mapping[str, Any], maxiter: Any) -> Limits:
     for n, x in values.items():
         if isinstance(x, bool) or not isinstance(x, int | float) or math.isnan(x):
             raise TypeError(f"{n}: {x!r}, but it must be a number")
-        if x < 0 and n != "target":
-            raise ValueError(f"{n}: {x!r}, but it must be ≥ 0")
+        least = {"target": -math.inf, "maxfun": 1}.get(n, 0)
+        if x < least:
+            raise ValueError(f"{n}: {x!r}, but it must be ≥ {least}")
     return Limits(**{**values, "maxiter": _count("maxiter", maxiter, 0)})
 
 

@@ -76,11 +76,18 @@ class Descent:
         self.last: tuple[float, float] | None = None
         """Length and slope of the last step."""
         self.end: Stop | None = None
+        self.best: tuple[float, Array, Array] = (math.inf, self.x, self.g)
 
     @property
     def point(self) -> tuple[Any, Any]:
-        """The parameters and the gradient there."""
-        return self.space.tree(self.x), self.space.tree(self.g)
+        """The parameters and the gradient there, in memory of their own."""
+        space = self.space
+        return space.tree(space.copied(self.x)), space.tree(space.copied(self.g))
+
+    def settle(self) -> None:
+        """Go to the best point that was evaluated."""
+        if self.best[0] < self.value:
+            self.value, self.x, self.g = self.best
 
     def begin(self) -> None:
         """Evaluate the start."""
@@ -88,25 +95,19 @@ class Descent:
         if not start.finite or not math.isfinite(start.kept[2]):
             raise ValueError(f"x0: the value there is {start.value}, its largest slope {start.kept[2]}")
         self._take(start)
-        self.best: tuple[float, Array, Array] = (self.value, self.x, self.g)
-        self.least, self.better = self.largest, 0
+        self.lowest, self.least, self.better = self.value, self.largest, 0
 
     def iterate(self) -> None:
         """Take a step, or raise `Stop`."""
         if self.end is not None:
             raise self.end
         self.limits.check(self.value, self.largest, self.nit, self.began)
-        d, slope = self.method.direction(self.g, self.square)
-        start = Point(0.0, self.value, slope)
-        tol = 100 * self.space.eps * abs(self.value)
-
-        def along(alpha: float) -> Point:
-            return self._evaluate(self.x + alpha * d, d, alpha)
-
-        first = self._first(slope)
-        found = self.search(along, start, first, tol=tol, maxls=self.maxls, sigma=self.method.sigma)
+        found, d, slope = self._search()
+        if found is None and self.method.reset():  # what it remembers may be what is wrong
+            self.last = None
+            found, d, slope = self._search()
         if found is None:
-            raise Stop(STUCK, "stopped: no step along the direction lowers the value in this precision")
+            raise Stop(STUCK, f"stopped: maxls = {self.maxls} steps along -g lowered the value by nothing that counts")
         old, x = self.value, self.x
         _, g, _, sums = found.kept
         self.method.accept(found.alpha, (slope, found.slope), self.g, g, d, sums)
@@ -119,13 +120,28 @@ class Descent:
             sizes = self.space.numbers(1.0, [xp.max(xp.abs(self.x - x)), xp.max(xp.abs(x))])
         self.end = self.limits.progress(old, self.value, *sizes[1:]) or self._precision()
 
+    def _search(self) -> tuple[Point | None, Array, float]:
+        """Choose a direction and search along it."""
+        d, slope = self.method.direction(self.g, self.square)
+        if not -math.inf < slope < 0:
+            raise Stop(STUCK, f"stopped: the square of the gradient is {self.square} in {self.space.real}")
+        start = Point(0.0, self.value, slope)
+        tol = 100 * self.space.eps * abs(self.value)
+
+        def along(alpha: float) -> Point:
+            return self._evaluate(self.x + alpha * d, d, alpha)
+
+        found = self.search(along, start, self._first(slope), tol=tol, maxls=self.maxls, sigma=self.method.sigma)
+        if found is not None and not isinstance(found, Point):
+            raise TypeError(f"line_search: returned a {type(found).__name__}, but it must return a point, or None")
+        return (None if found is None or found.alpha == 0 or not found.finite else found), d, slope
+
     def _precision(self) -> Stop | None:
-        """Whether neither the value nor the gradient has become smaller for long; then go back to the best."""
-        if self.value < self.best[0] or self.largest < self.least:
-            self.best = min(self.best, (self.value, self.x, self.g), key=lambda point: point[0])
-            self.least, self.better = min(self.least, self.largest), self.nit
+        """Whether neither the value nor the gradient has become smaller for long."""
+        if self.value < self.lowest or self.largest < self.least:
+            self.lowest, self.least = min(self.lowest, self.value), min(self.least, self.largest)
+            self.better = self.nit
         elif self.nit - self.better >= PATIENCE:
-            self.value, self.x, self.g = self.best
             return Stop(STUCK, f"stopped: {PATIENCE} steps lowered neither value nor gradient in this precision")
         return None
 
@@ -136,7 +152,8 @@ class Descent:
         if self.last is None:
             return min(1.0, 1 / math.sqrt(self.square)) if self.square else 1.0
         alpha, before = self.last
-        return alpha * before / slope
+        guess = alpha * before / slope
+        return guess if 0 < guess < math.inf else 1.0
 
     def _evaluate(self, x: Array, d: Array, alpha: float) -> Point:
         if self.nfev >= self.limits.maxfun:
@@ -147,6 +164,8 @@ class Descent:
         value, g = checked_value(space.library, value), space.gradient(grads)
         known = [xp.vecdot(g, d), xp.max(xp.abs(g)), *self.method.sums(self.g, g, d)]
         value, slope, largest, *sums = space.numbers(value, known)
+        if value < self.best[0]:
+            self.best = value, x, g
         return Point(alpha, value, slope, (x, g, largest, sums))
 
     def _take(self, point: Point) -> None:

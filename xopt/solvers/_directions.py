@@ -28,6 +28,9 @@ class Direction(Protocol):
     def direction(self, g: Array, square: float) -> tuple[Array, float]:
         """Return a direction, and the slope along it; ``square`` is that of the norm of g."""
 
+    def reset(self) -> bool:
+        """Forget what was; whether there was anything."""
+
 
 class Steepest:
     """d = -g."""
@@ -45,6 +48,9 @@ class Steepest:
 
     def direction(self, g: Array, square: float) -> tuple[Array, float]:
         return -g, -square
+
+    def reset(self) -> bool:
+        return False
 
 
 class PolakRibiere:
@@ -70,6 +76,10 @@ class PolakRibiere:
             if -square + beta * slope < -1e-3 * square:
                 return -g + beta * d, -square + beta * slope
         return -g, -square
+
+    def reset(self) -> bool:
+        had, self.before = self.before is not None, None
+        return had
 
 
 class LimitedMemory:
@@ -98,7 +108,7 @@ class LimitedMemory:
 
     def sums(self, g: Array, new: Array, d: Array) -> list[Array]:
         xp = self.space.xp
-        y = self.change = new - g
+        y = new - g
         both = xp.matmul(xp.stack([new, y]), xp.matrix_transpose(self.memory))
         return [xp.vecdot(new, new), xp.vecdot(d, y), xp.vecdot(y, y), xp.vecdot(new, y), both]
 
@@ -110,12 +120,11 @@ class LimitedMemory:
             return  # the curvature is not positive, or lost in roundings
         i = self.order.pop(0) if len(self.order) == m else len(self.order)
         self.memory = self.space.put(self.memory, i, alpha * d)
-        self.memory = self.space.put(self.memory, m + i, self.change)
+        self.memory = self.space.put(self.memory, m + i, new - g)
         self.products[:, i], self.products[m + i, :] = with_change, with_change[m:]
         self.products[i, i], self.products[m + i, i] = alpha * along, square
         self.with_gradient[i], self.with_gradient[m + i] = alpha * slopes[1], new_y
         self.order.append(i)
-        self.change = None
 
     def direction(self, g: Array, square: float) -> tuple[Array, float]:
         if not self.order:
@@ -135,6 +144,11 @@ class LimitedMemory:
             return -g, -square
         xp = self.space.xp
         return -(float(scale) * g + xp.matmul(self.space.uploaded(shares), self.memory)), slope
+
+    def reset(self) -> bool:
+        had = bool(self.order)
+        self.order.clear()
+        return had
 
 
 def _newer(order: list[int], i: int, m: int) -> np.ndarray[Any, Any]:

@@ -138,7 +138,8 @@ def _cubic(a: Point, b: Point) -> float:
         return _secant(a, b)
     d2 = math.sqrt(square)
     down = b.slope - a.slope + 2 * d2
-    return b.alpha - width * (b.slope + d2 - d1) / down if down else _secant(a, b)
+    found = b.alpha - width * (b.slope + d2 - d1) / down if down else math.nan
+    return found if a.alpha < found < b.alpha else _secant(a, b)
 
 
 def _secant2(search: _Search, a: Point, b: Point) -> tuple[Point, Point]:
@@ -169,7 +170,7 @@ def armijo(
         while True:
             c = search.at(alpha)
             curve = c.value - start.value - start.slope * alpha
-            vertex = -start.slope * alpha**2 / (2 * curve) if c.finite and curve > 0 else 0.1 * alpha
-            alpha = min(max(vertex, 0.1 * alpha), 0.5 * alpha)
+            share = -start.slope * alpha / (2 * curve) if c.finite and curve > 0 else 0.1
+            alpha *= min(max(share, 0.1), 0.5)
     except _Found as found:
         return found.point if found.point is not start else None

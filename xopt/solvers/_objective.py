@@ -57,6 +57,10 @@ def _by_torch(fun: Any, args: tuple[Any, ...], layout: Layout) -> Fun:
         leaves = [p.detach().requires_grad_() for p in Layout(x).leaves]
         with torch.enable_grad():
             value = fun(layout.tree(leaves), *args)
+            if not isinstance(value, torch.Tensor) or not value.requires_grad:
+                raise TypeError(
+                    f"fun: returned {value!r}, but with jac=False it must return a tensor that torch can differentiate"
+                )
             grads = torch.autograd.grad(value, leaves, allow_unused=True)
         found = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
         return value.detach(), layout.tree(found)

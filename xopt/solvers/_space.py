@@ -28,7 +28,9 @@ class Space:
         self.dtype = getattr(self.xp, self.real)
         self.sizes = [math.prod(s) * (1 + d.complex) for s, d in zip(layout.shapes, layout.dtypes, strict=True)]
         self.size = sum(self.sizes)
-        self.eps = float(np.finfo(self.real).eps)
+        if not self.size:
+            raise ValueError("x0: no elements, so there is nothing to minimize over")
+        self.eps = float(max(np.finfo(d.real).eps for d in layout.dtypes))
 
     def vector(self, leaves: list[Array]) -> Array:
         """Return one array a parameter as a vector; it may be the memory of the array itself."""
@@ -92,10 +94,10 @@ def checked_value(library: str, x: Any) -> Any:
         return float(x)
     if tuple(x.shape) != ():
         raise ValueError(f"value: shape {tuple(x.shape)}, but it must be one number")
+    if isinstance(x, np.generic | np.ndarray) and x.dtype.kind in "iuf":
+        return float(x)
     if "float" not in str(x.dtype):
         raise TypeError(f"value: dtype {_arrays.dtype_name(x)}, but it must be a real number")
-    if isinstance(x, np.generic | np.ndarray):
-        return float(x)
     if _arrays.library(x) != library:
         raise TypeError(f"value: an array of {_arrays.library(x)}, but the parameters are arrays of {library}")
     return _arrays.detached(library, x)

@@ -33,6 +33,8 @@ class Stepping:
         self.began = time.monotonic()
         self.value: Any = math.nan
         self.g: Any = None
+        self.known = False
+        """Whether value and gradient are those of the parameters as they are."""
         self.seen = self.largest = math.inf
         """The value and the largest slope when they were last looked at."""
         self.end: Stop | None = None
@@ -40,9 +42,18 @@ class Stepping:
     @property
     def point(self) -> tuple[Any, Any]:
         """The parameters, in arrays that later steps do not write into, and the gradient there."""
-        layout, xp = self.layout, self.layout.xp
-        leaves = Layout(self.optimizer.params).leaves
-        return layout.tree([xp.asarray(_arrays.detached(layout.library, p), copy=True) for p in leaves]), self.g
+        layout = self.layout
+        x = [self._copied(p) for p in Layout(self.optimizer.params).leaves]
+        g = [None if g is None else self._copied(g) for g in layout.gradients(self.g)] if self.known else []
+        return layout.tree(x), layout.tree(g) if g else None
+
+    def _copied(self, x: Any) -> Any:
+        return self.layout.xp.asarray(_arrays.detached(self.layout.library, x), copy=True)
+
+    def settle(self) -> None:
+        """Say so if the value at the last point is not known."""
+        if not self.known:
+            self.value = math.nan
 
     def begin(self) -> None:
         """Evaluate the start."""
@@ -57,7 +68,10 @@ class Stepping:
             raise self.end
         if self.nit % self.every == 0 or self.nit >= self.limits.maxiter:
             self.limits.check(self.seen, self.largest, self.nit, self.began)
+        if self.nfev >= self.limits.maxfun:
+            raise Stop(LIMIT, f"stopped: maxfun = {self.nfev} evaluations")
         given = {"value": self.value} if self.takes_value else {}
+        self.known = False
         self.optimizer.step(self.g, **given)
         self.nit += 1
         self._evaluate()
@@ -65,15 +79,13 @@ class Stepping:
             before = self.seen
             self.seen, self.largest = self._look()
             self.end = self.limits.progress(before, self.seen)
-            if not math.isfinite(self.seen):
-                self.end = Stop(STUCK, f"stopped: the value is {self.seen}")
+            if not math.isfinite(self.seen) or not math.isfinite(self.largest):
+                self.end = Stop(STUCK, f"stopped: the value is {self.seen}, the largest slope {self.largest}")
 
     def _evaluate(self) -> None:
-        if self.nfev >= self.limits.maxfun:
-            raise Stop(LIMIT, f"stopped: maxfun = {self.nfev} evaluations")
-        value, self.g = self.fun(self.optimizer.params)
+        value, g = self.fun(self.optimizer.params)
         self.nfev += 1
-        self.value = checked_value(self.layout.library, value)
+        self.value, self.g, self.known = checked_value(self.layout.library, value), g, True
 
     def _look(self) -> tuple[float, float]:
         """Bring the value and the largest slope to the host."""
