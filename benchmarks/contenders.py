@@ -129,7 +129,8 @@ class XoptLoops(Xopt):
 
                 return timed
 
-        self.opt._stages.runner = Clocked()
+        for batch in self.opt._stages.batches:
+            batch.runner = Clocked()
 
     def clock(self) -> float:
         return self.inside
