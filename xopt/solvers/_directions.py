@@ -60,19 +60,19 @@ class PolakRibiere:
 
     def __init__(self, space: Space) -> None:
         self.xp = space.xp
-        self.before: tuple[Array, float, float, float] | None = None
+        self.before: tuple[Array, float, float] | None = None
+        """The last direction, the slope along it where it ended, and β."""
 
     def sums(self, g: Array, new: Array, d: Array) -> list[Array]:
         return [self.xp.vecdot(new, new), self.xp.vecdot(new, g), self.xp.vecdot(g, g)]
 
     def accept(self, alpha: float, slopes: tuple[float, float], g: Array, new: Array, d: Array, sums: Any) -> None:
         square, across, old = sums
-        self.before = d, slopes[1], (square - across) / old if old else 0.0, square
+        self.before = d, slopes[1], max(0.0, (square - across) / old) if old else 0.0
 
     def direction(self, g: Array, square: float) -> tuple[Array, float]:
         if self.before is not None:
-            d, slope, beta, _ = self.before
-            beta = max(beta, 0.0)
+            d, slope, beta = self.before
             if -square + beta * slope < -1e-3 * square:
                 return -g + beta * d, -square + beta * slope
         return -g, -square
