@@ -174,13 +174,13 @@ def minimize(
     run: Descent | Stepping
     if rule is not None:
         every = _count("every", given.get("every", 10), 1)
-        run = Stepping(both, x0, rule, limits, every=every, runner=given.get("runner"))
+        run = Stepping(both, layout, rule, limits, every=every, runner=given.get("runner"))
     else:
         search = given.get("line_search", "hager-zhang")
         if not callable(search) and search not in SEARCHES:
             raise ValueError(f"line_search: {search!r}, but it must be one of {', '.join(SEARCHES)}, or a function")
         run = Descent(
-            both, x0, name, limits,
+            both, layout, name, limits,
             history=_count("history", given.get("history", 10), 1),
             maxls=_count("maxls", given.get("maxls", 40), 1),
             search=search if callable(search) else SEARCHES[search],
@@ -246,14 +246,14 @@ def _callback(callback: Any) -> Callable[[Descent | Stepping], bool] | None:
 
 
 def _limits(given: Mapping[str, Any], maxiter: Any) -> Limits:
-    values = {n: given[n] for n in Limits._fields if n in given}
+    values = {n: given[n] for n in Limits._field_defaults if n in given}
     for n, x in values.items():
         if isinstance(x, bool) or not isinstance(x, int | float) or math.isnan(x):
             raise TypeError(f"{n}: {x!r}, but it must be a number")
         least = {"target": -math.inf, "maxfun": 1}.get(n, 0)
         if x < least:
             raise ValueError(f"{n}: {x!r}, but it must be ≥ {least}")
-    return Limits(**{**values, "maxiter": _count("maxiter", maxiter, 0)})
+    return Limits(_count("maxiter", maxiter, 0), **values)
 
 
 def _count(name: str, x: Any, least: int) -> int:

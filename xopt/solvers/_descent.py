@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from xopt._layout import Layout
 from xopt.solvers import _line
 from xopt.solvers._directions import Direction, LimitedMemory, PolakRibiere, Steepest
 from xopt.solvers._line import Point
+from xopt.solvers._objective import Fun
 from xopt.solvers._space import Array, Space, checked_value
 
 METHODS: dict[str, Callable[[Space, int], Direction]] = {
@@ -25,10 +27,10 @@ CONVERGED, LIMIT, STUCK, INTERRUPTED, STOPPED = 0, 1, 2, 3, 99
 class Limits(NamedTuple):
     """When to stop."""
 
+    maxiter: float
     gtol: float = 1e-5
     ftol: float = 0.0
     xtol: float = 0.0
-    maxiter: float = 15000
     maxfun: float = math.inf
     target: float = -math.inf
     max_time: float = math.inf
@@ -63,9 +65,9 @@ class Stop(Exception):
 class Descent:
     """A method at a point. Vectors are never written into, so that whoever keeps one keeps its values."""
 
-    def __init__(self, fun: Callable[[Any], tuple[Any, Any]], x0: Any, method: str, limits: Limits, *,
+    def __init__(self, fun: Fun, layout: Layout, method: str, limits: Limits, *,
                  history: int, maxls: int, search: Any) -> None:  # fmt: skip
-        self.space = space = Space(x0)
+        self.space = space = Space(layout)
         self.fun, self.limits, self.maxls, self.search = fun, limits, maxls, search
         self.method = METHODS[method](space, history)
         self.nit = self.nfev = 0

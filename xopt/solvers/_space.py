@@ -16,8 +16,8 @@ Array = Any
 class Space:
     """The way from a tree to a vector and back; a complex number is two real ones, so that products are Re⟨a, b⟩."""
 
-    def __init__(self, x0: Any) -> None:
-        self.layout = layout = Layout(x0, name="x0")
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
         self.xp, self.library = layout.xp, layout.library
         if not layout.leaves:
             raise ValueError("x0: no arrays, so there is nothing to minimize over")

@@ -19,9 +19,9 @@ class Stepping:
     """A rule at a point."""
 
     def __init__(
-        self, fun: Fun, x0: Any, rule: Method, limits: Limits, *, every: int = 10, runner: RunnerName | None = None
+        self, fun: Fun, layout: Layout, rule: Method, limits: Limits, *, every: int, runner: RunnerName | None
     ) -> None:
-        self.layout = layout = Layout(x0, name="x0")
+        self.layout = layout
         copies = [
             _arrays.copied(layout.xp, layout.library, p, d.name)
             for p, d in zip(layout.leaves, layout.dtypes, strict=True)
