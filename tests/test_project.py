@@ -63,6 +63,7 @@ ORDER = [
     ["solvers._descent"],
     ["solvers._stepping"],
     ["_minimize"],
+    ["_scipy"],
     [""],
 ]
 

@@ -7,6 +7,7 @@ from xopt._config import show_config as show_config
 from xopt._explain import explain as explain
 from xopt._minimize import OptimizeResult as OptimizeResult
 from xopt._minimize import minimize as minimize
+from xopt._scipy import scipy_method as scipy_method
 from xopt._select import no_decay_1d as no_decay_1d
 from xopt.averages import EMA as EMA
 from xopt.averages import SWA as SWA
