@@ -97,6 +97,22 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def clients(session: nox.Session) -> None:
+    """Put xopt into scikit-learn, Autograd, SciPy and SigPy, in the place of what they have.
+
+    `nox -s clients -- table` prints what SciPy's L-BFGS-B and xopt's do for scikit-learn.
+    """
+    session.install(
+        "scikit-learn>=1.4", "scipy>=1.15", "autograd>=1.7", "sigpy>=0.1.27", "numba", *group("test"), "-e", "."
+    )
+    if session.posargs == ["table"]:
+        session.run("python", "tests/clients/test_sklearn_lbfgs.py", env=THREADS)
+    else:
+        where = ["tests/clients", "tests/test_scipy.py"]
+        session.run("pytest", *where, *WORKERS, *session.posargs, env=THREADS)
+
+
+@nox.session
 def parity(session: nox.Session) -> None:
     """Compare the rules with those of other libraries, and write the differences into docs/parity.json."""
     session.install(*LIBRARIES["torch"], *LIBRARIES["jax"], "scikit-learn", *group("test"), "-e", ".")

@@ -65,7 +65,7 @@ OPTIONS: list[tuple[Any, dict[str, Any], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("method", "options", "seen"), OPTIONS, ids=str)
+@pytest.mark.parametrize(("method", "options", "seen"), OPTIONS, ids=[f"{m},{options}" for m, options, _ in OPTIONS])
 def test_options(method: Any, options: Any, seen: Any) -> None:
     got = run(method, options=options)
     assert seen(got), got
