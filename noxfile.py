@@ -103,7 +103,7 @@ def clients(session: nox.Session) -> None:
     `nox -s clients -- table` prints what SciPy's L-BFGS-B and xopt's do for scikit-learn.
     """
     session.install(
-        "scikit-learn>=1.4", "scipy>=1.15", "autograd>=1.7", "sigpy>=0.1.27", "numba", *group("test"), "-e", "."
+        "scikit-learn>=1.9", "scipy>=1.13", "autograd>=1.7", "sigpy>=0.1.27", "numba", *group("test"), "-e", "."
     )
     if session.posargs == ["table"]:
         session.run("python", "tests/clients/test_sklearn_lbfgs.py", env=THREADS)

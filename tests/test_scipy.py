@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from typing import Any
 
@@ -195,12 +196,11 @@ def test_basinhopping() -> None:
         return -14.5 * np.sin(14.5 * x - 0.3) + 2 * x + 0.2
 
     found = []
+    seed = "rng" if "rng" in inspect.signature(scipy.basinhopping).parameters else "seed"  # before SciPy 1.15
     for method in ("L-BFGS-B", xopt.scipy_method("lbfgs")):
         values.clear()
-        kwargs = {"method": method, "jac": jac}
-        found.append(
-            scipy.basinhopping(fun, [1.0, 1.0], niter=40, rng=np.random.default_rng(3), minimizer_kwargs=kwargs)
-        )
+        given = {"minimizer_kwargs": {"method": method, "jac": jac}, seed: np.random.default_rng(3)}
+        found.append(scipy.basinhopping(fun, [1.0, 1.0], niter=40, **given))
         assert np.inf in values
     assert found[1].fun == pytest.approx(found[0].fun, rel=1e-9)  # gtol² over the curvature, 1e-10/200
     assert found[1].lowest_optimization_result.success
