@@ -60,7 +60,8 @@ def train(session: nox.Session) -> None:
 @nox.parametrize("library", [nox.param(name, id=name) for name in LIBRARIES])
 def tests(session: nox.Session, library: str) -> None:
     """Test on one array library: `nox -s "tests(torch)"`. cupy tests what needs no GPU where there is none."""
-    demo = ["scikit-learn", "matplotlib", "tqdm"] if library in ("numpy", "torch", "jax") else []
+    drawing = library in ("numpy", "torch", "jax")  # the libraries of the examples
+    demo = ["scikit-learn", "scikit-image", "matplotlib", "tqdm"] if drawing else []
     session.install(*LIBRARIES[library], *group("test"), *demo, "-e", ".")
     session.run("pytest", "--library", library, *WORKERS, *session.posargs, env=THREADS)
 
