@@ -118,3 +118,67 @@ def test_pictures_of_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             assert found["median"][-1] < 0.2 < found["median"][0] == 1
             assert ("low" in found) == (name == "network")
     matplotlib.pyplot.close("all")
+
+
+SMALL: dict[str, list[str]] = {  # the same shapes twice: JAX compiles for each shape
+    "deblur_camera": ["--size", "64", "--radius", "2"],
+}
+
+
+def problem(name: str) -> Any:
+    """Load a script that minimizes."""
+    for need in ("sklearn", "skimage"):
+        pytest.importorskip(need)
+    pytest.importorskip("matplotlib").use("Agg")
+    return load(name)
+
+
+def drawn(name: str, folder: Path, *args: str) -> Any:
+    """Return what a script returns that draws two pictures."""
+    result = problem(name).main(["--library", "numpy", "--output-dir", str(folder), *args])
+    pictures = list(folder.glob("*.png"))
+    assert len(pictures) == 2
+    assert all(file.stat().st_size > 20_000 for file in pictures)
+    sys.modules["matplotlib.pyplot"].close("all")
+    return result
+
+
+def gaps(result: Any) -> dict[str, float]:
+    """Return how far each method ended above the lowest value, as a part of it."""
+    ends = {name: curve[-1, 1] for name, curve in result["curves"].items()}
+    return {name: end / min(ends.values()) - 1 for name, end in ends.items()}
+
+
+def test_deblurring(tmp_path: Path) -> None:
+    """L-BFGS gains 4 dB and ends lowest; the minimum is one, and the others come near it."""
+    result = drawn("deblur_camera", tmp_path, "--size", "128", "--radius", "2")
+    assert result["psnr"]["L-BFGS"] > result["psnr"]["blurred"] + 4
+    assert gaps(result)["L-BFGS"] == 0
+    assert max(gaps(result).values()) < 1e-4
+
+
+def few(name: str, *args: str) -> Any:
+    """Return what each method found in a dozen evaluations, and its curve."""
+    module = problem(name)
+    found, curves = module.solve(module.arguments([*SMALL[name], "--evaluations", "12", *args]))
+    return {k: found[k]["params"]["w"] if "params" in found[k] else found[k] for k in curves}, curves
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_libraries_minimize_alike(name: str, lib: Lib) -> None:
+    """A dozen evaluations of float64 make of roundings (1e-16) no more than 1e-9, on any library and by any method."""
+    if lib.name not in ("torch", "jax", "cupy") or lib.guise in ("grad", "jit"):
+        pytest.skip("not a library of the scripts")
+    (want, before), (got, after) = few(name, "--library", "numpy"), few(name, "--library", lib.name)
+    for method in want:
+        assert abs(got[method] - want[method]).max() < 1e-9 * abs(want[method]).max()
+        assert after[method] == pytest.approx(before[method], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_single_precision(name: str) -> None:
+    """In float32, images stay float32 or complex64, and L-BFGS goes the same way to 1e-4."""
+    want, got = few(name, "--library", "numpy")[0]["L-BFGS"], few(name, "--library", "numpy", "--dtype", "float32")[0]
+    if name != "logistic_regression":  # which compares with scikit-learn in float64
+        assert {x.dtype.name for x in got.values()} == {"complex64" if want.dtype.kind == "c" else "float32"}
+    assert abs(got["L-BFGS"] - want).max() < 1e-4 * abs(want).max()
