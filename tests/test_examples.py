@@ -122,6 +122,7 @@ def test_pictures_of_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 SMALL: dict[str, list[str]] = {  # the same shapes twice: JAX compiles for each shape
     "deblur_camera": ["--size", "64", "--radius", "2"],
+    "mri_undersampled": ["--size", "50", "--coils", "6"],
 }
 
 
@@ -153,6 +154,14 @@ def test_deblurring(tmp_path: Path) -> None:
     """L-BFGS gains 4 dB and ends lowest; the minimum is one, and the others come near it."""
     result = drawn("deblur_camera", tmp_path, "--size", "128", "--radius", "2")
     assert result["psnr"]["L-BFGS"] > result["psnr"]["blurred"] + 4
+    assert gaps(result)["L-BFGS"] == 0
+    assert max(gaps(result).values()) < 1e-4
+
+
+def test_undersampled_mri(tmp_path: Path) -> None:
+    """The error is less than a third of that of zeros for what was not measured."""
+    result = drawn("mri_undersampled", tmp_path, "--size", "100")
+    assert result["error"]["L-BFGS"] < min(0.1, result["error"]["zeros"] / 3)
     assert gaps(result)["L-BFGS"] == 0
     assert max(gaps(result).values()) < 1e-4
 
