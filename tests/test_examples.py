@@ -124,6 +124,7 @@ SMALL: dict[str, list[str]] = {  # the same shapes twice: JAX compiles for each 
     "deblur_camera": ["--size", "64", "--radius", "2"],
     "mri_undersampled": ["--size", "50", "--coils", "6"],
     "phase_retrieval": ["--size", "50", "--masks", "6"],
+    "logistic_regression": ["--size", "300"],
 }
 
 
@@ -173,6 +174,17 @@ def test_phase_retrieval(tmp_path: Path) -> None:
     assert 0.2 < error["start"] < 0.7
     assert max(error["L-BFGS"], error["conjugate gradients"]) < 1e-11
     assert error["Adam"] < 1e-4
+
+
+def test_logistic_regression(tmp_path: Path) -> None:
+    """L-BFGS and conjugate gradients end where scikit-learn does."""
+    found = drawn("logistic_regression", tmp_path)["found"]
+    want = found["scikit-learn"]
+    for name in ("L-BFGS", "conjugate gradients"):
+        assert abs(found[name]["value"] - want["value"]) < 1e-9 * want["value"]
+        assert abs(found[name]["params"]["w"] - want["params"]["w"]).max() < 1e-3
+        assert found[name]["accuracy"] == want["accuracy"] > 0.95
+    assert found["Adam"]["value"] < (1 + 1e-6) * want["value"] < found["gradient descent"]["value"]
 
 
 def few(name: str, *args: str) -> Any:
