@@ -196,8 +196,8 @@ def test_options() -> None:
 def test_a_line_search_of_ones_own() -> None:
     seen = []
 
-    def search(along: Any, start: Any, first: float, *, tol: float, maxls: int, sigma: float) -> Any:
-        seen.append((start.value, start.slope, first, tol, maxls, sigma))
+    def search(along: Any, start: Any, first: float, *, tol: float, maxls: int, sigma: float, longest: float) -> Any:
+        seen.append((start.value, start.slope, first, tol, maxls, sigma, longest))
         point = along(first)
         while point.value > start.value:
             point = along(point.alpha / 2)
@@ -206,8 +206,8 @@ def test_a_line_search_of_ones_own() -> None:
     got = xopt.minimize(bowl, np.zeros(4), options={"line_search": search, "maxls": 7})
     assert got.success
     assert len(seen) == got.nit
-    value, slope, first, tol, maxls, sigma = seen[0]
-    assert (value, maxls, sigma) == (10.0, 7, 0.9)
+    value, slope, first, tol, maxls, sigma, longest = seen[0]
+    assert (value, maxls, sigma, longest) == (10.0, 7, 0.9, np.inf)
     assert slope == pytest.approx(-(bowl(np.zeros(4))[1] @ bowl(np.zeros(4))[1]))
     assert 0 < first <= 1
     assert 0 < tol < 1e-10
@@ -363,21 +363,52 @@ def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
     assert "4/4" in capsys.readouterr().err
 
 
-def test_memory() -> None:
-    n, history = 200_000, 5
-    x0, g = np.zeros(n), np.empty(n)
+@pytest.mark.parametrize(
+    ("method", "history", "vectors"),
+    [("lbfgs", 5, 2 * 5 + 4), ("lbfgs", 10, 2 * 10 + 4), ("lbfgs-b", 5, 2 * 5 + 6), ("cg", 0, 5), ("gd", 0, 5)],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_memory(method: Any, history: int, vectors: int, several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is promised, and two vectors more where a search takes several evaluations."""
+    n = 2**18
+    monkeypatch.setattr(_space, "CHUNK", 2**13)
+    x0, g, square = np.zeros(n), np.empty(n), np.empty(n)
+    weights = np.linspace(1, 50, n)
 
-    def fun(x: Any) -> Any:
-        np.multiply(x - 1, np.linspace(1, 50, n), out=g)
-        return 0.5 * float(g @ (x - 1)), g
+    def fun(x: Any) -> Any:  # without temporaries
+        np.subtract(x, 1, out=g)
+        np.multiply(g, g, out=square)
+        value = 0.5 * float(square @ weights)
+        np.multiply(g, weights, out=g)
+        return value, g
 
-    xopt.minimize(fun, x0, maxiter=2)
+    def search(along: Any, start: Any, first: float, **_: Any) -> Any:
+        length = first if method == "lbfgs-b" else first / 3 if first == 1 else 1 / 60  # so that each step descends
+        if several:
+            along(length / 2), along(length / 1.5)
+        return along(length)
+
+    options: Any = {"history": history} if history else {}
+    options |= {"line_search": search, "gtol": 0.0}
+    xopt.minimize(fun, x0, maxiter=2, method=method, options=options)
     tracemalloc.start()
-    got = xopt.minimize(fun, x0, maxiter=20, options={"history": history})
-    peak = tracemalloc.get_traced_memory()[1]
+    got = xopt.minimize(fun, x0, maxiter=12, method=method, options=options)
+    peak = tracemalloc.get_traced_memory()[1] / (8 * n)
     tracemalloc.stop()
-    assert got.nit == 20
-    assert peak / (8 * n) <= 2 * history + 13
+    assert got.nit == 12
+    chunks = (2 * history + 4) * _space.CHUNK / n
+    assert peak <= vectors + 2 * several + chunks
+
+
+@pytest.mark.parametrize("method", [*SOLVERS, "lbfgs-b"])
+def test_functions_without_a_minimum(method: Any) -> None:
+    """It ends by itself, and says so where it can."""
+    with np.errstate(all="ignore"):
+        line = xopt.minimize(lambda x: (-x.sum(), -np.ones_like(x)), np.ones(3), method=method)
+        hill = xopt.minimize(lambda x: (-(x @ x), -2 * x), np.ones(3), method=method)
+    assert line.status == hill.status == 2
+    assert max(line.fun, hill.fun) < -1e20
+    assert method == "lbfgs-b" or line.message == "stopped: the value is -inf, so there is no minimum"
 
 
 def test_what_does_not_fit() -> None:
@@ -402,9 +433,14 @@ def test_what_does_not_fit() -> None:
         (TypeError, r"fun: 3, but it must be a function", lambda: run(3)),
         (TypeError, r"jac: False, but numpy does not differentiate", lambda: run(jac=False)),
         (TypeError, r"jac: None", lambda: run(jac=None)),
-        (ValueError, r"method: 'bfgs', but it must be one of 'lbfgs'", lambda: run(method="bfgs")),
         (TypeError, r"method: 'cg', but a rule is given too", lambda: run(rule=xopt.Adam(), method="cg")),
         (TypeError, r"options: hist, but for lbfgs there are", lambda: run(options={"hist": 3})),
+        (
+            ValueError,
+            r"method: 'bfgs', but it must be one of 'lbfgs', 'lbfgs-b', 'cg', 'gd'",
+            lambda: run(method="bfgs"),
+        ),
+        (TypeError, r"preconditioner: 3, but it must be a function", lambda: run(options={"preconditioner": 3})),
         (TypeError, r"options: history, but for cg there are", lambda: run(method="cg", options={"history": 3})),
         (ValueError, r"line_search: 'wolfe'", lambda: run(options={"line_search": "wolfe"})),
         (ValueError, r"gtol: -1", lambda: run(options={"gtol": -1})),

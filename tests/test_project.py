@@ -60,10 +60,12 @@ ORDER = [
     ["wrappers"],
     ["optimizer", "_config", "_explain", "groups", "masked", "solvers", "solvers._line", "solvers._space"],
     ["solvers._directions", "solvers._objective"],
+    ["solvers._bounded"],
     ["solvers._descent"],
     ["solvers._stepping"],
     ["_minimize"],
     ["_scipy"],
+    ["_lbfgs"],
     [""],
 ]
 

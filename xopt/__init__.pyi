@@ -5,6 +5,7 @@ from xopt import random as random
 from xopt import schedules as schedules
 from xopt._config import show_config as show_config
 from xopt._explain import explain as explain
+from xopt._lbfgs import LBFGS as LBFGS
 from xopt._minimize import OptimizeResult as OptimizeResult
 from xopt._minimize import minimize as minimize
 from xopt._scipy import scipy_method as scipy_method

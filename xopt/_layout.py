@@ -83,18 +83,18 @@ class Layout:
             raise ValueError(f"{self.path(k)}: shape {tuple(x.shape)}, but a parameter must have a known shape")
         return _arrays.DTYPES[name]
 
-    def gradients(self, grads: Any) -> list[Any]:
+    def gradients(self, grads: Any, name: str = "grads") -> list[Any]:
         """Return the gradients leaf by leaf, None where there is none, or say which one does not fit and why."""
-        found = _tree.match(self.spec, grads, "grads")
-        return [self.accept(k, g) for k, g in enumerate(found)]
+        found = _tree.match(self.spec, grads, name)
+        return [self.accept(k, g, name) for k, g in enumerate(found)]
 
-    def accept(self, k: int, g: Any) -> Any:
+    def accept(self, k: int, g: Any, name: str = "grads") -> Any:
         """Return the gradient of leaf ``k`` as an array that can be computed with, or say why it does not fit."""
         if g is None:
             return None
         if isinstance(g, np.generic):
             g = np.asarray(g)  # NumPy makes scalars of 0-d results
-        self.same("grads", k, g, self.raw_dtypes[k])
+        self.same(name, k, g, self.raw_dtypes[k])
         return g.resolve_conj().resolve_neg() if self.library == "torch" else g
 
     def same(self, name: str, k: int, x: Any, dtype: Any, shape: tuple[int, ...] | None = None) -> None:

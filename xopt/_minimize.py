@@ -15,10 +15,16 @@ from xopt.solvers._descent import CONVERGED, INTERRUPTED, METHODS, SEARCHES, STO
 from xopt.solvers._objective import objective
 from xopt.solvers._stepping import Stepping
 
-MethodName: TypeAlias = Literal["lbfgs", "cg", "gd"]
+MethodName: TypeAlias = Literal["lbfgs", "lbfgs-b", "cg", "gd"]
 _RULE = {"gtol", "ftol", "maxfun", "target", "max_time", "every", "runner"}
 _SEARCH = {"gtol", "ftol", "xtol", "maxfun", "target", "max_time", "maxls", "line_search"}
-OPTIONS = {"rule": _RULE, "lbfgs": {*_SEARCH, "history"}, "cg": _SEARCH, "gd": _SEARCH}
+OPTIONS = {
+    "rule": _RULE,
+    "lbfgs": {*_SEARCH, "history", "preconditioner"},
+    "lbfgs-b": {*_SEARCH, "history"},
+    "cg": {*_SEARCH, "preconditioner"},
+    "gd": {*_SEARCH, "preconditioner"},
+}
 
 
 class OptimizeResult(dict[str, Any]):
@@ -57,6 +63,7 @@ def minimize(
     args: tuple[Any, ...] = (),
     jac: bool | Callable[..., Any] = True,
     conjugate: bool = False,
+    bounds: Any = None,
     maxiter: int | None = None,
     tol: float | None = None,
     callback: Callable[..., Any] | None = None,
@@ -66,8 +73,9 @@ def minimize(
     r"""Minimize a function of arrays, on the library and the device where these are.
 
     ``"lbfgs"`` goes along -H·g with an H of the last steps (Nocedal 1980), computed from the products of the vectors
-    (Chen, Wang & Zhou 2014); ``"cg"`` along conjugate gradients (Polak & Ribière 1969, with β ≥ 0); ``"gd"`` along -g;
-    each with a line search. A rule takes its own steps.
+    (Chen, Wang & Zhou 2014); ``"lbfgs-b"`` within bounds, to the minimum of the same model over the variables that are
+    free, projected (Byrd, Lu, Nocedal & Zhu 1995; which are free: Bertsekas 1982); ``"cg"`` along conjugate gradients
+    (Polak & Ribière 1969, with β ≥ 0); ``"gd"`` along -g; each with a line search. A rule takes its own steps.
 
     Parameters
     ----------
@@ -80,7 +88,7 @@ def minimize(
     rule
         A rule or a chain. None: ``method``.
     method
-        ``"lbfgs"`` (the default), ``"cg"`` or ``"gd"``.
+        ``"lbfgs"`` (the default), ``"lbfgs-b"`` (the default with bounds), ``"cg"`` or ``"gd"``.
     args
         More arguments of ``fun`` and ``jac``.
     jac
@@ -89,6 +97,10 @@ def minimize(
     conjugate
         The gradient of complex parameters is ∂f/∂Re + i·∂f/∂Im, torch's. True: the one that is given is the conjugate
         of that, JAX's. With ``jac=False`` nothing need be said.
+    bounds
+        ``(lower, upper)``, each None, a number, an array like x0, or a tree of these like x0; or SciPy's ``Bounds``.
+        Equal bounds hold a variable still. Every evaluation is within them; x0 is moved there. Of complex parameters
+        there are none.
     maxiter
         Iterations, ≥ 0. None: 15,000, for a rule 1,000.
     tol
@@ -99,13 +111,16 @@ def minimize(
     progress
         Show a bar (needs tqdm).
     options
-        ``gtol`` (1e-5): stop when no element of the gradient is larger. ``ftol`` (0): when the value falls by no more,
-        as a part of the larger of it and 1. ``xtol`` (0; not of rules): when no element moves by more, as a part of
-        the largest and 1. ``maxfun``: evaluations. ``target``: stop at this value. ``max_time``: seconds. ``history``
-        (10; ``"lbfgs"``): steps to remember. ``maxls`` (40): evaluations of a line search. ``line_search``:
-        ``"hager-zhang"`` (strong enough for all methods, and where differences of values drown in roundings it looks
-        at slopes: Hager & Zhang 2006), ``"armijo"`` (backtracking), or a function, see below. ``every`` (10; rules):
-        steps between looks at the value. ``runner`` (rules), see `Optimizer`.
+        ``gtol`` (1e-5): stop when no element of the gradient is larger; within bounds, of x - P(x - g), with the
+        projection P. ``ftol`` (0): when the value falls by no more, as a part of the larger of it and 1. ``xtol`` (0;
+        not of rules): when no element moves by more, as a part of the largest and 1. ``maxfun``: evaluations.
+        ``target``: stop at this value. ``max_time``: seconds. ``history`` (10; ``"lbfgs"``, ``"lbfgs-b"``): steps to
+        remember. ``maxls`` (40): evaluations of a line search. ``line_search``: ``"hager-zhang"`` (strong enough for
+        all methods, and where differences of values drown in roundings it looks at slopes: Hager & Zhang 2006),
+        ``"armijo"`` (backtracking), or a function, see below. ``preconditioner`` (not with bounds): a function g ↦ P·g
+        of trees like x0, linear, symmetric and positive definite, the same throughout, about the inverse of the
+        Hessian: directions are computed from P·g, as if x were C⁻¹·x with P = C·Cᵀ. ``every`` (10; rules): steps
+        between looks at the value. ``runner`` (rules), see `Optimizer`.
 
     Returns
     -------
@@ -121,19 +136,30 @@ def minimize(
     Notes
     -----
     Values are brought to the host once an evaluation, with all products that the method needs; with ``xtol`` once more
-    an iteration; for a rule once in ``every`` steps. An interrupt (Ctrl-C) ends the run, with status 3.
+    an iteration; with bounds where a projected step would climb, which is rare, a few times more; for a rule once in
+    ``every`` steps. An interrupt (Ctrl-C) ends the run, with status 3.
 
-    A line search is ``search(along, start, first, *, tol, maxls, sigma)``: ``along(alpha)`` evaluates and returns a
-    point with ``alpha``, ``value`` and ``slope``, as ``start`` is one; ``first`` is the length to try first, ``tol``
-    what values may be wrong by, ``sigma`` how flat the slope should become. It returns one of the points, or None.
+    A line search is ``search(along, start, first, *, tol, maxls, sigma, longest)``: ``along(alpha)`` evaluates and
+    returns a point with ``alpha``, ``value`` and ``slope``, as ``start`` is one; ``first`` is the length to try first,
+    ``tol`` what values may be wrong by, ``sigma`` how flat the slope should become, ``longest`` the longest step, which
+    is finite with bounds only. It returns one of the points, or None.
 
-    Memory: 2·history + 13 vectors at the peak for ``"lbfgs"``, 9 for the others; for a rule its state.
+    Memory, in vectors of the size of x0: 2·history + 4 for ``"lbfgs"`` (2·history for the history; x and the gradient,
+    before and after the step), 2 more in an iteration that takes several evaluations, 2 more with a preconditioner; for
+    ``"lbfgs-b"`` 2 more than that, and the bounds; 5 to 7 for the others; for a rule its state. What ``fun`` returns is
+    copied, and not counted here. JAX, whose arrays cannot be written into, needs some more.
 
     References
     ----------
     J. Nocedal (1980), Updating quasi-Newton matrices with limited storage, Mathematics of Computation 35.
 
     W. Chen, Z. Wang, J. Zhou (2014), Large-scale L-BFGS using MapReduce, NIPS 27, Algorithm 3.
+
+    R. H. Byrd, P. Lu, J. Nocedal, C. Zhu (1995), A limited memory algorithm for bound constrained optimization, SIAM
+    Journal on Scientific Computing 16; J. L. Morales, J. Nocedal (2011), Remark on Algorithm 778, ACM Transactions on
+    Mathematical Software 38. There a generalized Cauchy point tells which variables are free, one after the other;
+    here, as in D. P. Bertsekas (1982), Projected Newton methods, SIAM Journal on Control and Optimization 20, they are
+    those that are not at a bound with a slope that pushes against it.
 
     W. W. Hager, H. Zhang (2006), Algorithm 851: CG_DESCENT, ACM Transactions on Mathematical Software 32.
 
@@ -147,6 +173,8 @@ def minimize(
     >>> result = xopt.minimize(fun, np.asarray([-1.2, 1.0]))
     >>> result.x.round(4), result.success
     (array([1., 1.]), True)
+    >>> xopt.minimize(fun, np.zeros(2), bounds=(None, 0.5)).x.round(4)
+    array([0.5 , 0.25])
     >>> xopt.minimize(lambda x: (x @ x, 2 * x), np.ones(3), xopt.Adam(lr=0.1), maxiter=500).fun < 1e-9
     True
     """
@@ -155,7 +183,10 @@ def minimize(
     given = {**(options or {})}
     if tol is not None:
         given.setdefault("gtol", tol)
-    name: str = "rule" if rule is not None else method or "lbfgs"
+    name: str = "rule" if rule is not None else method or ("lbfgs" if bounds is None else "lbfgs-b")
+    if bounds is not None and name != "lbfgs-b":
+        chosen = "a rule, which xopt.Box behind it keeps within bounds" if rule is not None else f"method {name!r}"
+        raise TypeError(f"bounds: given with {chosen}; 'lbfgs-b' has bounds")
     if rule is None:
         if name not in METHODS:
             raise ValueError(
@@ -167,25 +198,37 @@ def minimize(
     if unknown:
         raise TypeError(f"options: {', '.join(unknown)}, but for {name} there are {', '.join(sorted(OPTIONS[name]))}")
     limits = _limits(given, maxiter if maxiter is not None else 1000 if rule is not None else 15000)
-    layout = Layout(x0, name="x0")
-    if layout.library == "dask":
-        raise TypeError("x0: an array of dask, which computes nothing until the end; minimize must look at values")
+    layout = checked_layout(x0)
     both = objective(fun, jac, args, layout, conjugate)
     run: Descent | Stepping
     if rule is not None:
         every = _count("every", given.get("every", 10), 1)
         run = Stepping(both, layout, rule, limits, every=every, runner=given.get("runner"))
     else:
-        search = given.get("line_search", "hager-zhang")
-        if not callable(search) and search not in SEARCHES:
-            raise ValueError(f"line_search: {search!r}, but it must be one of {', '.join(SEARCHES)}, or a function")
-        run = Descent(
-            both, layout, name, limits,
-            history=_count("history", given.get("history", 10), 1),
-            maxls=_count("maxls", given.get("maxls", 40), 1),
-            search=search if callable(search) else SEARCHES[search],
-        )  # fmt: skip
+        run = Descent(layout, name, limits, bounds=bounds, **solver_options(given))
+        run.fun = both
     return _run(run, callback, progress, limits.maxiter)
+
+
+def checked_layout(x0: Any) -> Layout:
+    """Find the arrays of x0, or say why they cannot be minimized over."""
+    layout = Layout(x0, name="x0")
+    if layout.library == "dask":
+        raise TypeError("x0: an array of dask, which computes nothing until the end; minimize must look at values")
+    return layout
+
+
+def solver_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check what the solvers have in common, and fill in the defaults."""
+    search, preconditioner = given.get("line_search", "hager-zhang"), given.get("preconditioner")
+    if not callable(search) and search not in SEARCHES:
+        raise ValueError(f"line_search: {search!r}, but it must be one of {', '.join(SEARCHES)}, or a function")
+    if preconditioner is not None and not callable(preconditioner):
+        raise TypeError(f"preconditioner: {preconditioner!r}, but it must be a function of the gradient")
+    return {
+        "history": _count("history", given.get("history", 10), 1), "maxls": _count("maxls", given.get("maxls", 40), 1),
+        "search": search if callable(search) else SEARCHES[search], "preconditioner": preconditioner,
+    }  # fmt: skip
 
 
 def _run(run: Descent | Stepping, callback: Any, progress: bool, total: float) -> OptimizeResult:
@@ -220,10 +263,10 @@ def _run(run: Descent | Stepping, callback: Any, progress: bool, total: float) -
 
 
 def _result(run: Descent | Stepping, status: int, message: str) -> OptimizeResult:
-    (x, g), value = run.point, float(run.value)
+    value = float(run.value)
     return OptimizeResult(
-        x=x, fun=value, jac=None if math.isnan(value) else g, nit=run.nit, nfev=run.nfev, njev=run.nfev, status=status,
-        success=status == CONVERGED, message=message,
+        x=run.x, fun=value, jac=None if math.isnan(value) else run.gradient, nit=run.nit, nfev=run.nfev, njev=run.nfev,
+        status=status, success=status == CONVERGED, message=message,
     )  # fmt: skip
 
 
@@ -233,7 +276,7 @@ def _callback(callback: Any) -> Callable[[Descent | Stepping], bool] | None:
     named = "intermediate_result" in inspect.signature(callback).parameters
 
     def call(run: Descent | Stepping) -> bool:
-        x = run.point[0]
+        x = run.x
         try:
             if named:
                 found = OptimizeResult(x=x, fun=float(run.value), nit=run.nit, nfev=run.nfev)

@@ -7,19 +7,18 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from xopt._layout import Layout
 from xopt.solvers import _line
-from xopt.solvers._directions import Direction, LimitedMemory, PolakRibiere, Steepest
+from xopt.solvers._bounded import Bounded, Box
+from xopt.solvers._directions import Asked, Direction, LimitedMemory, Line, Numbers, PolakRibiere, Steepest
 from xopt.solvers._line import Point
 from xopt.solvers._objective import Fun
-from xopt.solvers._space import Array, Space, checked_value
+from xopt.solvers._space import Array, Space, Vectors, checked_value
 
-METHODS: dict[str, Callable[[Space, int], Direction]] = {
-    "lbfgs": lambda space, history: LimitedMemory(space, history),
-    "cg": lambda space, history: PolakRibiere(space),
-    "gd": lambda space, history: Steepest(space),
-}
-SEARCHES = {"hager-zhang": _line.hager_zhang, "armijo": _line.armijo}
+METHODS = "lbfgs", "lbfgs-b", "cg", "gd"
+SEARCHES: dict[str, Callable[..., Point | None]] = {"hager-zhang": _line.hager_zhang, "armijo": _line.armijo}
 PATIENCE = 20
 CONVERGED, LIMIT, STUCK, INTERRUPTED, STOPPED = 0, 1, 2, 3, 99
 
@@ -62,81 +61,148 @@ class Stop(Exception):
         self.status, self.message = status, message
 
 
+class Known(NamedTuple):
+    """What the host knows of a point."""
+
+    sums: Numbers
+    """The slope, g·P·g, and what the method asked for."""
+    tops: Numbers
+    """The largest element of the gradient, and what the method asked for."""
+
+
 class Descent:
     """A method at a point. Vectors are never written into, so that whoever keeps one keeps its values."""
 
-    def __init__(self, fun: Fun, layout: Layout, method: str, limits: Limits, *,
-                 history: int, maxls: int, search: Any) -> None:  # fmt: skip
+    def __init__(self, layout: Layout, method: str, limits: Limits, *, history: int, maxls: int, search: Any,
+                 preconditioner: Any = None, bounds: Any = None) -> None:  # fmt: skip
         self.space = space = Space(layout)
-        self.fun, self.limits, self.maxls, self.search = fun, limits, maxls, search
-        self.method = METHODS[method](space, history)
+        self.limits, self.maxls, self.search, self.preconditioner = limits, maxls, search, preconditioner
+        self.box = Box(space, (None, None) if bounds is None else bounds) if method == "lbfgs-b" else None
+        self.method = _method(method, space, history, self.box)
+        self.fun: Fun
         self.nit = self.nfev = 0
-        self.value = self.largest = self.square = math.nan
+        self.value, self.known = math.nan, Known(np.zeros(2), np.zeros(1))
         self.began = time.monotonic()
-        self.x = space.copied(space.vector(space.layout.leaves))
-        self.g = space.zeros(space.size)
+        x = space.vector(layout.leaves)
+        x = space.copied(x) if self.box is None else self.box.project(space.copied(x))
+        self.here = Vectors(x, x, x)
         self.last: tuple[float, float] | None = None
         """Length and slope of the last step."""
         self.end: Stop | None = None
-        self.best: tuple[float, Array, Array] = (math.inf, self.x, self.g)
+        self.best = math.inf, self.here
+        """The least value that was seen, and where."""
+        self.seen: dict[float, Vectors] = {}
+        """Where steps of the last search led, by their length: the last one, and the best."""
+        self.latest = math.nan
 
     @property
-    def point(self) -> tuple[Any, Any]:
-        """The parameters and the gradient there, in memory of their own."""
-        space = self.space
-        return space.tree(space.copied(self.x)), space.tree(space.copied(self.g))
+    def largest(self) -> float:
+        """The largest element of the gradient."""
+        return float(self.known.tops[0])
+
+    @property
+    def square(self) -> float:
+        """g·P·g."""
+        return float(self.known.sums[1])
+
+    @property
+    def x(self) -> Any:
+        """The parameters, in memory of their own."""
+        return self.space.tree(self.space.copied(self.here.x))
+
+    @property
+    def gradient(self) -> Any:
+        """The gradient there, in memory of its own."""
+        return self.space.tree(self.space.copied(self.here.g))
 
     def settle(self) -> None:
         """Go to the best point that was evaluated."""
         if self.best[0] < self.value:
-            self.value, self.x, self.g = self.best
+            self.value, self.here = self.best
 
     def begin(self) -> None:
         """Evaluate the start."""
-        start = self._evaluate(self.x, self.g, 0.0)
-        if not start.finite or not math.isfinite(start.kept[2]):
-            raise ValueError(f"x0: the value there is {start.value}, its largest slope {start.kept[2]}")
-        self._take(start)
-        self.lowest, self.least, self.better = self.value, self.largest, 0
+        value, new = self._call(self.here.x)
+        with np.errstate(all="ignore"):  # infinite numbers are refused below
+            asked = self.method.begin(new)
+        value, self.known = self._look(value, asked)
+        if not math.isfinite(value) or not math.isfinite(self.largest):
+            raise ValueError(f"x0: the value there is {value}, its largest slope {self.largest}")
+        self.value, self.here = self.best = value, new
+        self.lowest, self.least, self.better = value, self.largest, 0
+
+    def numbers(self) -> list[float]:
+        """Return what the host knows, to restore it."""
+        alpha, slope = self.last or (math.nan, math.nan)
+        return [
+            self.value, self.square, self.largest, alpha, slope, self.nit, self.nfev, self.lowest, self.least,
+            self.better,
+        ]  # fmt: skip
+
+    def restore(self, x: Array, g: Array, numbers: list[float]) -> None:
+        """Go on at a point that was evaluated before."""
+        self.value, square, largest, alpha, slope, nit, nfev, self.lowest, self.least, better = numbers
+        self.known = Known(np.asarray([0.0, square]), np.asarray([largest]))
+        self.last = None if math.isnan(alpha) else (alpha, slope)
+        self.nit, self.nfev, self.better = int(nit), int(nfev), int(better)
+        self.here = Vectors(x, g, self._preconditioned(g))
+        self.best = self.value, self.here
 
     def iterate(self) -> None:
         """Take a step, or raise `Stop`."""
         if self.end is not None:
             raise self.end
         self.limits.check(self.value, self.largest, self.nit, self.began)
-        found, d, slope = self._search()
+        found, line = self._search()
         if found is None and self.method.reset():  # what it remembers may be what is wrong
             self.last = None
-            found, d, slope = self._search()
+            found, line = self._search()
+        if found is None and self.best[0] == -math.inf:
+            raise Stop(STUCK, "stopped: the value is -inf, so there is no minimum")
         if found is None:
             raise Stop(STUCK, f"stopped: maxls = {self.maxls} steps along -g lowered the value by nothing that counts")
-        old, x = self.value, self.x
-        _, g, _, sums = found.kept
-        self.method.accept(found.alpha, (slope, found.slope), self.g, g, d, sums)
-        self._take(found)
-        self.nit += 1
-        self.last = found.alpha, slope
-        sizes = [1.0, math.inf, 1.0]
+        if found.alpha == self.latest:
+            new = self.seen[found.alpha]
+        elif found.alpha in self.seen:
+            new = self.seen[found.alpha]
+            self.method.sums(self.here, new, line.d)  # so that it has seen this one last
+        else:
+            found = self._evaluate(line.d, found.alpha)
+            new = self.seen[found.alpha]
+        self.method.accept(found.alpha, line.slope, found.slope, found.kept.sums)
+        moved = [math.inf, 1.0]
         if self.limits.xtol > 0:
-            xp = self.space.xp
-            sizes = self.space.numbers(1.0, [xp.max(xp.abs(self.x - x)), xp.max(xp.abs(x))])
-        self.end = self.limits.progress(old, self.value, *sizes[1:]) or self._precision()
+            moved = self.space.numbers(0.0, [self.space.largest(x) for x in (new.x - self.here.x, self.here.x)])[1:]
+        before, self.value, self.here, self.known = self.value, found.value, new, found.kept
+        self.seen = {}
+        self.nit += 1
+        self.last = found.alpha, line.slope
+        self.end = self.limits.progress(before, self.value, *moved) or self._precision()
 
-    def _search(self) -> tuple[Point | None, Array, float]:
+    def _search(self) -> tuple[Point | None, Line]:
         """Choose a direction and search along it."""
-        d, slope = self.method.direction(self.g, self.square)
-        if not -math.inf < slope < 0:
+        line, ready = self.method.direction(self.here, self.square), list[Point]()
+        if isinstance(self.method, Bounded):
+            ready = [self._evaluate(line.d, 1.0)]
+            line = self.method.told(line, *ready[0].kept)
+            if not line.slope < 0:
+                feasible = self.method.feasible(self.here)
+                if feasible is None:
+                    return None, line
+                line, ready = feasible, []
+        if not -math.inf < line.slope < 0:
             raise Stop(STUCK, f"stopped: the square of the gradient is {self.square} in {self.space.real}")
-        start = Point(0.0, self.value, slope)
-        tol = 100 * self.space.eps * abs(self.value)
 
         def along(alpha: float) -> Point:
-            return self._evaluate(self.x + alpha * d, d, alpha)
+            return ready.pop() if ready and alpha == 1 else self._evaluate(line.d, alpha)
 
-        found = self.search(along, start, self._first(slope), tol=tol, maxls=self.maxls, sigma=self.method.sigma)
+        found = self.search(
+            along, Point(0.0, self.value, line.slope), min(self._first(line.slope), line.longest),
+            tol=100 * self.space.eps * abs(self.value), maxls=self.maxls, sigma=self.method.sigma, longest=line.longest,
+        )  # fmt: skip
         if found is not None and not isinstance(found, Point):
             raise TypeError(f"line_search: returned a {type(found).__name__}, but it must return a point, or None")
-        return (None if found is None or found.alpha == 0 or not found.finite else found), d, slope
+        return (None if found is None or found.alpha == 0 or not found.finite else found), line
 
     def _precision(self) -> Stop | None:
         """Whether neither the value nor the gradient has become smaller for long."""
@@ -149,7 +215,7 @@ class Descent:
 
     def _first(self, slope: float) -> float:
         """Guess the length of a step: a method that scales its directions knows that it is 1."""
-        if self.method.scaled:
+        if self.method.scaled or self.box is not None:
             return 1.0
         if self.last is None:
             return min(1.0, 1 / math.sqrt(self.square)) if self.square else 1.0
@@ -157,19 +223,50 @@ class Descent:
         guess = alpha * before / slope
         return guess if 0 < guess < math.inf else 1.0
 
-    def _evaluate(self, x: Array, d: Array, alpha: float) -> Point:
+    def _evaluate(self, d: Array, alpha: float) -> Point:
+        """Evaluate at a step along d."""
+        self.seen = {a: v for a, v in self.seen.items() if v is self.best[1]}
+        x = alpha * d
+        x += self.here.x
+        value, new = self._call(x if self.box is None else self.box.project(x))
+        with np.errstate(all="ignore"):  # this point may be infinite, and then another one is tried
+            asked = self.method.sums(self.here, new, d)
+        value, known = self._look(value, asked)
+        self.seen[alpha], self.latest = new, alpha
+        if value < self.best[0]:
+            self.best = value, new
+        return Point(alpha, value, float(known.sums[0]), known)
+
+    def _call(self, x: Array) -> tuple[Any, Vectors]:
         if self.nfev >= self.limits.maxfun:
             raise Stop(LIMIT, f"stopped: maxfun = {self.nfev} evaluations")
-        space, xp = self.space, self.space.xp
+        space = self.space
         value, grads = self.fun(space.tree(x))
         self.nfev += 1
         value, g = checked_value(space.library, value), space.gradient(grads)
-        known = [xp.vecdot(g, d), xp.max(xp.abs(g)), *self.method.sums(self.g, g, d)]
-        value, slope, largest, *sums = space.numbers(value, known)
-        if value < self.best[0]:
-            self.best = value, x, g
-        return Point(alpha, value, slope, (x, g, largest, sums))
+        del grads
+        return value, Vectors(x, g, self._preconditioned(g))
 
-    def _take(self, point: Point) -> None:
-        self.x, self.g, self.largest, sums = point.kept
-        self.value, self.square = point.value, sums[0]
+    def _preconditioned(self, g: Array) -> Array:
+        if self.preconditioner is None:
+            return g
+        return self.space.gradient(self.preconditioner(self.space.tree(g)), "preconditioner")
+
+    def _look(self, value: Any, asked: Asked) -> tuple[float, Known]:
+        """Bring what was asked to the host, in one transfer."""
+        (sums, tops), shape = asked, (len(asked.sums), -1)
+        value, *found = self.space.numbers(value, [*sums, *tops])
+        numbers = np.asarray(found)
+        cut = len(found) - len(tops) * tops[0].shape[0]
+        known = Known(numbers[:cut].reshape(shape).sum(0), numbers[cut:].reshape(shape).max(0))
+        if self.preconditioner is not None and known.sums[1] < 0:
+            raise ValueError(f"preconditioner: g·P·g = {known.sums[1]}, but it must be positive, for any g")
+        return value, known
+
+
+def _method(name: str, space: Space, history: int, box: Box | None) -> Direction:
+    if box is not None:
+        return Bounded(space, history, box)
+    if name == "lbfgs":
+        return LimitedMemory(space, history)
+    return PolakRibiere(space) if name == "cg" else Steepest(space)

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from xopt.solvers._space import Array, Space
+from xopt.solvers._space import Array, Space, Vectors, part
+
+Numbers = np.ndarray[Any, Any]
+
+
+class Asked(NamedTuple):
+    """What must be known of a point: rows of numbers, on the device."""
+
+    sums: list[Array]
+    """To be added up: the slope, g·P·g, and what the method needs."""
+    tops: list[Array]
+    """To take the maxima of: first of the gradient."""
+
+
+class Line(NamedTuple):
+    """A direction to search along, the slope there (NaN: the first value tells), and the longest step."""
+
+    d: Array
+    slope: float
+    longest: float = np.inf
 
 
 class Direction(Protocol):
@@ -19,63 +39,80 @@ class Direction(Protocol):
     def scaled(self) -> bool:
         """Whether the next direction is as long as the step should be."""
 
-    def sums(self, g: Array, new: Array, d: Array) -> list[Array]:
-        """Return what must be known of a new gradient: its squared norm first, then what the method needs."""
+    def begin(self, new: Vectors) -> Asked:
+        """Return what must be known of the first point."""
 
-    def accept(self, alpha: float, slopes: tuple[float, float], g: Array, new: Array, d: Array, sums: Any) -> None:
-        """Take note of a step of length alpha along d, and of the slopes at its ends."""
+    def sums(self, here: Vectors, new: Vectors, d: Array) -> Asked:
+        """Return what must be known of a point along d."""
 
-    def direction(self, g: Array, square: float) -> tuple[Array, float]:
-        """Return a direction, and the slope along it; ``square`` is that of the norm of g."""
+    def accept(self, alpha: float, slope: float, slopes: float, sums: Numbers) -> None:
+        """Take note of a step of length alpha, of the slopes at its ends, and of the sums at its end."""
+
+    def direction(self, here: Vectors, square: float) -> Line:
+        """Return where to search; ``square`` is g·P·g."""
 
     def reset(self) -> bool:
         """Forget what was; whether there was anything."""
 
 
+def asked(space: Space, new: Vectors, d: Array, *more: Array) -> Asked:
+    """Ask for the slope along d, for g·P·g, and for more sums."""
+    xp = space.xp
+    sums = xp.stack([xp.vecdot(new.g, d), xp.vecdot(new.g, new.z), *more])
+    return Asked([sums], [xp.reshape(space.largest(new.g), (1,))])
+
+
 class Steepest:
-    """d = -g."""
+    """d = -P·g."""
 
     sigma, scaled = 0.9, False
 
     def __init__(self, space: Space) -> None:
-        self.xp = space.xp
+        self.space = space
 
-    def sums(self, g: Array, new: Array, d: Array) -> list[Array]:
-        return [self.xp.vecdot(new, new)]
+    def begin(self, new: Vectors) -> Asked:
+        return asked(self.space, new, new.z)
 
-    def accept(self, alpha: float, slopes: tuple[float, float], g: Array, new: Array, d: Array, sums: Any) -> None:
+    def sums(self, here: Vectors, new: Vectors, d: Array) -> Asked:
+        return asked(self.space, new, d)
+
+    def accept(self, alpha: float, slope: float, slopes: float, sums: Numbers) -> None:
         pass
 
-    def direction(self, g: Array, square: float) -> tuple[Array, float]:
-        return -g, -square
+    def direction(self, here: Vectors, square: float) -> Line:
+        return Line(-here.z, -square)
 
     def reset(self) -> bool:
         return False
 
 
-class PolakRibiere:
-    """d ← -g + β·d with β = max(0, g·(g - g₋)/‖g₋‖²), which starts anew by itself where that is negative."""
+class PolakRibiere(Steepest):
+    """d ← -P·g + β·d with β = max(0, P·g·(g - g₋)/g₋·P·g₋), which starts anew by itself where that is negative."""
 
-    sigma, scaled = 0.1, False
+    sigma = 0.1
 
     def __init__(self, space: Space) -> None:
-        self.xp = space.xp
-        self.before: tuple[Array, float, float] | None = None
-        """The last direction, the slope along it where it ended, and β."""
+        super().__init__(space)
+        self.before: tuple[float, float] | None = None
+        """The slope along the last direction where it ended, and β."""
+        self.d: Array = None
 
-    def sums(self, g: Array, new: Array, d: Array) -> list[Array]:
-        return [self.xp.vecdot(new, new), self.xp.vecdot(new, g), self.xp.vecdot(g, g)]
+    def sums(self, here: Vectors, new: Vectors, d: Array) -> Asked:
+        dot = self.space.xp.vecdot
+        return asked(self.space, new, d, dot(new.z, here.g), dot(here.g, here.z))
 
-    def accept(self, alpha: float, slopes: tuple[float, float], g: Array, new: Array, d: Array, sums: Any) -> None:
-        square, across, old = sums
-        self.before = d, slopes[1], max(0.0, (square - across) / old) if old else 0.0
+    def accept(self, alpha: float, slope: float, slopes: float, sums: Numbers) -> None:
+        square, across, old = map(float, sums[1:])
+        self.before = slopes, max(0.0, (square - across) / old) if old else 0.0
 
-    def direction(self, g: Array, square: float) -> tuple[Array, float]:
+    def direction(self, here: Vectors, square: float) -> Line:
         if self.before is not None:
-            d, slope, beta = self.before
+            slope, beta = self.before
             if -square + beta * slope < -1e-3 * square:
-                return -g + beta * d, -square + beta * slope
-        return -g, -square
+                self.d = beta * self.d - here.z
+                return Line(self.d, -square + beta * slope)
+        self.d = -here.z
+        return Line(self.d, -square)
 
     def reset(self) -> bool:
         had, self.before = self.before is not None, None
@@ -83,75 +120,148 @@ class PolakRibiere:
 
 
 class LimitedMemory:
-    """d = -H·g, with H of the last steps s and changes of the gradient y (Nocedal 1980).
+    """d = -H·g, with H of P and the last steps s and changes of the gradient y (Nocedal 1980).
 
     Both loops of the recursion run on the host, on the products of the vectors with each other, and find of which sum
-    of the rows of ``memory`` and of g the direction is made (Chen, Wang & Zhou 2014): two passes over the memory an
-    iteration, one for all products and one for the sum.
+    of the rows of ``memory`` and of P·g the direction is made (Chen, Wang & Zhou 2014): two passes over the memory an
+    iteration, one for all products and one for the sum. The direction and the change of the gradient are made in the
+    rows where they will be remembered, so that nothing but these is needed.
     """
 
     sigma = 0.9
+    tables: ClassVar = ["products", "with_gradient"]
 
     def __init__(self, space: Space, history: int) -> None:
         self.space, self.history = space, history
         self.memory = space.zeros(2 * history, space.size)
-        """Steps first, then changes of the gradient, a ring each."""
+        """Steps first, then P times the changes of the gradient, a ring each."""
         self.products = np.zeros((2 * history, history))
         """Of all rows with the changes; of a step with its own change and later ones, which is all that is asked."""
         self.with_gradient = np.zeros(2 * history)
         self.order: list[int] = []
         """Rows in use, the oldest first."""
+        self.scaled = False
 
     @property
-    def scaled(self) -> bool:
-        return bool(self.order)
+    def slot(self) -> int:
+        """The row that is written next."""
+        free = {*range(self.history)} - {*self.order}
+        return min(free, default=self.order[0] if self.order else 0)
 
-    def sums(self, g: Array, new: Array, d: Array) -> list[Array]:
+    def state(self, *more: Array) -> dict[str, Any]:
+        """Return what is remembered, in arrays of its own; more rows for ``vectors`` may be given."""
         xp = self.space.xp
-        y = new - g
-        both = xp.matmul(xp.stack([new, y]), xp.matrix_transpose(self.memory))
-        return [xp.vecdot(new, new), xp.vecdot(d, y), xp.vecdot(y, y), xp.vecdot(new, y), both]
+        vectors = xp.concat([self.memory, *(xp.reshape(x, (1, -1)) for x in more)])
+        return {
+            "vectors": vectors,
+            **{n: getattr(self, n).copy() for n in self.tables},
+            "order": np.asarray(self.order, int),
+        }
 
-    def accept(self, alpha: float, slopes: tuple[float, float], g: Array, new: Array, d: Array, sums: Any) -> None:
-        _, along, square, new_y, *rest = sums
-        (with_new, with_change), m = np.asarray(rest).reshape(2, -1), self.history
+    def load(self, state: Mapping[str, Any]) -> list[Array]:
+        """Remember what another one did; return the rows that are not memory."""
+        missing = [n for n in ("vectors", *self.tables, "order") if n not in state]
+        if missing:
+            raise ValueError(f"state: {', '.join(missing)} missing, which a solver with history={self.history} needs")
+        size = 2 * self.history
+        wanted = {"vectors": (size + 2, self.space.size), **{n: getattr(self, n).shape for n in self.tables}}
+        for n, want in wanted.items():
+            if tuple(state[n].shape) != want:
+                raise ValueError(
+                    f"state: {n} has shape {tuple(state[n].shape)}, but x0 and history={self.history} need {want}"
+                )
+        vectors = self.space.beside(state["vectors"])
+        self.memory = self.space.copied(vectors[:size, :])
+        for n in self.tables:
+            setattr(self, n, np.array(state[n], float))
+        self.order = [int(i) for i in state["order"]]
+        return [self.space.copied(vectors[k, :]) for k in (size, size + 1)]
+
+    def refresh(self, here: Vectors) -> None:
+        """Compute what is known of the gradient anew."""
+        xp, space = self.space.xp, self.space
+        rows = [xp.matmul(part(self.memory, c), part(here.g, c)) for c in space.chunks]
+        self.with_gradient = space.total(rows)
+
+    def begin(self, new: Vectors) -> Asked:
+        return asked(self.space, new, new.z)
+
+    def sums(self, here: Vectors, new: Vectors, d: Array) -> Asked:
+        xp, space, found = self.space.xp, self.space, Asked([], [])
+        for c in space.chunks:
+            g, z = part(new.g, c), part(new.z, c)
+            y = g - part(here.g, c)
+            change = y if new.z is new.g else z - part(here.z, c)
+            self.memory = space.put(self.memory, self.history + self.slot, c, change)
+            rows = part(self.memory, c)
+            first = xp.stack([xp.vecdot(g, part(d, c)), xp.vecdot(g, z)])
+            found.sums.append(xp.concat([first, xp.matmul(rows, g), xp.matmul(rows, y)]))
+            found.tops.append(xp.reshape(space.largest(g), (1,)))
+        return found
+
+    def accept(self, alpha: float, slope: float, slopes: float, sums: Numbers) -> None:
+        m, i = self.history, self.slot
+        with_new, with_change = sums[2:].reshape(2, -1)
         self.with_gradient = with_new
-        if not (along > 1e-10 * abs(slopes[0]) and square > 0):
+        if not (with_change[i] > 1e-10 * abs(slope) and with_change[m + i] > 0):
             return  # the curvature is not positive, or lost in roundings
-        i = self.order.pop(0) if len(self.order) == m else len(self.order)
-        self.memory = self.space.put(self.memory, i, alpha * d)
-        self.memory = self.space.put(self.memory, m + i, new - g)
+        self.keep(alpha)
+        with_new[i] *= alpha
+        with_change[i] *= alpha
         self.products[:, i], self.products[m + i, :] = with_change, with_change[m:]
-        self.products[i, i], self.products[m + i, i] = alpha * along, square
-        self.with_gradient[i], self.with_gradient[m + i] = alpha * slopes[1], new_y
+
+    def keep(self, alpha: float) -> None:
+        """Remember the direction that was searched, and the change of the gradient."""
+        i = self.slot
+        if alpha != 1:
+            for c in self.space.chunks:
+                self.memory = self.space.put(self.memory, i, c, alpha * part(self.memory, c)[i, :])
         self.order.append(i)
 
-    def direction(self, g: Array, square: float) -> tuple[Array, float]:
+    def direction(self, here: Vectors, square: float) -> Line:
+        shares, slope = self._shares(square)
+        if not slope < 0:
+            self.order = []
+            shares, slope = self._shares(square)
+        space, i = self.space, self.slot
+        weights = space.uploaded(shares)
+        scale = -self.scale
+        for c in space.chunks:
+            d = scale * part(here.z, c)
+            if self.order:
+                d = d + space.xp.matmul(weights, part(self.memory, c))
+            self.memory = space.put(self.memory, i, c, d)
+        self._written(i)
+        return Line(self.memory[i, :], slope)
+
+    def _written(self, i: int) -> None:
+        """Note that a direction stands where the oldest step did."""
+        self.scaled, self.order = bool(self.order), [j for j in self.order if j != i]
+
+    @property
+    def scale(self) -> float:
+        """s·y/y·P·y of the last step."""
         if not self.order:
-            return -g, -square
+            return 1.0
+        i = self.order[-1]
+        return float(self.products[i, i] / self.products[self.history + i, i])
+
+    def _shares(self, square: float) -> tuple[Numbers, float]:
+        """Return of which sum of the rows the direction is made, besides -P·g·scale, and the slope along it."""
         P, w, m, order = self.products, self.with_gradient, self.history, self.order
+        scale = self.scale
         y_share, s_share = np.zeros(m), np.zeros(m)
-        for i in reversed(order):
-            y_share[i] = (w[i] - P[i] @ (y_share * _newer(order, i, m))) / P[i, i]
-        scale = P[order[-1], order[-1]] / P[m + order[-1], order[-1]]
+        for k in reversed(range(len(order))):
+            i, newer = order[k], order[k + 1 :]
+            y_share[i] = (w[i] - P[i, newer] @ y_share[newer]) / P[i, i]
         for i in order:
             along = scale * (w[m + i] - P[m + i] @ y_share) + P[:m, i] @ s_share
             s_share[i] = y_share[i] - along / P[i, i]
-        shares = np.concatenate([s_share, -scale * y_share])
-        slope = -float(scale * square + shares @ w)
-        if not slope < 0:
-            self.order.clear()
-            return -g, -square
-        xp = self.space.xp
-        return -(float(scale) * g + xp.matmul(self.space.uploaded(shares), self.memory)), slope
+        shares, used = np.concatenate([-s_share, scale * y_share]), [*order, *(m + i for i in order)]
+        return shares, float(shares[used] @ w[used] - scale * square)
 
     def reset(self) -> bool:
-        had = bool(self.order)
-        self.order.clear()
+        for i in (self.slot, self.history + self.slot):  # what was left there may be infinite
+            self.memory = self.space.put(self.memory, i, None, self.space.zeros(self.space.size))
+        had, self.order = self.scaled, []
         return had
-
-
-def _newer(order: list[int], i: int, m: int) -> np.ndarray[Any, Any]:
-    mask = np.zeros(m)
-    mask[order[order.index(i) + 1 :]] = 1
-    return mask

@@ -58,24 +58,25 @@ class _Search:
 
 
 def hager_zhang(
-    along: Along, start: Point, first: float, *, tol: float, maxls: int, delta: float = 0.1, sigma: float = 0.9
-) -> Point | None:
+    along: Along, start: Point, first: float, *,
+    tol: float, maxls: int, longest: float, delta: float = 0.1, sigma: float = 0.9,
+) -> Point | None:  # fmt: skip
     """Find a point that meets Wolfe's conditions, or the approximate ones (Hager & Zhang 2006, Algorithm 851).
 
-    ``tol`` is what values may be wrong by: where their differences drown in roundings, slopes decide. Returns None if
-    no point is better than the start.
+    ``tol`` is what values may be wrong by: where their differences drown in roundings, slopes decide. At the longest
+    step the slope need not be flat. Returns None if no point is better than the start.
     """
     value, slope = start.value, start.slope
 
     def good(c: Point) -> bool:
-        if c.slope < sigma * slope:
-            return False
         armijo = c.value - value <= delta * c.alpha * slope
+        if c.slope < sigma * slope:
+            return armijo and c.alpha >= longest
         return armijo or ((2 * delta - 1) * slope >= c.slope and c.value <= value + tol)
 
     search = _Search(along, start, tol, maxls, good)
     try:
-        a, b = _bracket(search, first)
+        a, b = _bracket(search, first, longest)
         while True:
             width = b.alpha - a.alpha
             if width <= 1e-15 * b.alpha:
@@ -87,7 +88,7 @@ def hager_zhang(
         return found.point if found.point is not start else None
 
 
-def _bracket(search: _Search, first: float) -> tuple[Point, Point]:
+def _bracket(search: _Search, first: float, longest: float) -> tuple[Point, Point]:
     """Return a point that falls, and one behind it that climbs."""
     low, c = search.start, search.at(first)
     while True:
@@ -95,7 +96,9 @@ def _bracket(search: _Search, first: float) -> tuple[Point, Point]:
             return _halved(search, search.start if c.finite else low, c)
         if c.slope >= 0:
             return low, c
-        low, c = c, search.at(EXPAND * c.alpha)
+        if c.alpha >= longest:
+            search.give_up()
+        low, c = c, search.at(min(EXPAND * c.alpha, longest))
 
 
 def _halved(search: _Search, a: Point, b: Point) -> tuple[Point, Point]:
@@ -154,11 +157,12 @@ def _secant2(search: _Search, a: Point, b: Point) -> tuple[Point, Point]:
 
 
 def armijo(
-    along: Along, start: Point, first: float, *, tol: float, maxls: int, sigma: float = 1.0, delta: float = 1e-4
-) -> Point | None:
+    along: Along, start: Point, first: float, *,
+    tol: float, maxls: int, longest: float = math.inf, sigma: float = 1.0, delta: float = 1e-4,
+) -> Point | None:  # fmt: skip
     """Go back from the first step until the value has fallen enough, by the minimum of a parabola each time.
 
-    It does not ask for a slope, so ``sigma`` means nothing to it.
+    It does not ask for a slope, so ``sigma`` means nothing to it; nor ``longest``, as the first step is no longer.
     """
 
     def good(c: Point) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +13,16 @@ from xopt import _arrays
 from xopt._layout import Layout
 
 Array = Any
+CHUNK = 2**16
+"""Elements that are read at a time, so that what is computed of them stays in a cache and takes no memory."""
+
+
+class Vectors(NamedTuple):
+    """A point, the gradient g there, and P·g; without a preconditioner P that is g itself."""
+
+    x: Array
+    g: Array
+    z: Array
 
 
 class Space:
@@ -31,6 +43,11 @@ class Space:
         if not self.size:
             raise ValueError("x0: no elements, so there is nothing to minimize over")
         self.eps = float(max(np.finfo(d.real).eps for d in layout.dtypes))
+        size = CHUNK if self.library == "numpy" else max(CHUNK, -(-self.size // 16))  # elsewhere a call may cost more
+        self.chunks: list[slice | None] = [None]
+        """Slices of a vector, None for all of it."""
+        if _arrays.in_place(self.library) and size < self.size:
+            self.chunks = [slice(k, min(k + size, self.size)) for k in range(0, self.size, size)]
 
     def vector(self, leaves: list[Array]) -> Array:
         """Return one array a parameter as a vector; it may be the memory of the array itself."""
@@ -41,12 +58,12 @@ class Space:
             parts += [_arrays.cast(xp, xp.reshape(y, (-1,)), self.dtype) for y in halves]
         return parts[0] if len(parts) == 1 else xp.concat(parts)
 
-    def gradient(self, grads: Any) -> Array:
+    def gradient(self, grads: Any, name: str = "grads") -> Array:
         """Return a gradient as a vector in memory of its own, or say what does not fit the parameters."""
-        leaves = self.layout.gradients(grads)
+        leaves = self.layout.gradients(grads, name)
         for k, g in enumerate(leaves):
             if g is None:
-                raise ValueError(f"{self.layout.path(k, 'grads')}: None, but a solver needs every gradient")
+                raise ValueError(f"{self.layout.path(k, name)}: None, but a solver needs every gradient")
         vector = self.vector(leaves)
         return vector if len(leaves) > 1 or self.layout.dtypes[0].complex else self.copied(vector)
 
@@ -66,6 +83,17 @@ class Space:
         """Bring a value and 0-d or 1-d arrays to the host, in one transfer."""
         return numbers(self.xp, value, [self.xp.reshape(x, (-1,)) for x in arrays])
 
+    def total(self, rows: list[Array], function: Any = np.sum) -> np.ndarray[Any, Any]:
+        """Bring one row a chunk to the host, and add them up, or whatever the function does."""
+        found: np.ndarray[Any, Any] = function(np.reshape(self.numbers(0.0, rows)[1:], (len(rows), -1)), axis=0)
+        return found
+
+    def beside(self, x: Array) -> Array:
+        """Return an array of NumPy, or of the library of the parameters, beside them."""
+        if _arrays.library(x) not in ("numpy", self.library):
+            raise TypeError(f"state: an array of {_arrays.library(x)}, but the parameters are arrays of {self.library}")
+        return self.xp.asarray(x, dtype=self.dtype, **_arrays.beside(self.layout.leaves[0]))
+
     def uploaded(self, numbers: np.ndarray[Any, Any]) -> Array:
         """Return numbers of the host as a vector beside the parameters."""
         return self.xp.asarray(numbers.astype(self.real), **_arrays.beside(self.layout.leaves[0]))
@@ -74,16 +102,31 @@ class Space:
         """Make zeros beside the parameters."""
         return self.xp.zeros(shape, dtype=self.dtype, **_arrays.beside(self.layout.leaves[0]))
 
-    def put(self, rows: Array, i: int, row: Array) -> Array:
-        """Write a row of a matrix, in place where the library can."""
-        if _arrays.in_place(self.library):
-            rows[i, :] = row
-            return rows
-        return rows.at[i].set(row)
+    def put(self, rows: Array, i: int, chunk: slice | None, values: Array) -> Array:
+        """Write into a row of a matrix, in place also on JAX, whose old matrix is gone then."""
+        if not _arrays.in_place(self.library):
+            return _jax_put()(rows, i, values)
+        rows[i, slice(None) if chunk is None else chunk] = values
+        return rows
+
+    def largest(self, x: Array) -> Array:
+        """Return the largest absolute value; no temporary is made."""
+        return self.xp.abs(self.xp.maximum(self.xp.max(x), -self.xp.min(x)))
 
     def copied(self, x: Array) -> Array:
         """Return a vector in memory of its own."""
         return self.xp.asarray(x, copy=True)
+
+
+def part(x: Array, chunk: slice | None) -> Array:
+    """Return a chunk of a vector, or of each row of a matrix."""
+    return x if chunk is None else x[..., chunk]
+
+
+@functools.cache
+def _jax_put() -> Any:
+    jax: Any = importlib.import_module("jax")
+    return jax.jit(lambda rows, i, values: rows.at[i].set(values), donate_argnums=0)
 
 
 def checked_value(library: str, x: Any) -> Any:

@@ -40,12 +40,16 @@ class Stepping:
         self.end: Stop | None = None
 
     @property
-    def point(self) -> tuple[Any, Any]:
-        """The parameters, in arrays that later steps do not write into, and the gradient there."""
-        layout = self.layout
-        x = [self._copied(p) for p in Layout(self.optimizer.params).leaves]
-        g = [None if g is None else self._copied(g) for g in layout.gradients(self.g)] if self.known else []
-        return layout.tree(x), layout.tree(g) if g else None
+    def x(self) -> Any:
+        """The parameters, in arrays that later steps do not write into."""
+        return self.layout.tree([self._copied(p) for p in Layout(self.optimizer.params).leaves])
+
+    @property
+    def gradient(self) -> Any:
+        """The gradient there."""
+        if not self.known:
+            return None
+        return self.layout.tree([None if g is None else self._copied(g) for g in self.layout.gradients(self.g)])
 
     def _copied(self, x: Any) -> Any:
         return self.layout.xp.asarray(_arrays.detached(self.layout.library, x), copy=True)

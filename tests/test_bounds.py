@@ -1,0 +1,212 @@
+"""minimize within bounds: against SciPy's L-BFGS-B, NNLS, every library, and what may go wrong."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import mgh
+import numpy as np
+import optree
+import pytest
+from conftest import Lib
+
+import xopt
+from xopt.solvers import _space
+
+
+def boxes() -> Iterator[tuple[mgh.Problem, int, np.ndarray, Any, Any]]:
+    """Boxes that cut off the minimum of each function, in some variables, on one or on both sides."""
+    rng = np.random.default_rng(0)
+    for problem in mgh.PROBLEMS:
+        x0 = np.asarray(problem.start, "float64")
+        best = xopt.minimize(problem, x0, options={"gtol": 1e-8}).x
+        width = np.abs(best - x0) + 0.1
+        some = rng.random(x0.size) < 0.5
+        center = best + width * rng.standard_normal(x0.size) / 2
+        radius = width * rng.random(x0.size)
+        yield problem, 0, x0, None, np.where(some, best - 0.2 * width, np.inf)
+        yield problem, 1, x0, np.where(some, best + 0.1 * width, -np.inf), None
+        yield problem, 2, x0, center - radius, center + radius
+
+
+def scipys(problem: Any, x0: Any, lower: Any, upper: Any) -> Any:
+    from scipy.optimize import Bounds, minimize
+
+    low, high = (
+        np.full(x0.size, -np.inf) if lower is None else lower,
+        np.full(x0.size, np.inf) if upper is None else upper,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return minimize(problem, x0, jac=True, method="L-BFGS-B", bounds=Bounds(low, high),
+                        options={"gtol": 1e-7, "ftol": 0, "maxcor": 10})  # fmt: skip
+
+
+def test_more_garbow_hillstrom_in_boxes() -> None:
+    """At the end no slope points inwards; no more evaluations than SciPy's, and as often the better of two minima."""
+    ours = theirs = better = worse = 0
+    for problem, _, x0, lower, upper in boxes():
+        low, high = -np.inf if lower is None else lower, np.inf if upper is None else upper
+
+        def fun(x: Any, problem: Any = problem, low: Any = low, high: Any = high) -> Any:
+            assert (x >= low).all()
+            assert (x <= high).all()
+            return problem(x)
+
+        got = xopt.minimize(fun, x0, bounds=(lower, upper), options={"gtol": 1e-7})
+        other = scipys(problem, x0, lower, upper)
+        assert got.fun == problem(got.x)[0]
+        if problem.name == "Powell badly scaled":  # neither gets to this gradient
+            continue
+        assert got.success, (problem.name, got)
+        assert np.abs(np.clip(got.x - got.jac, low, high) - got.x).max() <= 1e-7
+        ours, theirs = ours + got.nfev, theirs + other.nfev
+        gap = 1e-6 * max(1e-3, abs(other.fun))
+        better, worse = better + (got.fun < other.fun - gap), worse + (got.fun > other.fun + gap)
+    assert ours <= 1.1 * theirs, (ours, theirs)
+    assert worse <= better + 2, (worse, better)
+
+
+def least_squares(lib: Lib, dtype: str, rng: np.random.Generator) -> Any:
+    matrix, b = rng.standard_normal((30, 12)), rng.standard_normal(30)
+    A, rhs = lib.array(matrix.astype(dtype)), lib.array(b.astype(dtype))
+
+    def fun(x: Any) -> Any:
+        r = A @ x - rhs
+        return 0.5 * (r @ r), A.T @ r
+
+    return matrix, b, fun
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("chunk", [5, 2**16])
+def test_non_negative_least_squares(
+    lib: Lib, dtype: str, chunk: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against Lawson & Hanson's own algorithm, in SciPy; and in chunks of any size."""
+    from scipy.optimize import nnls
+
+    if lib.name == "dask":
+        pytest.skip("minimize refuses it")
+    monkeypatch.setattr(_space, "CHUNK", chunk)
+    matrix, b, fun = least_squares(lib, dtype, rng)
+    want, _ = nnls(matrix, b)
+    assert 2 < np.count_nonzero(want) < 11
+    single = dtype == "float32"
+    got = xopt.minimize(
+        fun, lib.array(np.ones(12, dtype)), bounds=(0.0, None), options={"gtol": 2e-5 if single else 1e-9}
+    )
+    assert got.success, got
+    np.testing.assert_allclose(lib.numpy(got.x), want, atol=1e-4 if single else 1e-8)
+    assert np.array_equal(lib.numpy(got.x) == 0, want == 0)
+
+
+def test_bounds_of_any_form(lib: Lib) -> None:
+    """Numbers, arrays and None, for all or for each array of a tree, and SciPy's class."""
+    if lib.name == "dask":
+        pytest.skip("minimize refuses it")
+    x0 = {"a": lib.array(np.zeros(3)), "b": [lib.array(np.zeros((2, 2))), lib.array(np.zeros(()))]}
+    xp = lib.module() if lib.name in ("torch", "cupy") else x0["a"].__array_namespace__()
+
+    def fun(p: Any) -> Any:  # the minimum is at 5
+        leaves = [p["a"] - 5, p["b"][0] - 5, p["b"][1] - 5]
+        return sum(xp.sum(x * x) for x in leaves), {"a": 2 * leaves[0], "b": [2 * leaves[1], 2 * leaves[2]]}
+
+    upper = {"a": lib.array(np.asarray([1.0, 2.0, np.inf])), "b": [3.0, None]}
+    for bounds, want in [
+        ((None, upper), ([1, 2, 5], [[3, 3], [3, 3]], 5)),
+        ((6.5, None), ([6.5] * 3, [[6.5] * 2] * 2, 6.5)),
+        ((upper, {"a": 7, "b": [7, 1]}), None),
+        ((-1, 1), ([1] * 3, [[1] * 2] * 2, 1)),
+        ((2.0, 2.0), ([2] * 3, [[2] * 2] * 2, 2)),
+        ((None, None), ([5] * 3, [[5] * 2] * 2, 5)),
+        (({"a": [0, 0, 0], "b": [np.zeros((2, 2)), 6]}, {"a": [0, 4, 9], "b": [4, 8]}), ([0, 4, 5], [[4] * 2] * 2, 6)),
+    ]:
+        if want is None:
+            with pytest.raises(ValueError, match=r'x0\["a"\]: element 2 has the bounds inf and 7.0, and no number'):
+                xopt.minimize(fun, x0, bounds=bounds)
+            continue
+        got = xopt.minimize(fun, x0, bounds=bounds, options={"gtol": 1e-9})
+        assert got.success
+        for x, y in zip(optree.tree_leaves(got.x), want, strict=True):
+            np.testing.assert_allclose(lib.numpy(x), y, rtol=1e-9)
+
+
+def test_scipys_bounds() -> None:
+    from scipy.optimize import Bounds
+
+    got = xopt.minimize(lambda x: (x @ x, 2 * x), np.ones(3), bounds=Bounds([0.5, -1, -1], [2, 2, 2]))
+    np.testing.assert_allclose(got.x, [0.5, 0, 0], atol=1e-6)
+
+
+def test_a_start_outside_is_moved_inside() -> None:
+    x0, seen = np.asarray([5.0, -5.0]), []
+
+    def fun(x: Any) -> Any:
+        seen.append(x.copy())
+        return x @ x, 2 * x
+
+    got = xopt.minimize(fun, x0, bounds=(-1.0, 1.0), maxiter=0)
+    assert seen[0].tolist() == got.x.tolist() == [1, -1]
+    assert x0.tolist() == [5, -5]
+
+
+def test_projected_steps_that_climb(rng: np.random.Generator) -> None:
+    """Strongly coupled variables: the projection of a descent direction may climb, and then another one is taken."""
+    from xopt.solvers._bounded import Bounded
+
+    taken = []
+    feasible = Bounded.feasible
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bounded, "feasible", lambda self, here: taken.append(feasible(self, here)) or taken[-1])
+        for _ in range(20):
+            q = np.linalg.qr(rng.standard_normal((20, 20)))[0]
+            H, b = (q * np.logspace(0, 4, 20)) @ q.T, 100 * rng.standard_normal(20)
+            got = xopt.minimize(lambda x, H=H, b=b: (0.5 * x @ H @ x - b @ x, H @ x - b), np.ones(20),
+                                bounds=(0.0, 2.0), options={"gtol": 1e-6})  # fmt: skip
+            want = scipys(
+                lambda x, H=H, b=b: (0.5 * x @ H @ x - b @ x, H @ x - b), np.ones(20), np.zeros(20), np.full(20, 2.0)
+            )
+            assert got.success
+            assert got.fun <= want.fun + 1e-9 * abs(want.fun)
+    assert any(line is not None for line in taken)
+
+
+def test_looks_at_the_device(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    """One an evaluation, and one for the bounds; two more in each round for another direction."""
+    looks: list[int] = []
+    listed = _space._listed
+    monkeypatch.setattr(_space, "_listed", lambda x: looks.append(1) or listed(x))
+    i = np.arange(1, 31)
+    got = xopt.minimize(
+        lambda x: (i @ (x - 1) ** 2, 2 * i * (x - 1)), np.zeros(30), bounds=(np.zeros(30), np.where(i < 9, 0.5, 9))
+    )
+    assert len(looks) == got.nfev + 1
+
+
+def test_what_does_not_fit() -> None:
+    x0 = np.zeros(3)
+    fun = lambda x: (x @ x, 2 * x)
+    run = lambda bounds=(0, 1), x=x0, **more: xopt.minimize(fun, x, bounds=bounds, **more)
+    for error, match, call in [
+        (TypeError, r"bounds: \[0, 1\], but it must be \(lower, upper\)", lambda: run([0, 1])),
+        (TypeError, r"bounds: \(0, 1, 2\), but it must be", lambda: run((0, 1, 2))),
+        (ValueError, r"x0: element 0 has the bounds 2.0 and 1.0, and no number is within them", lambda: run((2, 1))),
+        (ValueError, r"x0: element 1 has the bounds 5.0 and 1.0", lambda: run((np.asarray([0.0, 5, 5]), 1))),
+        (ValueError, r"x0: element 0 has the bounds nan and 1.0", lambda: run((np.nan, 1))),
+        (ValueError, r"bounds: upper: shape \(2,\), but the parameter has \(3,\)", lambda: run((0, np.ones(2)))),
+        (ValueError, r"x0: element 0 has the bounds inf and inf", lambda: run((np.inf, None))),
+        (TypeError, r"x0: dtype complex128, but only real numbers have bounds", lambda: run(x=x0 + 0j)),
+        (TypeError, r"bounds: given with method 'cg'; 'lbfgs-b' has bounds", lambda: run(method="cg")),
+        (TypeError, r"bounds: given with a rule, which xopt.Box behind it keeps", lambda: run(rule=xopt.Adam(0.1))),
+        (
+            TypeError,
+            r"options: preconditioner, but for lbfgs-b there are",
+            lambda: run(options={"preconditioner": abs}),
+        ),
+    ]:
+        with pytest.raises(error, match=match):
+            call()
+    assert x0.tolist() == [0, 0, 0]

@@ -1,0 +1,251 @@
+"""L-BFGS within bounds: quasi-Newton steps of the variables that are free to move, projected."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+
+from xopt import _arrays, _tree
+from xopt.solvers._directions import Asked, LimitedMemory, Line, Numbers
+from xopt.solvers._space import Array, Space, Vectors, part
+
+ROUNDS = 10
+
+
+class Box:
+    """All x with lower ≤ x ≤ upper. A side is a vector, or a number of 0 dimensions."""
+
+    def __init__(self, space: Space, bounds: Any) -> None:
+        if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+            bounds = bounds.lb, bounds.ub
+        if not isinstance(bounds, tuple) or len(bounds) != 2:
+            raise TypeError(f"bounds: {bounds!r}, but it must be (lower, upper), each None, a number or like x0")
+        self.space = space
+        self.lower, self.upper = (self._side(*x) for x in zip(("lower", "upper"), bounds, (-1, 1), strict=True))
+        xp = space.xp
+        some = (self.lower <= self.upper) & (self.lower < math.inf) & (self.upper > -math.inf)
+        empty = _arrays.cast(xp, xp.logical_not(some), space.dtype)
+        if any(space.numbers(0.0, [xp.max(empty)])):
+            self._explain()
+
+    def _side(self, name: str, bound: Any, sign: int) -> Array:
+        space, layout = self.space, self.space.layout
+        alone = bound is None or _is_number(bound)
+        entries = [bound] * len(layout.leaves) if alone else _tree.match(layout.spec, bound, f"bounds: {name}", "x0")
+        entries = [sign * math.inf if x is None else x for x in entries]
+        for k, x in enumerate(entries):
+            if layout.dtypes[k].complex and not (_is_number(x) and x == sign * math.inf):
+                raise TypeError(f"{layout.path(k)}: dtype {layout.dtypes[k].name}, but only real numbers have bounds")
+        if alone:
+            return space.uploaded(np.asarray(entries[0]))
+        return space.vector([self._leaf(name, k, x) for k, x in enumerate(entries)])
+
+    def _leaf(self, name: str, k: int, x: Any) -> Array:
+        layout = self.space.layout
+        if _arrays.library(x) in (None, "numpy"):
+            x = np.asarray(x, layout.dtypes[k].name)
+            x = np.broadcast_to(x, layout.shapes[k]).copy() if x.ndim == 0 else x
+            if layout.library != "numpy":
+                x = layout.xp.asarray(x, **_arrays.beside(layout.leaves[k]))
+        layout.same(f"bounds: {name}", k, x, layout.raw_dtypes[k])
+        return x
+
+    def _explain(self) -> None:
+        size, layout, start = self.space.size, self.space.layout, 0
+        low, high = (np.broadcast_to(self.space.numbers(0.0, [x])[1:], size) for x in (self.lower, self.upper))
+        for k, length in enumerate(self.space.sizes):
+            none = ~((low <= high) & (low < math.inf) & (high > -math.inf))
+            for i in np.flatnonzero(none[start : start + length])[:1]:
+                pair = f"{low[start + i]} and {high[start + i]}"
+                raise ValueError(f"{layout.path(k)}: element {i} has the bounds {pair}, and no number is within them")
+            start += length
+
+    def clip(self, x: Array, c: slice | None = None) -> Array:
+        """Return the nearest point within the bounds, of a chunk."""
+        xp = self.space.xp
+        return xp.minimum(xp.maximum(x, _of(self.lower, c)), _of(self.upper, c))
+
+    def project(self, x: Array) -> Array:
+        """Return the nearest point within the bounds, in place where arrays can be written into."""
+        for c in self.space.chunks:
+            if c is None:
+                return self.clip(x)
+            x[c] = self.clip(x[c], c)
+        return x
+
+    def inside(self, x: Array, g: Array, c: slice | None) -> Array:
+        """Return x - P(x - g) of a chunk, without what rounding x - g would lose."""
+        xp = self.space.xp
+        return xp.minimum(xp.maximum(g, x - _of(self.upper, c)), x - _of(self.lower, c))
+
+    def stuck(self, x: Array, g: Array, c: slice | None) -> Array:
+        """Return which variables of a chunk are at a bound, with a value that would fall behind it."""
+        return ((x <= _of(self.lower, c)) & (g > 0)) | ((x >= _of(self.upper, c)) & (g < 0))
+
+    def steps(self, x: Array, d: Array, c: slice | None) -> Array:
+        """Return the largest d/(bound - x) of a chunk: one over the longest step along d."""
+        xp, still = self.space.xp, d == 0
+        room = xp.where(d > 0, _of(self.upper, c) - x, _of(self.lower, c) - x)
+        return xp.max(d / xp.where(still, xp.ones_like(room), room))
+
+
+def _of(side: Array, c: slice | None) -> Array:
+    return part(side, c) if side.ndim else side
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+class Bounded(LimitedMemory):
+    """d = P(x + d_F) - x, with the minimum d_F of a quadratic model over the variables that are free.
+
+    The model is that of L-BFGS-B (Byrd, Lu, Nocedal & Zhu 1995, the direct primal method), d_F = -(B_FF)⁻¹·g_F. Free
+    are all variables but those at a bound with a slope that pushes against it (Bertsekas 1982), in place of those that
+    its generalized Cauchy point finds one after the other. Where the projection climbs, the step goes along d_F itself,
+    up to the first bound (Morales & Nocedal 2011).
+    """
+
+    tables: ClassVar = ["products", "free", "with_gradient"]
+
+    def __init__(self, space: Space, history: int, box: Box) -> None:
+        super().__init__(space, history)
+        self.box = box
+        self.products = np.zeros((2 * history, 2 * history))
+        self.free = np.zeros_like(self.products)
+        """The products of the rows where variables are free."""
+
+    def begin(self, new: Vectors) -> Asked:
+        xp, space, found = self.space.xp, self.space, Asked([], [])
+        for c in space.chunks:
+            x, g = part(new.x, c), part(new.g, c)
+            g_free = self._mask(x, g, c) * g
+            zero = 0 * g_free[0]
+            found.sums.append(xp.stack([zero, xp.vecdot(g_free, g_free)]))
+            found.tops.append(xp.stack([space.largest(self.box.inside(x, g, c)), zero]))
+        return found
+
+    def _mask(self, x: Array, g: Array, c: slice | None) -> Array:
+        xp = self.space.xp
+        return _arrays.cast(xp, xp.logical_not(self.box.stuck(x, g, c)), self.space.dtype)
+
+    def sums(self, here: Vectors, new: Vectors, d: Array) -> Asked:
+        xp, space, i, m, found = self.space.xp, self.space, self.slot, self.history, Asked([], [])
+        for c in space.chunks:
+            x, g, before, along = part(new.x, c), part(new.g, c), part(here.g, c), part(d, c)
+            self.memory = space.put(self.memory, m + i, c, g - before)
+            rows, mask = part(self.memory, c), self._mask(x, g, c)
+            dots = [xp.vecdot(g, along), xp.vecdot(g * mask, g), xp.vecdot(before, along)]
+            pair = xp.matmul(rows[i::m, :], xp.matrix_transpose(rows))
+            found.sums.append(xp.concat([xp.stack(dots), xp.reshape(pair, (-1,)), self._products(rows, mask, g)]))
+            tops = [space.largest(self.box.inside(x, g, c)), self.box.steps(part(here.x, c), along, c)]
+            found.tops.append(xp.stack(tops))
+        return found
+
+    def _products(self, rows: Array, mask: Array, g: Array) -> Array:
+        """Return the products of the rows with each other and with g, where variables are free."""
+        xp = self.space.xp
+        masked = rows * mask
+        return xp.concat([xp.reshape(xp.matmul(masked, xp.matrix_transpose(rows)), (-1,)), xp.matmul(masked, g)])
+
+    def accept(self, alpha: float, slope: float, slopes: float, sums: Numbers) -> None:
+        m, i = self.history, self.slot
+        pair, free = sums[3 : 3 + 4 * m].reshape(2, -1), sums[3 + 4 * m :]
+        self._take(free)
+        if not (pair[0, m + i] > 1e-10 * abs(slope) and pair[1, m + i] > 0):
+            return
+        self.keep(alpha)
+        self.products[i, :] = self.products[:, i] = pair[0]
+        self.products[m + i, :] = self.products[:, m + i] = pair[1]
+        for table in (self.products, self.free):
+            table[i, :] *= alpha
+            table[:, i] *= alpha
+        self.with_gradient[i] *= alpha
+
+    def refresh(self, here: Vectors) -> None:
+        masks = [self._mask(part(here.x, c), part(here.g, c), c) for c in self.space.chunks]
+        self._refresh(here, masks)
+
+    def _refresh(self, here: Vectors, masks: list[Array]) -> None:
+        chunks = zip(self.space.chunks, masks, strict=True)
+        self._take(self.space.total([self._products(part(self.memory, c), f, part(here.g, c)) for c, f in chunks]))
+
+    def _take(self, free: Numbers) -> None:
+        m = self.history
+        self.free, self.with_gradient = free[: 4 * m * m].reshape(2 * m, -1).copy(), free[4 * m * m :].copy()
+
+    def direction(self, here: Vectors, square: float) -> Line:
+        space, box, i = self.space, self.box, self.slot
+        weights, scale = self._weights()
+        if not self.order:
+            scale = min(1.0, 1 / math.sqrt(square)) if square else 1.0
+        for c in space.chunks:
+            x, g = part(here.x, c), part(here.g, c)
+            d = self._step(weights, scale, g, c) * self._mask(x, g, c)
+            self.memory = space.put(self.memory, i, c, box.clip(x + d, c) - x)
+        self._written(i)
+        return Line(self.memory[i, :], math.nan)
+
+    def _step(self, weights: Numbers, scale: float, g: Array, c: slice | None) -> Array:
+        d = -scale * g
+        if self.order:
+            d = d - self.space.xp.matmul(self.space.uploaded(weights), part(self.memory, c))
+        return d
+
+    @property
+    def scale(self) -> float:
+        if not self.order:
+            return 1.0
+        i, j = self.order[-1], self.history + self.order[-1]
+        return float(self.products[i, j] / self.products[j, j])
+
+    def _weights(self) -> tuple[Numbers, float]:
+        """Return of which sum of the rows -d_F is made, besides g·scale (by Sherman, Morrison and Woodbury)."""
+        weights, scale, order = np.zeros(2 * self.history), self.scale, self.order
+        steps, changes = np.asarray(order, int), self.history + np.asarray(order, int)
+        used = np.concatenate([changes, steps])
+        size = np.concatenate([np.ones(len(order)), np.full(len(order), 1 / scale)])  # W = [Y, S/scale]
+        cross = self.products[np.ix_(steps, changes)]
+        lower = np.tril(cross, -1)
+        middle = np.block([[-np.diag(np.diag(cross)), lower.T], [lower, self.products[np.ix_(steps, steps)] / scale]])
+        middle = middle - scale * self.free[np.ix_(used, used)] * np.outer(size, size)
+        try:
+            found = np.linalg.solve(middle, self.with_gradient[used] * size)
+        except np.linalg.LinAlgError:
+            found = np.full(len(used), np.nan)
+        if not np.isfinite(found).all():
+            self.order = []
+            return weights, 1.0
+        weights[used] = scale**2 * found * size
+        return weights, scale
+
+    def told(self, line: Line, sums: Numbers, tops: Numbers) -> Line:
+        """Fill in what the first value along a direction has told."""
+        return Line(line.d, float(sums[2]), max(1.0, 1 / float(tops[1])) if tops[1] > 0 else math.inf)
+
+    def feasible(self, here: Vectors) -> Line | None:
+        """Return d_F with more variables held, until no bound is in its way at once; None if there is no such."""
+        space, box, xp, i = self.space, self.box, self.space.xp, self.slot
+        masks = [self._mask(part(here.x, c), part(here.g, c), c) for c in space.chunks]
+        for _ in range(ROUNDS):
+            self._refresh(here, masks)
+            weights, scale = self._weights()
+            if not self.order:
+                return None
+            tops, slopes = [], []
+            for k, c in enumerate(space.chunks):
+                x, g = part(here.x, c), part(here.g, c)
+                d = self._step(weights, scale, g, c) * masks[k]
+                held = masks[k]
+                masks[k] = held * self._mask(x, -d, c)
+                self.memory = space.put(self.memory, i, c, d)
+                tops.append(xp.stack([xp.max(held - masks[k]), box.steps(x, d * masks[k], c)]))
+                slopes.append(xp.reshape(xp.vecdot(g, d), (1,)))
+            [slope], (more, steps) = space.total(slopes), space.total(tops, np.max)
+            if not more:
+                return (
+                    Line(self.memory[i, :], float(slope), 1 / steps if steps > 0 else math.inf) if slope < 0 else None
+                )
+        return None
