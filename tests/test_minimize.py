@@ -193,6 +193,30 @@ def test_options() -> None:
     assert rule(runner="eager").fun == rule(runner="tiled").fun
 
 
+def test_numbers_of_numpy() -> None:
+    options = {"gtol": np.float32(1e-3), "history": np.int64(2), "maxfun": np.int32(9), "maxls": np.uint8(20)}
+    got = xopt.minimize(rosenbrock, np.asarray([-1.2, 1.0]), maxiter=np.int64(5), options=options)
+    want = xopt.minimize(
+        rosenbrock,
+        np.asarray([-1.2, 1.0]),
+        maxiter=5,
+        options={"gtol": float(np.float32(1e-3)), "history": 2, "maxfun": 9, "maxls": 20},
+    )
+    assert got.nfev == want.nfev
+    assert np.array_equal(got.x, want.x)
+
+
+def test_steps_that_are_cut_short_are_no_convergence() -> None:
+    """At the edge of where a function is defined, steps become small; that is no minimum."""
+
+    def fun(x: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return np.sqrt(x).sum(), 0.5 / np.sqrt(x)
+
+    got = xopt.minimize(fun, np.asarray([5.0, 1.0]), options={"ftol": 2.2e-9})
+    assert (got.status, got.success) == (2, False)
+
+
 def test_a_line_search_of_ones_own() -> None:
     seen = []
 
@@ -347,6 +371,9 @@ def test_a_callback_may_do_as_it_likes() -> None:
     got = xopt.minimize(bowl, np.zeros(3), callback=spoil)
     assert got.fun == bowl(got.x)[0] < 1e-9
     assert xopt.minimize(bowl, np.zeros(3), callback=lambda x: np.all(x < 100)).status == 99
+    assert xopt.minimize(bowl, np.zeros(3), callback=lambda x: True).status == 99
+    for returned in (np.ones(3), np.ones(3, bool), 1.0, "yes", np.False_, np.float64(1)):
+        assert xopt.minimize(bowl, np.zeros(3), callback=lambda x, returned=returned: returned).success
 
 
 def test_a_rule_that_diverges_ends() -> None:
@@ -404,7 +431,9 @@ def test_memory(method: Any, history: int, vectors: int, several: bool, monkeypa
 def test_functions_without_a_minimum(method: Any) -> None:
     """It ends by itself, and says so where it can."""
     with np.errstate(all="ignore"):
-        line = xopt.minimize(lambda x: (-x.sum(), -np.ones_like(x)), np.ones(3), method=method)
+        line = xopt.minimize(
+            lambda x: (-x.sum(), -np.ones_like(x)), np.ones(3), method=method, options={"ftol": 2.2e-9}
+        )
         hill = xopt.minimize(lambda x: (-(x @ x), -2 * x), np.ones(3), method=method)
     assert line.status == hill.status == 2
     assert max(line.fun, hill.fun) < -1e20

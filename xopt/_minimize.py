@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from xopt._layout import Layout
 from xopt.rule import Method, check_method
 from xopt.solvers._descent import CONVERGED, INTERRUPTED, METHODS, SEARCHES, STOPPED, Descent, Limits, Stop
@@ -280,28 +282,33 @@ def _callback(callback: Any) -> Callable[[Descent | Stepping], bool] | None:
         try:
             if named:
                 found = OptimizeResult(x=x, fun=float(run.value), nit=run.nit, nfev=run.nfev)
-                return bool(callback(intermediate_result=found))
-            return bool(callback(x))
+                return _is_true(callback(intermediate_result=found))
+            return _is_true(callback(x))
         except StopIteration:
             return True
 
     return call
 
 
+def _is_true(found: Any) -> bool:
+    """Whether a callback returned True, of any library; it may return anything else, as in SciPy."""
+    return found is True or ("bool" in str(getattr(found, "dtype", "")) and tuple(found.shape) == () and bool(found))
+
+
 def _limits(given: Mapping[str, Any], maxiter: Any) -> Limits:
     values = {n: given[n] for n in Limits._field_defaults if n in given}
     for n, x in values.items():
-        if isinstance(x, bool) or not isinstance(x, int | float) or math.isnan(x):
+        if isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating) or math.isnan(x):
             raise TypeError(f"{n}: {x!r}, but it must be a number")
         least = {"target": -math.inf, "maxfun": 1}.get(n, 0)
         if x < least:
             raise ValueError(f"{n}: {x!r}, but it must be ≥ {least}")
-    return Limits(_count("maxiter", maxiter, 0), **values)
+    return Limits(_count("maxiter", maxiter, 0), **{n: float(x) for n, x in values.items()})
 
 
 def _count(name: str, x: Any, least: int) -> int:
-    if isinstance(x, bool) or not isinstance(x, int):
+    if isinstance(x, bool) or not isinstance(x, int | np.integer):
         raise TypeError(f"{name}: {x!r}, but it must be a whole number")
     if x < least:
         raise ValueError(f"{name}: {x}, but it must be ≥ {least}")
-    return x
+    return int(x)

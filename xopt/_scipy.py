@@ -20,13 +20,14 @@ _EPS = 1e-8
 """What SciPy's L-BFGS-B does where nothing is said. The rest of its defaults are those of xopt too."""
 
 
-def scipy_method(method: str | Method = "lbfgs") -> Callable[..., Any]:
+def scipy_method(method: str | Method | None = None) -> Callable[..., Any]:
     """Make a method for ``scipy.optimize.minimize(…, method=…)`` of a solver or of a rule.
 
     Parameters
     ----------
     method
-        What `minimize` calls its ``method``: ``"lbfgs"``, ``"cg"``, ``"gd"``; or a rule or a chain.
+        What `minimize` calls its ``method``: ``"lbfgs"``, ``"lbfgs-b"``, ``"cg"``, ``"gd"``; or a rule or a chain.
+        None: ``"lbfgs"``, within bounds ``"lbfgs-b"``.
 
     Returns
     -------
@@ -44,9 +45,9 @@ def scipy_method(method: str | Method = "lbfgs") -> Callable[..., Any]:
     -----
     Options have SciPy's names: ``maxiter``, ``maxfun`` or ``maxfev``, ``gtol``, ``ftol``, ``maxls``, ``maxcor``,
     ``eps`` (the step of finite differences, 1e-8), ``disp`` or ``iprint`` (print how it ended). Those of `minimize` go
-    too: ``target``, ``line_search``, ``every`` and the others. With ``"lbfgs"``, ``ftol`` and ``maxfun`` are those of
-    L-BFGS-B where they are not given, 2.2e-9 and 15,000, and ``tol`` means both ``gtol`` and ``ftol``; else it is
-    ``gtol``.
+    too: ``target``, ``line_search``, ``every`` and the others. With ``"lbfgs"`` and ``"lbfgs-b"``, ``ftol`` and
+    ``maxfun`` are those of L-BFGS-B where they are not given, 2.2e-9 and 15,000, and ``tol`` means both ``gtol`` and
+    ``ftol``; else it is ``gtol``.
 
     Without ``jac`` the gradient is that of forward differences. ``jac="3-point"`` and ``"cs"`` are forward differences
     too: SciPy does not pass them on. ``nfev`` and ``maxfun`` count their evaluations, as in SciPy.
@@ -60,14 +61,14 @@ def scipy_method(method: str | Method = "lbfgs") -> Callable[..., Any]:
     --------
     >>> from scipy.optimize import minimize, rosen, rosen_der
     >>> import xopt
-    >>> result = minimize(rosen, [-1.2, 1.0], jac=rosen_der, method=xopt.scipy_method("lbfgs"), options={"maxcor": 5})
+    >>> result = minimize(rosen, [-1.2, 1.0], jac=rosen_der, method=xopt.scipy_method(), options={"maxcor": 5})
     >>> result.x.round(4), result.success
     (array([1., 1.]), True)
     >>> adam = xopt.scipy_method(xopt.Adam(lr=0.02))
     >>> minimize(rosen, [-1.2, 1.0], jac=rosen_der, method=adam, options={"maxiter": 3000}).fun < 1e-6
     True
     """
-    if not isinstance(method, str):
+    if method is not None and not isinstance(method, str):
         check_method(method)
     return _SciPyMethod(method)
 
@@ -76,7 +77,7 @@ def scipy_method(method: str | Method = "lbfgs") -> Callable[..., Any]:
 class _SciPyMethod:
     """What SciPy calls. An object and no function inside a function, so that it can be pickled."""
 
-    method: str | Method
+    method: str | Method | None
 
     def __call__(
         self, fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), jac: Any = None, hess: Any = None,
@@ -93,11 +94,11 @@ class _SciPyMethod:
             x0 = x0.astype(float)
         if x0.dtype.kind == "c" and not callable(jac):
             raise TypeError(f"jac: {jac!r}, but x0 is complex; give a function that returns the gradient")
-        chosen: dict[str, Any] = {"method": self.method} if isinstance(self.method, str) else {"rule": self.method}
         limits = _bounds(scipy, bounds, x0)
+        chosen: dict[str, Any] = {"method" if self._solves else "rule": self.method}
         if limits is not None:
-            if self.method != "lbfgs-b":
-                advice = '"lbfgs-b"' if isinstance(self.method, str) else "a chain with xopt.Box(low, high) behind it"
+            if self.method not in (None, "lbfgs-b"):
+                advice = '"lbfgs-b"' if self._solves else "a chain with xopt.Box(low, high) behind it"
                 raise ValueError(f"bounds: given, but {self._name} cannot have any; use {advice}")
             x0, chosen["bounds"] = np.clip(x0, *limits), limits  # clipped as SciPy does
         given = self._options(options)
@@ -122,13 +123,17 @@ class _SciPyMethod:
         return result
 
     @property
+    def _solves(self) -> bool:
+        return self.method is None or isinstance(self.method, str)
+
+    @property
     def _name(self) -> str:
         return f"xopt.scipy_method({self.method!r})"
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the options under the names of `minimize`, with ``disp``, ``eps`` and ``maxiter`` among them."""
         given = {name: _plain(value) for name, value in options.items() if value is not None}
-        memory = isinstance(self.method, str) and self.method.startswith("lbfgs")
+        memory = self.method in (None, "lbfgs", "lbfgs-b")
         names = {"maxfev": "maxfun", "maxcor": "history"} if memory else {"maxfev": "maxfun"}
         for theirs, ours in names.items():
             if theirs in given:

@@ -48,7 +48,7 @@ class Limits(NamedTuple):
     def progress(self, old: float, new: float, moved: float = math.inf, size: float = 1.0) -> Stop | None:
         """Whether a step changed so little that it is the last."""
         if old - new <= self.ftol * max(abs(old), abs(new), 1.0) and self.ftol > 0:
-            return Stop(CONVERGED, f"converged: the value fell by {old - new:.3g}, which is within ftol")
+            return Stop(CONVERGED, f"converged: the value went from {old:.9g} to {new:.9g}, which is within ftol")
         if moved <= self.xtol * max(size, 1.0) and self.xtol > 0:
             return Stop(CONVERGED, f"converged: no parameter moved by more than {moved:.3g}, which is within xtol")
         return None
@@ -94,6 +94,8 @@ class Descent:
         self.seen: dict[float, Vectors] = {}
         """Where steps of the last search led, by their length: the last one, and the best."""
         self.latest = math.nan
+        self.cut = False
+        """Whether the last search met a value that is infinite or NaN."""
 
     @property
     def largest(self) -> float:
@@ -157,8 +159,9 @@ class Descent:
         if found is None and self.method.reset():  # what it remembers may be what is wrong
             self.last = None
             found, line = self._search()
-        if found is None and self.best[0] == -math.inf:
-            raise Stop(STUCK, "stopped: the value is -inf, so there is no minimum")
+        hopeless = self._hopeless()
+        if found is None and hopeless is not None:
+            raise hopeless
         if found is None:
             raise Stop(STUCK, f"stopped: maxls = {self.maxls} steps along -g lowered the value by nothing that counts")
         if found.alpha == self.latest:
@@ -177,11 +180,14 @@ class Descent:
         self.seen = {}
         self.nit += 1
         self.last = found.alpha, line.slope
-        self.end = self.limits.progress(before, self.value, *moved) or self._precision()
+        if not self.cut:  # where a step was cut short, small is not converged
+            self.end = self.limits.progress(before, self.value, *moved)
+        self.end = self.end or self._hopeless()
 
     def _search(self) -> tuple[Point | None, Line]:
         """Choose a direction and search along it."""
         line, ready = self.method.direction(self.here, self.square), list[Point]()
+        self.cut = False
         if isinstance(self.method, Bounded):
             ready = [self._evaluate(line.d, 1.0)]
             line = self.method.told(line, *ready[0].kept)
@@ -204,8 +210,10 @@ class Descent:
             raise TypeError(f"line_search: returned a {type(found).__name__}, but it must return a point, or None")
         return (None if found is None or found.alpha == 0 or not found.finite else found), line
 
-    def _precision(self) -> Stop | None:
-        """Whether neither the value nor the gradient has become smaller for long."""
+    def _hopeless(self) -> Stop | None:
+        """Whether there is no minimum, or neither the value nor the gradient has become smaller for long."""
+        if self.best[0] == -math.inf:
+            return Stop(STUCK, "stopped: the value is -inf, so there is no minimum")
         if self.value < self.lowest or self.largest < self.least:
             self.lowest, self.least = min(self.lowest, self.value), min(self.least, self.largest)
             self.better = self.nit
@@ -233,6 +241,7 @@ class Descent:
             asked = self.method.sums(self.here, new, d)
         value, known = self._look(value, asked)
         self.seen[alpha], self.latest = new, alpha
+        self.cut = self.cut or not math.isfinite(value)
         if value < self.best[0]:
             self.best = value, new
         return Point(alpha, value, float(known.sums[0]), known)
