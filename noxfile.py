@@ -103,9 +103,7 @@ def clients(session: nox.Session) -> None:
 
     `nox -s clients -- table` prints what SciPy's L-BFGS-B and xopt's do for scikit-learn.
     """
-    session.install(
-        "scikit-learn>=1.9", "scipy>=1.13", "autograd>=1.7", "sigpy>=0.1.27", "numba", *group("test"), "-e", "."
-    )
+    session.install("scikit-learn>=1.9", "autograd>=1.7", "sigpy>=0.1.27", "numba", *group("test"), "-e", ".")
     if session.posargs == ["table"]:
         session.run("python", "tests/clients/test_sklearn_lbfgs.py", env=THREADS)
     else:
@@ -146,6 +144,6 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(name="bench-solvers")
 def bench_solvers(session: nox.Session) -> None:
-    """Measure `xopt.minimize` beside SciPy and torch: evaluations of test functions, and seconds."""
-    session.install(TORCH, "scipy>=1.13", "-e", ".")
+    """Measure `xopt.minimize` beside SciPy, torch and in scikit-learn, and write docs/minimize.md: `-- --quick`."""
+    session.install(TORCH, "scikit-learn>=1.9", *group("test"), "-e", ".")
     session.run("python", "-m", "benchmarks.solvers", *session.posargs)

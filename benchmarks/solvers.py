@@ -1,57 +1,122 @@
-"""Solvers beside SciPy's and torch's: ``python -m benchmarks.solvers`` prints evaluations and seconds.
+"""Solvers beside SciPy's and torch's: ``python -m benchmarks.solvers`` measures, prints, and writes docs/minimize.md.
 
-Evaluations are those to a gradient of 1e-8 on the functions of Moré, Garbow and Hillstrom; seconds those of 40 steps of
-L-BFGS with 10 vectors on 10⁶ parameters, the solvers one after the other in each round, medians of the ratios.
+It counts evaluations on test functions, in boxes, in many dimensions and in scikit-learn's models, and measures the
+time of L-BFGS with 10 vectors on up to 10⁶ parameters: 40 steps of each solver, one after the other in each round.
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import importlib
+import json
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.__main__ import threads_for_all
+from benchmarks.report import table
 
-STEPS, HISTORY, SIZE = 40, 10, 10**6
-
-
-def problems() -> list[Any]:
-    """Return the test functions."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    import mgh
-
-    return list(mgh.PROBLEMS)
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- results: written by python -m benchmarks.solvers -->", "<!-- end of results -->"
+STEPS, HISTORY, GTOL = 40, 10, 1e-8
+Results = dict[str, Any]
 
 
-def evaluations() -> None:
-    """Print how often each solver evaluates each function, and where it ends."""
-    import numpy as np
-    import scipy.optimize  # type: ignore[import-untyped]
+def beside(folder: str, module: str) -> Any:
+    """Import a module of the tests, which knows problems."""
+    sys.path.insert(0, str(ROOT / folder))
+    return importlib.import_module(module)
 
+
+def by_xopt(fun: Any, x0: Any, gtol: float = GTOL, maxiter: int = 15_000, **more: Any) -> tuple[int, float, Any]:
+    """Return evaluations, the value and the point of ``xopt.minimize``."""
     import xopt
 
-    total = np.zeros(2, int)
-    print(f"{'':28}{'xopt':>8}{'value':>12}{'SciPy':>8}{'value':>12}{'least':>12}")
-    for problem in problems():
+    found = xopt.minimize(fun, x0, maxiter=maxiter, options={"gtol": gtol, "history": HISTORY}, **more)
+    return found.nfev, found.fun, found.x
+
+
+def by_scipy(fun: Any, x0: Any, gtol: float = GTOL, maxiter: int = 15_000, **more: Any) -> tuple[int, float, Any]:
+    """Return those of SciPy's L-BFGS-B."""
+    import scipy.optimize  # type: ignore[import-untyped]
+
+    options = {"gtol": gtol, "ftol": 0, "maxcor": HISTORY, "maxiter": maxiter, "maxfun": 10**6}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = scipy.optimize.minimize(fun, x0, jac=True, method="L-BFGS-B", options=options, **more)
+    return found.nfev, float(found.fun), found.x
+
+
+def by_torch(fun: Any, x0: Any, gtol: float = GTOL, maxiter: int = 1000) -> tuple[int, float, Any]:
+    """Return those of torch's LBFGS, which goes on for ever where float64 ends."""
+    import torch
+
+    x, count = torch.from_numpy(x0.copy()).requires_grad_(), 0
+    opt = torch.optim.LBFGS(
+        [x], max_iter=maxiter, max_eval=10**6, history_size=HISTORY, line_search_fn="strong_wolfe",
+        tolerance_grad=gtol, tolerance_change=0,
+    )  # fmt: skip
+
+    def closure() -> Any:
+        nonlocal count
+        count += 1
+        value, g = fun(x.detach().numpy())
+        x.grad = torch.from_numpy(g)
+        return torch.tensor(value, dtype=torch.float64)
+
+    opt.step(closure)
+    end = x.detach().numpy()
+    return count, float(fun(end)[0]), end
+
+
+def functions() -> list[Results]:
+    """Measure every function of Moré, Garbow and Hillstrom."""
+    import numpy as np
+
+    found = []
+    for problem in beside("tests", "mgh").PROBLEMS:
         x0 = np.asarray(problem.start, "float64")
-        mine = xopt.minimize(problem, x0, options={"gtol": 1e-8, "history": HISTORY})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            other = scipy.optimize.minimize(
-                problem, x0, jac=True, method="L-BFGS-B", options={"gtol": 1e-8, "ftol": 0, "maxcor": HISTORY}
-            )
-        total += mine.nfev, other.nfev
-        least = min(problem.least, key=lambda value: abs(value - mine.fun))
-        print(f"{problem.name:28}{mine.nfev:8}{mine.fun:12.4g}{other.nfev:8}{other.fun:12.4g}{least:12.4g}")
-    print(f"{'all':28}{total[0]:8}{'':12}{total[1]:8}")
+        row: Results = {"name": problem.name, "n": x0.size, "least": problem.least}
+        with np.errstate(all="ignore"):
+            for name, solve in (("xopt", by_xopt), ("SciPy", by_scipy), ("torch", by_torch)):
+                row[name], row[f"{name} value"], _ = solve(problem, x0)
+
+            def narrow(x: Any, problem: Any = problem) -> tuple[Any, Any]:
+                value, g = problem(x)
+                return np.float32(value), g.astype("float32")
+
+            x = by_xopt(narrow, x0.astype("float32"), 1e-7)[2]
+        row["float32 value"] = problem(x)[0]
+        found.append(row)
+    return found
+
+
+def boxes() -> Results:
+    """Count the evaluations on the same functions in boxes, and who ends lower."""
+    import numpy as np
+
+    total: Results = {"boxes": 0, "xopt": 0, "SciPy": 0, "xopt lower": 0, "SciPy lower": 0}
+    for problem, x0, lower, upper in beside("tests", "mgh").boxes():
+        sides = [np.full(x0.size, default) if x is None else x for x, default in ((lower, -np.inf), (upper, np.inf))]
+        mine, value, _ = by_xopt(problem, x0, 1e-7, bounds=(lower, upper))
+        other, others, _ = by_scipy(problem, x0, 1e-7, bounds=list(zip(*sides, strict=True)))
+        gap = 1e-6 * max(1e-3, abs(others))
+        total["boxes"] += 1
+        total["xopt"] += mine
+        total["SciPy"] += other
+        total["xopt lower"] += int(value < others - gap)
+        total["SciPy lower"] += int(others < value - gap)
+    return total
 
 
 def rosenbrock(x: Any) -> tuple[float, Any]:
-    """Return the value and the gradient of Rosenbrock's function in many dimensions."""
+    """Return the value and the gradient of Rosenbrock's function in many dimensions, a chain."""
     import numpy as np
 
     a, b = x[1:] - x[:-1] ** 2, 1 - x[:-1]
@@ -61,62 +126,191 @@ def rosenbrock(x: Any) -> tuple[float, Any]:
     return float(100 * (a @ a) + b @ b), g
 
 
-def solvers() -> dict[str, Callable[[Any], int]]:
-    """Return, for each solver, a function of the start that takes the steps, and returns how many there were."""
-    import scipy.optimize
-
-    import xopt
-
-    def mine(x0: Any) -> int:
-        options = {"gtol": 0.0, "history": HISTORY}
-        return int(xopt.minimize(rosenbrock, x0, maxiter=STEPS, options=options).nit)
-
-    def scipys(x0: Any) -> int:
-        options = {"gtol": 0, "ftol": 0, "maxiter": STEPS, "maxcor": HISTORY}
-        return int(scipy.optimize.minimize(rosenbrock, x0, jac=True, method="L-BFGS-B", options=options).nit)
-
-    found: dict[str, Callable[[Any], int]] = {"xopt": mine, "SciPy": scipys}
-    try:
-        import torch
-    except ImportError:
-        return found
-
-    def torchs(x0: Any) -> int:
-        x = torch.from_numpy(x0.copy()).requires_grad_()
-        opt = torch.optim.LBFGS(
-            [x], max_iter=STEPS, history_size=HISTORY, line_search_fn="strong_wolfe", tolerance_grad=0,
-            tolerance_change=0,
-        )  # fmt: skip
-
-        def closure() -> Any:
-            value, g = rosenbrock(x.detach().numpy())
-            x.grad = torch.from_numpy(g)
-            return torch.tensor(value, dtype=torch.float64)
-
-        opt.step(closure)
-        return int(opt.state[x]["n_iter"])
-
-    return {**found, "torch": torchs}
-
-
-def seconds(rounds: int = 5) -> None:
-    """Print the time of a step of each solver, and how many times xopt's it is."""
+def pairs(x: Any) -> tuple[float, Any]:
+    """Return those of the extended one, which are independent pairs (no. 21 of the collection)."""
     import numpy as np
 
-    x0, contenders = np.tile([0.9, 1.1], SIZE // 2), solvers()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    a, b = x[1::2] - x[::2] ** 2, 1 - x[::2]
+    g = np.empty_like(x)
+    g[::2], g[1::2] = -400 * x[::2] * a - 2 * b, 200 * a
+    return float(100 * (a @ a) + b @ b), g
+
+
+def dimensions() -> list[Results]:
+    """Measure Rosenbrock's function in 2 to 10⁶ dimensions."""
+    import numpy as np
+
+    found = []
+    for name, fun, start in (("pairs", pairs, [-1.2, 1.0]), ("a chain", rosenbrock, [0.9, 1.1])):
+        for n in (2, 10, 100, 10**3, 10**4, 10**5, 10**6):
+            x0, row = np.tile(start, n // 2), {"name": name, "n": n}
+            for who, solve in (("xopt", by_xopt), ("SciPy", by_scipy)):
+                row[who], row[f"{who} value"], x = solve(fun, x0, 1e-6)
+                row[f"{who} error"] = float(abs(x - 1).max())
+            found.append(row)
+    return found
+
+
+def regressions() -> list[Results]:
+    """Fit scikit-learn's models with its own L-BFGS-B and with xopt's in its place."""
+    clients = beside("tests/clients", "test_sklearn_lbfgs")
+    found = []
+    for k, row in enumerate(clients.ROWS):
+        theirs, ours = (clients.fitted(k, xopts) for xopts in (False, True))
+        found.append(
+            {"name": str(row), "xopt": ours.nfev, "SciPy": theirs.nfev, "SciPy value": float(theirs.fun),
+             "higher": float((ours.fun - theirs.fun) / theirs.fun)}
+        )  # fmt: skip
+    return found
+
+
+def seconds(size: int, rounds: int) -> Results:
+    """Measure the time of an evaluation in 40 steps of each solver, and how many times xopt's it is."""
+    import numpy as np
+
+    x0, solvers = np.tile([0.9, 1.1], size // 2), {"xopt": by_xopt, "SciPy": by_scipy, "torch": by_torch}
+    times: dict[str, list[float]] = {name: [] for name in solvers}
     for _ in range(rounds):
-        for name, solve in contenders.items():
+        for name, solve in solvers.items():
             began = time.perf_counter()
-            steps = solve(x0)
-            times[name].append((time.perf_counter() - began) / steps)
-    for name, found in times.items():
-        ratio = statistics.median(x / y for x, y in zip(found, times["xopt"], strict=True))
-        print(f"{name:8}{1e3 * statistics.median(found):10.1f} ms a step{ratio:8.2f} × xopt")
+            count = solve(rosenbrock, x0, 0.0, STEPS)[0]
+            times[name].append((time.perf_counter() - began) / count)
+    ratios = {n: statistics.median(x / y for x, y in zip(t, times["xopt"], strict=True)) for n, t in times.items()}
+    return {"n": size, "times": {n: statistics.median(t) for n, t in times.items()}, "ratios": ratios}
+
+
+def logistic(xp: Any, samples: int, n: int) -> Callable[[Any], tuple[Any, Any]]:
+    """Return regularized logistic regression on random data in float32, of the namespace of arrays."""
+    rng = xp.random.default_rng(0)
+    X = rng.standard_normal((samples, n), dtype="float32")
+    y = xp.where(rng.standard_normal(samples, dtype="float32") > 0, 1.0, -1.0).astype("float32")
+
+    def fun(w: Any) -> tuple[Any, Any]:
+        margins = y * (X @ w)
+        slope = -(X.T @ (y / (1 + xp.exp(margins)))) / samples + 1e-4 * w
+        return xp.mean(xp.logaddexp(0, -margins)) + 5e-5 * (w @ w), slope
+
+    return fun
+
+
+def round_trip(n: int, rounds: int, samples: int = 64) -> Results:
+    """Measure an evaluation's share of xopt on the device, beside SciPy's, which copies both ways."""
+    import cupy
+    import numpy as np
+
+    fun, times = logistic(cupy, samples, n), dict[str, list[float]](xopt=[], SciPy=[])
+
+    def copied(w: Any) -> tuple[float, Any]:
+        value, slope = fun(cupy.asarray(w, dtype="float32"))
+        return float(value), cupy.asnumpy(slope).astype(float)
+
+    for _ in range(rounds):
+        for name, solve, f, xp in (("xopt", by_xopt, fun, cupy), ("SciPy", by_scipy, copied, np)):
+            x0 = xp.zeros(n, "float32")
+            began = time.perf_counter()
+            count = solve(f, x0, 0.0, 20)[0]
+            times[name].append((time.perf_counter() - began) / count)
+    medians = {name: statistics.median(t) for name, t in times.items()}
+    return {"n": n, "times": medians, "ratio": medians["SciPy"] / medians["xopt"]}
+
+
+def page(found: Results) -> Iterator[str]:
+    """Yield the lines of the page."""
+    yield f"{found['date']}; {machine.short(found['hardware'])}. "
+    yield ", ".join(f"{name} {version}" for name, version in found["versions"].items()) + ".\n"
+    if "round trip" in found:
+        x = found["round trip"]
+        yield f"Logistic regression of {x['n']:,} weights on the GPU: {1e3 * x['times']['xopt']:.1f} ms an evaluation; "
+        yield f"with SciPy on the host, and a copy each way, {x['ratio']:.1f} times that.\n"
+    if "seconds" in found:
+        yield "### Time\n"
+        yield f"L-BFGS with {HISTORY} vectors on Rosenbrock's chain: milliseconds an evaluation, and how many times"
+        yield "those of xopt that is, the median of what each round finds. Two threads.\n"
+        rows = []
+        for x in found["seconds"]:
+            rows.append([f"{x['n']:,}", *(f"{1e3 * t:.3g}" for t in x["times"].values())])
+            rows[-1] += [f"{x['ratios'][n]:.2f}" for n in ("SciPy", "torch")]
+        yield from table(["Parameters", "xopt", "SciPy", "torch", "SciPy/xopt", "torch/xopt"], rows)
+    if "functions" in found:
+        yield "### Functions of Moré, Garbow and Hillstrom\n"
+        yield f"Evaluations to a gradient of {GTOL:g}, and the value there; torch ends after 1,000 iterations."
+        yield "*float32*: where xopt ends in float32.\n"
+        names = ("xopt", "SciPy", "torch")
+        rows = [
+            [
+                f"{x['name']}, {x['n']}",
+                *(f"{x[n]}" for n in names),
+                *(f"{x[f'{n} value']:.4g}" for n in (*names, "float32")),
+            ]
+            for x in found["functions"]
+        ]
+        sums = [str(sum(x[n] for x in found["functions"])) for n in names]
+        head = ["Function, n", *names, "value", "SciPy", "torch", "float32"]
+        yield from table(head, [*rows, ["all", *sums, "", "", "", ""]])
+    if "boxes" in found:
+        x = found["boxes"]
+        yield f"In {x['boxes']} boxes that cut off the minimum, with `lbfgs-b`: {x['xopt']} evaluations, SciPy "
+        yield f"{x['SciPy']}. Where there are two minima, xopt found the lower one {x['xopt lower']} times, SciPy "
+        yield f"{x['SciPy lower']} times.\n"
+    if "dimensions" in found:
+        yield "### Rosenbrock's function in many dimensions\n"
+        yield "Evaluations to a gradient of 1e-6, and the largest error of an element of x.\n"
+        rows = [
+            [
+                f"{x['name']}, {x['n']:,}",
+                str(x["xopt"]),
+                str(x["SciPy"]),
+                f"{x['xopt error']:.1e}",
+                f"{x['SciPy error']:.1e}",
+            ]
+            for x in found["dimensions"]
+        ]
+        yield from table(["", "xopt", "SciPy", "xopt's error", "SciPy's error"], rows)
+    if "regressions" in found:
+        yield "### scikit-learn\n"
+        yield "`LogisticRegression` and `MLPClassifier` with their own L-BFGS, SciPy's, and with xopt's in its place:"
+        yield "evaluations, and how much higher the objective ends, as a part of it.\n"
+        rows = [[x["name"], str(x["xopt"]), str(x["SciPy"]), f"{x['higher']:+.0e}"] for x in found["regressions"]]
+        sums = [str(sum(x[n] for x in found["regressions"])) for n in ("xopt", "SciPy")]
+        yield from table(["", "xopt", "SciPy", "higher by"], [*rows, ["all", *sums, ""]])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print, and write the record and the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.solvers", description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--quick", action="store_true", help="small sizes; nothing is written")
+    args = parser.parse_args(argv)
+    threads_for_all(2)
+    found: Results = {
+        "date": datetime.date.today().isoformat(), "device": args.device, "hardware": machine.hardware(args.device),
+        "versions": {n: v for n, v in machine.versions().items() if n in ("python", "xopt", "numpy", "scipy", "torch",
+                                                                          "scikit-learn", "cupy-cuda13x")},
+    }  # fmt: skip
+    if args.device == "cuda":
+        found["round trip"] = round_trip(10**5 if args.quick else 10**7, 5)
+    else:
+        sizes = [10**4] if args.quick else [10**3, 10**4, 10**5, 10**6]
+        found["seconds"] = [seconds(n, 3 if args.quick else 7) for n in sizes]
+        found["functions"], found["boxes"] = functions(), boxes()
+        if not args.quick:
+            found["dimensions"], found["regressions"] = dimensions(), regressions()
+    text = "\n".join(page(found))
+    print(text)
+    if not args.quick:
+        folder = ROOT / "benchmarks" / "results" / "solvers"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{found['date']}-{machine.short(found['hardware'])}.json").write_text(json.dumps(found, indent=1))
+        write([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))], ROOT / "docs" / "minimize.md")
+
+
+def write(records: list[Results], file: Path) -> None:
+    """Write the newest results of each kind of device into the page."""
+    newest = {x["device"]: x for x in records}
+    before, rest = file.read_text().split(BEGIN)
+    body = "\n".join(line for device in ("cpu", "cuda") if device in newest for line in page(newest[device]))
+    file.write_text(f"{before}{BEGIN}\n\n{body}\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":
-    threads_for_all(2)
-    evaluations()
-    print()
-    seconds()
+    main()

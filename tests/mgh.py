@@ -5,10 +5,12 @@ Gradients are complex steps, exact to the last digits: the formulas stand once, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+
+import xopt
 
 A = Any
 
@@ -186,3 +188,18 @@ PROBLEMS = [
     Problem("Linear, full rank", linear, [1] * 10, (10,)),
     Problem("Chebyquad", chebyquad, [j / 9 for j in range(1, 9)], (3.5168737e-3,)),
 ]  # fmt: skip
+
+
+def boxes() -> Iterator[tuple[Problem, A, A, A]]:
+    """Yield functions, starts, and lower and upper bounds that cut off the minimum in some variables."""
+    rng = np.random.default_rng(0)
+    for problem in PROBLEMS:
+        x0 = np.asarray(problem.start, "float64")
+        best = xopt.minimize(problem, x0, options={"gtol": 1e-8}).x
+        width = np.abs(best - x0) + 0.1
+        some = rng.random(x0.size) < 0.5
+        center = best + width * rng.standard_normal(x0.size) / 2
+        radius = width * rng.random(x0.size)
+        yield problem, x0, None, np.where(some, best - 0.2 * width, np.inf)
+        yield problem, x0, np.where(some, best + 0.1 * width, -np.inf), None
+        yield problem, x0, center - radius, center + radius

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import mgh
@@ -14,21 +13,6 @@ from conftest import Lib
 
 import xopt
 from xopt.solvers import _space
-
-
-def boxes() -> Iterator[tuple[mgh.Problem, int, np.ndarray, Any, Any]]:
-    """Boxes that cut off the minimum of each function, in some variables, on one or on both sides."""
-    rng = np.random.default_rng(0)
-    for problem in mgh.PROBLEMS:
-        x0 = np.asarray(problem.start, "float64")
-        best = xopt.minimize(problem, x0, options={"gtol": 1e-8}).x
-        width = np.abs(best - x0) + 0.1
-        some = rng.random(x0.size) < 0.5
-        center = best + width * rng.standard_normal(x0.size) / 2
-        radius = width * rng.random(x0.size)
-        yield problem, 0, x0, None, np.where(some, best - 0.2 * width, np.inf)
-        yield problem, 1, x0, np.where(some, best + 0.1 * width, -np.inf), None
-        yield problem, 2, x0, center - radius, center + radius
 
 
 def scipys(problem: Any, x0: Any, lower: Any, upper: Any) -> Any:
@@ -47,7 +31,7 @@ def scipys(problem: Any, x0: Any, lower: Any, upper: Any) -> Any:
 def test_more_garbow_hillstrom_in_boxes() -> None:
     """At the end no slope points inwards; no more evaluations than SciPy's, and as often the better of two minima."""
     ours = theirs = better = worse = 0
-    for problem, _, x0, lower, upper in boxes():
+    for problem, x0, lower, upper in mgh.boxes():
         low, high = -np.inf if lower is None else lower, np.inf if upper is None else upper
 
         def fun(x: Any, problem: Any = problem, low: Any = low, high: Any = high) -> Any:
