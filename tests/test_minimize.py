@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 import warnings
 from typing import Any
@@ -185,6 +186,7 @@ def test_options() -> None:
     assert run(history=1).nit != plain.nit
     assert run(line_search="armijo").nfev != plain.nfev
     assert run(line_search="armijo").success
+    assert xopt.minimize(bowl, np.zeros(9), method="cg", options={"line_search": "strong-wolfe"}).success
     assert xopt.minimize(rosenbrock, x0, maxiter=3).nit == 3
     assert xopt.minimize(rosenbrock, x0, maxiter=0).x.tolist() == x0.tolist()
     assert run(maxls=1).fun >= plain.fun
@@ -215,6 +217,27 @@ def test_steps_that_are_cut_short_are_no_convergence() -> None:
 
     got = xopt.minimize(fun, np.asarray([5.0, 1.0]), options={"ftol": 2.2e-9})
     assert (got.status, got.success) == (2, False)
+
+
+@pytest.mark.parametrize("method", SOLVERS)
+@pytest.mark.parametrize("problem", mgh.PROBLEMS[::4], ids=lambda p: p.name)
+def test_steps_meet_wolfes_conditions(method: Any, problem: mgh.Problem) -> None:
+    """Nocedal & Wright (2006), 3.7, on every step that is not lost in roundings, with the slopes at both its ends."""
+    sigma = 0.1 if method == "cg" else 0.9
+    for name in ("hager-zhang", "strong-wolfe"):
+        found: list[Any] = [(np.asarray(problem.start, "float64"), *problem(np.asarray(problem.start, "float64")))]
+        xopt.minimize(
+            problem, found[0][0], method=method, maxiter=30, options={"line_search": name},
+            callback=lambda x, found=found: found.append((x, *problem(x))),
+        )  # fmt: skip
+        for (x, value, g), (y, new, h) in itertools.pairwise(found):
+            if abs(new - value) < 1e-9 * abs(value) or np.abs(h).max() < 1e-6:
+                continue
+            falls = new <= value + 0.1 * g @ (y - x) * (1 - 1e-6)
+            assert falls or (name == "hager-zhang" and h @ (y - x) <= -0.8 * g @ (y - x))  # the approximate conditions
+            assert h @ (y - x) >= sigma * (g @ (y - x)) * (1 + 1e-6)
+            if name == "strong-wolfe":
+                assert abs(h @ (y - x)) <= sigma * abs(g @ (y - x)) * (1 + 1e-6)
 
 
 def test_a_line_search_of_ones_own() -> None:

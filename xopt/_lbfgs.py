@@ -77,7 +77,7 @@ class LBFGS:
         *,
         history: int = 10,
         maxls: int = 40,
-        line_search: Literal["hager-zhang", "armijo"] | Callable[..., Any] = "hager-zhang",
+        line_search: Literal["hager-zhang", "strong-wolfe", "armijo"] | Callable[..., Any] = "hager-zhang",
         preconditioner: Callable[[Any], Any] | None = None,
         bounds: Any = None,
         conjugate: bool = False,

@@ -117,8 +117,9 @@ def minimize(
         projection P. ``ftol`` (0): when the value falls by no more, as a part of the larger of it and 1. ``xtol`` (0;
         not of rules): when no element moves by more, as a part of the largest and 1. ``maxfun``: evaluations.
         ``target``: stop at this value. ``max_time``: seconds. ``history`` (10; ``"lbfgs"``, ``"lbfgs-b"``): steps to
-        remember. ``maxls`` (40): evaluations of a line search. ``line_search``: ``"hager-zhang"`` (strong enough for
-        all methods, and where differences of values drown in roundings it looks at slopes: Hager & Zhang 2006),
+        remember. ``maxls`` (40): evaluations of a line search. ``line_search``: ``"hager-zhang"`` (where differences of
+        values drown in roundings it looks at slopes: Hager & Zhang 2006), ``"strong-wolfe"`` (for ``"cg"``; the same,
+        until the slope is flat on both sides, \|slope\| ≤ σ·\|slope at the start\| with σ = 0.9, for ``"cg"`` 0.1),
         ``"armijo"`` (backtracking), or a function, see below. ``preconditioner`` (not with bounds): a function g ↦ P·g
         of trees like x0, linear, symmetric and positive definite, the same throughout, about the inverse of the
         Hessian: directions are computed from P·g, as if x were C⁻¹·x with P = C·Cᵀ. ``every`` (10; rules): steps
@@ -207,7 +208,7 @@ def minimize(
         every = _count("every", given.get("every", 10), 1)
         run = Stepping(both, layout, rule, limits, every=every, runner=given.get("runner"))
     else:
-        run = Descent(layout, name, limits, bounds=bounds, **solver_options(given))
+        run = Descent(layout, name, limits, bounds=bounds, **solver_options(given, name))
         run.fun = both
     return _run(run, callback, progress, limits.maxiter)
 
@@ -220,9 +221,10 @@ def checked_layout(x0: Any) -> Layout:
     return layout
 
 
-def solver_options(given: Mapping[str, Any]) -> dict[str, Any]:
+def solver_options(given: Mapping[str, Any], name: str = "lbfgs") -> dict[str, Any]:
     """Check what the solvers have in common, and fill in the defaults."""
-    search, preconditioner = given.get("line_search", "hager-zhang"), given.get("preconditioner")
+    search = given.get("line_search", "strong-wolfe" if name == "cg" else "hager-zhang")
+    preconditioner = given.get("preconditioner")
     if not callable(search) and search not in SEARCHES:
         raise ValueError(f"line_search: {search!r}, but it must be one of {', '.join(SEARCHES)}, or a function")
     if preconditioner is not None and not callable(preconditioner):

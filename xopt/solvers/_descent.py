@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -18,7 +19,11 @@ from xopt.solvers._objective import Fun
 from xopt.solvers._space import Array, Space, Vectors, checked_value
 
 METHODS = "lbfgs", "lbfgs-b", "cg", "gd"
-SEARCHES: dict[str, Callable[..., Point | None]] = {"hager-zhang": _line.hager_zhang, "armijo": _line.armijo}
+SEARCHES: dict[str, Callable[..., Point | None]] = {
+    "hager-zhang": _line.hager_zhang,
+    "strong-wolfe": functools.partial(_line.hager_zhang, strong=True),
+    "armijo": _line.armijo,
+}
 PATIENCE = 20
 CONVERGED, LIMIT, STUCK, INTERRUPTED, STOPPED = 0, 1, 2, 3, 99
 

@@ -59,12 +59,13 @@ class _Search:
 
 def hager_zhang(
     along: Along, start: Point, first: float, *,
-    tol: float, maxls: int, longest: float, delta: float = 0.1, sigma: float = 0.9,
+    tol: float, maxls: int, longest: float, delta: float = 0.1, sigma: float = 0.9, strong: bool = False,
 ) -> Point | None:  # fmt: skip
     """Find a point that meets Wolfe's conditions, or the approximate ones (Hager & Zhang 2006, Algorithm 851).
 
     ``tol`` is what values may be wrong by: where their differences drown in roundings, slopes decide. At the longest
-    step the slope need not be flat. Returns None if no point is better than the start.
+    step the slope need not be flat. If ``strong``, it must be as flat where it climbs, and the approximate conditions
+    hold only there. Returns None if no point is better than the start.
     """
     value, slope = start.value, start.slope
 
@@ -72,6 +73,8 @@ def hager_zhang(
         armijo = c.value - value <= delta * c.alpha * slope
         if c.slope < sigma * slope:
             return armijo and c.alpha >= longest
+        if strong and (c.slope > -sigma * slope or c.value < value - tol):
+            return armijo and c.slope <= -sigma * slope
         return armijo or ((2 * delta - 1) * slope >= c.slope and c.value <= value + tol)
 
     search = _Search(along, start, tol, maxls, good)
