@@ -414,14 +414,23 @@ def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "history", "vectors"),
-    [("lbfgs", 5, 2 * 5 + 4), ("lbfgs", 10, 2 * 10 + 4), ("lbfgs-b", 5, 2 * 5 + 6), ("cg", 0, 5), ("gd", 0, 5)],
+    ("method", "history", "vectors", "chunk"),
+    [
+        ("lbfgs", 5, 2 * 5 + 4, 2**13),
+        ("lbfgs", 10, 2 * 10 + 4, 2**13),
+        ("lbfgs", 10, 2 * 10 + 4, 2**18),  # all at once, as on a GPU
+        ("lbfgs-b", 5, 2 * 5 + 6, 2**13),
+        ("cg", 0, 5, 2**13),
+        ("gd", 0, 5, 2**13),
+    ],
 )
 @pytest.mark.parametrize("several", [False, True])
-def test_memory(method: Any, history: int, vectors: int, several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory(
+    method: Any, history: int, vectors: int, chunk: int, several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is promised, and two vectors more where a search takes several evaluations."""
     n = 2**18
-    monkeypatch.setattr(_space, "CHUNK", 2**13)
+    monkeypatch.setattr(_space, "CHUNK", chunk)
     x0, g, square = np.zeros(n), np.empty(n), np.empty(n)
     weights = np.linspace(1, 50, n)
 
@@ -446,7 +455,7 @@ def test_memory(method: Any, history: int, vectors: int, several: bool, monkeypa
     peak = tracemalloc.get_traced_memory()[1] / (8 * n)
     tracemalloc.stop()
     assert got.nit == 12
-    chunks = (2 * history + 4) * _space.CHUNK / n
+    chunks = (2 * history + 4) * 2**13 / n
     assert peak <= vectors + 2 * several + chunks
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from xopt import _arrays, _tree
 from xopt.solvers._directions import Asked, LimitedMemory, Line, Numbers
-from xopt.solvers._space import Array, Space, Vectors, part
+from xopt.solvers._space import CHUNK, Array, Space, Vectors, part
 
 ROUNDS = 10
 
@@ -113,13 +113,15 @@ class Bounded(LimitedMemory):
     def __init__(self, space: Space, history: int, box: Box) -> None:
         super().__init__(space, history)
         self.box = box
+        if len(self.chunks) == 1:  # the products of what is free take as much memory as what is multiplied
+            self.chunks = space.pieces(max(CHUNK, -(-space.size // 16)))
         self.products = np.zeros((2 * history, 2 * history))
         self.free = np.zeros_like(self.products)
         """The products of the rows where variables are free."""
 
     def begin(self, new: Vectors) -> Asked:
         xp, space, found = self.space.xp, self.space, Asked([], [])
-        for c in space.chunks:
+        for c in self.chunks:
             x, g = part(new.x, c), part(new.g, c)
             g_free = self._mask(x, g, c) * g
             zero = 0 * g_free[0]
@@ -133,9 +135,9 @@ class Bounded(LimitedMemory):
 
     def sums(self, here: Vectors, new: Vectors, d: Array) -> Asked:
         xp, space, i, m, found = self.space.xp, self.space, self.slot, self.history, Asked([], [])
-        for c in space.chunks:
+        for c in self.chunks:
             x, g, before, along = part(new.x, c), part(new.g, c), part(here.g, c), part(d, c)
-            self.memory = space.put(self.memory, m + i, c, g - before)
+            self.memory = space.put_difference(self.memory, m + i, c, g, before)
             rows, mask = part(self.memory, c), self._mask(x, g, c)
             dots = [xp.vecdot(g, along), xp.vecdot(g * mask, g), xp.vecdot(before, along)]
             pair = xp.matmul(rows[i::m, :], xp.matrix_transpose(rows))
@@ -165,11 +167,11 @@ class Bounded(LimitedMemory):
         self.with_gradient[i] *= alpha
 
     def refresh(self, here: Vectors) -> None:
-        masks = [self._mask(part(here.x, c), part(here.g, c), c) for c in self.space.chunks]
+        masks = [self._mask(part(here.x, c), part(here.g, c), c) for c in self.chunks]
         self._refresh(here, masks)
 
     def _refresh(self, here: Vectors, masks: list[Array]) -> None:
-        chunks = zip(self.space.chunks, masks, strict=True)
+        chunks = zip(self.chunks, masks, strict=True)
         self._take(self.space.total([self._products(part(self.memory, c), f, part(here.g, c)) for c, f in chunks]))
 
     def _take(self, free: Numbers) -> None:
@@ -181,7 +183,7 @@ class Bounded(LimitedMemory):
         weights, scale = self._weights()
         if not self.order:
             scale = min(1.0, 1 / math.sqrt(square)) if square else 1.0
-        for c in space.chunks:
+        for c in self.chunks:
             x, g = part(here.x, c), part(here.g, c)
             d = self._step(weights, scale, g, c) * self._mask(x, g, c)
             self.memory = space.put(self.memory, i, c, box.clip(x + d, c) - x)
@@ -228,14 +230,14 @@ class Bounded(LimitedMemory):
     def feasible(self, here: Vectors) -> Line | None:
         """Return d_F with more variables held, until no bound is in its way at once; None if there is no such."""
         space, box, xp, i = self.space, self.box, self.space.xp, self.slot
-        masks = [self._mask(part(here.x, c), part(here.g, c), c) for c in space.chunks]
+        masks = [self._mask(part(here.x, c), part(here.g, c), c) for c in self.chunks]
         for _ in range(ROUNDS):
             self._refresh(here, masks)
             weights, scale = self._weights()
             if not self.order:
                 return None
             tops, slopes = [], []
-            for k, c in enumerate(space.chunks):
+            for k, c in enumerate(self.chunks):
                 x, g = part(here.x, c), part(here.g, c)
                 d = self._step(weights, scale, g, c) * masks[k]
                 held = masks[k]

@@ -132,7 +132,7 @@ class LimitedMemory:
     tables: ClassVar = ["products", "with_gradient"]
 
     def __init__(self, space: Space, history: int) -> None:
-        self.space, self.history = space, history
+        self.space, self.history, self.chunks = space, history, space.chunks
         self.memory = space.zeros(2 * history, space.size)
         """Steps first, then P times the changes of the gradient, a ring each."""
         self.products = np.zeros((2 * history, history))
@@ -180,20 +180,19 @@ class LimitedMemory:
     def refresh(self, here: Vectors) -> None:
         """Compute what is known of the gradient anew."""
         xp, space = self.space.xp, self.space
-        rows = [xp.matmul(part(self.memory, c), part(here.g, c)) for c in space.chunks]
+        rows = [xp.matmul(part(self.memory, c), part(here.g, c)) for c in self.chunks]
         self.with_gradient = space.total(rows)
 
     def begin(self, new: Vectors) -> Asked:
         return asked(self.space, new, new.z)
 
     def sums(self, here: Vectors, new: Vectors, d: Array) -> Asked:
-        xp, space, found = self.space.xp, self.space, Asked([], [])
-        for c in space.chunks:
+        xp, space, found, i = self.space.xp, self.space, Asked([], []), self.history + self.slot
+        for c in self.chunks:
             g, z = part(new.g, c), part(new.z, c)
-            y = g - part(here.g, c)
-            change = y if new.z is new.g else z - part(here.z, c)
-            self.memory = space.put(self.memory, self.history + self.slot, c, change)
+            self.memory = space.put_difference(self.memory, i, c, z, part(here.z, c))
             rows = part(self.memory, c)
+            y = rows[i, :] if new.z is new.g else g - part(here.g, c)
             first = xp.stack([xp.vecdot(g, part(d, c)), xp.vecdot(g, z)])
             found.sums.append(xp.concat([first, xp.matmul(rows, g), xp.matmul(rows, y)]))
             found.tops.append(xp.reshape(space.largest(g), (1,)))
@@ -214,8 +213,8 @@ class LimitedMemory:
         """Remember the direction that was searched, and the change of the gradient."""
         i = self.slot
         if alpha != 1:
-            for c in self.space.chunks:
-                self.memory = self.space.put(self.memory, i, c, alpha * part(self.memory, c)[i, :])
+            for c in self.chunks:
+                self.memory = self.space.scale(self.memory, i, c, alpha)
         self.order.append(i)
 
     def direction(self, here: Vectors, square: float) -> Line:
@@ -226,10 +225,10 @@ class LimitedMemory:
         space, i = self.space, self.slot
         weights = space.uploaded(shares)
         scale = -self.scale
-        for c in space.chunks:
+        for c in self.chunks:
             d = scale * part(here.z, c)
             if self.order:
-                d = d + space.xp.matmul(weights, part(self.memory, c))
+                d += space.xp.matmul(weights, part(self.memory, c))
             self.memory = space.put(self.memory, i, c, d)
         self._written(i)
         return Line(self.memory[i, :], slope)

@@ -14,7 +14,7 @@ from xopt._layout import Layout
 
 Array = Any
 CHUNK = 2**16
-"""Elements that are read at a time, so that what is computed of them stays in a cache and takes no memory."""
+"""Elements that are read at a time on a host, so that they stay in the cache."""
 
 
 class Vectors(NamedTuple):
@@ -43,11 +43,15 @@ class Space:
         if not self.size:
             raise ValueError("x0: no elements, so there is nothing to minimize over")
         self.eps = float(max(np.finfo(d.real).eps for d in layout.dtypes))
-        size = CHUNK if self.library == "numpy" else max(CHUNK, -(-self.size // 16))  # elsewhere a call may cost more
-        self.chunks: list[slice | None] = [None]
-        """Slices of a vector, None for all of it."""
-        if _arrays.in_place(self.library) and size < self.size:
-            self.chunks = [slice(k, min(k + size, self.size)) for k in range(0, self.size, size)]
+        host = _arrays.in_place(self.library) and _arrays.device_name(layout.leaves[0]) == "cpu"
+        self.chunks = self.pieces(CHUNK) if host else [None]
+        """Slices of a vector, None for all of it: on a host, what stays in the cache."""
+
+    def pieces(self, size: int) -> list[slice | None]:
+        """Return slices of so many elements."""
+        if size >= self.size or not _arrays.in_place(self.library):
+            return [None]
+        return [slice(k, min(k + size, self.size)) for k in range(0, self.size, size)]
 
     def vector(self, leaves: list[Array]) -> Array:
         """Return one array a parameter as a vector; it may be the memory of the array itself."""
@@ -107,6 +111,23 @@ class Space:
         if not _arrays.in_place(self.library):
             return _jax_put()(rows, i, values)
         rows[i, slice(None) if chunk is None else chunk] = values
+        return rows
+
+    def put_difference(self, rows: Array, i: int, chunk: slice | None, a: Array, b: Array) -> Array:
+        """Write a - b into a row of a matrix, without a temporary where the library can."""
+        if not _arrays.in_place(self.library):
+            return self.put(rows, i, chunk, a - b)
+        row = rows[i, slice(None) if chunk is None else chunk]
+        row[...] = a
+        row -= b
+        return rows
+
+    def scale(self, rows: Array, i: int, chunk: slice | None, factor: float) -> Array:
+        """Multiply a row of a matrix."""
+        if not _arrays.in_place(self.library):
+            return self.put(rows, i, chunk, factor * rows[i, :])
+        row = rows[i, slice(None) if chunk is None else chunk]
+        row *= factor
         return rows
 
     def largest(self, x: Array) -> Array:
