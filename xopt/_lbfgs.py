@@ -35,7 +35,8 @@ class LBFGS:
     Raises
     ------
     TypeError, ValueError
-        For what does not fit, by name. What the function raises comes through, and the solver is where it was.
+        For what does not fit, by name. What the function raises comes through; x, value and gradient are what they
+        were, but the oldest of the steps has made room for the one that failed.
 
     Notes
     -----

@@ -13,6 +13,7 @@ import numpy as np
 
 from xopt._minimize import minimize
 from xopt.rule import Method, check_method
+from xopt.solvers._descent import METHODS
 
 _FTOL = 2.220446049250313e-09
 _MAXFUN = 15000
@@ -68,6 +69,8 @@ def scipy_method(method: str | Method | None = None) -> Callable[..., Any]:
     >>> minimize(rosen, [-1.2, 1.0], jac=rosen_der, method=adam, options={"maxiter": 3000}).fun < 1e-6
     True
     """
+    if isinstance(method, str) and method not in METHODS:
+        raise ValueError(f"method: {method!r}, but it must be one of {', '.join(map(repr, METHODS))}, or a rule")
     if method is not None and not isinstance(method, str):
         check_method(method)
     return _SciPyMethod(method)
@@ -179,10 +182,22 @@ class _Objective:
 
     def _differences(self, x: Any) -> tuple[Any, Any]:
         x = x.astype(float)  # in float32 the steps would vanish
-        value, eps = self._value(x), self.eps
-        if self.limits is not None:
-            eps = np.where(x + eps > self.limits[1], -eps, eps)  # towards the inside
-        return value, self.scipy.approx_fprime(x, lambda y: value if np.array_equal(x, y) else self._value(y), eps)
+        value, steps = self._value(x), np.full(x.shape, self.eps, float)
+        if self.limits is not None:  # towards the inside, and no further
+            below, above = x - self.limits[0], self.limits[1] - x
+            steps = np.where(above >= below, np.minimum(steps, above), -np.minimum(steps, below))
+        g, free = np.zeros(x.shape), steps != 0
+
+        def moved(y: Any) -> Any:
+            if np.array_equal(y, x[free]):
+                return value
+            z = x.copy()
+            z[free] = y
+            return self._value(z if self.limits is None else np.clip(z, *self.limits))
+
+        if free.any():
+            g[free] = self.scipy.approx_fprime(x[free], moved, steps[free])
+        return value, g
 
 
 def _bounds(scipy: Any, bounds: Any, x0: Any) -> tuple[Any, Any] | None:

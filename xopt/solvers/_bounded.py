@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,17 +19,27 @@ class Box:
     """All x with lower ≤ x ≤ upper. A side is a vector, or a number of 0 dimensions."""
 
     def __init__(self, space: Space, bounds: Any) -> None:
+        self.space = space
         if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
-            bounds = bounds.lb, bounds.ub
+            bounds = tuple(self._scipys(np.asarray(x)) for x in (bounds.lb, bounds.ub))
         if not isinstance(bounds, tuple) or len(bounds) != 2:
             raise TypeError(f"bounds: {bounds!r}, but it must be (lower, upper), each None, a number or like x0")
-        self.space = space
         self.lower, self.upper = (self._side(*x) for x in zip(("lower", "upper"), bounds, (-1, 1), strict=True))
         xp = space.xp
         some = (self.lower <= self.upper) & (self.lower < math.inf) & (self.upper > -math.inf)
-        empty = _arrays.cast(xp, xp.logical_not(some), space.dtype)
-        if any(space.numbers(0.0, [xp.max(empty)])):
+        empty = xp.max(_arrays.cast(xp, xp.logical_not(some), space.dtype))
+        _, *ends, none = space.numbers(0.0, [space.largest(self.lower), space.largest(self.upper), empty])
+        if none:
             self._explain()
+        self.boxed = all(map(math.isfinite, ends))
+        """Whether all bounds are finite."""
+
+    def _scipys(self, side: np.ndarray[Any, Any]) -> Any:
+        """Return a side of SciPy's class, which has one dimension."""
+        if side.size == 1:
+            return float(side.reshape(()))
+        shapes = self.space.layout.shapes
+        return side.reshape(shapes[0]) if len(shapes) == 1 and side.size == math.prod(shapes[0]) else side
 
     def _side(self, name: str, bound: Any, sign: int) -> Array:
         space, layout = self.space, self.space.layout
@@ -39,18 +50,25 @@ class Box:
             if layout.dtypes[k].complex and not (_is_number(x) and x == sign * math.inf):
                 raise TypeError(f"{layout.path(k)}: dtype {layout.dtypes[k].name}, but only real numbers have bounds")
         if alone:
-            return space.uploaded(np.asarray(entries[0]))
-        return space.vector([self._leaf(name, k, x) for k, x in enumerate(entries)])
+            return space.uploaded(np.asarray(float(entries[0])))
+        parts = [self._leaf(name, k, x) for k, x in enumerate(entries)]
+        return space.copied(parts[0]) if len(parts) == 1 else space.xp.concat(parts)
 
     def _leaf(self, name: str, k: int, x: Any) -> Array:
-        layout = self.space.layout
-        if _arrays.library(x) in (None, "numpy"):
-            x = np.asarray(x, layout.dtypes[k].name)
-            x = np.broadcast_to(x, layout.shapes[k]).copy() if x.ndim == 0 else x
-            if layout.library != "numpy":
-                x = layout.xp.asarray(x, **_arrays.beside(layout.leaves[k]))
-        layout.same(f"bounds: {name}", k, x, layout.raw_dtypes[k])
-        return x
+        """Return a bound as a vector."""
+        space, layout, path = self.space, self.space.layout, f"bounds: {name}"
+        if _is_number(x):
+            return space.zeros(space.sizes[k]) + float(x)
+        if _arrays.library(x) not in ("numpy", layout.library):
+            raise TypeError(
+                f"{layout.path(k, path)}: a {type(x).__name__}, but it must be None, a number or an array; pairs of "
+                f"bounds go into scipy.optimize.Bounds"
+            )
+        if tuple(x.shape) != layout.shapes[k]:
+            raise ValueError(
+                f"{layout.path(k, path)}: shape {tuple(x.shape)}, but the parameter has {layout.shapes[k]}"
+            )
+        return space.xp.reshape(space.beside(_arrays.detached(layout.library, x)), (-1,))
 
     def _explain(self) -> None:
         size, layout, start = self.space.size, self.space.layout, 0
@@ -62,23 +80,35 @@ class Box:
                 raise ValueError(f"{layout.path(k)}: element {i} has the bounds {pair}, and no number is within them")
             start += length
 
-    def clip(self, x: Array, c: slice | None = None) -> Array:
-        """Return the nearest point within the bounds, of a chunk."""
-        xp = self.space.xp
-        return xp.minimum(xp.maximum(x, _of(self.lower, c)), _of(self.upper, c))
-
     def project(self, x: Array) -> Array:
         """Return the nearest point within the bounds, in place where arrays can be written into."""
+        xp = self.space.xp
         for c in self.space.chunks:
+            nearest = xp.minimum(xp.maximum(part(x, c), _of(self.lower, c)), _of(self.upper, c))
             if c is None:
-                return self.clip(x)
-            x[c] = self.clip(x[c], c)
+                return nearest
+            x[c] = nearest
         return x
 
-    def inside(self, x: Array, g: Array, c: slice | None) -> Array:
-        """Return x - P(x - g) of a chunk, without what rounding x - g would lose."""
+    def limit(self, x: Array, d: Array, c: slice | None) -> Array:
+        """Return P(x + d) - x of a chunk, without what rounding x + d would lose."""
         xp = self.space.xp
-        return xp.minimum(xp.maximum(g, x - _of(self.upper, c)), x - _of(self.lower, c))
+        return xp.maximum(xp.minimum(d, _of(self.upper, c) - x), _of(self.lower, c) - x)
+
+    def reach(self, x: Array, d: Array, new: Array) -> Array:
+        """Return where x + d leads, which is ``new`` but for roundings: a bound that it leads to, exactly."""
+        xp = self.space.xp
+        for c in self.space.chunks:
+            low, high, p, step, found = _of(self.lower, c), _of(self.upper, c), part(x, c), part(d, c), part(new, c)
+            found = xp.where(step == high - p, high + 0 * p, xp.where(step == low - p, low + 0 * p, found))
+            if c is None:
+                return found
+            new[c] = found
+        return new
+
+    def inside(self, x: Array, g: Array, c: slice | None) -> Array:
+        """Return x - P(x - g) of a chunk."""
+        return -self.limit(x, -g, c)
 
     def stuck(self, x: Array, g: Array, c: slice | None) -> Array:
         """Return which variables of a chunk are at a bound, with a value that would fall behind it."""
@@ -96,7 +126,10 @@ def _of(side: Array, c: slice | None) -> Array:
 
 
 def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool)
+    if isinstance(x, bool | np.bool_):
+        return False
+    real = isinstance(x, int | float | np.integer | np.floating)
+    return real or (_arrays.library(x) is not None and tuple(x.shape) == () and "complex" not in str(x.dtype))
 
 
 class Bounded(LimitedMemory):
@@ -156,7 +189,7 @@ class Bounded(LimitedMemory):
         m, i = self.history, self.slot
         pair, free = sums[3 : 3 + 4 * m].reshape(2, -1), sums[3 + 4 * m :]
         self._take(free)
-        if not (pair[0, m + i] > 1e-10 * abs(slope) and pair[1, m + i] > 0):
+        if not (pair[0, m + i] > 1e-10 * abs(slope) and 0 < pair[1, m + i] < math.inf):
             return
         self.keep(alpha)
         self.products[i, :] = self.products[:, i] = pair[0]
@@ -179,15 +212,14 @@ class Bounded(LimitedMemory):
         self.free, self.with_gradient = free[: 4 * m * m].reshape(2 * m, -1).copy(), free[4 * m * m :].copy()
 
     def direction(self, here: Vectors, square: float) -> Line:
-        space, box, i = self.space, self.box, self.slot
         weights, scale = self._weights()
-        if not self.order:
-            scale = min(1.0, 1 / math.sqrt(square)) if square else 1.0
+        self._choose()
+        i = self.slot
         for c in self.chunks:
             x, g = part(here.x, c), part(here.g, c)
             d = self._step(weights, scale, g, c) * self._mask(x, g, c)
-            self.memory = space.put(self.memory, i, c, box.clip(x + d, c) - x)
-        self._written(i)
+            self.memory = self.space.put(self.memory, i, c, self.box.limit(x, d, c))
+        self._written()
         return Line(self.memory[i, :], math.nan)
 
     def _step(self, weights: Numbers, scale: float, g: Array, c: slice | None) -> Array:
@@ -201,11 +233,13 @@ class Bounded(LimitedMemory):
         if not self.order:
             return 1.0
         i, j = self.order[-1], self.history + self.order[-1]
-        return float(self.products[i, j] / self.products[j, j])
+        return max(float(self.products[i, j] / self.products[j, j]), sys.float_info.min)  # 1/scale is needed
 
     def _weights(self) -> tuple[Numbers, float]:
         """Return of which sum of the rows -d_F is made, besides g·scale (by Sherman, Morrison and Woodbury)."""
         weights, scale, order = np.zeros(2 * self.history), self.scale, self.order
+        if not order:
+            return weights, 1.0
         steps, changes = np.asarray(order, int), self.history + np.asarray(order, int)
         used = np.concatenate([changes, steps])
         size = np.concatenate([np.ones(len(order)), np.full(len(order), 1 / scale)])  # W = [Y, S/scale]

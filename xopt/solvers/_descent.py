@@ -85,7 +85,8 @@ class Descent:
         self.box = Box(space, (None, None) if bounds is None else bounds) if method == "lbfgs-b" else None
         self.method = _method(method, space, history, self.box)
         self.fun: Fun
-        self.nit = self.nfev = 0
+        self.nit = self.nfev = self.better = 0
+        self.lowest = self.least = math.inf
         self.value, self.known = math.nan, Known(np.zeros(2), np.zeros(1))
         self.began = time.monotonic()
         x = space.vector(layout.leaves)
@@ -96,11 +97,11 @@ class Descent:
         self.end: Stop | None = None
         self.best = math.inf, self.here
         """The least value that was seen, and where."""
-        self.seen: dict[float, Vectors] = {}
-        """Where steps of the last search led, by their length: the last one, and the best."""
+        self.seen: dict[float, tuple[Point, Vectors]] = {}
+        """Where steps of this search led, by their length: the last one, and the best."""
         self.latest = math.nan
-        self.cut = False
-        """Whether the last search met a value that is infinite or NaN."""
+        self.cut = self.bottomless = False
+        """Whether this search met a value that is infinite or NaN; whether one was -inf."""
 
     @property
     def largest(self) -> float:
@@ -136,24 +137,27 @@ class Descent:
         if not math.isfinite(value) or not math.isfinite(self.largest):
             raise ValueError(f"x0: the value there is {value}, its largest slope {self.largest}")
         self.value, self.here = self.best = value, new
-        self.lowest, self.least, self.better = value, self.largest, 0
+        self.lowest, self.least = value, self.largest
 
     def numbers(self) -> list[float]:
         """Return what the host knows, to restore it."""
         alpha, slope = self.last or (math.nan, math.nan)
         return [
             self.value, self.square, self.largest, alpha, slope, self.nit, self.nfev, self.lowest, self.least,
-            self.better,
+            self.better, self.bottomless,
         ]  # fmt: skip
 
     def restore(self, x: Array, g: Array, numbers: list[float]) -> None:
         """Go on at a point that was evaluated before."""
-        self.value, square, largest, alpha, slope, nit, nfev, self.lowest, self.least, better = numbers
+        if len(numbers) != len(self.numbers()):
+            raise ValueError(f"state: {len(numbers)} numbers, but there must be {len(self.numbers())}")
+        self.value, square, largest, alpha, slope, nit, nfev, self.lowest, self.least, better, bottomless = numbers
         self.known = Known(np.asarray([0.0, square]), np.asarray([largest]))
         self.last = None if math.isnan(alpha) else (alpha, slope)
         self.nit, self.nfev, self.better = int(nit), int(nfev), int(better)
         self.here = Vectors(x, g, self._preconditioned(g))
-        self.best = self.value, self.here
+        self.best, self.bottomless = (self.value, self.here), bool(bottomless)
+        self.end = self._hopeless()
 
     def iterate(self) -> None:
         """Take a step, or raise `Stop`."""
@@ -169,20 +173,16 @@ class Descent:
             raise hopeless
         if found is None:
             raise Stop(STUCK, f"stopped: maxls = {self.maxls} steps along -g lowered the value by nothing that counts")
-        if found.alpha == self.latest:
-            new = self.seen[found.alpha]
-        elif found.alpha in self.seen:
-            new = self.seen[found.alpha]
+        if found.alpha not in self.seen:
+            self._evaluate(line.d, found.alpha)
+        length, (found, new) = found.alpha, self.seen[found.alpha]
+        if length != self.latest:
             self.method.sums(self.here, new, line.d)  # so that it has seen this one last
-        else:
-            found = self._evaluate(line.d, found.alpha)
-            new = self.seen[found.alpha]
         self.method.accept(found.alpha, line.slope, found.slope, found.kept.sums)
         moved = [math.inf, 1.0]
         if self.limits.xtol > 0:
             moved = self.space.numbers(0.0, [self.space.largest(x) for x in (new.x - self.here.x, self.here.x)])[1:]
         before, self.value, self.here, self.known = self.value, found.value, new, found.kept
-        self.seen = {}
         self.nit += 1
         self.last = found.alpha, line.slope
         if not self.cut:  # where a step was cut short, small is not converged
@@ -191,25 +191,33 @@ class Descent:
 
     def _search(self) -> tuple[Point | None, Line]:
         """Choose a direction and search along it."""
-        line, ready = self.method.direction(self.here, self.square), list[Point]()
-        self.cut = False
+        line = self.method.direction(self.here, self.square)
+        self.seen, self.latest, self.cut = {}, math.nan, False
+        try:
+            return self._along(line)
+        except BaseException:
+            self.method.clean()
+            raise
+
+    def _along(self, line: Line) -> tuple[Point | None, Line]:
+        first, ready = self._first(line.slope), list[Point]()
         if isinstance(self.method, Bounded):
-            ready = [self._evaluate(line.d, 1.0)]
+            ready = [self._evaluate(line.d, first)]
             line = self.method.told(line, *ready[0].kept)
-            if not line.slope < 0:
+            if not line.slope < 0 and self.method.scaled:
                 feasible = self.method.feasible(self.here)
                 if feasible is None:
                     return None, line
-                line, ready = feasible, []
+                line, first, ready = feasible, min(1.0, feasible.longest), []
         if not -math.inf < line.slope < 0:
-            raise Stop(STUCK, f"stopped: the square of the gradient is {self.square} in {self.space.real}")
+            raise Stop(STUCK, f"stopped: the slope is {line.slope:.3g}, g·g {self.square:.3g}, in {self.space.real}")
 
         def along(alpha: float) -> Point:
-            return ready.pop() if ready and alpha == 1 else self._evaluate(line.d, alpha)
+            return ready.pop() if ready and alpha == first else self._evaluate(line.d, alpha)
 
         found = self.search(
-            along, Point(0.0, self.value, line.slope), min(self._first(line.slope), line.longest),
-            tol=100 * self.space.eps * abs(self.value), maxls=self.maxls, sigma=self.method.sigma, longest=line.longest,
+            along, Point(0.0, self.value, line.slope), first, longest=line.longest,
+            tol=100 * self.space.eps * abs(self.value), maxls=self.maxls, sigma=self.method.sigma,
         )  # fmt: skip
         if found is not None and not isinstance(found, Point):
             raise TypeError(f"line_search: returned a {type(found).__name__}, but it must return a point, or None")
@@ -217,7 +225,7 @@ class Descent:
 
     def _hopeless(self) -> Stop | None:
         """Whether there is no minimum, or neither the value nor the gradient has become smaller for long."""
-        if self.best[0] == -math.inf:
+        if self.bottomless:
             return Stop(STUCK, "stopped: the value is -inf, so there is no minimum")
         if self.value < self.lowest or self.largest < self.least:
             self.lowest, self.least = min(self.lowest, self.value), min(self.least, self.largest)
@@ -228,28 +236,33 @@ class Descent:
 
     def _first(self, slope: float) -> float:
         """Guess the length of a step: a method that scales its directions knows that it is 1."""
-        if self.method.scaled or self.box is not None:
+        if self.method.scaled or (self.box is not None and self.box.boxed):
             return 1.0
         if self.last is None:
             return min(1.0, 1 / math.sqrt(self.square)) if self.square else 1.0
         alpha, before = self.last
-        guess = alpha * before / slope
+        guess = alpha * before / (slope if slope < 0 else -self.square or math.nan)
         return guess if 0 < guess < math.inf else 1.0
 
     def _evaluate(self, d: Array, alpha: float) -> Point:
         """Evaluate at a step along d."""
-        self.seen = {a: v for a, v in self.seen.items() if v is self.best[1]}
+        self.seen = {a: pair for a, pair in self.seen.items() if pair[1] is self.best[1]}
         x = alpha * d
         x += self.here.x
-        value, new = self._call(x if self.box is None else self.box.project(x))
+        if self.box is not None:
+            x = self.box.project(x)
+            x = self.box.reach(self.here.x, d, x) if alpha == 1 else x
+        value, new = self._call(x)
         with np.errstate(all="ignore"):  # this point may be infinite, and then another one is tried
             asked = self.method.sums(self.here, new, d)
         value, known = self._look(value, asked)
-        self.seen[alpha], self.latest = new, alpha
-        self.cut = self.cut or not math.isfinite(value)
-        if value < self.best[0]:
+        slope = float(known.sums[0]) if math.isfinite(known.tops[0]) else math.nan
+        point = Point(alpha, value, slope, known)
+        self.seen[alpha], self.latest = (point, new), alpha
+        self.cut, self.bottomless = self.cut or not point.finite, self.bottomless or value == -math.inf
+        if point.finite and value < self.best[0]:
             self.best = value, new
-        return Point(alpha, value, float(known.sums[0]), known)
+        return point
 
     def _call(self, x: Array) -> tuple[Any, Vectors]:
         if self.nfev >= self.limits.maxfun:

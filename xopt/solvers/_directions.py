@@ -54,6 +54,9 @@ class Direction(Protocol):
     def reset(self) -> bool:
         """Forget what was; whether there was anything."""
 
+    def clean(self) -> None:
+        """Forget what a search that was broken off has left."""
+
 
 def asked(space: Space, new: Vectors, d: Array, *more: Array) -> Asked:
     """Ask for the slope along d, for g·P·g, and for more sums."""
@@ -84,6 +87,9 @@ class Steepest:
 
     def reset(self) -> bool:
         return False
+
+    def clean(self) -> None:
+        pass
 
 
 class PolakRibiere(Steepest):
@@ -140,13 +146,9 @@ class LimitedMemory:
         self.with_gradient = np.zeros(2 * history)
         self.order: list[int] = []
         """Rows in use, the oldest first."""
+        self.slot = 0
+        """The row of the direction that is searched."""
         self.scaled = False
-
-    @property
-    def slot(self) -> int:
-        """The row that is written next."""
-        free = {*range(self.history)} - {*self.order}
-        return min(free, default=self.order[0] if self.order else 0)
 
     def state(self, *more: Array) -> dict[str, Any]:
         """Return what is remembered, in arrays of its own; more rows for ``vectors`` may be given."""
@@ -174,7 +176,10 @@ class LimitedMemory:
         self.memory = self.space.copied(vectors[:size, :])
         for n in self.tables:
             setattr(self, n, np.array(state[n], float))
-        self.order = [int(i) for i in state["order"]]
+        order = [int(i) for i in state["order"]]
+        if {*order} - {*range(self.history)} or len({*order}) < len(order):
+            raise ValueError(f"state: order is {order}, but it must be different numbers below {self.history}")
+        self.order = order
         return [self.space.copied(vectors[k, :]) for k in (size, size + 1)]
 
     def refresh(self, here: Vectors) -> None:
@@ -202,7 +207,7 @@ class LimitedMemory:
         m, i = self.history, self.slot
         with_new, with_change = sums[2:].reshape(2, -1)
         self.with_gradient = with_new
-        if not (with_change[i] > 1e-10 * abs(slope) and with_change[m + i] > 0):
+        if not (with_change[i] > 1e-10 * abs(slope) and 0 < with_change[m + i] < np.inf):
             return  # the curvature is not positive, or lost in roundings
         self.keep(alpha)
         with_new[i] *= alpha
@@ -222,20 +227,25 @@ class LimitedMemory:
         if not slope < 0:
             self.order = []
             shares, slope = self._shares(square)
+        self._choose()
         space, i = self.space, self.slot
-        weights = space.uploaded(shares)
-        scale = -self.scale
+        weights, scale = space.uploaded(shares), -self.scale
         for c in self.chunks:
             d = scale * part(here.z, c)
             if self.order:
                 d += space.xp.matmul(weights, part(self.memory, c))
             self.memory = space.put(self.memory, i, c, d)
-        self._written(i)
+        self._written()
         return Line(self.memory[i, :], slope)
 
-    def _written(self, i: int) -> None:
-        """Note that a direction stands where the oldest step did."""
-        self.scaled, self.order = bool(self.order), [j for j in self.order if j != i]
+    def _choose(self) -> None:
+        """Choose the row to write into: one that is free, or the oldest."""
+        free = {*range(self.history)} - {*self.order}
+        self.slot = min(free, default=self.order[0] if self.order else 0)
+
+    def _written(self) -> None:
+        """Note that a direction stands there, and no step that is remembered."""
+        self.scaled, self.order = bool(self.order), [j for j in self.order if j != self.slot]
 
     @property
     def scale(self) -> float:
@@ -260,7 +270,11 @@ class LimitedMemory:
         return shares, float(shares[used] @ w[used] - scale * square)
 
     def reset(self) -> bool:
-        for i in (self.slot, self.history + self.slot):  # what was left there may be infinite
-            self.memory = self.space.put(self.memory, i, None, self.space.zeros(self.space.size))
+        self.clean()
         had, self.order = self.scaled, []
         return had
+
+    def clean(self) -> None:
+        """Forget what a search has left, which may be infinite."""
+        for i in (self.slot, self.history + self.slot):
+            self.memory = self.space.put(self.memory, i, None, self.space.zeros(self.space.size))
