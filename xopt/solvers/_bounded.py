@@ -158,7 +158,7 @@ class Bounded(LimitedMemory):
             x, g = part(new.x, c), part(new.g, c)
             g_free = self._mask(x, g, c) * g
             zero = 0 * g_free[0]
-            found.sums.append(xp.stack([zero, xp.vecdot(g_free, g_free)]))
+            found.sums.append(xp.stack([zero, xp.matmul(g_free, g_free)]))
             found.tops.append(xp.stack([space.largest(self.box.inside(x, g, c)), zero]))
         return found
 
@@ -167,13 +167,13 @@ class Bounded(LimitedMemory):
         return _arrays.cast(xp, xp.logical_not(self.box.stuck(x, g, c)), self.space.dtype)
 
     def sums(self, here: Vectors, new: Vectors, d: Array) -> Asked:
-        xp, space, i, m, found = self.space.xp, self.space, self.slot, self.history, Asked([], [])
+        xp, space, i, found = self.space.xp, self.space, self.slot, Asked([], [])
         for c in self.chunks:
             x, g, before, along = part(new.x, c), part(new.g, c), part(here.g, c), part(d, c)
-            self.memory = space.put_difference(self.memory, m + i, c, g, before)
-            rows, mask = part(self.memory, c), self._mask(x, g, c)
-            dots = [xp.vecdot(g, along), xp.vecdot(g * mask, g), xp.vecdot(before, along)]
-            pair = xp.matmul(rows[i::m, :], xp.matrix_transpose(rows))
+            self.memory = space.put_difference(self.memory, 2 * i + 1, c, g, before)
+            rows, mask = self._rows(c), self._mask(x, g, c)
+            dots = [xp.matmul(g, along), xp.matmul(g * mask, g), xp.matmul(before, along)]
+            pair = xp.matmul(rows[2 * i : 2 * i + 2, :], xp.matrix_transpose(rows))
             found.sums.append(xp.concat([xp.stack(dots), xp.reshape(pair, (-1,)), self._products(rows, mask, g)]))
             tops = [space.largest(self.box.inside(x, g, c)), self.box.steps(part(here.x, c), along, c)]
             found.tops.append(xp.stack(tops))
@@ -187,9 +187,10 @@ class Bounded(LimitedMemory):
 
     def accept(self, alpha: float, slope: float, slopes: float, sums: Numbers) -> None:
         m, i = self.history, self.slot
-        pair, free = sums[3 : 3 + 4 * m].reshape(2, -1), sums[3 + 4 * m :]
-        self._take(free)
-        if not (pair[0, m + i] > 1e-10 * abs(slope) and 0 < pair[1, m + i] < math.inf):
+        size = 2 * self.used
+        pair = [self._sorted(x) for x in sums[3 : 3 + 2 * size].reshape(2, -1)]
+        self._take(sums[3 + 2 * size :])
+        if not (pair[0][m + i] > 1e-10 * abs(slope) and 0 < pair[1][m + i] < math.inf):
             return
         self.keep(alpha)
         self.products[i, :] = self.products[:, i] = pair[0]
@@ -205,16 +206,17 @@ class Bounded(LimitedMemory):
 
     def _refresh(self, here: Vectors, masks: list[Array]) -> None:
         chunks = zip(self.chunks, masks, strict=True)
-        self._take(self.space.total([self._products(part(self.memory, c), f, part(here.g, c)) for c, f in chunks]))
+        self._take(self.space.total([self._products(self._rows(c), f, part(here.g, c)) for c, f in chunks]))
 
     def _take(self, free: Numbers) -> None:
-        m = self.history
-        self.free, self.with_gradient = free[: 4 * m * m].reshape(2 * m, -1).copy(), free[4 * m * m :].copy()
+        size = 2 * self.used
+        rows = np.stack([self._sorted(x) for x in free[: size * size].reshape(size, size)], axis=1)
+        self.free, self.with_gradient = np.stack([self._sorted(x) for x in rows]), self._sorted(free[size * size :])
 
     def direction(self, here: Vectors, square: float) -> Line:
         weights, scale = self._weights()
         self._choose()
-        i = self.slot
+        i = 2 * self.slot
         for c in self.chunks:
             x, g = part(here.x, c), part(here.g, c)
             d = self._step(weights, scale, g, c) * self._mask(x, g, c)
@@ -225,7 +227,7 @@ class Bounded(LimitedMemory):
     def _step(self, weights: Numbers, scale: float, g: Array, c: slice | None) -> Array:
         d = -scale * g
         if self.order:
-            d = d - self.space.xp.matmul(self.space.uploaded(weights), part(self.memory, c))
+            d = d - self.space.xp.matmul(self._weights_of_rows(weights), self._rows(c))
         return d
 
     @property
@@ -263,7 +265,7 @@ class Bounded(LimitedMemory):
 
     def feasible(self, here: Vectors) -> Line | None:
         """Return d_F with more variables held, until no bound is in its way at once; None if there is no such."""
-        space, box, xp, i = self.space, self.box, self.space.xp, self.slot
+        space, box, xp, i = self.space, self.box, self.space.xp, 2 * self.slot
         masks = [self._mask(part(here.x, c), part(here.g, c), c) for c in self.chunks]
         for _ in range(ROUNDS):
             self._refresh(here, masks)
@@ -278,7 +280,7 @@ class Bounded(LimitedMemory):
                 masks[k] = held * self._mask(x, -d, c)
                 self.memory = space.put(self.memory, i, c, d)
                 tops.append(xp.stack([xp.max(held - masks[k]), box.steps(x, d * masks[k], c)]))
-                slopes.append(xp.reshape(xp.vecdot(g, d), (1,)))
+                slopes.append(xp.reshape(xp.matmul(g, d), (1,)))
             [slope], (more, steps) = space.total(slopes), space.total(tops, np.max)
             if not more:
                 return (

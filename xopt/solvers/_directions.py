@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
+from xopt import _arrays
 from xopt.solvers._space import Array, Space, Vectors, part
 
 Numbers = np.ndarray[Any, Any]
@@ -61,7 +62,7 @@ class Direction(Protocol):
 def asked(space: Space, new: Vectors, d: Array, *more: Array) -> Asked:
     """Ask for the slope along d, for g·P·g, and for more sums."""
     xp = space.xp
-    sums = xp.stack([xp.vecdot(new.g, d), xp.vecdot(new.g, new.z), *more])
+    sums = xp.stack([xp.matmul(new.g, d), xp.matmul(new.g, new.z), *more])
     return Asked([sums], [xp.reshape(space.largest(new.g), (1,))])
 
 
@@ -104,7 +105,7 @@ class PolakRibiere(Steepest):
         self.d: Array = None
 
     def sums(self, here: Vectors, new: Vectors, d: Array) -> Asked:
-        dot = self.space.xp.vecdot
+        dot = self.space.xp.matmul
         return asked(self.space, new, d, dot(new.z, here.g), dot(here.g, here.z))
 
     def accept(self, alpha: float, slope: float, slopes: float, sums: Numbers) -> None:
@@ -140,7 +141,7 @@ class LimitedMemory:
     def __init__(self, space: Space, history: int) -> None:
         self.space, self.history, self.chunks = space, history, space.chunks
         self.memory = space.zeros(2 * history, space.size)
-        """Steps first, then P times the changes of the gradient, a ring each."""
+        """A ring of pairs of rows, a step and P times its change of the gradient. Tables have all steps first."""
         self.products = np.zeros((2 * history, history))
         """Of all rows with the changes; of a step with its own change and later ones, which is all that is asked."""
         self.with_gradient = np.zeros(2 * history)
@@ -185,27 +186,27 @@ class LimitedMemory:
     def refresh(self, here: Vectors) -> None:
         """Compute what is known of the gradient anew."""
         xp, space = self.space.xp, self.space
-        rows = [xp.matmul(part(self.memory, c), part(here.g, c)) for c in self.chunks]
-        self.with_gradient = space.total(rows)
+        rows = [xp.matmul(self._rows(c), part(here.g, c)) for c in self.chunks]
+        self.with_gradient = self._sorted(space.total(rows))
 
     def begin(self, new: Vectors) -> Asked:
         return asked(self.space, new, new.z)
 
     def sums(self, here: Vectors, new: Vectors, d: Array) -> Asked:
-        xp, space, found, i = self.space.xp, self.space, Asked([], []), self.history + self.slot
+        xp, space, found, i = self.space.xp, self.space, Asked([], []), 2 * self.slot + 1
         for c in self.chunks:
             g, z = part(new.g, c), part(new.z, c)
             self.memory = space.put_difference(self.memory, i, c, z, part(here.z, c))
-            rows = part(self.memory, c)
+            rows = self._rows(c)
             y = rows[i, :] if new.z is new.g else g - part(here.g, c)
-            first = xp.stack([xp.vecdot(g, part(d, c)), xp.vecdot(g, z)])
+            first = xp.stack([xp.matmul(g, part(d, c)), xp.matmul(g, z)])
             found.sums.append(xp.concat([first, xp.matmul(rows, g), xp.matmul(rows, y)]))
             found.tops.append(xp.reshape(space.largest(g), (1,)))
         return found
 
     def accept(self, alpha: float, slope: float, slopes: float, sums: Numbers) -> None:
         m, i = self.history, self.slot
-        with_new, with_change = sums[2:].reshape(2, -1)
+        with_new, with_change = map(self._sorted, sums[2:].reshape(2, -1))
         self.with_gradient = with_new
         if not (with_change[i] > 1e-10 * abs(slope) and 0 < with_change[m + i] < np.inf):
             return  # the curvature is not positive, or lost in roundings
@@ -216,11 +217,29 @@ class LimitedMemory:
 
     def keep(self, alpha: float) -> None:
         """Remember the direction that was searched, and the change of the gradient."""
-        i = self.slot
         if alpha != 1:
             for c in self.chunks:
-                self.memory = self.space.scale(self.memory, i, c, alpha)
-        self.order.append(i)
+                self.memory = self.space.scale(self.memory, 2 * self.slot, c, alpha)
+        self.order.append(self.slot)
+
+    @property
+    def used(self) -> int:
+        """How many pairs of rows there are to multiply; JAX would compile anew for each number."""
+        return max([*self.order, self.slot]) + 1 if _arrays.in_place(self.space.library) else self.history
+
+    def _rows(self, c: slice | None) -> Array:
+        """Return a chunk of the rows that there are."""
+        return part(self.memory, c)[: 2 * self.used, :]
+
+    def _sorted(self, numbers: Numbers) -> Numbers:
+        """Return numbers, one a row, as the tables have them: of the steps first, then of the changes."""
+        found = np.zeros((2, self.history))
+        found[:, : len(numbers) // 2] = numbers.reshape(-1, 2).T
+        return found.reshape(-1)
+
+    def _weights_of_rows(self, shares: Numbers) -> Array:
+        """Return what `_sorted` would sort so, beside the rows."""
+        return self.space.uploaded(shares.reshape(2, -1).T.reshape(-1)[: 2 * self.used])
 
     def direction(self, here: Vectors, square: float) -> Line:
         shares, slope = self._shares(square)
@@ -228,12 +247,12 @@ class LimitedMemory:
             self.order = []
             shares, slope = self._shares(square)
         self._choose()
-        space, i = self.space, self.slot
-        weights, scale = space.uploaded(shares), -self.scale
+        space, i = self.space, 2 * self.slot
+        weights, scale = self._weights_of_rows(shares), -self.scale
         for c in self.chunks:
             d = scale * part(here.z, c)
             if self.order:
-                d += space.xp.matmul(weights, part(self.memory, c))
+                d += space.xp.matmul(weights, self._rows(c))
             self.memory = space.put(self.memory, i, c, d)
         self._written()
         return Line(self.memory[i, :], slope)
@@ -276,5 +295,5 @@ class LimitedMemory:
 
     def clean(self) -> None:
         """Forget what a search has left, which may be infinite."""
-        for i in (self.slot, self.history + self.slot):
+        for i in (2 * self.slot, 2 * self.slot + 1):
             self.memory = self.space.put(self.memory, i, None, self.space.zeros(self.space.size))
