@@ -158,7 +158,7 @@ class Bounded(LimitedMemory):
             x, g = part(new.x, c), part(new.g, c)
             g_free = self._mask(x, g, c) * g
             zero = 0 * g_free[0]
-            found.sums.append(xp.stack([zero, xp.matmul(g_free, g_free)]))
+            found.sums.append(xp.stack([zero, g_free @ g_free]))
             found.tops.append(xp.stack([space.largest(self.box.inside(x, g, c)), zero]))
         return found
 
@@ -172,8 +172,8 @@ class Bounded(LimitedMemory):
             x, g, before, along = part(new.x, c), part(new.g, c), part(here.g, c), part(d, c)
             self.memory = space.put_difference(self.memory, 2 * i + 1, c, g, before)
             rows, mask = self._rows(c), self._mask(x, g, c)
-            dots = [xp.matmul(g, along), xp.matmul(g * mask, g), xp.matmul(before, along)]
-            pair = xp.matmul(rows[2 * i : 2 * i + 2, :], xp.matrix_transpose(rows))
+            dots = [g @ along, (g * mask) @ g, before @ along]
+            pair = rows[2 * i : 2 * i + 2, :] @ xp.matrix_transpose(rows)
             found.sums.append(xp.concat([xp.stack(dots), xp.reshape(pair, (-1,)), self._products(rows, mask, g)]))
             tops = [space.largest(self.box.inside(x, g, c)), self.box.steps(part(here.x, c), along, c)]
             found.tops.append(xp.stack(tops))
@@ -183,7 +183,7 @@ class Bounded(LimitedMemory):
         """Return the products of the rows with each other and with g, where variables are free."""
         xp = self.space.xp
         masked = rows * mask
-        return xp.concat([xp.reshape(xp.matmul(masked, xp.matrix_transpose(rows)), (-1,)), xp.matmul(masked, g)])
+        return xp.concat([xp.reshape(masked @ xp.matrix_transpose(rows), (-1,)), masked @ g])
 
     def accept(self, alpha: float, slope: float, slopes: float, sums: Numbers) -> None:
         m, i = self.history, self.slot
@@ -227,7 +227,7 @@ class Bounded(LimitedMemory):
     def _step(self, weights: Numbers, scale: float, g: Array, c: slice | None) -> Array:
         d = -scale * g
         if self.order:
-            d = d - self.space.xp.matmul(self._weights_of_rows(weights), self._rows(c))
+            d = d - self._weights_of_rows(weights) @ self._rows(c)
         return d
 
     @property
@@ -280,7 +280,7 @@ class Bounded(LimitedMemory):
                 masks[k] = held * self._mask(x, -d, c)
                 self.memory = space.put(self.memory, i, c, d)
                 tops.append(xp.stack([xp.max(held - masks[k]), box.steps(x, d * masks[k], c)]))
-                slopes.append(xp.reshape(xp.matmul(g, d), (1,)))
+                slopes.append(xp.reshape(g @ d, (1,)))
             [slope], (more, steps) = space.total(slopes), space.total(tops, np.max)
             if not more:
                 return (

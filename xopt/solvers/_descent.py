@@ -247,8 +247,9 @@ class Descent:
     def _evaluate(self, d: Array, alpha: float) -> Point:
         """Evaluate at a step along d."""
         self.seen = {a: pair for a, pair in self.seen.items() if pair[1] is self.best[1]}
-        x = alpha * d
-        x += self.here.x
+        x = d + self.here.x if alpha == 1 else alpha * d
+        if alpha != 1:
+            x += self.here.x
         if self.box is not None:
             x = self.box.project(x)
             x = self.box.reach(self.here.x, d, x) if alpha == 1 else x

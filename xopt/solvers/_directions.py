@@ -62,7 +62,7 @@ class Direction(Protocol):
 def asked(space: Space, new: Vectors, d: Array, *more: Array) -> Asked:
     """Ask for the slope along d, for g·P·g, and for more sums."""
     xp = space.xp
-    sums = xp.stack([xp.matmul(new.g, d), xp.matmul(new.g, new.z), *more])
+    sums = xp.stack([new.g @ d, new.g @ new.z, *more])
     return Asked([sums], [xp.reshape(space.largest(new.g), (1,))])
 
 
@@ -105,8 +105,7 @@ class PolakRibiere(Steepest):
         self.d: Array = None
 
     def sums(self, here: Vectors, new: Vectors, d: Array) -> Asked:
-        dot = self.space.xp.matmul
-        return asked(self.space, new, d, dot(new.z, here.g), dot(here.g, here.z))
+        return asked(self.space, new, d, new.z @ here.g, here.g @ here.z)
 
     def accept(self, alpha: float, slope: float, slopes: float, sums: Numbers) -> None:
         square, across, old = map(float, sums[1:])
@@ -185,8 +184,8 @@ class LimitedMemory:
 
     def refresh(self, here: Vectors) -> None:
         """Compute what is known of the gradient anew."""
-        xp, space = self.space.xp, self.space
-        rows = [xp.matmul(self._rows(c), part(here.g, c)) for c in self.chunks]
+        space = self.space
+        rows = [self._rows(c) @ part(here.g, c) for c in self.chunks]
         self.with_gradient = self._sorted(space.total(rows))
 
     def begin(self, new: Vectors) -> Asked:
@@ -199,8 +198,8 @@ class LimitedMemory:
             self.memory = space.put_difference(self.memory, i, c, z, part(here.z, c))
             rows = self._rows(c)
             y = rows[i, :] if new.z is new.g else g - part(here.g, c)
-            first = xp.stack([xp.matmul(g, part(d, c)), xp.matmul(g, z)])
-            found.sums.append(xp.concat([first, xp.matmul(rows, g), xp.matmul(rows, y)]))
+            first = xp.stack([g @ part(d, c), g @ z])
+            found.sums.append(xp.concat([first, rows @ g, rows @ y]))
             found.tops.append(xp.reshape(space.largest(g), (1,)))
         return found
 
@@ -252,7 +251,7 @@ class LimitedMemory:
         for c in self.chunks:
             d = scale * part(here.z, c)
             if self.order:
-                d += space.xp.matmul(weights, self._rows(c))
+                d += weights @ self._rows(c)
             self.memory = space.put(self.memory, i, c, d)
         self._written()
         return Line(self.memory[i, :], slope)
@@ -276,17 +275,17 @@ class LimitedMemory:
 
     def _shares(self, square: float) -> tuple[Numbers, float]:
         """Return of which sum of the rows the direction is made, besides -P·g·scale, and the slope along it."""
-        P, w, m, order = self.products, self.with_gradient, self.history, self.order
-        scale = self.scale
-        y_share, s_share = np.zeros(m), np.zeros(m)
-        for k in reversed(range(len(order))):
-            i, newer = order[k], order[k + 1 :]
-            y_share[i] = (w[i] - P[i, newer] @ y_share[newer]) / P[i, i]
-        for i in order:
-            along = scale * (w[m + i] - P[m + i] @ y_share) + P[:m, i] @ s_share
-            s_share[i] = y_share[i] - along / P[i, i]
-        shares, used = np.concatenate([-s_share, scale * y_share]), [*order, *(m + i for i in order)]
-        return shares, float(shares[used] @ w[used] - scale * square)
+        m, scale, order = self.history, self.scale, self.order
+        shares, both = np.zeros(2 * m), [*order, *(m + i for i in order)]
+        if not order:
+            return shares, -square
+        k = len(order)
+        known, w = self.products[np.ix_(both, order)], self.with_gradient[both]
+        upper, changes = np.triu(known[:k]), known[k:]  # s·y of each step with its own change and newer ones, and y·P·y
+        y_share = np.linalg.solve(upper, w[:k])  # the loop from the newest
+        s_share = np.linalg.solve(upper.T, np.diag(upper) * y_share - scale * (w[k:] - changes @ y_share))
+        shares[both] = np.concatenate([-s_share, scale * y_share])
+        return shares, float(shares[both] @ w - scale * square)
 
     def reset(self) -> bool:
         self.clean()
