@@ -198,14 +198,16 @@ class LimitedMemory:
             self.memory = space.put_difference(self.memory, i, c, z, part(here.z, c))
             rows = self._rows(c)
             y = rows[i, :] if new.z is new.g else g - part(here.g, c)
-            first = xp.stack([g @ part(d, c), g @ z])
-            found.sums.append(xp.concat([first, rows @ g, rows @ y]))
+            along = part(d, c)
+            found.sums.append(xp.concat([xp.stack([g @ along, g @ z, along @ y, rows[i, :] @ y]), rows @ g]))
             found.tops.append(xp.reshape(space.largest(g), (1,)))
         return found
 
     def accept(self, alpha: float, slope: float, slopes: float, sums: Numbers) -> None:
         m, i = self.history, self.slot
-        with_new, with_change = map(self._sorted, sums[2:].reshape(2, -1))
+        with_new = self._sorted(sums[4:])
+        with_change = with_new - self.with_gradient  # of rows that are remembered; no second pass over the memory
+        with_change[i], with_change[m + i] = sums[2:4]
         self.with_gradient = with_new
         if not (with_change[i] > 1e-10 * abs(slope) and 0 < with_change[m + i] < np.inf):
             return  # the curvature is not positive, or lost in roundings
