@@ -75,9 +75,8 @@ ROWS = [
     *[Row(data, logistic(c, tol=1e-8)) for data in SCALED for c in (0.01, 1.0, 100.0)],
     # xopt computes in float32, where a value is known to 6e-8; SciPy shows float32 to the objective and keeps float64
     *[Row("breast cancer, float32", logistic(c, tol=1e-8), 1e-5) for c in (0.01, 1.0, 100.0)],
-    Row("wine, not scaled", logistic(0.01, tol=1e-8), alone=False),
-    # after 12,000 evaluations both end by ftol, where the gradient is 1,000 times what was asked for
-    Row("wine, not scaled", logistic(1.0, tol=1e-8), 1e-5, alone=False),
+    # with C = 1 and more both come to their ends after 10,000 evaluations and more, wherever those are
+    *[Row("wine, not scaled", logistic(c, tol=1e-8), alone=False) for c in (0.001, 0.01)],
     *[Row("digits, not scaled", logistic(c, tol=1e-8), alone=False) for c in (0.01, 1.0)],
     *[Row(data, network(seed), alone=False) for data in ("iris", "wine", "breast cancer") for seed in (0, 1)],
     # as scikit-learn has it: either stops somewhere in what a gradient of 1e-4 allows
