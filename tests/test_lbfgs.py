@@ -241,6 +241,10 @@ def test_a_search_that_returns_an_old_point() -> None:
 
     got = xopt.minimize(lambda x: (x @ x, 2 * x), np.ones(2), maxiter=3, options={"line_search": search})
     assert got.fun == got.x @ got.x
+    with np.errstate(over="ignore"):
+        far = lambda along, start, first, **_: start._replace(alpha=1e300)  # where it never was, and nothing is finite
+        got = xopt.minimize(lambda x: (x @ x, 2 * x), np.ones(2), maxiter=3, options={"line_search": far})
+    assert (got.status, got.fun) == (2, 2.0)
 
 
 def test_the_end() -> None:

@@ -139,7 +139,8 @@ class LBFGS:
         OptimizeResult
             ``fun, optimality, nit, nfev, njev, success, status, message``. ``optimality`` is the largest element of the
             gradient, within bounds that of x - P(x - g). ``status`` is 0 where a step was taken, or the gradient is 0;
-            2 where none was found.
+            2 where none was found, or 20 steps have lowered neither value nor gradient: then it is the end, until
+            ``init``.
         """
         run = self._running()
         run.fun = objective(value_and_grad, True, (), run.space.layout, self._conjugate)

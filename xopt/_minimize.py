@@ -122,8 +122,8 @@ def minimize(
         until the slope is flat on both sides, \|slope\| ≤ σ·\|slope at the start\| with σ = 0.9, for ``"cg"`` 0.1),
         ``"armijo"`` (backtracking), or a function, see below. ``preconditioner`` (not with bounds): a function g ↦ P·g
         of trees like x0, linear, symmetric and positive definite, the same throughout, about the inverse of the
-        Hessian: directions are computed from P·g, as if x were C⁻¹·x with P = C·Cᵀ. ``every`` (10; rules): steps
-        between looks at the value. ``runner`` (rules), see `Optimizer`.
+        Hessian, that does not write into g: directions are computed from P·g, as if x were C⁻¹·x with P = C·Cᵀ.
+        ``every`` (10; rules): steps between looks at the value. ``runner`` (rules), see `Optimizer`.
 
     Returns
     -------
@@ -139,8 +139,8 @@ def minimize(
     Notes
     -----
     Values are brought to the host once an evaluation, with all products that the method needs; with ``xtol`` once more
-    an iteration; with bounds where a projected step would climb, which is rare, a few times more; for a rule once in
-    ``every`` steps. An interrupt (Ctrl-C) ends the run, with status 3.
+    an iteration; with bounds once at the start, and a few times where a projected step would climb, which is rare; for
+    a rule once in ``every`` steps. An interrupt (Ctrl-C) ends the run, with status 3.
 
     A line search is ``search(along, start, first, *, tol, maxls, sigma, longest)``: ``along(alpha)`` evaluates and
     returns a point with ``alpha``, ``value`` and ``slope``, as ``start`` is one; ``first`` is the length to try first,

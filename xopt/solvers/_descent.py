@@ -173,10 +173,8 @@ class Descent:
             raise hopeless
         if found is None:
             raise Stop(STUCK, f"stopped: maxls = {self.maxls} steps along -g lowered the value by nothing that counts")
-        if found.alpha not in self.seen:
-            self._evaluate(line.d, found.alpha)
-        length, (found, new) = found.alpha, self.seen[found.alpha]
-        if length != self.latest:
+        new = self.seen[found.alpha][1]
+        if found.alpha != self.latest:
             self.method.sums(self.here, new, line.d)  # so that it has seen this one last
         self.method.accept(found.alpha, line.slope, found.slope, found.kept.sums)
         moved = [math.inf, 1.0]
@@ -221,7 +219,12 @@ class Descent:
         )  # fmt: skip
         if found is not None and not isinstance(found, Point):
             raise TypeError(f"line_search: returned a {type(found).__name__}, but it must return a point, or None")
-        return (None if found is None or found.alpha == 0 or not found.finite else found), line
+        if found is None or not found.finite or found.alpha == 0:
+            return None, line
+        if found.alpha not in self.seen:  # neither the last nor the best of those that were evaluated
+            self._evaluate(line.d, found.alpha)
+        found = self.seen[found.alpha][0]
+        return (found if found.finite else None), line
 
     def _hopeless(self) -> Stop | None:
         """Whether there is no minimum, or neither the value nor the gradient has become smaller for long."""
