@@ -203,3 +203,12 @@ def boxes() -> Iterator[tuple[Problem, A, A, A]]:
         yield problem, x0, None, np.where(some, best - 0.2 * width, np.inf)
         yield problem, x0, np.where(some, best + 0.1 * width, -np.inf), None
         yield problem, x0, center - radius, center + radius
+
+
+def chain(x: A) -> tuple[A, A]:
+    """Return the value and the gradient of Rosenbrock's function in many dimensions, each coupled to the next."""
+    a, b = x[1:] - x[:-1] ** 2, 1 - x[:-1]
+    g = np.zeros_like(x)
+    g[:-1] = -400 * x[:-1] * a - 2 * b
+    g[1:] += 200 * a
+    return np.sum(100 * a * a + b * b), g

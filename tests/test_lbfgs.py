@@ -9,17 +9,10 @@ import numpy as np
 import optree
 import pytest
 from conftest import Lib
+from mgh import chain as rosenbrock
 
 import xopt
 from xopt.solvers import _space
-
-
-def rosenbrock(x: Any) -> tuple[Any, Any]:
-    a, b = x[1:] - x[:-1] ** 2, 1 - x[:-1]
-    g = np.zeros_like(x)
-    g[:-1] = -400 * x[:-1] * a - 2 * b
-    g[1:] += 200 * a
-    return np.sum(100 * a * a + b * b), g
 
 
 def problem(lib: Lib, dtype: str = "float64") -> tuple[Any, Any]:

@@ -26,8 +26,7 @@ class Box:
             raise TypeError(f"bounds: {bounds!r}, but it must be (lower, upper), each None, a number or like x0")
         self.lower, self.upper = (self._side(*x) for x in zip(("lower", "upper"), bounds, (-1, 1), strict=True))
         xp = space.xp
-        some = (self.lower <= self.upper) & (self.lower < math.inf) & (self.upper > -math.inf)
-        empty = xp.max(_arrays.cast(xp, xp.logical_not(some), space.dtype))
+        empty = xp.max(_arrays.cast(xp, xp.logical_not(_some(self.lower, self.upper)), space.dtype))
         _, *ends, none = space.numbers(0.0, [space.largest(self.lower), space.largest(self.upper), empty])
         if none:
             self._explain()
@@ -73,8 +72,8 @@ class Box:
     def _explain(self) -> None:
         size, layout, start = self.space.size, self.space.layout, 0
         low, high = (np.broadcast_to(self.space.numbers(0.0, [x])[1:], size) for x in (self.lower, self.upper))
+        none = ~_some(low, high)
         for k, length in enumerate(self.space.sizes):
-            none = ~((low <= high) & (low < math.inf) & (high > -math.inf))
             for i in np.flatnonzero(none[start : start + length])[:1]:
                 pair = f"{low[start + i]} and {high[start + i]}"
                 raise ValueError(f"{layout.path(k)}: element {i} has the bounds {pair}, and no number is within them")
@@ -119,6 +118,11 @@ class Box:
         xp, still = self.space.xp, d == 0
         room = xp.where(d > 0, _of(self.upper, c) - x, _of(self.lower, c) - x)
         return xp.max(d / xp.where(still, xp.ones_like(room), room))
+
+
+def _some(low: Array, high: Array) -> Array:
+    """Whether there is a number between two bounds."""
+    return (low <= high) & (low < math.inf) & (high > -math.inf)
 
 
 def _of(side: Array, c: slice | None) -> Array:
@@ -188,9 +192,9 @@ class Bounded(LimitedMemory):
     def accept(self, alpha: float, slope: float, slopes: float, sums: Numbers) -> None:
         m, i = self.history, self.slot
         size = 2 * self.used
-        pair = [self._sorted(x) for x in sums[3 : 3 + 2 * size].reshape(2, -1)]
+        pair = self._sorted(sums[3 : 3 + 2 * size].reshape(2, -1))
         self._take(sums[3 + 2 * size :])
-        if not (pair[0][m + i] > 1e-10 * abs(slope) and 0 < pair[1][m + i] < math.inf):
+        if not self.counts(slope, pair[0, m + i], pair[1, m + i]):
             return
         self.keep(alpha)
         self.products[i, :] = self.products[:, i] = pair[0]
@@ -201,8 +205,10 @@ class Bounded(LimitedMemory):
         self.with_gradient[i] *= alpha
 
     def refresh(self, here: Vectors) -> None:
-        masks = [self._mask(part(here.x, c), part(here.g, c), c) for c in self.chunks]
-        self._refresh(here, masks)
+        self._refresh(here, self._masks(here))
+
+    def _masks(self, here: Vectors) -> list[Array]:
+        return [self._mask(part(here.x, c), part(here.g, c), c) for c in self.chunks]
 
     def _refresh(self, here: Vectors, masks: list[Array]) -> None:
         chunks = zip(self.chunks, masks, strict=True)
@@ -210,8 +216,8 @@ class Bounded(LimitedMemory):
 
     def _take(self, free: Numbers) -> None:
         size = 2 * self.used
-        rows = np.stack([self._sorted(x) for x in free[: size * size].reshape(size, size)], axis=1)
-        self.free, self.with_gradient = np.stack([self._sorted(x) for x in rows]), self._sorted(free[size * size :])
+        rows = self._sorted(free[: size * size].reshape(size, size))
+        self.free, self.with_gradient = self._sorted(rows.T), self._sorted(free[size * size :])
 
     def direction(self, here: Vectors, square: float) -> Line:
         weights, scale = self._weights()
@@ -266,7 +272,7 @@ class Bounded(LimitedMemory):
     def feasible(self, here: Vectors) -> Line | None:
         """Return d_F with more variables held, until no bound is in its way at once; None if there is no such."""
         space, box, xp, i = self.space, self.box, self.space.xp, 2 * self.slot
-        masks = [self._mask(part(here.x, c), part(here.g, c), c) for c in self.chunks]
+        masks = self._masks(here)
         for _ in range(ROUNDS):
             self._refresh(here, masks)
             weights, scale = self._weights()

@@ -250,8 +250,10 @@ class Descent:
     def _evaluate(self, d: Array, alpha: float) -> Point:
         """Evaluate at a step along d."""
         self.seen = {a: pair for a, pair in self.seen.items() if pair[1] is self.best[1]}
-        x = d + self.here.x if alpha == 1 else alpha * d
-        if alpha != 1:
+        if alpha == 1:
+            x = d + self.here.x
+        else:
+            x = alpha * d
             x += self.here.x
         if self.box is not None:
             x = self.box.project(x)

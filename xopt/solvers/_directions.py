@@ -209,12 +209,16 @@ class LimitedMemory:
         with_change = with_new - self.with_gradient  # of rows that are remembered; no second pass over the memory
         with_change[i], with_change[m + i] = sums[2:4]
         self.with_gradient = with_new
-        if not (with_change[i] > 1e-10 * abs(slope) and 0 < with_change[m + i] < np.inf):
-            return  # the curvature is not positive, or lost in roundings
+        if not self.counts(slope, with_change[i], with_change[m + i]):
+            return
         self.keep(alpha)
         with_new[i] *= alpha
         with_change[i] *= alpha
         self.products[:, i], self.products[m + i, :] = with_change, with_change[m:]
+
+    def counts(self, slope: float, along: float, square: float) -> bool:
+        """Whether the curvature is positive, and not lost in roundings; from d·y and y·P·y."""
+        return bool(along > 1e-10 * abs(slope) and 0 < square < np.inf)
 
     def keep(self, alpha: float) -> None:
         """Remember the direction that was searched, and the change of the gradient."""
@@ -233,10 +237,11 @@ class LimitedMemory:
         return part(self.memory, c)[: 2 * self.used, :]
 
     def _sorted(self, numbers: Numbers) -> Numbers:
-        """Return numbers, one a row, as the tables have them: of the steps first, then of the changes."""
-        found = np.zeros((2, self.history))
-        found[:, : len(numbers) // 2] = numbers.reshape(-1, 2).T
-        return found.reshape(-1)
+        """Return numbers, one a row along the last axis, as the tables have them: first steps, then changes."""
+        *before, size = numbers.shape
+        found = np.zeros((*before, 2, self.history))
+        found[..., : size // 2] = numbers.reshape(*before, -1, 2).swapaxes(-1, -2)
+        return found.reshape(*before, -1)
 
     def _weights_of_rows(self, shares: Numbers) -> Array:
         """Return what `_sorted` would sort so, beside the rows."""
