@@ -24,8 +24,8 @@ PACKAGE = ROOT / "xopt"
 
 # each module may import modules of earlier rows only
 ORDER = [
-    ["_arrays"],
-    ["_tree", "_scalars", "_trace", "_reduce", "_fields", "_names", "presets"],
+    ["_arrays", "_version"],
+    ["_tree", "_transfer", "_safetensors", "_scalars", "_trace", "_reduce", "_fields", "_names", "presets"],
     ["_pieces", "_emit", "_lower", "_cuda_text", "_layout", "random"],
     ["_emit_numba", "_emit_cuda"],
     [
@@ -42,7 +42,7 @@ ORDER = [
     ["_choice", "_order", "_plan", "_select", "_maths"],
     ["_resolve", "_gates"],
     ["_stages"],
-    ["_readout"],
+    ["_readout", "_buffers", "_turns"],
     ["rule"],
     ["_whole", "rules.adam"],
     [
@@ -55,8 +55,8 @@ ORDER = [
     ["schedules._schedule"],
     ["schedules._combine", "schedules._curves", "schedules._phases"],
     ["schedules"],
-    ["averages", "projections", "sam", "scaling"],
-    ["rules"],
+    ["averages", "projections", "sam", "scaling", "_record"],
+    ["rules", "checkpoint"],
     ["wrappers"],
     ["optimizer", "_config", "_explain", "groups", "masked", "solvers", "solvers._line", "solvers._space"],
     ["solvers._directions", "solvers._objective"],

@@ -7,7 +7,7 @@ import ast as _ast
 import importlib as _importlib
 from pathlib import Path as _Path
 
-__version__ = "0.1.0"
+from xopt._version import __version__ as __version__
 
 
 def _names() -> dict[str, str]:

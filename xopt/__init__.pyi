@@ -8,11 +8,16 @@ from xopt._explain import explain as explain
 from xopt._lbfgs import LBFGS as LBFGS
 from xopt._minimize import OptimizeResult as OptimizeResult
 from xopt._minimize import minimize as minimize
+from xopt._safetensors import CheckpointError as CheckpointError
 from xopt._scipy import scipy_method as scipy_method
 from xopt._select import no_decay_1d as no_decay_1d
 from xopt.averages import EMA as EMA
 from xopt.averages import SWA as SWA
 from xopt.averages import Lookahead as Lookahead
+from xopt.checkpoint import Restored as Restored
+from xopt.checkpoint import latest as latest
+from xopt.checkpoint import load_state as load_state
+from xopt.checkpoint import save_state as save_state
 from xopt.groups import Freeze as Freeze
 from xopt.groups import Groups as Groups
 from xopt.groups import layerwise_decay as layerwise_decay

@@ -213,6 +213,10 @@ class Part:
         """Return what stands before the names of the links inside, and before the labels that their state has."""
         return ("",) * len(self._inner())
 
+    def _choices(self) -> dict[str, Any]:
+        """Return what chooses the formula and who goes through it: what cannot change from step to step."""
+        return {n: getattr(self, n) for n, f in self._fields.items() if f.static and not f.kinds and n != "like"}
+
     def _hooks(self) -> tuple[Callable[..., Any], Callable[..., dict[str, Array]] | None]:
         """Return update and reduce as the stages call them."""
         return type(self).update, type(self).reduce

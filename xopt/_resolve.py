@@ -35,13 +35,21 @@ class Resolver:
 
     def first(self, piece: Piece, value: float) -> Any:
         """Return the first value of a scalar that is carried from step to step; of scope "leaf", a vector."""
-        layout = self._layout
-        if piece.scope != "leaf":
-            return layout.xp.asarray(value, dtype=self.real()) if layout.library == "jax" else value
-        count = len(layout.leaves)
-        if self._plain():
-            return np.full(count, value)
-        return _arrays.full_like(layout.xp, layout.library, self._anchor(count), self._real_name(), value)
+        return self.kept(piece, [value] * len(self._layout.leaves) if piece.scope == "leaf" else value)
+
+    def kept(self, piece: Piece, value: Any, dtype: str | None = None) -> Any:
+        """Return a carried scalar, or a list with one a leaf, as it is kept.
+
+        ``dtype`` is that of the array of this library that it was; None where it was a number.
+        """
+        layout, host = self._layout, np.asarray(value, np.float64)
+        if piece.scope == "leaf":
+            return host if self._plain() else self._vector(host)
+        if layout.library == "jax":
+            return layout.xp.asarray(host, dtype=self.real())
+        if dtype is None or self._plain():
+            return host.item()
+        return layout.xp.asarray(host, dtype=getattr(layout.xp, dtype), **_arrays.beside(layout.leaves[0]))
 
     def real(self) -> Any:
         """Return the dtype of scalars that are arrays."""
@@ -53,10 +61,6 @@ class Resolver:
     def _plain(self) -> bool:
         """Whether a vector of scalars is one of NumPy."""
         return self._host or self._layout.library == "numpy"
-
-    def _anchor(self, count: int) -> Any:
-        """Return a vector on the device of the first leaf."""
-        return self._layout.xp.zeros(count, dtype=self.real(), **_arrays.beside(self._layout.leaves[0]))
 
     def run(
         self,

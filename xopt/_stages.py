@@ -81,6 +81,8 @@ class Stages:
         self.refuses = any(piece.refuses for piece in pieces.values())
         self._clocks = [piece for piece in pieces.values() if piece.clock]
         self._likes: dict[tuple[str, int], Any] = {}
+        self.torn = False
+        """Whether a step began to write; who counts the steps says when it has ended."""
 
     def has(self, name: str, k: int) -> bool:
         """Whether parameter ``k`` has this slot."""
@@ -153,9 +155,10 @@ class Stages:
         """Make the scalars that live from step to step, before the first step."""
         return {n: self.scalars.first(piece, v) for n, (piece, v) in self.carried.items()}
 
-    def new_step(self) -> Any:
+    def new_step(self, taken: int = 0) -> Any:
         """Return the number of steps taken: a Python int, on JAX an int32 array, so that a jitted step traces once."""
-        return self.layout.xp.asarray(0, dtype=self.layout.xp.int32) if self.layout.library == "jax" else 0
+        xp = self.layout.xp
+        return xp.asarray(min(taken, 2**31 - 1), dtype=xp.int32) if self.layout.library == "jax" else taken
 
     def check_state(self, state: Any) -> dict[str, list[Any]]:
         """Return the slots of a state leaf by leaf, or say what does not fit this chain and these parameters."""
@@ -267,6 +270,7 @@ class Stages:
             for work, scalars in zip(works, values, strict=True):
                 into = {n: work.loads[n] for n in work.outputs} if write else None
                 jobs.append(work.runner.prepare(work, scalars, into))
+            self.torn = write
             found = [job() for job in jobs]
         finally:
             for work in works:  # the next step may use it again, and gradients are not ours to keep

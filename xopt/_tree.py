@@ -59,7 +59,16 @@ def _step(entry: Any) -> str:
 
 def names(spec: optree.PyTreeSpec) -> list[str]:
     """Name every leaf by its keys: ``layer1/w``; of a namedtuple or a dataclass, those are the names of its fields."""
-    return ["/".join(str(getattr(entry, "field", entry.entry)) for entry in accessor) for accessor in spec.accessors()]
+    return ["/".join(keys) for keys in _keys(spec)]
+
+
+def pointers(spec: optree.PyTreeSpec) -> list[str]:
+    """Name every leaf so that no two differ in where a slash comes from: a slash in a key is ``~1``, a tilde ``~0``."""
+    return ["/".join(key.replace("~", "~0").replace("/", "~1") for key in keys) for keys in _keys(spec)]
+
+
+def _keys(spec: optree.PyTreeSpec) -> list[list[str]]:
+    return [[str(getattr(entry, "field", entry.entry)) for entry in accessor] for accessor in spec.accessors()]
 
 
 def match(spec: optree.PyTreeSpec, tree: Any, name: str, like: str = "the parameters") -> list[Any]:

@@ -19,8 +19,6 @@ __all__ = ["Freeze", "Groups", "layerwise_decay", "scaled"]
 class Freeze:
     """What :class:`Groups` does with parameters that are to stay: no state, no step, no part in any norm.
 
-    The class itself is what you write; there is nothing to make of it.
-
     Examples
     --------
     >>> import numpy as np
@@ -221,16 +219,18 @@ class Groups(Part, Method):
                 values |= {f"{label}.{n}": x for n, x in what.items()}
         return values
 
+    def _choices(self) -> dict[str, Any]:
+        return dict(zip(self._labels, (predicate for predicate, _ in self._groups), strict=True))
+
     def replace(self, **changes: Any) -> Groups:
         """Return a copy with other hyperparameters of the groups: ``replace(**{"group0.lr": 0.1})``."""
         for n in changes:
             if n not in self._fields:
                 raise TypeError(f"Groups has no hyperparameter {n!r}; it has {', '.join(self._fields) or 'none'}")
-        groups = []
-        for label, (predicate, what) in zip(self._labels, self._groups, strict=True):
-            if isinstance(what, dict):
-                what = {n: changes.get(f"{label}.{n}", x) for n, x in what.items()}
-            groups.append((predicate, what))
+        groups = [
+            (p, {n: changes.get(f"{label}.{n}", x) for n, x in what.items()} if isinstance(what, dict) else what)
+            for label, (p, what) in zip(self._labels, self._groups, strict=True)
+        ]
         return _groups(self._rule, groups, self._unmatched)
 
     def _parts(self) -> tuple[Part, ...]:

@@ -83,6 +83,9 @@ class Masked(Transform):
     def _place(self) -> str:
         return ""
 
+    def _choices(self) -> dict[str, Any]:
+        return {"predicate": self._predicate}
+
     def _stands(self) -> tuple[str, ...]:
         return self._link._stands()
 

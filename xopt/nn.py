@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from xopt import _arrays
@@ -33,7 +34,7 @@ class Dropout:
     Attributes
     ----------
     calls
-        Training passes so far: the number of the next mask. Set it to resume a run, or to repeat a mask.
+        Training passes so far: the number of the next mask. Set it to repeat a mask.
 
     Notes
     -----
@@ -82,6 +83,17 @@ class Dropout:
         if self._trained is None:
             raise ValueError("Dropout.backward before forward")
         return self._scale(g)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next mask depends on, for the ``extra`` of :meth:`xopt.Optimizer.save`."""
+        return {"rate": self.rate, "seed": self.seed, "form": self.form, "calls": self.calls}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the layer that returned this state was; ValueError if it was another layer."""
+        mine, calls = self.state_dict(), state.get("calls")
+        if {**state, "calls": 0} != {**mine, "calls": 0} or type(calls) is not int or calls < 0:
+            raise ValueError(f"Dropout: the state is {dict(state)!r}, but that of this layer is like {mine!r}")
+        self.calls = calls
 
     def mask(self, like: Array, call: int) -> Array:
         """Return the boolean mask of training pass ``call`` (from 0 on) for an array of this shape."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from xopt import _arrays
+from xopt import _arrays, _buffers, _record
 from xopt._layout import Layout, Memory
 from xopt._names import qualified_names
 from xopt._scalars import after
 from xopt._stages import Stages
+from xopt._turns import Turns
+from xopt._version import __version__
+from xopt.checkpoint import opened, save_run
 from xopt.rule import Method, RunnerName, State, check_method
 from xopt.wrappers import Guard, OnNonFinite
 
@@ -47,8 +50,12 @@ class Optimizer:
     Notes
     -----
     State in bytes a parameter is the rule's; the scratch of the tiled runner is a few megabytes, whatever the size of
-    the parameters. Everything is checked before the first write: a step that raises has changed nothing. Not for two
-    threads at once; two optimizers in two threads are fine.
+    the parameters. Everything is checked before the first write: a step that raises has changed nothing. What stops a
+    step while it writes (Ctrl-C, no memory for a thread) leaves some arrays new and some old; this is noticed, and
+    every later call but :meth:`load` refuses. So does a call while another thread is in one: two optimizers in two
+    threads are fine.
+
+    An optimizer cannot be pickled or copied; :meth:`save` it, or take its :meth:`state_dict`.
 
     Examples
     --------
@@ -77,12 +84,13 @@ class Optimizer:
             self._layout.leaves = [self._layout.xp.asarray(p, dtype=p.dtype, copy=True) for p in self._layout.leaves]
             self._tree = self._layout.tree(self._layout.leaves)
         self._taken = 0
-        self._slots, self._kept = self._new_slots()
+        self._slots, self._kept = _buffers.new_slots(self._stages)
         self._carry = self._stages.new_carry()
         inspector = getattr(self._stages.runner, "inspector", None)
-        self._memory = Memory(self._layout, self._state_arrays(), inspector)
+        held = _buffers.arrays(self._stages, self._slots, self._kept)
+        self._memory = Memory(self._layout, held, inspector)
         self._compiled: Any = None
-        self._swapped = False
+        self._turns = Turns(self._stages)
 
     @property
     def params(self) -> Any:
@@ -124,9 +132,18 @@ class Optimizer:
         ValueError, TypeError
             For a gradient whose structure, shape, dtype, device or library is not its parameter's, or that shares
             memory with a parameter; for a schedule that returns something else than a number in range.
+        RuntimeError
+            After a step that was interrupted while it wrote, in the block of :meth:`averaged`, and while another
+            thread is in a method of this optimizer.
         """
+        self._turns.enter("step")
+        try:
+            return self._step(grads, value, overrides)
+        finally:
+            self._turns.leave()
+
+    def _step(self, grads: Any, value: Any, overrides: dict[str, Any]) -> Any:
         layout, stages = self._layout, self._stages
-        self._refuse_swapped("step")
         if self._memory.moved():
             self._kept = [(arenas, {}) for arenas, _ in self._kept]
         gs, where = self._memory.gradients(grads)
@@ -154,7 +171,9 @@ class Optimizer:
                 memory=self._kept,
                 where=where,
             )
-        ps, slots, self._carry = out
+        ps, slots, carry = out
+        stages.torn = True
+        self._carry = carry
         if not self._writes:
             layout.leaves, self._slots = ps, slots
             self._tree = layout.tree(ps)
@@ -162,6 +181,7 @@ class Optimizer:
             batches = stages.batch_of
             _arrays.written([p for p, g, b in zip(layout.leaves, gs, batches, strict=True) if g is not None and b])
         self._taken = t
+        stages.torn = False
         return self._tree
 
     def eval_params(self) -> Any:
@@ -175,8 +195,8 @@ class Optimizer:
         >>> opt.step(np.asarray([1.0])), opt.eval_params()
         (array([1.]), array([1.5]))
         """
-        self._refuse_swapped("eval_params")
-        return self._rule.eval_params(self.params, self.state)
+        with self._turns.inside("eval_params"):
+            return self._rule.eval_params(self.params, self.state)
 
     def set(self, **values: Any) -> None:
         """Change hyperparameters from the next step on: ``opt.set(lr=0.01)``.
@@ -227,7 +247,7 @@ class Optimizer:
         new = self.eval_params()
         held = [_arrays.detached(layout.library, p) for p in layout.leaves]
         old = [layout.xp.asarray(p, copy=True) for p in held] if self._writes else []
-        self._swapped = True
+        self._turns.swapped = True
         try:
             if self._writes:
                 _arrays.overwrite(layout.library, layout.leaves, Layout(new).leaves)
@@ -237,11 +257,137 @@ class Optimizer:
         finally:
             if self._writes:
                 _arrays.overwrite(layout.library, layout.leaves, old)
-            self._tree, self._swapped = tree, False
+            self._tree, self._turns.swapped = tree, False
 
-    def _refuse_swapped(self, what: str) -> None:
-        if self._swapped:
-            raise RuntimeError(f"{what}: the parameters are averages until the block of averaged() ends")
+    def __reduce__(self) -> Any:
+        raise TypeError("an Optimizer cannot be pickled or copied; save it, or take its state_dict()")
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        only_state: bool = False,
+        extra: Mapping[str, Any] | None = None,
+        keep: int | None = None,
+        fsync: bool = True,
+    ) -> Path:
+        """Save parameters, state and hyperparameters: :func:`xopt.save_state` has the arguments and the format.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import xopt
+        >>> opt = xopt.Optimizer(np.ones(2), xopt.Adam(lr=0.1))
+        >>> _ = opt.step(np.ones(2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = opt.save(folder, keep=3, extra={"epoch": 1})
+        ...     other = xopt.Optimizer(np.zeros(2), xopt.Adam())
+        ...     other.load(folder)
+        {'epoch': 1}
+        >>> other  # doctest: +ELLIPSIS
+        Optimizer(Adam(lr=0.1), 1 arrays of numpy, 2 parameters, runner=..., step=1)
+        """
+        with self._turns.inside("save"):
+            more: Any = {"only_state": only_state, "extra": extra, "keep": keep, "fsync": fsync}
+            return save_run(path, self._run(), self._taken, self._carry, **more)
+
+    def load(
+        self, path: str | os.PathLike[str], *, strict: bool = True, cast: bool = False, checksums: bool = True
+    ) -> dict[str, Any]:
+        """Go on from a checkpoint, of whatever library and device: the next step has the bits that it would have had.
+
+        Parameters
+        ----------
+        path
+            A file, or a directory, of which the checkpoint of the highest step is taken.
+        strict
+            Whether arrays, links, schedules and scalars must be the same on both sides. False: what is missing stays
+            as it is, and what is too much is left out.
+        cast
+            Whether numbers may be rounded to other dtypes than they were saved in. Complex ones never become real.
+        checksums
+            Whether to read the whole file once before, and compare each array with its checksum.
+
+        Returns
+        -------
+        dict
+            What was saved as ``extra``.
+
+        Raises
+        ------
+        CheckpointError
+            With everything that is damaged, missing, unexpected or of another shape, dtype or rule. Nothing has been
+            written then.
+        OSError
+            Where the file cannot be read. If that happens after it was found in order, some arrays are new; later
+            calls but :meth:`load` refuse.
+
+        Notes
+        -----
+        Hyperparameters that are numbers are those of the checkpoint afterwards; :meth:`set` them to something else if
+        you like. Schedules and other functions are not in the file, but how they were written is: they must be the
+        same here. One array at a time is in memory besides those of the optimizer, where arrays can be written.
+        """
+        with self._turns.inside("load", repair=True), opened(path, checksums) as source:
+            return self._load(source, strict, cast)
+
+    def state_dict(self, *, only_state: bool = True, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return copies of state and hyperparameters, with ``only_state=False`` also of the parameters, in plain dicts.
+
+        ``["state"]["0.adam.m"]["layer1/w"]`` is an array, ``["step"]`` an int, ``["rule"]`` what the rule was.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xopt
+        >>> opt = xopt.Optimizer({"w": np.ones(2)}, xopt.SGD(lr=0.5, momentum=0.9))
+        >>> _ = opt.step({"w": np.ones(2)})
+        >>> before = opt.state_dict(only_state=False)
+        >>> before["state"], before["params"]
+        ({'0.sgd.m': {'w': array([1., 1.])}}, {'w': array([0.5, 0.5])})
+        >>> _ = opt.step({"w": np.full(2, np.nan)})
+        >>> opt.load_state_dict(before)
+        {}
+        >>> opt.params
+        {'w': array([0.5, 0.5])}
+        """
+        with self._turns.inside("state_dict"):
+            run = self._run()
+            meta = _record.metadata(run, self._taken, self._carry, extra, __version__)
+            return _record.state_dict(run, meta, not only_state)
+
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True, cast: bool = False) -> dict[str, Any]:
+        """Go on from what :meth:`state_dict` returned; arguments, result and errors are those of :meth:`load`."""
+        with self._turns.inside("load_state_dict", repair=True), _record.Memory(state) as source:
+            return self._load(source, strict, cast)
+
+    def _run(self) -> _record.Run:
+        return _record.Run(self._rule, self._layout, self._stages, self._slots)
+
+    def _load(self, source: _record.Source, strict: bool, cast: bool) -> dict[str, Any]:
+        layout, run = self._layout, self._run()
+        if self._memory.moved():
+            self._kept = [(arenas, {}) for arenas, _ in self._kept]
+        loaded = _record.check(source, run, strict=strict, cast=cast, hyper=True)
+        chains = loaded.rule._chains(layout).chains
+        source.verify()
+        if self._writes:
+            self._stages.torn = True
+            for name, place in loaded.places.items():
+                _record.overwrite(source, name, place.array, layout.library)
+            if layout.library == "torch":
+                _arrays.written([place.array for place in loaded.places.values() if not place.slot])
+        else:
+            new = {name: _record.taken(source, name, place.array) for name, place in loaded.places.items()}
+            self._stages.torn = True
+            for name, place in loaded.places.items():
+                place.column[place.k] = new[name]
+            self._tree = layout.tree(layout.leaves)
+        self._stages.chains, self._rule = chains, loaded.rule
+        self._taken, self._carry = loaded.step, {**self._carry, **loaded.carry}
+        self._stages.torn = False
+        return loaded.extra
 
     def __repr__(self) -> str:
         n = sum(math.prod(shape) for shape in self._layout.shapes)
@@ -257,14 +403,6 @@ class Optimizer:
             if bad:
                 raise FloatingPointError(f"{self._layout.path(k, 'grads')}: {bad:,} elements are not finite")
 
-    def _state_arrays(self) -> list[Any]:
-        """Return the arrays that hold the state: the buffers of a runner on the host, or the slots."""
-        arenas = [own for own, _ in self._kept]
-        plain = all(own or not batch.plan.live for own, batch in zip(arenas, self._stages.batches, strict=bool(arenas)))
-        if self._kept and plain and not any(batch.split for batch in self._stages.batches):
-            return [buffer for own in arenas for buffer, _ in own.values()]
-        return [x for column in self._slots.values() for x in column if x is not None]
-
     def _jitted(self) -> Any:
         """Compile the whole step once; parameters, slots and carry are donated, hyperparameters are arguments."""
         if self._compiled is None:
@@ -275,33 +413,3 @@ class Optimizer:
 
             self._compiled = jax.jit(step, donate_argnums=(0, 2, 3))
         return self._compiled
-
-    def _new_slots(self) -> tuple[dict[str, list[Any]], list[tuple[dict[str, Any], dict[str, Any]]]]:
-        """Make the state; for a runner on the host each slot is one buffer a dtype, and its leaves are views of it."""
-        stages, layout = self._stages, self._layout
-        if not stages.runner.host:
-            return stages.new_slots(), [({}, {}) for _ in stages.batches if stages.runner.name == "cuda"]
-        slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in stages.live}
-        kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        for batch in stages.batches:
-            live, arena = batch.plan.live, dict[str, Any]()
-            if batch.plan.whole:
-                for n in live:
-                    for k in batch.leaves:
-                        slots[n][k] = stages.new_slot(n, k)
-                kept.append(({}, {}))
-                continue
-            params = [layout.leaves[k] for k in batch.leaves]
-            at, end = stages.runner.places(layout.library, params, len(live), batch.dtype, batch.split)
-            for n in live:
-                dtype = np.dtype(stages.slot_dtype(n, batch.leaves[0]))
-                buffer = _arrays.aligned(end, dtype)
-                buffer[...] = 0  # what lies between the leaves is computed with
-                arena[n] = (buffer, at)
-                flat = buffer if layout.library == "numpy" else layout.xp.asarray(buffer)
-                for start, k in zip(at, batch.leaves, strict=True):
-                    shape = layout.shapes[k]
-                    slots[n][k] = flat[start : start + math.prod(shape)].reshape(shape)
-                    slots[n][k][...] = _arrays.detached(layout.library, stages.first_value(n, k))
-            kept.append(({} if batch.split else arena, {}))
-        return slots, kept

@@ -17,7 +17,7 @@ from xopt._maths import abs2 as abs2
 from xopt._maths import inner as inner
 from xopt._maths import is_complex as is_complex
 from xopt._maths import sign as sign
-from xopt._names import replaced
+from xopt._names import Named, named, replaced
 from xopt._order import check_order
 from xopt._part import Array as Array
 from xopt._part import H as H
@@ -57,6 +57,10 @@ class Method(ABC):
     @abstractmethod
     def _with(self, values: Mapping[str, Any]) -> Method:
         """Return this rule or chain with other values of some hyperparameters."""
+
+    def _all_links(self) -> list[Named]:
+        """Return every link, with those inside of others."""
+        return named(self._parts())
 
     def _pieces(self) -> tuple[Piece, ...]:
         return tuple(part._piece(f"{i}.{part._place()}", (i,)) for i, part in enumerate(self._parts()))

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from xopt._gates import NONFINITE, Accumulation
 from xopt._layout import Layout
+from xopt._names import Named
 from xopt._part import Part
 from xopt._pieces import Chains
 from xopt.rule import Method, check_method
@@ -32,6 +33,10 @@ class _Around(Method):
 
     def _parts(self) -> tuple[Part, ...]:
         return self.rule._parts()
+
+    def _all_links(self) -> list[Named]:
+        own = [] if self._first is None else [Named((), self._first._place(), self._first._place(), self._first)]
+        return own + self.rule._all_links()
 
     def _with(self, values: Mapping[str, Any]) -> Method:
         new = object.__new__(type(self))

@@ -1,0 +1,68 @@
+"""A run that is saved, killed and resumed has the bits of one that was never interrupted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optree
+import pytest
+import resume
+from conftest import Lib, tree
+
+import xopt
+from xopt._safetensors import File
+
+ROOT = Path(__file__).parent.parent
+
+
+def contents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return all that a checkpoint holds but the names of versions."""
+    with File(path) as file:
+        meta = {n: x for n, x in file.meta.items() if n != "extra"}
+        return meta, {n: (x.dtype, file.read(n).tobytes()) for n, x in file.tensors.items()}
+
+
+def test_every_rule_resumes_to_the_same_bits_in_another_process(lib: Lib, tmp_path: Path) -> None:
+    """The state is not made anew on load (mlx PR 1329)."""
+    if lib.guise in ("read-only", "grad", "jit") or (lib.name == "strict" and lib.guise != "CPU_DEVICE"):
+        pytest.skip("the other guise of this library has it")
+    rules, (middle, end) = resume.rules(lib.name), resume.steps(lib.name)
+    for number, rule in enumerate(rules):
+        opt = resume.optimizer(lib, rule)
+        resume.go_on(lib, opt, middle)
+        opt.save(tmp_path / f"{number}.safetensors", extra={"number": number}, fsync=False)
+        resume.go_on(lib, opt, end)
+        opt.save(tmp_path / f"{number}.whole", fsync=False)
+    script, env = ROOT / "tests" / "resume.py", os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), lib.name, str(tmp_path)]
+    out = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert out.returncode == 0, out.stderr[-3000:]
+    for number, rule in enumerate(rules):
+        got, want = contents(tmp_path / f"{number}.safetensors"), contents(tmp_path / f"{number}.whole")
+        assert got[0] == want[0], rule
+        assert [n for n in want[1] if got[1][n] != want[1][n]] == [], rule
+
+
+@pytest.mark.needs("torch")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex128"])
+def test_a_run_that_moves_between_libraries(dtype: str, tmp_path: Path) -> None:
+    """NumPy, torch, NumPy: the bits of NumPy alone. What rules compute is the same on both."""
+    numpy, torch = Lib("numpy", "plain"), Lib("torch", "plain")
+    rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.AdamW(lr=xopt.schedules.cosine(0.1, steps=20)), xopt.EMA(0.9))
+    draw = lambda lib: xopt.Optimizer(optree.tree_map(lambda x: lib.array(x, dtype), start), rule, runner="tiled")
+    start = tree(np.random.default_rng(0), dtype)
+    alone = draw(numpy)
+    resume.go_on(numpy, alone, 20)
+    alone.save(tmp_path / "alone", fsync=False)
+    for lib, last in ((numpy, 7), (torch, 14), (numpy, 20)):
+        opt = draw(lib)
+        if last > 7:
+            opt.load(tmp_path / "moved")
+        resume.go_on(lib, opt, last)
+        opt.save(tmp_path / "moved", fsync=False)
+    assert contents(tmp_path / "moved") == contents(tmp_path / "alone")

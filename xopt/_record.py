@@ -1,0 +1,329 @@
+"""What is saved of a run, as plain data and named arrays; and how that is compared with a run that goes on from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from xopt import _arrays, _tree
+from xopt._layout import Layout
+from xopt._safetensors import CheckpointError, Tensor, memory
+from xopt._scalars import STEP_LIMIT
+from xopt._select import shown
+from xopt._stages import Stages
+from xopt._transfer import from_host, to_host
+from xopt.rule import Method
+
+SCHEMA = 1
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""For each old schema, a pure function from its metadata to those of the next one."""
+_EXTREMES = ("inf", "-inf", "nan")
+_FIELDS = {"schema": int, "rule": list, "step": int, "carry": dict, "arrays": dict, "extra": dict}
+
+
+class Source(Protocol):
+    """A file, or a dict in memory."""
+
+    where: str
+    meta: dict[str, Any]
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        """Return what there is; each has a dtype and a shape."""
+
+    def verify(self) -> None:
+        """Raise CheckpointError if anything cannot be relied on."""
+
+    def into(self, name: str, out: np.ndarray[Any, Any]) -> None:
+        """Put an array into memory of its dtype in C order."""
+
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        """Return an array in memory of its own, bfloat16 as 16-bit integers."""
+
+
+class Place(NamedTuple):
+    """Where an array is."""
+
+    slot: str
+    """Which part of the state it is of; "" for a parameter."""
+    key: str
+    column: list[Any]
+    k: int
+
+    @property
+    def array(self) -> Any:
+        """The array."""
+        return self.column[self.k]
+
+
+class Run(NamedTuple):
+    """Parameters and state of a run: what is saved, or what is overwritten."""
+
+    rule: Method
+    layout: Layout
+    stages: Stages
+    slots: dict[str, list[Any]]
+
+    def places(self, params: bool) -> dict[str, Place]:
+        """Name every array of the state, and every parameter."""
+        keys = _tree.pointers(self.layout.spec)
+        twice = [key for key, n in Counter(keys).items() if n > 1]
+        if twice:
+            raise ValueError(f"params: two arrays are called {twice[0]!r}, so that a file could not tell them apart")
+        columns = {**self.slots, **({"": self.layout.leaves} if params else {})}
+        found = [Place(n, key, own, k) for n, own in columns.items() for k, key in enumerate(keys)]
+        return {f"state/{x.slot}/{x.key}" if x.slot else f"params/{x.key}": x for x in found if x.array is not None}
+
+
+def described(rule: Method) -> list[dict[str, Any]]:
+    """Return the links of a rule as data: names, static fields, and hyperparameters; functions as text."""
+    found = []
+    for link in rule._all_links():
+        static = {n: _plain(v) for n, v in link.part._choices().items()}
+        hyper = {n: _plain(v) for n, v in link.part._values().items() if not link.part._fields[n].static}
+        found.append({"place": link.place, "rule": type(link.part).__name__, "static": static, "hyper": hyper})
+    return found
+
+
+def _plain(x: Any) -> Any:
+    """Return a value as JSON has it: a number as it is, a schedule or another function as text."""
+    if x is None or isinstance(x, bool | int | float | str):
+        return x
+    if hasattr(x, "dtype") and not callable(x):
+        return float(x)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", shown(x))
+
+
+def metadata(run: Run, step: Any, carry: Mapping[str, Any], extra: Mapping[str, Any] | None, version: str) -> Any:
+    """Return all that is saved beside the arrays."""
+    extra = {} if extra is None else extra
+    try:
+        if not isinstance(extra, Mapping) or json.loads(json.dumps(extra, allow_nan=False)) != extra:
+            raise TypeError("it does not come back as it was")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"extra: it must be a dict that JSON can hold: {error}") from None
+    numbers, arrays = dict[str, Any](), dict[str, str]()
+    keys = _tree.pointers(run.layout.spec)
+    for n, x in carry.items():
+        host = to_host(x) if hasattr(x, "dtype") else np.asarray(float(x))
+        numbers[n] = dict(zip(keys, map(_number, host.tolist()), strict=True)) if host.ndim else _number(host.item())
+        if not isinstance(x, np.ndarray | np.generic | float | int):
+            arrays[n] = _arrays.dtype_name(x)
+    return {
+        "schema": SCHEMA, "xopt": version, "library": run.layout.library, "rule": described(run.rule),
+        "step": int(step), "carry": numbers, "arrays": arrays, "extra": dict(extra),
+    }  # fmt: skip
+
+
+def _number(x: float) -> float | str:
+    return x if math.isfinite(x) else str(x)
+
+
+def tensors(run: Run, params: bool) -> dict[str, Tensor]:
+    """Return all arrays that are saved; each is brought to the host when it is asked for."""
+    return {name: _tensor(place.array) for name, place in run.places(params).items()}
+
+
+def _tensor(x: Any) -> Tensor:
+    return Tensor(_arrays.dtype_name(x), tuple(x.shape), lambda: to_host(x))
+
+
+class Loaded(NamedTuple):
+    """What a source has for a run: all of it fits."""
+
+    rule: Method
+    """With the numbers of the source for hyperparameters."""
+    step: int
+    carry: dict[str, Any]
+    extra: dict[str, Any]
+    places: dict[str, Place]
+    """Arrays to be read, and where they go."""
+
+
+def check(source: Source, run: Run, *, strict: bool, cast: bool, hyper: bool) -> Loaded:
+    """Compare a source with a run that is to go on from it; raise one error with everything that does not fit."""
+    problems, meta = list[str](), migrated(source)
+    rule = _compare_rules(meta["rule"], run.rule, strict, hyper, problems)
+    step = meta["step"]
+    if not 0 <= step <= STEP_LIMIT:
+        problems.append(f"step: {step}, but it must be from 0 to {STEP_LIMIT}")
+    carry = _carry(meta, run, strict, problems)
+    wanted, found = run.places(any(name.startswith("params/") for name in source.tensors)), dict[str, Place]()
+    for name in sorted({*wanted, *source.tensors}):
+        if name in wanted and name in source.tensors:
+            found[name] = wanted[name]
+            why = _misfit(source.tensors[name], wanted[name].array, cast)
+            problems += [f"{name}: {why}"] if why else []
+        elif strict:
+            problems.append(f"{name}: {'missing' if name in wanted else 'not among the arrays of this run'}")
+    if problems:
+        raise CheckpointError(source.where, problems)
+    return Loaded(rule, step, carry, meta["extra"], found)
+
+
+def migrated(source: Source) -> dict[str, Any]:
+    """Return the metadata of a source as this version writes them."""
+    meta = dict(source.meta)
+    schema = meta.get("schema")
+    if type(schema) is not int or schema < 1:
+        raise CheckpointError(source.where, [f"schema: {schema!r}, but it must be a number from 1 on"])
+    if schema > SCHEMA:
+        text = f"schema {schema}, written by xopt {meta.get('xopt')!r}; this one reads up to {SCHEMA}: install a newer"
+        raise CheckpointError(source.where, [text])
+    for version in range(schema, SCHEMA):
+        meta = MIGRATIONS[version](meta)
+    wrong = [
+        f"{n}: {type(meta.get(n)).__name__}, but it must be {kind.__name__}"
+        for n, kind in _FIELDS.items()
+        if type(meta.get(n)) is not kind
+    ]
+    if wrong:
+        raise CheckpointError(source.where, wrong)
+    return meta
+
+
+def _misfit(found: Any, want: Any, cast: bool) -> str:
+    """Say why an array cannot go where another one is."""
+    if tuple(found.shape) != tuple(want.shape):
+        return f"shape {tuple(found.shape)}, but here it is {tuple(want.shape)}"
+    dtype = _arrays.dtype_name(want)
+    if found.dtype == dtype:
+        return ""
+    if _arrays.DTYPES[found.dtype].complex and not _arrays.DTYPES[dtype].complex:
+        return f"dtype {found.dtype}, but here it is {dtype}, which is real"
+    return "" if cast else f"dtype {found.dtype}, but here it is {dtype}; cast=True rounds it"
+
+
+def _compare_rules(found: list[Any], rule: Method, strict: bool, hyper: bool, problems: list[str]) -> Method:
+    """Return the rule with the numbers of the source; note what is another formula, or another schedule."""
+    own = described(rule)
+    if [_name(x) for x in found] != [_name(x) for x in own]:
+        if strict:
+            words = [", ".join(map(_name, links)) or "nothing" for links in (found, own)]
+            problems.append(f"rule: {words[0]}; but here it is {words[1]}")
+        return rule
+    values = {}
+    for theirs, mine in zip(found, own, strict=True):
+        for kind in ("static", "hyper"):
+            a, b = theirs.get(kind), mine[kind]
+            if not isinstance(a, dict) or {*a} != {*b}:
+                problems.append(f"rule: {mine['place']}: its fields are not {', '.join(b) or 'none'}")
+                continue
+            for n in (n for n in b if a[n] != b[n] or type(a[n]) is not type(b[n])):
+                if kind == "hyper" and type(a[n]) is float and b[n] is not None:
+                    values[f"{mine['place']}.{n}"] = a[n]
+                elif strict and (kind == "static" or hyper):
+                    problems.append(f"rule: {mine['place']}.{n}: {a[n]!r}, but here it is {b[n]!r}")
+    if not hyper:
+        return rule
+    try:
+        return rule._with(values)
+    except (TypeError, ValueError) as error:
+        problems.append(f"rule: {error}")
+        return rule
+
+
+def _name(link: Any) -> str:
+    """Return where a link stands and of what class it is, for comparison and for a message; no class is looked up."""
+    return f"{link.get('place')} {link.get('rule')}" if isinstance(link, dict) else repr(link)
+
+
+def _carry(meta: dict[str, Any], run: Run, strict: bool, problems: list[str]) -> dict[str, Any]:
+    """Return the scalars of a source as the run keeps them."""
+    found, keys = {}, _tree.pointers(run.layout.spec)
+    for n in sorted({*meta["carry"], *run.stages.carried}):
+        if n not in meta["carry"] or n not in run.stages.carried:
+            if strict:
+                problems.append(f"carry: {n}: {'missing' if n in run.stages.carried else 'not carried here'}")
+            continue
+        piece, value = run.stages.carried[n][0], meta["carry"][n]
+        if piece.scope == "leaf":
+            if not isinstance(value, dict) or {*value} != {*keys} or not all(map(_is_number, value.values())):
+                problems.append(f"carry: {n}: it must have a number for each of the parameters")
+                continue
+            value = [float(value[key]) for key in keys]
+        elif not _is_number(value):
+            problems.append(f"carry: {n}: {value!r}, but it must be a number")
+            continue
+        same = meta.get("library") == run.layout.library
+        found[n] = run.stages.scalars.kept(piece, value, _real(meta["arrays"].get(n)) if same else None)
+    return found
+
+
+def _real(dtype: Any) -> str | None:
+    return dtype if dtype in ("float32", "float64") else None
+
+
+def _is_number(x: Any) -> bool:
+    return type(x) is float or (type(x) is int and abs(x) < 2**63) or (isinstance(x, str) and x in _EXTREMES)
+
+
+def taken(source: Source, name: str, like: Any) -> Any:
+    """Return an array of a source as the library, device and dtype of another one has it."""
+    return from_host(source.read(name), source.tensors[name].dtype, like)
+
+
+def overwrite(source: Source, name: str, x: Any, library: str) -> None:
+    """Write an array of a source into another one, without one more in between where that is possible."""
+    host = _arrays.host_view(x) if source.tensors[name].dtype == _arrays.dtype_name(x) else None
+    if host is not None and host.flags.c_contiguous:
+        source.into(name, host)
+    else:
+        _arrays.overwrite(library, [x], [taken(source, name, x)])
+
+
+class Memory:
+    """A state dict as a source."""
+
+    where = "state dict"
+
+    def __init__(self, state: Any) -> None:
+        if not isinstance(state, dict) or not isinstance(state.get("state"), dict):
+            raise CheckpointError(self.where, ["it must be a dict, as state_dict() returns it"])
+        self.meta = {n: x for n, x in state.items() if n not in ("state", "params")}
+        self._arrays = {f"state/{n}/{key}": x for n, own in state["state"].items() for key, x in _items(own)}
+        self._arrays |= {f"params/{key}": x for key, x in _items(state.get("params", {}))}
+        self.tensors = {}
+        for name, x in self._arrays.items():
+            if _arrays.library(x) is None or _arrays.dtype_name(x) not in _arrays.DTYPES:
+                raise CheckpointError(self.where, [f"{name}: {type(x).__name__}, but it must be an array of numbers"])
+            self.tensors[name] = _tensor(x)
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def verify(self) -> None:
+        """Memory is relied on."""
+
+    def into(self, name: str, out: np.ndarray[Any, Any]) -> None:
+        """Copy an array."""
+        memory(out)[:] = memory(self.tensors[name].get())
+
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        """Copy an array."""
+        return np.array(self.tensors[name].get())
+
+
+def _items(x: Any) -> list[tuple[str, Any]]:
+    if not isinstance(x, dict):
+        raise CheckpointError(Memory.where, [f"a {type(x).__name__} in the place of a dict of arrays"])
+    return [(str(key), value) for key, value in x.items()]
+
+
+def state_dict(run: Run, meta: dict[str, Any], params: bool) -> dict[str, Any]:
+    """Return what is saved as plain dicts with copies of the arrays."""
+    state: dict[str, dict[str, Any]] = {n: {} for n in run.slots}
+    own: dict[str, Any] = {}
+    for place in run.places(params).values():
+        x = _arrays.detached(run.layout.library, place.array)
+        (state[place.slot] if place.slot else own)[place.key] = run.layout.xp.asarray(x, copy=True)
+    return {**meta, "state": state, **({"params": own} if params else {})}

@@ -1,0 +1,244 @@
+"""Runs on disk: saved whole or not at all, checked whole before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from xopt import _record
+from xopt._layout import Layout
+from xopt._record import Memory, Run
+from xopt._safetensors import CheckpointError, File, write
+from xopt._stages import Stages
+from xopt._version import __version__
+from xopt.rule import Method, State, check_method
+
+__all__ = ["CheckpointError", "Restored", "latest", "load_state", "save_state"]
+
+_STEP = re.compile(r"step-(\d{1,19})\.safetensors")
+
+
+class Restored(NamedTuple):
+    """What :func:`load_state` returns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xopt
+    >>> rule, w = xopt.SGD(lr=0.1), np.ones(2)
+    >>> saved = xopt.Optimizer(w, rule).state_dict(extra={"epoch": 3})
+    >>> xopt.load_state(saved, rule, w).extra
+    {'epoch': 3}
+    """
+
+    params: Any
+    """The parameters of the checkpoint, or those that were given where it has none."""
+    state: State
+    extra: dict[str, Any]
+    """What was saved under this name."""
+
+
+def save_state(
+    path: str | os.PathLike[str],
+    rule: Method,
+    params: Any,
+    state: State,
+    *,
+    only_state: bool = False,
+    extra: Mapping[str, Any] | None = None,
+    keep: int | None = None,
+    fsync: bool = True,
+) -> Path:
+    """Save parameters and state, those of :meth:`Rule.apply`; :meth:`xopt.Optimizer.save` does it for an optimizer.
+
+    Parameters
+    ----------
+    path
+        A file, which is replaced; or a directory, in which the file is called ``step-000000001200.safetensors``.
+    rule, params, state
+        A rule or a chain, and what belongs to it.
+    only_state
+        Leave the parameters out.
+    extra
+        More to save, a dict as JSON has it: an epoch, the state of a generator.
+    keep
+        In the directory, keep so many checkpoints, ≥ 1: those of the highest steps. The directory is made if there is
+        none. None: keep all.
+    fsync
+        Wait until all is on the disk. Without that, a power failure may cost the new file and the old one.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Raises
+    ------
+    OSError
+        Where the system cannot write. The old file is as it was.
+    ValueError, TypeError
+        When rule, parameters and state do not belong together.
+
+    Notes
+    -----
+    The file is in the safetensors format: one array a parameter and slot, named by path (``params/layer1/w``,
+    ``state/0.adam.m/layer1/w``), complex ones as pairs of reals, and one text of JSON with the step, the rule, its
+    hyperparameters, and a CRC-32 of each array. It has no code, no pickle and no name that is looked up.
+
+    It is written beside the old file and takes its place when it is whole and on the disk: a crash at any moment
+    leaves the old one or the new one. One array at a time is brought to the host.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import xopt
+    >>> rule, w = xopt.Adam(lr=0.1), np.ones(2)
+    >>> w, state = rule.apply(w, np.ones(2), rule.init(w))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = xopt.save_state(Path(folder) / "run.safetensors", rule, w, state)
+    ...     back = xopt.load_state(file, rule, np.zeros(2))
+    >>> back.params, back.state.step
+    (array([0.9, 0.9]), 1)
+    """
+    check_method(rule)
+    layout = Layout(params)
+    stages = Stages(rule._chains(layout), layout, "eager")
+    run = Run(rule, layout, stages, stages.check_state(state))
+    return save_run(path, run, state.step, state.carry, only_state=only_state, extra=extra, keep=keep, fsync=fsync)
+
+
+def save_run(
+    path: str | os.PathLike[str],
+    run: Run,
+    step: Any,
+    carry: Mapping[str, Any],
+    *,
+    only_state: bool,
+    extra: Mapping[str, Any] | None,
+    keep: int | None,
+    fsync: bool,
+) -> Path:
+    """Write a run into a file, or into a directory of files."""
+    if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
+        raise ValueError(f"keep: {keep!r}, but it must be a number of checkpoints from 1 on")
+    meta, path = _record.metadata(run, step, carry, extra, __version__), Path(path)
+    tensors = _record.tensors(run, not only_state)
+    if keep is None and not path.is_dir():
+        write(path, tensors, meta, fsync)
+        return path
+    path.mkdir(parents=True, exist_ok=True)
+    file = path / f"step-{meta['step']:012d}.safetensors"
+    write(file, tensors, meta, fsync)
+    others = [x for x in _files(path) if x != file]
+    for old in others[: max(0, len(others) + 1 - keep)] if keep is not None else []:
+        old.unlink(missing_ok=True)
+    return file
+
+
+def _files(directory: Path) -> list[Path]:
+    """Return the checkpoints in a directory by their steps."""
+    found = [(int(match[1]), x) for x in directory.iterdir() if (match := _STEP.fullmatch(x.name))]
+    return [x for _, x in sorted(found)]
+
+
+def latest(directory: str | os.PathLike[str]) -> Path | None:
+    """Return the checkpoint of the highest step in a directory, or None where there is none, or no directory.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import xopt
+    >>> opt = xopt.Optimizer(np.ones(2), xopt.SGD(lr=0.1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for _ in range(3):
+    ...         _ = opt.step(np.ones(2))
+    ...         _ = opt.save(folder, keep=2)
+    ...     xopt.latest(folder).name
+    'step-000000000003.safetensors'
+    """
+    path = Path(directory)
+    return next(iter(reversed(_files(path))), None) if path.is_dir() else None
+
+
+def opened(path: str | os.PathLike[str], checksums: bool) -> File:
+    """Open a checkpoint, of a directory the latest."""
+    if not os.path.isdir(path):
+        return File(path, checksums)
+    found = latest(path)
+    if found is None:
+        raise FileNotFoundError(f"{os.fspath(path)}: a directory without checkpoints")
+    return File(found, checksums)
+
+
+def load_state(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    rule: Method,
+    params: Any,
+    *,
+    strict: bool = True,
+    cast: bool = False,
+    checksums: bool = True,
+) -> Restored:
+    """Load what :func:`save_state` or an optimizer saved, on whatever library and device it was.
+
+    Parameters
+    ----------
+    source
+        A file; a directory, of which the checkpoint of the highest step is taken; or what
+        :meth:`xopt.Optimizer.state_dict` returned.
+    rule
+        A rule or a chain of the same links and static fields. Its hyperparameters and schedules may be others: they
+        are yours, not those of the checkpoint.
+    params
+        Arrays as those that were saved: their library, devices, shapes and dtypes are those of the result. They are
+        not changed.
+    strict
+        Whether arrays, links and scalars must be the same on both sides. False: what is missing is as
+        :meth:`Rule.init` makes it, and what is too much is left out.
+    cast
+        Whether numbers may be rounded to other dtypes than they were saved in. Complex ones never become real.
+    checksums
+        Whether to compare each array with its checksum.
+
+    Raises
+    ------
+    CheckpointError
+        With everything that is damaged, missing, unexpected or of another shape, dtype or rule.
+    OSError
+        Where the file cannot be read.
+
+    Examples
+    --------
+    See :func:`save_state`.
+
+    >>> import numpy as np
+    >>> import xopt
+    >>> opt = xopt.Optimizer({"w": np.ones(2)}, xopt.SGD(lr=0.1, momentum=0.9))
+    >>> _ = opt.step({"w": np.ones(2)})
+    >>> xopt.load_state(opt.state_dict(), opt.rule, opt.params).state.slots
+    {'0.sgd.m': {'w': array([1., 1.])}}
+    """
+    check_method(rule)
+    layout = Layout(params)
+    stages = Stages(rule._chains(layout), layout, "eager")
+    leaves = list(layout.leaves)
+    with source_of(source, checksums) as found:
+        run = Run(rule, layout, stages, stages.new_slots())
+        loaded = _record.check(found, run, strict=strict, cast=cast, hyper=False)
+        for name, place in loaded.places.items():
+            column = place.column if place.slot else leaves
+            column[place.k] = _record.taken(found, name, place.array)
+    slots = {n: layout.tree(column) for n, column in run.slots.items()}
+    state = State(stages.new_step(loaded.step), slots, {**stages.new_carry(), **loaded.carry})
+    return Restored(layout.tree(leaves), state, loaded.extra)
+
+
+def source_of(source: str | os.PathLike[str] | Mapping[str, Any], checksums: bool) -> File | Memory:
+    """Open a file, or take a state dict."""
+    return Memory(source) if isinstance(source, Mapping) else opened(source, checksums)
