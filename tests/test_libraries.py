@@ -109,6 +109,20 @@ def test_torch_learning_rate_in_a_tensor(torch: Any) -> None:
         assert p.tolist() == [0.5, 0.5, 0.5]
 
 
+@pytest.mark.needs("torch")
+@pytest.mark.parametrize("runner", ["eager", "tiled"])
+def test_torch_learning_rate_that_is_learned(torch: Any, runner: str) -> None:
+    """One with requires_grad is a number like any other: torch warns of reading it, and no graph grows from it."""
+    lr, p = torch.tensor(0.5, requires_grad=True), torch.ones(3)
+    rule = xopt.chain(xopt.ClipByGlobalNorm(9.0), xopt.NAdam())
+    for rate in (lr, lambda t: lr):
+        new, state = rule.apply(p, p, rule.init(p), runner=runner, lr=rate)
+        want, _ = rule.apply(p, p, rule.init(p), runner=runner, lr=0.5)
+        assert torch.allclose(new, want)
+        for x in (new, *state.slots.values(), *state.carry.values()):
+            assert not getattr(x, "requires_grad", False)
+
+
 # ---- JAX
 
 

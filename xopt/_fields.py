@@ -141,6 +141,7 @@ def number(where: str, field: Field, value: Any, why: str, library: str = "", re
             raise TypeError(
                 f"{where}: an array of shape {tuple(value.shape)} and dtype {kind}, but it must be a number{note}"
             )
+        value = _arrays.detached("torch", value)  # a learning rate that is itself learned
         if not isinstance(value, np.ndarray) and not read:
             if library and _arrays.library(value) != library:
                 raise TypeError(
