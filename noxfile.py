@@ -112,6 +112,14 @@ def clients(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Plant every fault of the history and see that the tests catch it: `nox -s faults -- shapes` for some."""
+    libraries = [*LIBRARIES["strict"], *LIBRARIES["dask"], *LIBRARIES["numba"]]  # and torch, with Numba
+    session.install(*libraries, *group("test"), "-e", ".")
+    session.run("python", "tests/faults.py", *session.posargs, env=THREADS)
+
+
+@nox.session
 def parity(session: nox.Session) -> None:
     """Compare the rules with those of other libraries, and write the differences into docs/parity.json."""
     session.install(*LIBRARIES["torch"], *LIBRARIES["jax"], "scikit-learn", *group("test"), "-e", ".")

@@ -1,0 +1,543 @@
+"""Plant faults in xopt, one at a time and in memory only, and see that the tests catch each of them.
+
+    python tests/faults.py              all of them
+    python tests/faults.py shapes ...   some
+
+A fault is a bug that happened to others, as it would look in this package: a line of source and what would stand there.
+The tests that guard against it must pass without it, and each of them must fail with it, by an assertion.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE, RULES = "tests/test_history_others.py", "tests/test_rules.py"
+
+
+class Fault(NamedTuple):
+    """A bug, and the tests that see it."""
+
+    source: str
+    """Whom it happened to."""
+    edits: tuple[tuple[str, str, str], ...]
+    """A module, a part of its source that is there once, and what stands there instead."""
+    tests: tuple[str, ...]
+    """Node ids. Of tests with parameters that are not named here, one must fail."""
+    library: str = "numpy"
+    """Tests are run with ``--library`` so; other than numpy, it must be installed, or the fault is left out."""
+    kinds: tuple[str, ...] = ()
+    """Exceptions that these tests fail by, beside those of assertions."""
+    needs: str = ""
+    """A program without which the fault is left out."""
+
+
+# fmt: off
+FAULTS: dict[str, Fault] = {
+    "state-not-written": Fault(
+        "pytorch #78807",
+        (("xopt._runners.tiled",
+          'n: _views(work.library, column, work.split) for n, column in work.loads.items() if n != "g"}',
+          ('n: [x.copy() if n.endswith(".top") else x for x in _views(work.library, column, work.split)]\n'
+           '                   for n, column in work.loads.items() if n != "g"}')),),
+        (f"{HERE}::test_all_of_the_state_is_written[Adam]",),
+    ),
+    "empty-last-tensor": Fault(
+        "pytorch #100701, #119885",
+        (("xopt._runners._cut", "        if group:\n", "        if group and self.sizes[-1]:\n"),),
+        (f"{HERE}::test_an_empty_last_tensor",),
+    ),
+    "not-contiguous": Fault(
+        "pytorch #118115",
+        (("xopt._runners._cut", "[list(map(_contiguous, column)) for", "[[True] * len(column) for"),),
+        (f"{HERE}::test_parameters_that_are_not_contiguous",),
+    ),
+    "int32-sizes": Fault(
+        "DeepSpeed #7640, apex #1825",
+        (("xopt._runners.cuda", "for x in (sizes, leaf", "for x in (np.asarray(sizes).astype(np.int32), leaf"),),
+        (f"{HERE}::test_sizes_that_int32_does_not_hold",),
+    ),
+    "int32-indices": Fault(
+        "pytorch #101449",
+        (("xopt._cuda_text", "const long long first = (long long)chunk.number * CHUNK, left",
+          "const int first = chunk.number * CHUNK; const long long left"),),
+        ("tests/test_cuda_host.py::test_indices_are_wide",),
+        needs=os.environ.get("CXX", "g++"),
+    ),
+    "int32-parts": Fault(
+        "the same, in tiles",
+        (("xopt._runners._cut", "yield low, min(size, low + tile), None",
+          "yield low % 2**31, min(size, low + tile) % 2**31, None"),),
+        (f"{HERE}::test_sizes_that_int32_does_not_hold",),
+    ),
+    "counter-bfloat16": Fault(
+        "pytorch #110940",
+        (("xopt._scalars", "min(step + 1, STEP_LIMIT)", "int(_arrays.bfloat16()(step) + _arrays.bfloat16()(1))"),),
+        (f"{HERE}::test_a_counter_does_not_freeze", "tests/test_optimizer.py::test_step_counter_is_exact"),
+    ),
+    "counter-float32": Fault(
+        "pytorch #110940",
+        (("xopt._scalars", "min(step + 1, STEP_LIMIT)", "int(np.float32(step) + np.float32(1))"),),
+        (f"{HERE}::test_a_counter_does_not_freeze", "tests/test_optimizer.py::test_step_counter_is_exact"),
+    ),
+    "eps-in-half": Fault(
+        "optax #1754, chainer #6299",
+        (("xopt._arrays", 'DType("float16", "float32")', 'DType("float16", "float16")'),
+         ("xopt._arrays", 'COMPLEX_OF = {', 'COMPLEX_OF = {"float16": "complex64", ')),
+        (f"{HERE}::test_a_zero_gradient_of_half_precision_moves_nothing[float16-Adam]",
+         "tests/test_libraries.py::test_zero_gradients_of_half_precision_move_nothing"),
+    ),
+    "number-to-vector": Fault(
+        "optax PR 1042",
+        (("xopt._runners.eager", "xp.reshape(x, like.shape), like", "xp.reshape(x, like.shape or (1,)), like"),),
+        (f"{HERE}::test_a_number_keeps_its_shape_and_dtype",),
+    ),
+    "number-to-scalar": Fault(
+        "NumPy's 0-d results",
+        (("xopt._runners.eager", "xp.reshape(x, like.shape), like",
+          "xp.reshape(x, like.shape) if like.shape else xp.reshape(x, (1,))[0], like"),),
+        (f"{HERE}::test_a_number_keeps_its_shape_and_dtype",),
+    ),
+    "amsgrad-order": Fault(
+        "optax #1389",
+        (("xopt.rules.adam", "xp.maximum(top, v) if", "xp.maximum(top, v / (1 - h.b2**h.t)) if"),
+         ("xopt.rules.adam", "w = top if h.amsgrad", "w = top * c2 if h.amsgrad")),
+        (f"{RULES}::test_float64[numpy-plain-Adam-amsgrad=True-b2=0.9]",),
+    ),
+    "amsgrad-order-torch": Fault(
+        "optax #1389",
+        (("xopt.rules.adam", "xp.maximum(top, v) if", "xp.maximum(top, v / (1 - h.b2**h.t)) if"),
+         ("xopt.rules.adam", "w = top if h.amsgrad", "w = top * c2 if h.amsgrad")),
+        ("tests/test_peers.py::test_peer[torch Adam(lr=0.1, b2=0.9, amsgrad=True)]",),
+        library="torch",
+    ),
+    "eps-place": Fault(
+        "tensorflow #35102",
+        (("xopt.rules.adam", '"outside": h.eps * c2**0.5', '"outside": h.eps'),),
+        (f"{RULES}::test_float64[numpy-plain-Adam-weight_decay=0.3]", f"{HERE}::test_the_first_eight_steps[Adam]"),
+    ),
+    "nadam-variant": Fault(
+        "keras #15710",
+        (("xopt.rules.adam_momentum", "0.96 ** ((h.t + 1) * h", "0.96 ** (h.t * h"),),
+        (f"{RULES}::test_float64[numpy-plain-NAdam-weight_decay=0.3]", f"{HERE}::test_the_first_eight_steps[NAdam]"),
+    ),
+    "accumulated-count": Fault(
+        "keras #19990",
+        (("xopt._gates", "return (t - 1) // h.every + 1", "return t"),),
+        ("tests/test_wrappers.py::test_k_small_batches_are_one_large_one",),
+    ),
+    "accumulated-decay": Fault(
+        "keras #19990",
+        (("xopt._pieces", "return self.keep(new, p) if", "return self.keep(new, p - 1e-3 * p) if"),),
+        ("tests/test_wrappers.py::test_k_small_batches_are_one_large_one",),
+    ),
+    "axes": Fault(
+        "keras PR 18936, mlx PR 3652",
+        (("xopt.rules.factored", "else axes[-2:]", "else axes[:2]"),),
+        (f"{HERE}::test_arrays_of_any_number_of_axes[Adafactor]",),
+    ),
+    "reads-another-slot": Fault(
+        "mlx PR 603",
+        (("xopt.rules.adaptive", "v = h.rho * v + (1 - h.rho) * abs2(xp, g)\n        d = xp.sqrt(u",
+          "v = h.rho * u + (1 - h.rho) * abs2(xp, g)\n        d = xp.sqrt(u"),),
+        (f"{RULES}::test_float64[numpy-plain-Adadelta-weight_decay=0.3]",),
+    ),
+    "idle-slot": Fault(
+        "mlx PR 603",
+        (("xopt.rules.adaptive", "u = h.rho * u + (1 - h.rho) * abs2(xp, d)\n        return -h.lr * d, v, u",
+          "return -h.lr * d, v, 1.0 * u"),),
+        (f"{HERE}::test_every_array_of_the_state_changes[Adadelta]",
+         f"{RULES}::test_float64[numpy-plain-Adadelta-weight_decay=0.3]"),
+    ),
+    "buffer-zeroed": Fault(
+        "kozistr PR 516, 518",
+        (("xopt.rules.adam", "xp.maximum(top, v) if", "xp.maximum(0.0 * top, v) if"),),
+        (f"{RULES}::test_every_hyperparameter_and_option_matters[Adam]",),
+    ),
+    "buffer-shared": Fault(
+        "kozistr PR 516, 518",
+        (("xopt._arrays", "def aligned(", "@functools.cache\ndef aligned("),),
+        (f"{HERE}::test_a_second_optimizer_starts_afresh",),
+    ),
+    "flag-ignored": Fault(
+        "thinc PR 299",
+        (("xopt.rules.sgd", "h.momentum * m + ahead if h.nesterov else m", "m"),),
+        (f"{RULES}::test_every_hyperparameter_and_option_matters[SGD]",),
+    ),
+    "promoted": Fault(
+        "mlx PR 2350",
+        (("xopt._runners.eager", "return _arrays.cast(xp, xp.reshape(x, like.shape), like.dtype)",
+          "return xp.reshape(x, like.shape)"),),
+        (f"{HERE}::test_scalars_of_numpy_widen_nothing",),
+    ),
+    "float64-scalars": Fault(
+        "mlx PR 2350, and NumPy's float64",
+        (("xopt._fields", "        found = float(value)\n", "        found = value\n"),),
+        (f"{HERE}::test_scalars_of_numpy_widen_nothing",),
+    ),
+    "same-array-twice": Fault(
+        "tinygrad PR 1047",
+        (("xopt._layout", "shared = [j for j in self._near(x) if j < k and _arrays.overlap(self._arrays[j], x)]",
+          "shared: list[int] = []"),),
+        ("tests/test_errors.py::test_the_same_memory_twice",),
+    ),
+    "gradient-mutated": Fault(
+        "pytorch #12218",
+        (("xopt._emit", "        if i in home or i in lodger:\n",
+          ('        if program.loads.get("g") in args and i not in home:\n'
+           '            out = where_is[program.loads["g"]]\n'
+           '        elif i in home or i in lodger:\n')),),
+        (f"{HERE}::test_gradients_are_never_mutated",),
+        kinds=("ValueError",),  # the one that is read-only
+    ),
+    "norm-overflows": Fault(
+        "pytorch #46849",
+        (("xopt._runners.tiled", 'super().__init__(work, program, values, "float64", leaves, None)',
+          'super().__init__(work, program, values, "float32", leaves, None)'),),
+        (f"{HERE}::test_norms_and_what_is_done_about_them", "tests/test_libraries.py::test_norms_at_the_edges"),
+    ),
+    "nan-norm-passes": Fault(
+        "pytorch #46849",
+        (("xopt.transforms", "h.max_norm / xp.maximum(xp.sqrt(h.total), h.max_norm)}",
+          "xp.where(xp.sqrt(h.total) > h.max_norm, h.max_norm / (xp.sqrt(h.total) + 1e-300), 1.0)}"),),
+        (f"{HERE}::test_norms_and_what_is_done_about_them", "tests/test_libraries.py::test_norms_at_the_edges"),
+    ),
+    "inf-unseen": Fault(
+        "pytorch #46849",
+        (("xopt._gates", "xp.where(xp.isfinite(g), xp.minimum(size, 0.0), 1.0)}",
+          "xp.where(xp.isnan(g), 1.0, xp.minimum(size, 0.0))}"),),
+        (f"{HERE}::test_norms_and_what_is_done_about_them", "tests/test_wrappers.py::test_a_skipped_step_never_was"),
+    ),
+    "shape-of-x0": Fault(
+        "scipy #6364",
+        (("xopt._layout", "if tuple(x.shape) != shape:", "if False:"),),
+        (f"{HERE}::test_minimize_keeps_the_shape_of_x0",),
+        kinds=("ValueError",),  # of NumPy's
+    ),
+    "array-of-the-user": Fault(
+        "scipy #6364",
+        (("xopt.solvers._descent", "return self.space.tree(self.space.copied(self.here.x))",
+          "return self.space.tree(self.here.x)"),),
+        ("tests/test_minimize.py::test_a_callback_may_do_as_it_likes",),
+    ),
+    "step-a-parameter": Fault(
+        "PennyLane #1928, DiffSharp #292",
+        (("xopt.optimizer", "t = after(self._taken)", "t = self._taken + len(layout.leaves)"),),
+        ("tests/test_optimizer.py::test_two_parameters_are_two_optimizers",),
+    ),
+    "vacuous-gate": Fault(
+        "a parity gate that compared fused with fused",
+        (("xopt._choice", '    if runner == "eager":\n        return eager',
+          '    if runner == "eager":\n        return _TILED'),),
+        ("tests/test_runners.py::test_which_runner_ran",),
+    ),
+    "decay-ignored": Fault(
+        "tinygrad's Muon",
+        (("xopt.rules.matrix", "    whole = True\n", "    whole = True\n    decay_by = None\n"),),
+        (f"{HERE}::test_decay_is_more_than_the_tolerance[Muon]",),
+    ),
+    "decay-shrunk": Fault(
+        "tinygrad's Muon: too small for a loose tolerance",
+        (("xopt.rule", "(step if factor is None else step - factor * p, *new)",
+          "(step if factor is None else step - 0.999999 * factor * p, *new)"),),
+        (f"{HERE}::test_decay_is_more_than_the_tolerance[Muon]",),
+    ),
+    "step-off-by-one": Fault(
+        "Thinc's RAdam",
+        (("xopt.rules.adam_denominator", "rho = end - 2 * h.t * h.b2**h.t / (1 - h.b2**h.t)",
+          "rho = end - 2 * (h.t + 1) * h.b2 ** (h.t + 1) / (1 - h.b2 ** (h.t + 1))"),),
+        (f"{HERE}::test_the_first_eight_steps[RAdam]",),
+    ),
+    "shapes": Fault(
+        "optax: gradient (3,1) for parameter (3,)",
+        (("xopt._layout", "if tuple(x.shape) != shape:", "if math.prod(x.shape) != math.prod(shape):"),),
+        (f"{HERE}::test_only_the_shape_of_the_parameter_will_do", "tests/test_errors.py::test_gradient"),
+    ),
+    "half-a-step": Fault(
+        "one bad leaf: p₀ moved, p₁ did not",
+        (("xopt._stages", "jobs.append(work.runner.prepare(work, scalars, into))",
+          "jobs.append(lambda made=work.runner.prepare(work, scalars, into)(): made)"),),
+        ("tests/test_history.py::test_a_scalar_that_cannot_be_computed_moves_nothing",),
+    ),
+    "unchecked-scalars": Fault(
+        "one bad leaf: the state moved, p did not",
+        (("xopt._runners.eager", "    if not values.on_device:\n", "    if False:\n"),),
+        ("tests/test_history.py::test_a_scalar_that_cannot_be_computed_moves_nothing",),
+        kinds=("ComplexWarning",),  # (1 - 2)**0.5, on storing
+    ),
+    "failed-step-counts": Fault(
+        "one bad leaf: the step was counted",
+        (("xopt.optimizer", "t = after(self._taken)", "t = self._taken = after(self._taken)"),),
+        (f"{HERE}::test_an_error_leaves_every_byte",),
+    ),
+    # bounds
+    "bias-correction-float32": Fault(
+        "bounds: 1 - β₂ᵗ in float32",
+        (("xopt._stages", "            steps = clocks\n",
+          "            steps = {n: np.float32(t) for n, t in clocks.items()}\n"),),
+        (f"{HERE}::test_float32_adamw_within_its_bounds", f"{HERE}::test_bias_corrections_are_those_of_float64"),
+    ),
+    "step-unlimited": Fault(
+        "bounds: .999**10**400",
+        (("xopt._scalars", "min(step + 1, STEP_LIMIT)", "step + 1"),),
+        (f"{HERE}::test_bias_corrections_are_those_of_float64",),
+    ),
+    "last-tile": Fault(
+        "bounds: the same bits for any tile",
+        (("xopt._runners._cut", "yield low, min(size, low + tile), None",
+          "yield low, max(low, min(size - size % 4 if size > tile else size, low + tile)), None"),),
+        ("tests/test_runners.py::test_every_tile_and_dtype[float32-Adam]",
+         "tests/test_runners.py::test_parts_cover_a_leaf_once_and_in_order"),
+    ),
+    "sum-by-tile": Fault(
+        "bounds: norms in one order",
+        (("xopt._reduce", "flat[i : i + CHUNK]) for i in range(0, flat.size, CHUNK))",
+          "flat[i : i + 1000]) for i in range(0, flat.size, 1000))"),),
+        ("tests/test_runners.py::test_norm_is_summed_in_one_order",),
+    ),
+    "numba-fastmath": Fault(
+        "bounds: fastmath changes 65 % of elements",
+        (("xopt._emit_numba", 'error_model="numpy")', 'error_model="numpy", fastmath=True)'),),
+        ("tests/test_numba.py::test_bits_of_eager[float32-Adam]",),
+        library="numba",
+    ),
+    "numba-float64-scalars": Fault(
+        "bounds: Python floats change 68 % of elements",
+        (("xopt._emit_numba", "{real}(scalars[row, {k}])", "scalars[row, {k}]"),),
+        ("tests/test_numba.py::test_bits_of_eager[float32-Adam]",),
+        library="numba",
+    ),
+    "state-in-half": Fault(
+        "bounds: second moments of half precision",
+        (("xopt._stages", "        if not d.complex or batch is None:\n            return d.real",
+          "        if not d.complex or batch is None:\n            return d.name"),),
+        (f"{HERE}::test_second_moments_of_half_precision", f"{RULES}::test_half[numpy-plain-Adam-float16]"),
+    ),
+    # differences of the array API
+    "gradient-dtype": Fault(
+        "float32 += float64 is silently float32",
+        (("xopt._layout", "if x.dtype != dtype:", "if getattr(x.dtype, 'kind', 0) != getattr(dtype, 'kind', 1):"),),
+        ("tests/test_errors.py::test_gradient",),
+    ),
+    "sqrt-of-a-number": Fault(
+        "xp.sqrt(2.0)",
+        (("xopt._scalars", "            return self._xp.full_like(self._like, x)", "            return x"),),
+        (f"{HERE}::test_scalar_functions_take_python_numbers",),
+        library="strict", kinds=("TypeError", "AttributeError"),
+    ),
+    "sign-of-nan": Fault(
+        "torch.sign(nan) is 0",
+        (("xopt._maths", "return xp.sign(x)", "return xp.where(xp.isnan(x), 0.0, xp.sign(x))"),),
+        (f"{HERE}::test_a_sign_keeps_nan",),
+    ),
+    "denormals-flushed": Fault(
+        "denormals",
+        (("xopt._arrays", 'return importlib.import_module("torch").no_grad()',
+          ('importlib.import_module("torch").set_flush_denormal(True)\n'
+           '        return importlib.import_module("torch").no_grad()')),),
+        (f"{HERE}::test_denormals_are_kept",),
+        library="torch",
+    ),
+    "apply-writes": Fault(
+        "writing through torch.asarray of a read-only array",
+        (("xopt._stages", "into = {n: work.loads[n] for n in work.outputs} if write else",
+          "into = {n: work.loads[n] for n in work.outputs} if not change else"),),
+        (f"{HERE}::test_apply_writes_into_nothing",),
+        library="torch",
+    ),
+    "read-only-parameter": Fault(
+        "writing into a read-only array",
+        (("xopt._layout", "if isinstance(x, np.ndarray) and not x.flags.writeable:", "if False:"),),
+        ("tests/test_errors.py::test_read_only_and_scalars_are_for_apply",
+         "tests/test_errors.py::test_made_read_only_later"),
+        kinds=("ValueError",),  # of NumPy's, half way
+    ),
+    "bool-hyperparameter": Fault(
+        "hyperparameters are numbers: bool, str",
+        (("xopt._fields", "if isinstance(value, bool | np.bool_ | str) or not", "if isinstance(value, str) or not"),),
+        ("tests/test_errors.py::test_hyperparameters", f"{RULES}::test_refused_options[Adam]"),
+    ),
+    "nan-hyperparameter": Fault(
+        "hyperparameters are numbers: NaN, inf",
+        (("xopt._fields", "if not math.isfinite(found):", "if math.isinf(found):"),),
+        ("tests/test_errors.py::test_hyperparameters", f"{RULES}::test_refused_options[Adam]"),
+    ),
+    "looks-at-the-device": Fault(
+        "no bool() of an array inside a step",
+        (("xopt.transforms", '"scale": h.max_norm / xp.maximum(xp.sqrt(h.total), h.max_norm)}',
+          '"scale": h.max_norm / xp.sqrt(h.total) if h.total > h.max_norm**2 else 1.0}'),),
+        ("tests/test_libraries.py::test_dask_computes_nothing",),
+        library="dask",
+    ),
+}
+# fmt: on
+
+
+# --- inside of pytest: what `-p faults` does
+
+
+def pytest_configure(config: Any) -> None:
+    """Plant the fault that the environment names, before anything imports the package."""
+    name = os.environ.get("XOPT_FAULT")
+    if name:
+        plant(FAULTS[name])
+    config.pluginmanager.register(_Report(Path(os.environ["XOPT_FAULT_REPORT"])))
+
+
+class _Report:
+    """Writes down which tests ran, and by what they failed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._found = path, dict[str, str]()
+
+    def pytest_runtest_makereport(self, item: Any, call: Any) -> None:
+        """Note how a test ended; what was skipped or could not be set up did not run."""
+        if call.when == "call" and (call.excinfo is None or call.excinfo.typename != "Skipped"):
+            self._found[item.nodeid] = "" if call.excinfo is None else call.excinfo.typename
+
+    def pytest_sessionfinish(self) -> None:
+        """Hand it over."""
+        self._path.write_text(json.dumps(self._found), encoding="utf-8")
+
+
+def source(module: str) -> str:
+    """Return the source of a module, without importing it."""
+    path = ROOT.joinpath(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return path.read_text(encoding="utf-8")
+
+
+def plant(fault: Fault) -> None:
+    """Have the modules of a fault compiled from other text, when they are imported."""
+    texts: dict[str, str] = {}
+    for module, old, new in fault.edits:
+        text = texts.get(module) or source(module)
+        assert text.count(old) == 1, f"{module} has not one {old!r}"
+        texts[module] = text.replace(old, new)
+    early = [module for module in texts if module in sys.modules]
+    assert not early, f"imported too early: {early}"
+    sys.meta_path.insert(0, _Finder(texts))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, texts: dict[str, str]) -> None:
+        self._texts = texts
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        """Find a module as Python does, and give it a loader of its own."""
+        if name not in self._texts:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        assert spec is not None
+        assert spec.origin is not None
+        spec.loader = _Loader(name, spec.origin, self._texts[name])
+        return spec
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    def __init__(self, name: str, path: str, text: str) -> None:
+        super().__init__(name, path)
+        self._text = text
+
+    def get_code(self, fullname: str) -> Any:
+        """Compile the text; no bytecode of it is kept."""
+        return compile(self._text, self.path, "exec", dont_inherit=True)
+
+
+# --- outside
+
+
+def run(name: str, library: str, tests: list[str]) -> tuple[int, dict[str, str], str]:
+    """Run tests in a process of its own: its exit status, by what each failed, and what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+        more = {"PYTHONPATH": path, "XOPT_FAULT": name, "XOPT_FAULT_REPORT": str(report), "XOPT_CACHE_DIR": folder}
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        command = [sys.executable, "-m", "pytest", "-p", "faults", "-q", "--tb=line", "-p", "no:cacheprovider",
+                   "--library", library, *tests]  # fmt: skip
+        env = {**os.environ, **threads, **more, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        out = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
+        return out.returncode, found, out.stdout + out.stderr
+
+
+def missing(fault: Fault) -> str:
+    """Say what this fault needs that is not here."""
+    module = {"strict": "array_api_strict"}.get(fault.library, fault.library)
+    if importlib.util.find_spec(module) is None:
+        return module
+    return fault.needs if fault.needs and shutil.which(fault.needs) is None else ""
+
+
+def ended(test: str, found: dict[str, str]) -> list[str]:
+    """Return by what a test failed, or "", for each of its parameters."""
+    return [kind for node, kind in found.items() if node == test or node.startswith(f"{test}[")]
+
+
+def caught(name: str) -> tuple[str, str]:
+    """Plant a fault: nothing, or why it was not caught; and what pytest printed."""
+    fault = FAULTS[name]
+    status, found, text = run(name, fault.library, [*fault.tests])
+    if status != 1:
+        return f"pytest ended with {status}", text
+    for test in fault.tests:
+        kinds = {kind for kind in ended(test, found) if kind}
+        if not kinds & {"AssertionError", "Failed", *fault.kinds}:
+            return f"{test}: {', '.join(kinds) or 'passed'}", text
+    return "", text
+
+
+def sound(library: str, names: list[str]) -> tuple[str, str]:
+    """Run the tests of some faults without any: nothing, or what is wrong; and what pytest printed."""
+    tests = list(dict.fromkeys(test for name in names for test in FAULTS[name].tests))
+    status, found, text = run("", library, tests)
+    idle = [test for test in tests if not ended(test, found)]
+    return (f"pytest ended with {status}" if status else f"did not run: {', '.join(idle)}" if idle else ""), text
+
+
+def main(names: list[str]) -> int:
+    """Plant faults, print a table, and return how many were not caught."""
+    unknown = [name for name in names if name not in FAULTS]
+    if unknown:
+        print(f"no fault {', '.join(unknown)}; there are {', '.join(FAULTS)}")
+        return 2
+    names, began = names or [*FAULTS], time.monotonic()
+    without = {name: missing(FAULTS[name]) for name in names}
+    names, left = [n for n in names if not without[n]], [n for n in names if without[n]]
+    libraries = dict.fromkeys(FAULTS[name].library for name in names)
+    with ThreadPoolExecutor(2) as pool:
+        planted = {name: pool.submit(caught, name) for name in sorted(names, key=lambda n: FAULTS[n].library)}
+        plain = {x: pool.submit(sound, x, [n for n in names if FAULTS[n].library == x]) for x in libraries}
+        failed = 0
+        for name in names:
+            why, text = planted[name].result()
+            failed += bool(why)
+            print(f"{'NOT CAUGHT' if why else 'caught':10}  {name:24}  {FAULTS[name].source}", flush=True)
+            for test in FAULTS[name].tests:
+                print(f"{'':12}{test}")
+            print(f"{'':12}{why}\n{text}" if why else "", end="")
+        for library, job in plain.items():
+            why, text = job.result()
+            failed += bool(why)
+            print(f"without a fault, on {library}: {why or 'the same tests pass'}\n{text if why else ''}", end="")
+    for name in left:
+        print(f"left out    {name:24}  no {without[name]}")
+    print(f"{len(names)} faults planted, {time.monotonic() - began:.0f} s")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(sys.argv[1:]), 100))
