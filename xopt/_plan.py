@@ -132,7 +132,10 @@ def _extra(piece: Piece) -> tuple[str, ...]:
     """Name what ``reduce`` and ``host`` add to ``h``, found by calling them once."""
     names = terms(piece)
     if piece.host:
-        hypers = piece.resolve(1, "numpy", read=True)
+        try:
+            hypers = piece.resolve(1, "numpy", read=True)
+        except Exception:  # a schedule that fails says so in the step, not where a chain is recorded first
+            hypers = dict.fromkeys(piece.hypers, 0.5)
         leaf = piece.scope == "leaf" and names
         one: Any = np.ones(2) if leaf else 1.0
         carry = {n: one * v for n, v in piece.carry.items()}
