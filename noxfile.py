@@ -120,6 +120,15 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Take ten million tiny steps: nothing may grow or drift. `nox -s soak -- 1000000` for fewer. It takes an hour."""
+    [steps] = session.posargs or ["10000000"]
+    session.install(*group("test"), "-e", ".")
+    where = "tests/test_interrupted.py::test_many_steps_leave_nothing_behind"
+    session.run("pytest", "--library", "numpy", where, env={**THREADS, "XOPT_TEST_STEPS": steps})
+
+
+@nox.session
 def parity(session: nox.Session) -> None:
     """Compare the rules with those of other libraries, and write the differences into docs/parity.json."""
     session.install(*LIBRARIES["torch"], *LIBRARIES["jax"], "scikit-learn", *group("test"), "-e", ".")

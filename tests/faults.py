@@ -282,6 +282,108 @@ FAULTS: dict[str, Fault] = {
         (("xopt.optimizer", "t = after(self._taken)", "t = self._taken = after(self._taken)"),),
         (f"{HERE}::test_an_error_leaves_every_byte",),
     ),
+    # saving and loading
+    "step-cast": Fault(
+        "pytorch #80809",
+        (("xopt._record", '"step": int(step)', '"step": int(np.float32(step))'),),
+        ("tests/test_checkpoint.py::test_the_step_is_an_int",),
+        kinds=("CheckpointError",),  # 2⁶³
+    ),
+    "reinitialised": Fault(
+        "mlx PR 1329",
+        (("xopt.optimizer", "for name, place in loaded.places.items():\n                _record.overwrite(",
+          "for name, place in loaded.places.items():\n                place.slot or _record.overwrite("),),
+        ("tests/test_resume.py::test_every_rule_resumes_to_the_same_bits_in_another_process[numpy-plain]",
+         "tests/test_checkpoint.py::test_names_are_paths"),
+    ),
+    "carry-reinitialised": Fault(
+        "mlx PR 1329",
+        (("xopt.optimizer", "loaded.step, {**self._carry, **loaded.carry}", "loaded.step, self._carry"),),
+        ("tests/test_resume.py::test_every_rule_resumes_to_the_same_bits_in_another_process[numpy-plain]",),
+        kinds=("KeyError",),
+    ),
+    "aliased": Fault(
+        "pytorch #196083",
+        (("xopt._record", "run.layout.xp.asarray(x, copy=True)", "x"),),
+        ("tests/test_checkpoint.py::test_an_exported_state_is_a_copy[numpy-plain]",),
+    ),
+    "by-order": Fault(
+        "pytorch #1489, PR 6031",
+        (("xopt._tree", 'return ["/".join(key.replace("~", "~0")',
+          'return [str(k) for k in range(spec.num_leaves)]\n    return ["/".join(key'),),
+        ("tests/test_checkpoint.py::test_names_are_paths",),
+        kinds=("KeyError",),
+    ),
+    "slash-in-a-key": Fault(
+        "a path that two parameters have",
+        (("xopt._tree", '.replace("/", "~1")', ""),),
+        ("tests/test_checkpoint.py::test_names_are_paths",),
+        kinds=("ValueError",),
+    ),
+    "memory-order": Fault(
+        "safetensors #825",
+        (("xopt._safetensors", "x.reshape(-1).view(np.uint8).data", 'x.ravel("K").view(np.uint8).data'),
+         ("xopt._transfer", 'host = np.asarray(x, order="C")', "host = np.asarray(x)")),
+        ("tests/test_checkpoint.py::test_frozen_parameters_and_other_memory",
+         "tests/test_checkpoint.py::test_the_safetensors_library_reads_it"),
+    ),
+    "keys-twice": Fault(
+        "safetensors: duplicate keys",
+        (("xopt._safetensors", "twice.extend(", "(lambda x: None)("),),
+        ("tests/test_file_faults.py::test_a_file_made_to_do_harm[a key twice]",),
+    ),
+    "unchecked": Fault(
+        "safetensors: no checksum",
+        (("xopt._safetensors", "if crc != x.crc:", "if False:"),
+         ("xopt._safetensors", "zlib.crc32(data) != stored.crc", "False")),
+        ("tests/test_file_faults.py::test_no_mutation_of_a_file_is_accepted",
+         "tests/test_checkpoint.py::test_checksums_can_be_left_out"),
+    ),
+    "unchecked-header": Fault(
+        "safetensors: no checksum",
+        (("xopt._safetensors", "if self._checksums and not signed:", "if False:"),),
+        ("tests/test_file_faults.py::test_no_mutation_of_a_file_is_accepted",),
+    ),
+    "written-in-place": Fault(
+        "kill -9 during save",
+        (("xopt._safetensors", 'target.with_name(f".xopt-{os.urandom(4).hex()}.tmp")', "target"),
+         ("xopt._safetensors", "os.O_CREAT | os.O_EXCL", "os.O_CREAT | os.O_TRUNC")),
+        ("tests/test_file_faults.py::test_kill_9_during_save_destroys_nothing",
+         "tests/test_file_faults.py::test_a_disk_that_is_really_full"),
+    ),
+    "not-synced": Fault(
+        "kill -9 during save",
+        (("xopt._safetensors", "                os.fsync(fd)\n", "                pass\n"),),
+        ("tests/test_file_faults.py::test_an_error_at_every_call_to_the_system",),
+    ),
+    "left-behind": Fault(
+        "a full disk",
+        (("xopt._safetensors", "            temporary.unlink()\n", "            pass\n"),),
+        ("tests/test_file_faults.py::test_an_error_at_every_call_to_the_system",),
+    ),
+    "half-a-load": Fault(
+        "a load that fails in the middle",
+        (("xopt.optimizer", "        source.verify()\n", ""),),
+        ("tests/test_file_faults.py::test_a_file_that_cannot_be_read",),
+    ),
+    "interrupt-unnoticed": Fault(
+        "Ctrl-C in a step",
+        (("xopt._stages", "            self.torn = write\n", ""),),
+        ("tests/test_interrupted.py::test_ctrl_c_between_leaves_is_noticed",
+         "tests/test_interrupted.py::test_signals_at_any_moment[eager]"),
+    ),
+    "thread-outlives": Fault(
+        "Ctrl-C in a step: a thread goes on writing",
+        (("xopt._runners._pool", "left = deque(helpers)", "left = deque([] if failed else helpers)"),),
+        ("tests/test_interrupted.py::test_signals_at_any_moment[threads]",),
+    ),
+    "race": Fault(
+        "two threads in one optimizer",
+        (("xopt._turns", "        if self._lock.locked():\n", "        if False:\n"),
+         ("xopt._turns", "        return self._lock\n", "        return threading.Lock()\n")),
+        ("tests/test_interrupted.py::test_threads_that_step_one_optimizer_get_an_error_and_no_race",
+         "tests/test_interrupted.py::test_two_threads_in_one_optimizer"),
+    ),
     # bounds
     "bias-correction-float32": Fault(
         "bounds: 1 - β₂ᵗ in float32",
@@ -389,10 +491,7 @@ FAULTS: dict[str, Fault] = {
 
 
 def pytest_configure(config: Any) -> None:
-    """Plant the fault that the environment names, before anything imports the package."""
-    name = os.environ.get("XOPT_FAULT")
-    if name:
-        plant(FAULTS[name])
+    """Have it written down which tests fail."""
     config.pluginmanager.register(_Report(Path(os.environ["XOPT_FAULT_REPORT"])))
 
 
@@ -463,8 +562,11 @@ def run(name: str, library: str, tests: list[str]) -> tuple[int, dict[str, str],
     """Run tests in a process of its own: its exit status, by what each failed, and what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-        more = {"PYTHONPATH": path, "XOPT_FAULT": name, "XOPT_FAULT_REPORT": str(report), "XOPT_CACHE_DIR": folder}
+        if name:  # Python runs this as it starts, also in processes that a test starts
+            text = f"import sys, faults\nfaults.plant(faults.FAULTS[{name!r}])\ndel sys.modules['faults']\n"
+            Path(folder, "sitecustomize.py").write_text(text, encoding="utf-8")
+        path = os.pathsep.join([folder, str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+        more = {"PYTHONPATH": path, "XOPT_FAULT_REPORT": str(report), "XOPT_CACHE_DIR": folder}
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         command = [sys.executable, "-m", "pytest", "-p", "faults", "-q", "--tb=line", "-p", "no:cacheprovider",
                    "--library", library, *tests]  # fmt: skip

@@ -5,9 +5,9 @@ Each was seen red once, by breaking what it guards.
 
 from __future__ import annotations
 
-import concurrent.futures
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -208,7 +208,8 @@ def test_a_step_goes_on_without_threads(monkeypatch: pytest.MonkeyPatch, rng: np
     def refuse(*args: Any) -> Any:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(concurrent.futures.ThreadPoolExecutor, "submit", refuse)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(_pool, "_started", 0)
     opt.step([g, np.ones(3), np.ones(2)])
     assert np.array_equal(p, want)
 

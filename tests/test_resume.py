@@ -38,7 +38,8 @@ def test_every_rule_resumes_to_the_same_bits_in_another_process(lib: Lib, tmp_pa
         opt.save(tmp_path / f"{number}.safetensors", extra={"number": number}, fsync=False)
         resume.go_on(lib, opt, end)
         opt.save(tmp_path / f"{number}.whole", fsync=False)
-    script, env = ROOT / "tests" / "resume.py", os.environ | {"PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(ROOT)])
+    script, env = ROOT / "tests" / "resume.py", os.environ | {"PYTHONPATH": paths}
     command = [sys.executable, str(script), lib.name, str(tmp_path)]
     out = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert out.returncode == 0, out.stderr[-3000:]

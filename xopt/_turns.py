@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from xopt._stages import Stages
 
 
 class Turns:
-    """Refuses a call while another thread is in one, and after a step that was interrupted while it wrote."""
+    """Refuses a call while another thread is in one, and after a step that was interrupted while it wrote.
+
+    ::
+
+        with turns.free("step"):
+            turns.check("step")
+            ...
+
+    The lock is taken and released by the ``with`` itself, where Ctrl-C cannot come in between.
+    """
 
     def __init__(self, stages: Stages) -> None:
         self._stages, self._lock = stages, threading.Lock()
         self.swapped = False
         """Whether averages stand in the place of the parameters."""
 
-    def enter(self, what: str, repair: bool = False) -> None:
-        """Begin a call, or say why this is no time for it; ``repair``: it makes torn arrays whole."""
-        if not self._lock.acquire(blocking=False):
+    def free(self, what: str) -> threading.Lock:
+        """Return the lock; RuntimeError if somebody has it."""
+        if self._lock.locked():
             raise RuntimeError(f"{what}: another thread is in a step, or another method, of this optimizer")
-        why = "the parameters are averages until the block of averaged() ends" if self.swapped else ""
-        if self._stages.torn and not repair:
-            why = (
-                "a step, or a load, was interrupted while it wrote: some arrays are new and some are old. Load a "
-                "checkpoint, or make another optimizer"
+        return self._lock
+
+    def check(self, what: str) -> None:
+        """Say why this is no time for a call; a call that makes torn arrays whole does not ask."""
+        if self.swapped:
+            raise RuntimeError(f"{what}: the parameters are averages until the block of averaged() ends")
+        if self._stages.torn and not what.startswith("load"):
+            raise RuntimeError(
+                f"{what}: a step, or a load, was interrupted while it wrote: some arrays are new and some are old; "
+                f"load a checkpoint, or make another optimizer"
             )
-        if why:
-            self.leave()
-            raise RuntimeError(f"{what}: {why}")
-
-    def leave(self) -> None:
-        """End a call."""
-        self._lock.release()
-
-    @contextmanager
-    def inside(self, what: str, repair: bool = False) -> Iterator[None]:
-        """Return a context for a call."""
-        self.enter(what, repair)
-        try:
-            yield
-        finally:
-            self.leave()

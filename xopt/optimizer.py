@@ -136,11 +136,9 @@ class Optimizer:
             After a step that was interrupted while it wrote, in the block of :meth:`averaged`, and while another
             thread is in a method of this optimizer.
         """
-        self._turns.enter("step")
-        try:
+        with self._turns.free("step"):
+            self._turns.check("step")
             return self._step(grads, value, overrides)
-        finally:
-            self._turns.leave()
 
     def _step(self, grads: Any, value: Any, overrides: dict[str, Any]) -> Any:
         layout, stages = self._layout, self._stages
@@ -195,7 +193,8 @@ class Optimizer:
         >>> opt.step(np.asarray([1.0])), opt.eval_params()
         (array([1.]), array([1.5]))
         """
-        with self._turns.inside("eval_params"):
+        with self._turns.free("eval_params"):
+            self._turns.check("eval_params")
             return self._rule.eval_params(self.params, self.state)
 
     def set(self, **values: Any) -> None:
@@ -288,7 +287,8 @@ class Optimizer:
         >>> other  # doctest: +ELLIPSIS
         Optimizer(Adam(lr=0.1), 1 arrays of numpy, 2 parameters, runner=..., step=1)
         """
-        with self._turns.inside("save"):
+        with self._turns.free("save"):
+            self._turns.check("save")
             more: Any = {"only_state": only_state, "extra": extra, "keep": keep, "fsync": fsync}
             return save_run(path, self._run(), self._taken, self._carry, **more)
 
@@ -329,7 +329,8 @@ class Optimizer:
         you like. Schedules and other functions are not in the file, but how they were written is: they must be the
         same here. One array at a time is in memory besides those of the optimizer, where arrays can be written.
         """
-        with self._turns.inside("load", repair=True), opened(path, checksums) as source:
+        with self._turns.free("load"), opened(path, checksums) as source:
+            self._turns.check("load")
             return self._load(source, strict, cast)
 
     def state_dict(self, *, only_state: bool = True, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -352,14 +353,16 @@ class Optimizer:
         >>> opt.params
         {'w': array([0.5, 0.5])}
         """
-        with self._turns.inside("state_dict"):
+        with self._turns.free("state_dict"):
+            self._turns.check("state_dict")
             run = self._run()
             meta = _record.metadata(run, self._taken, self._carry, extra, __version__)
             return _record.state_dict(run, meta, not only_state)
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True, cast: bool = False) -> dict[str, Any]:
         """Go on from what :meth:`state_dict` returned; arguments, result and errors are those of :meth:`load`."""
-        with self._turns.inside("load_state_dict", repair=True), _record.Memory(state) as source:
+        with self._turns.free("load_state_dict"), _record.Memory(state) as source:
+            self._turns.check("load_state_dict")
             return self._load(source, strict, cast)
 
     def _run(self) -> _record.Run:

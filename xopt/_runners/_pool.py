@@ -8,6 +8,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ _LIMIT = 8
 """More threads than this only wait for memory."""
 
 _lock = threading.Lock()
-_pool: Any = None
+_started = 0
+_waiting: SimpleQueue[_Helper] = SimpleQueue()
 _scratch: deque[np.ndarray[Any, Any]] = deque()
 
 
@@ -43,8 +45,8 @@ def cache() -> int:
 
 def _forget() -> None:
     """Start afresh in a forked child: threads do not survive a fork, and the lock may have been held."""
-    global _pool, _lock, _scratch
-    _pool, _lock, _scratch = None, threading.Lock(), deque()
+    global _started, _waiting, _lock, _scratch
+    _started, _waiting, _lock, _scratch = 0, SimpleQueue(), threading.Lock(), deque()
 
 
 if hasattr(os, "register_at_fork"):
@@ -54,54 +56,71 @@ if hasattr(os, "register_at_fork"):
 def run(jobs: list[Callable[[], None]]) -> None:
     """Run jobs that take their work from one queue, the first on the calling thread, and wait for all of them.
 
-    A helper that cannot be started is done without: whoever runs takes all the work there is.
+    A helper that cannot be started is done without: whoever runs takes all the work there is. No thread outlives the
+    call, also not after Ctrl-C, which may come at any moment: nobody may write when the caller goes on.
     """
-    futures = []
     helpers = [_Helper(job) for job in jobs[1:]]
+    interrupts: list[BaseException] = []
+    failed = True
     try:
         if helpers:
-            try:
-                pool = _threads()
-                for helper in helpers:
-                    futures.append(pool.submit(helper))  # noqa: PERF401 (those that started count if a later one does not)
-            except RuntimeError:  # no more threads, or the interpreter is shutting down
-                pass
+            _start(len(helpers))
+        for helper in helpers if _started else []:
+            _waiting.put(helper)
         jobs[0]()
+        failed = False
     finally:
-        errors = [f.exception() for f in futures]
-        for helper in helpers[len(futures) :]:
-            helper.close()
-    for error in errors:
+        left = deque(helpers)
+        while left:
+            try:
+                while left:
+                    left[0](failed)
+                    left.popleft()
+            except KeyboardInterrupt as interrupt:
+                interrupts.append(interrupt)
+                failed = True
+    for error in [*interrupts, *(helper.error for helper in helpers)]:
         if error is not None:
             raise error
 
 
 class _Helper:
-    """A job that can be called off: a pool that fails to start a thread has already put it in its queue."""
+    """A job that whoever comes first does, a thread of the pool or the one that waits for it."""
 
     def __init__(self, job: Callable[[], None]) -> None:
         self._job: Callable[[], None] | None = job
         self._running = threading.Lock()
+        self.error: BaseException | None = None
 
-    def __call__(self) -> None:
+    def __call__(self, cancel: bool = False) -> None:
+        """Do it, unless it was done or nobody needs it any more; wait for it if it is being done."""
         with self._running:
-            if self._job is not None:
-                self._job()
+            job, self._job = self._job, None
+            if job is not None and not cancel:
+                try:
+                    job()
+                except BaseException as error:
+                    self.error = error
 
-    def close(self) -> None:
-        """Wait for it if it runs, and let it never start if it does not."""
-        with self._running:
-            self._job = None
 
+def _start(count: int) -> None:
+    """Start so many threads, if they can be started and there are not so many yet.
 
-def _threads() -> Any:
-    global _pool
+    Not those of ``concurrent.futures``: Ctrl-C can break their locks, which are not taken in one piece.
+    """
+    global _started
     with _lock:
-        if _pool is None:
-            from concurrent.futures import ThreadPoolExecutor  # 11 ms that `import xopt` does without
+        try:
+            while _started < min(count, _LIMIT):
+                threading.Thread(target=_work, args=(_waiting,), name=f"xopt-{_started}", daemon=True).start()
+                _started += 1
+        except RuntimeError:  # no more threads, or the interpreter is shutting down
+            pass
 
-            _pool = ThreadPoolExecutor(_LIMIT, thread_name_prefix="xopt")
-        return _pool
+
+def _work(waiting: SimpleQueue[_Helper]) -> None:
+    while True:
+        waiting.get()()
 
 
 def borrow(size: int) -> np.ndarray[Any, Any]:
