@@ -29,6 +29,8 @@ def of(rule: Any, mode: str) -> Any:
     """Return a rule or the chain with complex numbers taken as said."""
     if isinstance(rule, xopt.Rule):
         return rule.replace(complex=mode)
+    if isinstance(rule, xopt.Precision):
+        return xopt.Precision(of(rule.rule, mode), **rule._first._values())
     if isinstance(rule, xopt.Accumulate):
         return xopt.Accumulate(xopt.Guard(of(rule.rule.rule, mode), "skip"), every=2)
     return xopt.chain(*(p.replace(complex=mode) if isinstance(p, xopt.Rule) else p for p in rule.parts))

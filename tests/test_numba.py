@@ -205,7 +205,7 @@ def test_every_operation(real: str) -> None:
     scalars = program.evaluate({})
     with np.errstate(all="ignore"):
         want = replay(program, np, {"p": a, "g": b}, scalars)
-    columns = _emit_numba.table(program, real, real, fresh=True)
+    columns = _emit_numba.table(program, dict.fromkeys([*program.loads, *program.outputs], real), fresh=True)
     run = _cache.kernel(_emit_numba.body_source("every operation", program, columns, real))
     got = {n: np.empty_like(a) for n in want}
     arrays = [{"p": a, "g": b}.get(x.name, got.get(x.name[4:])) for x in columns.arrays]
@@ -363,7 +363,7 @@ def test_more_elements_than_int32_counts() -> None:
     low = 2**31 + 5
     plan = _plan.plan(xopt.SGD(lr=1.0)._pieces(), False)
     program = plan.body(("p",))
-    columns = _emit_numba.table(program, "float32", "float32", fresh=False)
+    columns = _emit_numba.table(program, dict.fromkeys("pgv", "float32"), fresh=False)
     run = _cache.kernel(_emit_numba.body_source("far", program, columns, "float32"))
     p, g = np.ones(12, np.float32), np.arange(12, dtype=np.float32)
     start = [x.ctypes.data + 4 * 4 - 4 * low for x in (p, g)]  # where the leaf would start for element `low` to be [4]

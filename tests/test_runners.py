@@ -100,7 +100,13 @@ LINKED = xopt.chain(
     xopt.Lookahead(k=2),
     xopt.SWA(start=2),
 )
-CHAINS = [CHAIN, GATED, LINKED]
+AVERAGED = xopt.chain(xopt.ClipByGlobalNorm(35.0), xopt.AdamW(lr=0.1, weight_decay=0.3), xopt.EMA(0.9))
+STORED = [
+    xopt.Precision(AVERAGED, rounding="kahan"),
+    xopt.Precision(LINKED, master_weights=True),
+    xopt.Precision(GATED, rounding="kahan", state_dtype="float32"),
+]
+CHAINS = [CHAIN, GATED, LINKED, *STORED]
 RULES = [row.make(**row.options[-1]) for row in catalog.TRACED] + CHAINS
 DTYPES = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
 

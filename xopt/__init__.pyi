@@ -24,6 +24,7 @@ from xopt.groups import layerwise_decay as layerwise_decay
 from xopt.groups import scaled as scaled
 from xopt.masked import Masked as Masked
 from xopt.optimizer import Optimizer as Optimizer
+from xopt.precision import Precision as Precision
 from xopt.projections import L1 as L1
 from xopt.projections import L2 as L2
 from xopt.projections import Ball as Ball

@@ -165,9 +165,20 @@ def cast(xp: Any, x: Array, dtype: Any) -> Array:
     return x.astype(dtype, copy=False) if xp is np else xp.astype(x, dtype, copy=False)
 
 
+def dtype_of(xp: Any, dtype: str) -> Any:
+    """Return what a library calls a dtype."""
+    name = getattr(xp, "__name__", "")
+    found = bfloat16() if xp is np and dtype == "bfloat16" else getattr(xp, dtype, None)
+    if found is None and dtype == "float16" and name.endswith("dask.array"):
+        found = np.float16  # it computes in this dtype, and does not say so
+    if found is None:
+        raise TypeError(f"{name} has no {dtype}{': pip install ml_dtypes' if xp is np else ''}")
+    return found
+
+
 def full_like(xp: Any, name: str, p: Array, dtype: str, value: float) -> Array:
     """Make a state array for a parameter: its shape and device, C order, never part of a graph."""
-    kind = getattr(xp, dtype)
+    kind = dtype_of(xp, dtype)
     if name == "numpy":
         return np.full(p.shape, value, kind)
     if name == "jax":  # sharded like the parameter
@@ -184,7 +195,7 @@ def detached(name: str, x: Any) -> Any:
 
 def copied(xp: Any, name: str, p: Array, dtype: str) -> Array:
     """Copy a parameter into a state array: its shape and device, C order, never part of a graph."""
-    kind = getattr(xp, dtype)
+    kind = dtype_of(xp, dtype)
     if name == "numpy":
         return np.array(p, kind, order="C")
     if name == "torch":

@@ -9,6 +9,7 @@ import numpy as np
 
 from xopt import _arrays
 from xopt._stages import Stages
+from xopt._transfer import shared
 
 Kept: TypeAlias = list[tuple[dict[str, Any], dict[str, Any]]]
 """For each batch its buffers, with the place of each leaf; and what its runner keeps between steps."""
@@ -32,11 +33,13 @@ def new_slots(stages: Stages) -> tuple[dict[str, list[Any]], Kept]:
         params = [layout.leaves[k] for k in batch.leaves]
         at, end = stages.runner.places(layout.library, params, len(live), batch.dtype, batch.split)
         for n in live:
-            dtype = np.dtype(stages.slot_dtype(n, batch.leaves[0]))
+            name = stages.slot_dtype(n, batch.leaves[0])
+            dtype = np.dtype(_arrays.dtype_of(np, name))
             buffer = _arrays.aligned(end, dtype)
             buffer[...] = 0  # what lies between the leaves is computed with
             arena[n] = (buffer, at)
-            flat = buffer if layout.library == "numpy" else layout.xp.asarray(buffer)
+            bits = buffer.view(np.uint16) if name == "bfloat16" else buffer
+            flat = buffer if layout.library == "numpy" else shared(bits, name)
             for start, k in zip(at, batch.leaves, strict=True):
                 shape = layout.shapes[k]
                 slots[n][k] = flat[start : start + math.prod(shape)].reshape(shape)

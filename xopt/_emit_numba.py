@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from xopt._lower import PARTS, Unsupported, lower, statements
@@ -60,12 +60,13 @@ class Table(NamedTuple):
     """Output and its column."""
 
 
-def table(program: Program, storage: str, state: str, fresh: bool | None) -> Table:
+def table(program: Program, stored: Mapping[str, str], fresh: bool | None) -> Table:
     """Lay out the columns of the address table: what is read, and what is written over it or, if ``fresh``, beside it.
 
-    ``p``, ``g`` and ``u`` are stored as ``storage``, all else as ``state``; with ``fresh=None`` nothing is stored.
+    ``stored`` has the dtype of each array, of complex ones that of their parts; ``u`` is stored as ``p``. With
+    ``fresh=None`` nothing is stored.
     """
-    arrays = [_array(key, key, storage, state, program.nodes[i].kind) for key, i in program.loads.items()]
+    arrays = [Array(key, stored[key], program.nodes[i].kind == COMPLEX) for key, i in program.loads.items()]
     columns = {x.name: k for k, x in enumerate(arrays)}
     wide = any(program.nodes[i].kind == COMPLEX for i in program.loads.values())
     stores = []
@@ -74,13 +75,10 @@ def table(program: Program, storage: str, state: str, fresh: bool | None) -> Tab
         if kind != COMPLEX and (wide if key == "u" else old is not None and program.nodes[old].kind == COMPLEX):
             raise Unsupported(f"{key}: real numbers for a complex array")
         if fresh or key not in columns:
-            arrays.append(_array(f"new {key}" if fresh else key, key, storage, state, kind))
+            dtype = stored["p" if key == "u" else key]
+            arrays.append(Array(f"new {key}" if fresh else key, dtype, kind == COMPLEX))
         stores.append((key, len(arrays) - 1 if fresh or key not in columns else columns[key]))
     return Table(tuple(arrays), tuple(stores))
-
-
-def _array(name: str, key: str, storage: str, state: str, kind: str) -> Array:
-    return Array(name, storage if key in ("p", "g", "u") else state, kind == COMPLEX)
 
 
 def body_source(title: str, program: Program, columns: Table, real: str) -> str:

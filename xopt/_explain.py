@@ -151,10 +151,7 @@ def _time(seconds: float) -> str:
 def _stage(stages: Stages, batch: Batch, place: int | None, program: Program) -> tuple[int, list[str]]:
     """Return the bytes that one stage moves a parameter, and how many operations it does and which."""
     written = [*program.outputs] if place is None else []
-    stored = {
-        n: batch.dtype.name if n in ("p", "g") else stages.slot_dtype(n, batch.leaves[0])
-        for n in [*program.loads, *written]
-    }
+    stored = _stored(stages, batch)
     moved = sum(_arrays.BYTES[stored[n]] for n in [*program.loads, *written])
     try:
         low = _lower.lower(program)
@@ -184,21 +181,27 @@ def _stage(stages: Stages, batch: Batch, place: int | None, program: Program) ->
     return moved, lines
 
 
+def _stored(stages: Stages, batch: Batch) -> dict[str, str]:
+    """Return the dtype of parameters, gradients and state."""
+    own = {n: stages.slot_dtype(n, batch.leaves[0]) for n in batch.plan.live}
+    return {"p": batch.dtype.name, "g": batch.dtype.name, **own}
+
+
 def _source(stages: Stages, batch: Batch, place: int | None, program: Program) -> str:
     """Return what the runner makes of a program; the eager one runs the rule as it stands."""
     runner = stages.runner.name
     if runner == "numba":
         try:
             title = numba.title(batch.pieces, batch.dtype, place)
-            return numba.source(program, title, batch.dtype, False if place is None else None).rstrip()
+            parts = {n: _arrays.DTYPES[kind].part for n, kind in _stored(stages, batch).items()}
+            return numba.source(program, title, parts, batch.dtype.real, False if place is None else None).rstrip()
         except _lower.Unsupported as error:
             return f"(left to the tiled runner: {error})\n{_emit.numpy_kernel(program).source.rstrip()}"
     if runner == "tiled":
         return _emit.numpy_kernel(program).source.rstrip()
     if runner == "cuda":
         real = batch.dtype.real
-        stored = {n: stages.slot_dtype(n, batch.leaves[0]) for n in batch.plan.live}
-        storage = _emit_cuda.storage({"p": batch.dtype.name, "g": batch.dtype.name, **stored}, real, batch.split)
+        storage = _emit_cuda.storage(_stored(stages, batch), real, batch.split)
         try:
             if place is None:
                 return _emit_cuda.step_kernel(program, storage, real, False).source.rstrip()

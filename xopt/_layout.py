@@ -97,6 +97,13 @@ class Layout:
         self.same(name, k, g, self.raw_dtypes[k])
         return g.resolve_conj().resolve_neg() if self.library == "torch" else g
 
+    def refuse_nonfinite(self, gs: list[Any]) -> None:
+        """Raise for the first gradient that is not finite, where a jitted step could not."""
+        for k, g in enumerate(gs):
+            bad = 0 if g is None else int(self.xp.sum(~self.xp.isfinite(g)))
+            if bad:
+                raise FloatingPointError(f"{self.path(k, 'grads')}: {bad:,} elements are not finite")
+
     def same(self, name: str, k: int, x: Any, dtype: Any, shape: tuple[int, ...] | None = None) -> None:
         """Check that an array has the library, shape, dtype and device that go with parameter ``k``."""
         shape = self.shapes[k] if shape is None else shape

@@ -58,6 +58,8 @@ class Piece(NamedTuple):
     """The sum that must be 0 for every leaf."""
     readout: Callable[..., Any] | None = None
     """What makes the parameters to evaluate of those that are trained and of the state."""
+    storage: Any = None
+    """Of the one that says how parameters and state are kept: a `Storage`."""
 
     def slot(self, name: str) -> str:
         """Return the key of a slot in the state: ``"0.adam.m"``."""
@@ -221,21 +223,24 @@ class Outcome(NamedTuple):
     """What a chain makes of a gradient."""
 
     step: Any
-    moved: Any
-    """The parameter plus the step, if there are links behind that."""
-    landed: Any
-    """What these made of it."""
+    landed: Any = None
+    """The new parameter, if it is more than the old one plus the step: links behind the step, or rounding, made it."""
     keep: Callable[[Any, Any], Any] | None = None
     """``keep(new, old)``, where a link may have held the step back."""
+    master: Any = None
+    """The parameter with all its digits, where it is kept beside the one that is stored."""
 
     def params(self, p: Any) -> Any:
         """Return the new parameter."""
-        new = p + self.step if self.moved is None else self.landed
-        return self.keep(new, p) if self.keep else new
+        old = p if self.master is None else self.master
+        new = old + self.step if self.landed is None else self.landed
+        return self.keep(new, old) if self.keep else new
 
     def change(self, p: Any) -> Any:
         """Return what is added to the parameter."""
-        u = self.step if self.landed is self.moved or self.moved is None else self.landed - p
+        if self.master is not None:
+            return self.params(p) - p
+        u = self.step if self.landed is None else self.landed - p
         return self.keep(u, None) if self.keep else u
 
 
@@ -244,6 +249,24 @@ def chosen(xp: Any, go: Any, new: Any, old: Any) -> Any:
     like = old if new is None else new
     zero = 0.0 * xp.where(xp.isfinite(like), like, 0.0)
     return xp.where(xp.real(zero) + go > 0.5, zero if new is None else new, zero if old is None else old)
+
+
+def rounded(xp: Any, x: Any, stored: str) -> Any:
+    """Round to the digits of a narrower dtype, by arithmetic alone, so that every runner does the same.
+
+    Veltkamp's splitting (Dekker 1971, A floating-point technique for extending the available precision, 5.6); where the
+    numbers of the narrower dtype lie equally far apart, around 0, adding and subtracting a large one.
+    """
+    if stored not in _NARROW:
+        return x
+    factor, least, grid, most = _NARROW[stored]
+    c, size = factor * x, xp.abs(x)
+    return xp.where(size < least, (x + grid) - grid, xp.where(size < most, c - (c - x), x))
+
+
+_NARROW = {"bfloat16": (65537.0, 2.0**-126, 1.5 * 2.0**-110, 2.0**110), "float16": (8193.0, 2.0**-14, 0.75, 2.0**110)}
+"""2 to the number of digits that are lost, plus 1; the least number of full precision, and 1.5 · 2²³ times the distance
+of smaller ones; where the product would overflow."""
 
 
 def compose(
@@ -256,13 +279,20 @@ def compose(
     step, moved, x, grad = g, None, g, g
     new: dict[str, Any] = {}
     go: Any = None
+    kept = {n: piece for piece in pieces if piece.storage for n in piece.slots}
+    master = slots[kept["master"].slot("master")] if "master" in kept else None
+    error = slots[kept["error"].slot("error")] if "error" in kept else None
+    p = p if master is None else master
 
     def keep(made: Any, old: Any) -> Any:
         return made if made is old else chosen(xp, go, made, old)
 
+    def land(u: Any) -> Any:
+        return p + u if error is None else rounded(xp, p + (u + error), kept["error"].statics["stored"])
+
     for i, piece in enumerate(pieces):
         if piece.after and moved is None:
-            step, x = x, p + x
+            step, x = x, land(x)
             moved = x
         if piece.enter is not None:
             x = grad = piece.enter(hs[i], x)
@@ -270,8 +300,10 @@ def compose(
         if i == upto:
             assert piece.reduce is not None
             more = {"grad": grad} if piece.asks_sum else {}
-            return Outcome(x, None, x), piece.reduce(hs[i], xp, p, x, **own, **more)
-        out = piece.update(hs[i], xp, p, x, **own, **({"grad": grad} if piece.asks else {}))
+            return Outcome(x), piece.reduce(hs[i], xp, p, x, **own, **more)
+        out = (x, *own.values())
+        if not piece.storage:
+            out = piece.update(hs[i], xp, p, x, **own, **({"grad": grad} if piece.asks else {}))
         x, *rest = out if isinstance(out, tuple) else (out,)
         if len(rest) != len(piece.slots):
             raise TypeError(
@@ -282,4 +314,15 @@ def compose(
             new[piece.slot(n)] = made if go is None or made is None else keep(made, own.get(n, made))
         if piece.gates:
             go = hs[i].go if go is None else go * hs[i].go
-    return Outcome(x if moved is None else step, moved, x, None if go is None else keep), new
+    step, landed = (x, None) if moved is None else (step, None if x is moved else x)
+    if error is not None:
+        if landed is not None:
+            raise TypeError('rounding="kahan" with a link that moves the new parameter: use master_weights=True there')
+        landed = land(step)
+    outcome = Outcome(step, landed, None if go is None else keep, master)
+    if master is not None:
+        new[kept["master"].slot("master")] = outcome.params(p)
+    if error is not None:
+        rest = (step + error) - (landed - p)
+        new[kept["error"].slot("error")] = rest if go is None else keep(rest, error)
+    return outcome, new

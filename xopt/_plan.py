@@ -82,7 +82,7 @@ class Plan:
         for name, x in new.items():
             if not isinstance(x, _trace.Symbol) or x.kind == _trace.BOOL:
                 raise TypeError(f"{name}: update returned {_kind(x)}; state must be an array of numbers, like m * 0")
-        for x in (out.step, out.landed):
+        for x in (out.step, *([] if out.landed is None else [out.landed])):
             if not isinstance(x, _trace.Symbol) or x.kind == _trace.BOOL:
                 raise TypeError(f"{self.pieces[-1].place}: update returned {_kind(x)} as the step; it must be an array")
             if not complex and x.kind == _trace.COMPLEX:

@@ -17,6 +17,7 @@ from xopt._pieces import Chains, Piece, Work
 from xopt._plan import Plan, plan
 from xopt._resolve import Resolver, places
 from xopt._runners import eager
+from xopt._storage import USUAL, Storage
 
 
 class Batch:
@@ -62,7 +63,8 @@ class Stages:
                 self.batch_of.append(None)
                 continue
             split = d.complex and any(piece.statics.get("complex") == "split" for piece in self.chains[chain])
-            own = plan(self.chains[chain], d.complex and not split)
+            fitted = (piece.storage.fitted(piece, d) if piece.storage else piece for piece in self.chains[chain])
+            own = plan(tuple(fitted), d.complex and not split)
             kind = (id(own), d, str(layout.devices[k]))
             if kind not in by_kind:
                 by_kind[kind] = Batch(own, d, split, eager if own.whole else self.runner)
@@ -77,10 +79,13 @@ class Stages:
         self.live = tuple(dict.fromkeys(n for own in plans for n in own.live))
         self.inputs = {n for piece in pieces.values() for n in piece.inputs}
         self.carried = {piece.slot(n): (piece, v) for piece in pieces.values() for n, v in piece.carry.items()}
-        self._owner = {piece.slot(n): piece for piece in pieces.values() for n in piece.slots}
+        every = [*pieces.values(), *(piece for own in plans for piece in own.pieces)]
+        self._owner = {piece.slot(n): piece for piece in every for n in piece.slots}
+        self._storage: Storage = next((piece.storage for piece in every if piece.storage), USUAL)
         self.refuses = any(piece.refuses for piece in pieces.values())
         self._clocks = [piece for piece in pieces.values() if piece.clock]
         self._likes: dict[tuple[str, int], Any] = {}
+        self._compiled: Any = None
         self.torn = False
         """Whether a step began to write; who counts the steps says when it has ended."""
 
@@ -114,7 +119,10 @@ class Stages:
         return self._likes[name, k]
 
     def slot_dtype(self, name: str, k: int) -> str:
-        """Name the dtype of a slot of parameter ``k``: that of its arithmetic."""
+        """Name the dtype of a slot of parameter ``k``: that of its arithmetic, unless the caller wants another one."""
+        return self._storage.slot(self._owner[name], name, self.layout.dtypes[k], self._usual_dtype(name, k))
+
+    def _usual_dtype(self, name: str, k: int) -> str:
         d, batch = self.layout.dtypes[k], self.batch_of[k]
         if not d.complex or batch is None:
             return d.real
@@ -196,7 +204,7 @@ class Stages:
         return found
 
     def _slot_dtype_object(self, name: str, k: int) -> Any:
-        kind = getattr(self.layout.xp, self.slot_dtype(name, k))
+        kind = _arrays.dtype_of(self.layout.xp, self.slot_dtype(name, k))
         return np.dtype(kind) if isinstance(kind, type) else kind
 
     def resolve(self, t: Any, chains: list[tuple[Piece, ...]] | None = None) -> list[list[dict[str, Any]]]:
@@ -288,6 +296,17 @@ class Stages:
                 for k, x in zip(work.leaves, column, strict=True):
                     target[k] = x
         return news, new_slots, carry
+
+    def jitted(self) -> Any:
+        """Compile the whole step for JAX, once; parameters, slots and carry are donated, hyperparameters arguments."""
+        if self._compiled is None:
+            import jax
+
+            def step(ps: Any, gs: Any, slots: Any, carry: Any, clocks: Any, given: Any, inputs: Any) -> Any:
+                return self.run(clocks, given, ps, gs, slots, carry, inputs=inputs)
+
+            self._compiled = jax.jit(step, donate_argnums=(0, 2, 3))
+        return self._compiled
 
     def step(self, t: Any) -> Any:
         """Return what rules see as ``h.t``."""

@@ -41,13 +41,10 @@ def from_host(x: np.ndarray[Any, Any], dtype: str, like: Array) -> Array:
         x = (x.astype(np.uint32) << 16).view(np.float32)  # the same numbers
     elif dtype == "float16" and not (same or hasattr(xp, "float16")):
         x = x.astype(np.float32)
-    elif dtype == "bfloat16":
-        x = x.view(np.int16) if name == "torch" else x.view(_arrays.bfloat16())
+    elif dtype == "bfloat16" and name != "torch":
+        x = x.view(_arrays.bfloat16())
     if name == "torch":
-        torch = importlib.import_module("torch")
-        made = torch.from_numpy(x)
-        made = made.view(torch.bfloat16) if made.dtype == torch.int16 else made
-        made = made.to(like.device)
+        made = shared(x, dtype if same else "").to(like.device)
     elif name == "jax":  # sharded as the other is
         made = importlib.import_module("jax").device_put(xp.asarray(x, copy=True), like.sharding)
     elif name == "dask":
@@ -55,3 +52,9 @@ def from_host(x: np.ndarray[Any, Any], dtype: str, like: Array) -> Array:
     else:
         made = xp.asarray(x, **_arrays.beside(like))
     return made if same else _arrays.cast(xp, made, like.dtype)
+
+
+def shared(x: np.ndarray[Any, Any], dtype: str) -> Array:
+    """Return a tensor of torch in the memory of an array of NumPy; of bfloat16, x has the 16-bit integers."""
+    torch = importlib.import_module("torch")
+    return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) if dtype == "bfloat16" else torch.from_numpy(x)

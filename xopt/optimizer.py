@@ -17,6 +17,7 @@ from xopt._stages import Stages
 from xopt._turns import Turns
 from xopt._version import __version__
 from xopt.checkpoint import opened, save_run
+from xopt.precision import Precision, Rounding, StateDType
 from xopt.rule import Method, RunnerName, State, check_method
 from xopt.wrappers import Guard, OnNonFinite
 
@@ -39,6 +40,8 @@ class Optimizer:
     on_nonfinite
         What to do with a gradient that is infinite or NaN somewhere: ``"propagate"``, ``"skip"``, ``"zero"`` or
         ``"raise"``, see :class:`~xopt.Guard`.
+    rounding, master_weights, state_dtype
+        In how many digits parameters and state are kept, see :class:`~xopt.Precision`.
 
     Raises
     ------
@@ -70,9 +73,19 @@ class Optimizer:
     """
 
     def __init__(
-        self, params: Any, rule: Method, *, runner: RunnerName | None = None, on_nonfinite: OnNonFinite = "propagate"
+        self,
+        params: Any,
+        rule: Method,
+        *,
+        runner: RunnerName | None = None,
+        on_nonfinite: OnNonFinite = "propagate",
+        rounding: Rounding = "nearest",
+        master_weights: bool = False,
+        state_dtype: StateDType = None,
     ) -> None:
         check_method(rule)
+        if rounding != "nearest" or master_weights or state_dtype is not None:
+            rule = Precision(rule, rounding=rounding, master_weights=master_weights, state_dtype=state_dtype)
         if on_nonfinite != "propagate":
             rule = Guard(rule, on_nonfinite)
         self._rule = rule
@@ -89,7 +102,6 @@ class Optimizer:
         inspector = getattr(self._stages.runner, "inspector", None)
         held = _buffers.arrays(self._stages, self._slots, self._kept)
         self._memory = Memory(self._layout, held, inspector)
-        self._compiled: Any = None
         self._turns = Turns(self._stages)
 
     @property
@@ -153,9 +165,9 @@ class Optimizer:
         if layout.library == "jax":
             if stages.refuses:
                 stages.scalars.checked = True
-                self._refuse_nonfinite(gs)
+                layout.refuse_nonfinite(gs)
             clocks = {n: float(x) if isinstance(x, int) else x for n, x in clocks.items()}
-            out = self._jitted()(layout.leaves, gs, self._slots, self._carry, clocks, given, inputs)
+            out = stages.jitted()(layout.leaves, gs, self._slots, self._carry, clocks, given, inputs)
         else:
             out = stages.run(
                 clocks,
@@ -398,21 +410,3 @@ class Optimizer:
             f"Optimizer({self._rule!r}, {len(self._layout.leaves)} arrays of {self._layout.library}, {n:,} parameters, "
             f"runner={self.runner!r}, step={self._taken})"
         )
-
-    def _refuse_nonfinite(self, gs: list[Any]) -> None:
-        """Raise for the first gradient that is not finite: inside the jitted step nobody could."""
-        for k, g in enumerate(gs):
-            bad = 0 if g is None else int(self._layout.xp.sum(~self._layout.xp.isfinite(g)))
-            if bad:
-                raise FloatingPointError(f"{self._layout.path(k, 'grads')}: {bad:,} elements are not finite")
-
-    def _jitted(self) -> Any:
-        """Compile the whole step once; parameters, slots and carry are donated, hyperparameters are arguments."""
-        if self._compiled is None:
-            import jax
-
-            def step(ps: Any, gs: Any, slots: Any, carry: Any, clocks: Any, given: Any, inputs: Any) -> Any:
-                return self._stages.run(clocks, given, ps, gs, slots, carry, inputs=inputs)
-
-            self._compiled = jax.jit(step, donate_argnums=(0, 2, 3))
-        return self._compiled

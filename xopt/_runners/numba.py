@@ -248,13 +248,13 @@ class Numba:
 
 def body(work: Work, fresh: bool) -> Kernel:
     """Return the kernel of a whole step."""
-    return _compiled(work.plan.body(work.outputs), title(work.pieces, work.dtype), work.dtype, fresh)
+    return _compiled(work.plan.body(work.outputs), title(work.pieces, work.dtype), stored(work), work.real, fresh)
 
 
 def reduction(work: Work, place: int) -> Kernel:
     """Return the kernel of the sums that a piece asks for."""
     name = title(work.pieces, work.dtype, place)
-    return _compiled(work.plan.sums[place], name, work.dtype, None)
+    return _compiled(work.plan.sums[place], name, stored(work), work.real, None)
 
 
 def title(pieces: tuple[Piece, ...], dtype: Any, place: int | None = None) -> str:
@@ -263,25 +263,27 @@ def title(pieces: tuple[Piece, ...], dtype: Any, place: int | None = None) -> st
     return f"{chain}{'' if place is None else f': the sums of {pieces[place].place}'}, {dtype.name}"
 
 
+def stored(work: Work) -> tuple[tuple[str, str], ...]:
+    """Return the dtype that each array is stored in, of complex ones that of their parts."""
+    return tuple((n, _arrays.DTYPES[_arrays.dtype_name(column[0])].part) for n, column in work.loads.items())
+
+
 @functools.lru_cache(maxsize=512)
-def _compiled(program: Program, title: str, dtype: Any, fresh: bool | None) -> Kernel:
+def _compiled(
+    program: Program, title: str, stored: tuple[tuple[str, str], ...], real: str, fresh: bool | None
+) -> Kernel:
     from xopt._runners import _cache  # what it imports is not for `import xopt` to wait for
 
-    columns = _columns(program, dtype, fresh)
-    text = source(program, title, dtype, fresh)
-    return Kernel(lower(program), _cache.kernel(text), columns)
+    columns = _emit_numba.table(program, dict(stored), fresh)
+    return Kernel(lower(program), _cache.kernel(source(program, title, dict(stored), real, fresh)), columns)
 
 
-def source(program: Program, title: str, dtype: Any, fresh: bool | None) -> str:
+def source(program: Program, title: str, stored: dict[str, str], real: str, fresh: bool | None) -> str:
     """Return the module of a program: in place, with ``fresh`` beside it, or with ``fresh=None`` of its sums."""
-    columns = _columns(program, dtype, fresh)
+    columns = _emit_numba.table(program, stored, fresh)
     if fresh is None:
         return _emit_numba.sums_source(title, program, columns)
-    return _emit_numba.body_source(title, program, columns, dtype.real)
-
-
-def _columns(program: Program, dtype: Any, fresh: bool | None) -> _emit_numba.Table:
-    return _emit_numba.table(program, dtype.part, dtype.real, fresh)
+    return _emit_numba.body_source(title, program, columns, real)
 
 
 def _plain(work: Work, without: str = "") -> list[bool]:

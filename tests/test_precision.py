@@ -1,0 +1,244 @@
+"""Parameters and state in few digits: what is lost, what makes up for it, and that nothing else changes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import optree
+import pytest
+from conftest import Lib, tree, walk
+from test_links import SGD
+from test_runners import same_bits
+
+import xopt
+from xopt import _pieces
+from xopt._runners.tiled import Tiled
+
+BF = np.dtype(ml_dtypes.bfloat16)
+HALF = [("bfloat16", 1e-3), ("float16", 1e-4)]
+EPS = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "complex64": 2.0**-24, "float64": 2.0**-53}
+ADAM = xopt.AdamW(lr=xopt.schedules.cosine(0.01, steps=50), weight_decay=0.1)
+CHAIN = xopt.chain(xopt.ClipByGlobalNorm(1.0), ADAM, xopt.Box(-1, 1))
+MAP = optree.tree_map
+
+
+def half(name: str) -> Any:
+    return BF if name == "bfloat16" else np.dtype(name)
+
+
+@pytest.mark.parametrize(("dtype", "rate"), HALF)
+@pytest.mark.parametrize("pure", [False, True])
+def test_small_steps_arrive(lib: Lib, dtype: str, rate: float, pure: bool) -> None:
+    """500 steps of the rate from 1.0: with rounding to nearest nothing moves, with either remedy all of them count."""
+    if lib.name == "dask" and not pure:
+        pytest.skip("the graph of 500 steps")
+    steps, found = 40 if lib.name == "dask" else 500, []
+    if lib.guise in ("read-only", "jit") and not pure:
+        pytest.skip("Optimizer cannot write into it, or the other guise has it")
+    for how in ({}, {"rounding": "kahan"}, {"master_weights": True}):
+        rule = xopt.Precision(xopt.SGD(lr=rate), **how)
+        w, g = lib.array(np.ones(3), dtype), lib.array(np.ones(3), dtype)
+        if pure:
+            apply, state = rule.apply, rule.init(w)
+            if lib.guise == "jit":
+                apply = lib.module().jit(apply)
+            for _ in range(steps):
+                w, state = apply(w, g, state)
+        else:
+            opt = xopt.Optimizer(w, xopt.SGD(lr=rate), **how)
+            for _ in range(steps):
+                opt.step(g)
+            w = opt.params
+        assert str(w.dtype).rpartition(".")[2] == dtype
+        found.append(float(lib.numpy(w)[0]))
+    assert found[0] == 1.0
+    np.testing.assert_allclose(found[1:], 1 - steps * rate, atol=EPS[dtype] / 2)
+
+
+def edges() -> np.ndarray[Any, Any]:
+    """Numbers of float32 of every size, halfway between narrower ones, next to these, denormal, infinite, NaN."""
+    rng = np.random.default_rng(1)
+    bits = rng.integers(0, 2**32, 200_000, dtype=np.uint64).astype(np.uint32)
+    special = np.arange(0, 2**16, 7, dtype=np.uint32)[:, None] << 16
+    near = special + np.asarray([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    return np.concatenate([bits, near.ravel()]).view(np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_by_arithmetic_is_rounding(dtype: str) -> None:
+    """Like a cast, but for ties, which may go either way; what cannot be held is left to the cast."""
+    x = edges()
+    with np.errstate(all="ignore"):
+        got, cast = _pieces.rounded(np, x, dtype), x.astype(half(dtype))
+        again, wide = got.astype(half(dtype)), cast.astype(np.float32)
+        inside = np.abs(x) < (2.0**110 if dtype == "bfloat16" else 65504.0)
+        assert np.array_equal(got[inside], again.astype(np.float32)[inside])  # storing it loses nothing
+        assert (np.abs(got - x) <= np.abs(wide - x))[inside].all()  # no other number is nearer
+        assert np.array_equal(again[~inside], cast[~inside], equal_nan=True)
+    assert inside.sum() > 50_000
+    assert _pieces.rounded(np, x, "float32") is x
+
+
+def reals(x: Any) -> Any:
+    """Return the numbers of an array in float64, complex ones as pairs."""
+    return (x.view("float32") if x.dtype == "complex64" else x).astype(np.float64)
+
+
+@pytest.mark.parametrize("dtype", [*EPS])
+@pytest.mark.parametrize("runner", ["eager", "tiled"])
+def test_kahan_loses_nothing(dtype: str, runner: Any, rng: np.random.Generator) -> None:
+    """Parameter and error add up to what they were plus the steps, as far as the error's own digits reach."""
+    draw = lambda scale: (rng.standard_normal(400) * scale).astype(half(dtype))
+    p, eps, gs = draw(1.0), EPS[dtype], [draw(1e-4) + half(dtype).type(1e-4) for _ in range(300)]
+    rule = xopt.Precision(xopt.SGD(lr=1.0), rounding="kahan")
+    terms, (new, state) = [reals(p), *(-reals(g) for g in gs)], walk(rule, p, gs, runner=runner)
+    exact = np.asarray([math.fsum(column) for column in zip(*terms, strict=True)])
+    error, size = state.slots["precision.error"], np.abs(exact) + 1e-3
+    assert error.dtype == new.dtype
+    assert np.abs(error).max() > 0
+    slack = 300 * (eps**2 * size + min(eps, 2.0**-24) * 1e-3) + 2.0**-52 * size  # the last of these sums
+    assert (np.abs(reals(new) - exact) <= eps * size + slack).all()
+    assert (np.abs(reals(new) + reals(error) - exact) <= slack).all()
+    plain, _ = walk(xopt.SGD(lr=1.0), p, gs, runner=runner)
+    assert np.abs(reals(plain) - exact).max() > 4 * np.abs(reals(new) - exact).max()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("rule", [ADAM, xopt.Muon(lr=0.01), CHAIN], ids=["AdamW", "Muon", "chain"])
+def test_a_master_copy_is_the_run_in_float32(dtype: str, rule: Any, rng: np.random.Generator) -> None:
+    """To the bit: the gradients are the same numbers, and what is stored is the master, rounded."""
+    params = MAP(lambda x: x.astype(half(dtype)), tree(rng, "float32"))
+    grads = [MAP(lambda x: x.astype(half(dtype)), tree(rng, "float32")) for _ in range(6)]
+    up = lambda x: MAP(lambda y: np.ascontiguousarray(y.astype(np.float32)).reshape(y.shape), x)
+    wide, wide_state = walk(rule, up(params), [up(g) for g in grads], runner="eager")
+    new, state = walk(xopt.Precision(rule, master_weights=True), params, grads, runner="eager")
+    pairs = [(state.slots["precision.master"], wide), (new, MAP(lambda x: x.astype(half(dtype)), wide))]
+    pairs += [(state.slots[n], x) for n, x in wide_state.slots.items()]
+    for a, b in pairs:
+        assert all(map(same_bits, optree.tree_leaves(a), optree.tree_leaves(b)))
+    opt = xopt.Optimizer(params, rule, master_weights=True, runner="tiled")
+    for g in grads:
+        opt.step(g)
+    assert all(map(same_bits, optree.tree_leaves(opt.params), optree.tree_leaves(new)))
+
+
+def test_a_master_copy_is_for_half_precision_only() -> None:
+    rule = xopt.Precision(xopt.SGD(lr=0.1), master_weights=True)
+    state = rule.init({"a": np.ones(2), "b": np.ones(2, "float16"), "c": np.ones(2, "complex64")})
+    master = state.slots["precision.master"]
+    assert (master["a"], master["b"].dtype, master["c"]) == (None, np.float32, None)
+    assert rule.init({"a": np.ones(2)}).slots == {}
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("rule", [ADAM, SGD, xopt.Muon(lr=0.01)], ids=lambda r: type(r).__name__)
+def test_state_in_fewer_digits(stored: str, dtype: str, rule: Any, rng: np.random.Generator) -> None:
+    """Each step is one in all digits, of a state that is rounded afterwards; averages keep theirs."""
+    rule = xopt.chain(rule, xopt.EMA(0.9))
+    params = MAP(lambda x: x.astype(half(dtype)), tree(rng, "float32"))
+    grads = [MAP(lambda x: x.astype(half(dtype)), tree(rng, "float32")) for _ in range(4)]
+    real = "float64" if dtype == "float64" else "float32"
+    narrow = stored if np.dtype(half(stored)).itemsize < np.dtype(real).itemsize else real
+    cut = lambda n, x: MAP(lambda y: y if n.endswith("average") else y.astype(half(narrow)).astype(real), x)
+    p, state = params, rule.init(params)
+    for g in grads:
+        p, state = rule.apply(p, g, state, runner="eager")
+        state = state._replace(slots={n: cut(n, x) for n, x in state.slots.items()})
+    for runner in ("eager", "tiled", Tiled(7, 2)):
+        got, own = walk(xopt.Precision(rule, state_dtype=stored), params, grads, runner=runner)
+        kinds = {n: {x.dtype.name for x in optree.tree_leaves(column)} for n, column in own.slots.items()}
+        assert kinds == {n: {real if n.endswith("average") else narrow} for n in own.slots}
+        assert all(map(same_bits, optree.tree_leaves(got), optree.tree_leaves(p)))
+        for n, column in own.slots.items():
+            wide = MAP(lambda x: x.astype(real), column)
+            assert all(map(same_bits, optree.tree_leaves(wide), optree.tree_leaves(state.slots[n])))
+
+
+def test_state_of_complex_parameters(rng: np.random.Generator) -> None:
+    p = rng.standard_normal(5) + 1j * rng.standard_normal(5)
+    opt = xopt.Optimizer(p, ADAM, state_dtype="float32")
+    opt.step(p.copy())
+    assert {n: x.dtype.name for n, x in opt.state.slots.items()} == {"0.adamw.m": "complex64", "0.adamw.v": "float32"}
+    with pytest.raises(TypeError, match=r"state_dtype='float16': 0.adamw.m is complex"):
+        xopt.Optimizer(p, ADAM, state_dtype="float16")
+
+
+def test_accumulated_gradients_keep_their_digits() -> None:
+    state = xopt.Precision(xopt.Accumulate(SGD, every=2), state_dtype="float16").init(np.ones(2, "float32"))
+    assert {n: x.dtype.name for n, x in state.slots.items()} == {
+        "accumulate.gradient": "float32", "0.sgd.m": "float16"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("how", [{"rounding": "kahan"}, {"master_weights": True}, {"state_dtype": "bfloat16"}])
+@pytest.mark.parametrize("runner", ["eager", "tiled"])
+def test_with_everything_else(how: Any, runner: Any, tmp_path: Path, rng: np.random.Generator) -> None:
+    """Groups, gates, gradients of None; changes that add up to the step; saved in the middle; the same in place."""
+    params = MAP(lambda x: x.astype(BF), tree(rng, "float32"))
+    grads = [MAP(lambda x: x.astype(BF), tree(rng, "float32")) for _ in range(8)]
+    grads[2]["one"] = None
+    grads[4]["tall"] = np.full_like(grads[4]["tall"], np.nan)
+    inner = xopt.chain(xopt.Groups(ADAM, ("wide/**", {"lr": 1e-3}), ("one", SGD)), xopt.EMA(0.9))
+    rule = xopt.Guard(xopt.Accumulate(xopt.Precision(inner, **how), every=2), "skip")
+    want, state = walk(rule, params, grads, runner="eager")
+    opt = xopt.Optimizer(MAP(np.copy, params), rule, runner=runner)
+    pure, own = params, rule.init(params)
+    for k, g in enumerate(grads):
+        opt.step(g)
+        if k == 3:
+            file = opt.save(tmp_path / "run")
+            opt = xopt.Optimizer(MAP(np.zeros_like, params), rule, runner=runner)
+            opt.load(file)
+        change, after = rule.updates(pure, g, own, runner=runner)
+        added = MAP(lambda p, u: (p.astype("f4") + u.astype("f4")).astype(BF), pure, change)
+        pure, own = rule.apply(pure, g, own, runner=runner)
+        for a, b in zip(optree.tree_leaves((added, after.slots)), optree.tree_leaves((pure, own.slots)), strict=True):
+            np.testing.assert_allclose(a.astype("f4"), b.astype("f4"), rtol=2.0**-7, atol=1e-6)
+    for a in ((opt.params, opt.state.slots), (pure, own.slots)):
+        assert all(map(same_bits, optree.tree_leaves(a), optree.tree_leaves((want, state.slots))))
+    assert opt.eval_params()["tall"].dtype == BF
+
+
+def test_what_does_not_go_together() -> None:
+    p = np.ones(3, "float16")
+    with pytest.raises(ValueError, match="one is enough"):
+        xopt.Optimizer(p, SGD, rounding="kahan", master_weights=True)
+    with pytest.raises(TypeError, match=r'rounding="kahan" with a link that moves the new parameter'):
+        xopt.Optimizer(p, xopt.chain(SGD, xopt.Box(0, 1)), rounding="kahan")
+    for bad in ({"rounding": "down"}, {"state_dtype": "int8"}, {"state_dtype": "float64"}, {"master_weights": 1}):
+        with pytest.raises(ValueError, match="must be one of"):
+            xopt.Optimizer(p, SGD, **bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="there is one already inside"):
+        xopt.Precision(xopt.Precision(SGD, rounding="kahan"), rounding="kahan")
+
+
+def test_a_library_without_the_dtype(lib: Lib) -> None:
+    if lib.name != "strict" or lib.guise != "CPU_DEVICE":
+        pytest.skip("the others have bfloat16")
+    with pytest.raises(TypeError, match="has no bfloat16"):
+        xopt.Optimizer(lib.array(np.ones(3)), SGD, state_dtype="bfloat16")
+
+
+def test_another_precision_is_another_rule() -> None:
+    p = np.ones(3, "float16")
+    saved = xopt.Optimizer(p, SGD, rounding="kahan").state_dict()
+    with pytest.raises(xopt.CheckpointError) as error:
+        xopt.Optimizer(p, SGD, master_weights=True).load_state_dict(saved)
+    assert "rule: precision.rounding: 'kahan', but here it is 'nearest'" in error.value.problems
+    assert "state/precision.master/: missing" in error.value.problems
+
+
+def test_explain_counts_the_bytes() -> None:
+    """Bytes of the state of a bfloat16 parameter with Adam, as the docstring says them."""
+    p = np.ones(64, BF)
+    counts = [({}, 8), ({"rounding": "kahan"}, 10), ({"master_weights": True}, 12), ({"state_dtype": "bfloat16"}, 4)]
+    for how, count in counts:
+        state = xopt.Precision(xopt.Adam(), **how).init(p)
+        assert sum(x.nbytes for x in state.slots.values()) == 64 * count
+        text = str(xopt.explain(xopt.Precision(xopt.Adam(), **how), p))
+        assert f"{count} bytes" in text, text
