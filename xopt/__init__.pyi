@@ -5,6 +5,10 @@ from xopt import random as random
 from xopt import schedules as schedules
 from xopt._config import show_config as show_config
 from xopt._explain import explain as explain
+from xopt._foreign_optax import from_optax as from_optax
+from xopt._foreign_optax import to_optax as to_optax
+from xopt._foreign_torch import from_torch as from_torch
+from xopt._foreign_torch import to_torch as to_torch
 from xopt._lbfgs import LBFGS as LBFGS
 from xopt._minimize import OptimizeResult as OptimizeResult
 from xopt._minimize import minimize as minimize
