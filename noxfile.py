@@ -164,3 +164,10 @@ def bench_solvers(session: nox.Session) -> None:
     """Measure `xopt.minimize` beside SciPy, torch and in scikit-learn, and write docs/minimize.md: `-- --quick`."""
     session.install(TORCH, "scikit-learn>=1.9", *group("test"), "-e", ".")
     session.run("python", "-m", "benchmarks.solvers", *session.posargs)
+
+
+@nox.session(name="bench-checkpoints")
+def bench_checkpoints(session: nox.Session) -> None:
+    """Measure saving and loading beside safetensors and torch.save, and write docs/save_and_resume.md: `-- --quick`."""
+    session.install(TORCH, *LIBRARIES["strict"], *LIBRARIES["jax"], *LIBRARIES["dask"], *group("test"), "-e", ".")
+    session.run("python", "-m", "benchmarks.checkpoints", *session.posargs)

@@ -17,6 +17,7 @@ import xopt
 from xopt._runners.tiled import Tiled
 from xopt.rule import Array, H, Hyper, Rule, hyper
 
+TRIALS = 600
 TORN = "a step, or a load, was interrupted while it wrote"
 
 
@@ -101,10 +102,12 @@ print(whole, torn)
 @pytest.mark.parametrize("runner", ["eager", "tiled", "threads"])
 def test_signals_at_any_moment(runner: str) -> None:
     """After each the optimizer is whole, or says that it is not; and its lock is free."""
-    out = subprocess.run([sys.executable, "-c", SIGNALS, runner, "600"], capture_output=True, text=True, check=False)
+    out = subprocess.run(
+        [sys.executable, "-c", SIGNALS, runner, str(TRIALS)], capture_output=True, text=True, check=False
+    )
     assert out.returncode == 0, out.stderr
     whole, torn = map(int, out.stdout.split())
-    assert whole + torn == 600
+    assert whole + torn == TRIALS
     assert torn > 10
 
 

@@ -365,6 +365,7 @@ class File:
                 wrong.append(f"{_shown(n)}: the checksum is wrong")
         if wrong:
             raise self._error(*wrong)
+        self._checksums = False  # all is known to be right
 
     def into(self, name: str, out: np.ndarray[Any, Any]) -> None:
         """Read an array into memory of its dtype in C order."""
