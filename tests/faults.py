@@ -346,19 +346,19 @@ FAULTS: dict[str, Fault] = {
     ),
     "written-in-place": Fault(
         "kill -9 during save",
-        (("xopt._safetensors", 'target.with_name(f".xopt-{os.urandom(4).hex()}.tmp")', "target"),
-         ("xopt._safetensors", "os.O_CREAT | os.O_EXCL", "os.O_CREAT | os.O_TRUNC")),
+        (("xopt._atomic", 'target.with_name(f".xopt-{os.urandom(4).hex()}.tmp")', "target"),
+         ("xopt._atomic", "os.O_CREAT | os.O_EXCL", "os.O_CREAT | os.O_TRUNC")),
         ("tests/test_file_faults.py::test_kill_9_during_save_destroys_nothing",
          "tests/test_file_faults.py::test_a_disk_that_is_really_full"),
     ),
     "not-synced": Fault(
         "kill -9 during save",
-        (("xopt._safetensors", "                os.fsync(fd)\n", "                pass\n"),),
+        (("xopt._atomic", "                os.fsync(fd)\n", "                pass\n"),),
         ("tests/test_file_faults.py::test_an_error_at_every_call_to_the_system",),
     ),
     "left-behind": Fault(
         "a full disk",
-        (("xopt._safetensors", "            temporary.unlink()\n", "            pass\n"),),
+        (("xopt._atomic", "            temporary.unlink()\n", "            pass\n"),),
         ("tests/test_file_faults.py::test_an_error_at_every_call_to_the_system",),
     ),
     "half-a-load": Fault(

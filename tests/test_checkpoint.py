@@ -20,6 +20,7 @@ from xopt import _record
 from xopt._safetensors import File
 
 RULE = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam(lr=0.1), xopt.EMA(0.9, start="zero"))
+SGD = xopt.SGD(momentum=0.9)
 DTYPES = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
 
 
@@ -172,8 +173,15 @@ def test_hyperparameters_come_back(tmp_path: Path) -> None:
     other.load_state_dict(opt.state_dict())
     assert other.hyperparams() == opt.hyperparams()
     assert other.hyperparams()["group0.lr"] == 0.3
-    scheduled = optimizer(xopt.SGD(lr=xopt.schedules.cosine(0.1, steps=5)))
-    scheduled.load_state_dict(optimizer(xopt.SGD(lr=0.7)).state_dict())  # a number was set in its place
+    scheduled, saved = (
+        optimizer(xopt.SGD(lr=xopt.schedules.cosine(0.1, steps=5))),
+        optimizer(xopt.SGD(lr=0.7)).state_dict(),
+    )
+    assert problems(lambda: scheduled.load_state_dict(saved)) == [
+        "rule: 0.sgd.lr: 0.7, but here it is 'cosine(0.1, steps=5)'"
+    ]
+    scheduled.set(lr=0.1)  # a number takes its place, as it did there
+    scheduled.load_state_dict(saved)
     assert scheduled.hyperparams()["lr"] == 0.7
 
 
@@ -291,9 +299,10 @@ def test_a_directory_of_checkpoints(tmp_path: Path) -> None:
     assert same(everything(opt), everything(other))
     opt.save(folder)  # without keep nothing is deleted
     assert len([*folder.glob("step-0*")]) == 3
-    early = optimizer(steps=2)  # a run that began anew: what it has just written stays
-    assert early.save(folder, keep=2).exists()
-    assert [x.name for x in sorted(folder.glob("step-0*"))] == ["step-000000000002.safetensors", names[-1]]
+    early = optimizer(steps=2)  # a run that went back: what came after that was given up, and is put aside
+    assert early.save(folder, keep=2) == xopt.latest(folder)
+    left = [x.name for x in sorted(folder.glob("step-0*"))]
+    assert left == ["step-000000000002.safetensors", *(f"{name}~" for name in names[-3:])]
     huge = opt.state_dict() | {"step": 2**63 - 1}
     opt.load_state_dict(huge)
     assert xopt.latest(folder) != opt.save(folder) == xopt.latest(folder)
@@ -303,6 +312,38 @@ def test_a_directory_of_checkpoints(tmp_path: Path) -> None:
     for bad in (0, True, 1.5, -1):
         with pytest.raises(ValueError, match="keep"):
             opt.save(folder, keep=bad)  # type: ignore[arg-type]
+
+
+def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    opt = optimizer()
+    assert opt.save(f"{tmp_path}/new/") == tmp_path / "new" / "step-000000000003.safetensors"
+    (tmp_path / "new" / "step-000000000009.safetensors").mkdir()
+    opt.load(os.fsencode(tmp_path / "new"))  # type: ignore[arg-type]
+    opt.save(tmp_path / "new", keep=1)
+
+
+def test_what_is_saved_is_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opt, synced = optimizer(), list[int]()
+    assert "params" not in opt.state_dict()
+    file = opt.save(tmp_path / "run", only_state=True)
+    with File(file) as found:
+        assert {n.partition("/")[0] for n in found.tensors} == {"state"}
+    other = optimizer(steps=1)
+    params = other.state_dict(only_state=False)["params"]
+    other.load(file)
+    assert same(other.params, params)
+    assert same(other.state.slots, opt.state.slots)
+    back = xopt.load_state(file, RULE, other.params)
+    assert all(x is y for x, y in zip(optree.tree_leaves(back.params), optree.tree_leaves(other.params), strict=True))
+    assert same(back.state.slots, opt.state.slots)
+    xopt.save_state(file, RULE, back.params, back.state, only_state=True)
+    with File(file) as found:
+        assert {n.partition("/")[0] for n in found.tensors} == {"state"}
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(fd))
+    opt.save(tmp_path / "run", fsync=False)
+    assert synced == []
+    opt.save(tmp_path / "run")
+    assert len(synced) == 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links and permissions of POSIX")
@@ -446,6 +487,17 @@ def test_checksums_can_be_left_out(tmp_path: Path) -> None:
     with pytest.raises(xopt.CheckpointError, match=r"run: state/\S+: the checksum is wrong"):
         opt.load(file)
     opt.load(file, checksums=False)
+    with pytest.raises(xopt.CheckpointError, match=r"run: state/\S+: the checksum is wrong"):
+        xopt.load_state(file, RULE, opt.params)
+    xopt.load_state(file, RULE, opt.params, checksums=False)
+
+
+def test_arrays_lie_on_round_addresses(tmp_path: Path) -> None:
+    """Each on a multiple of its size, the first on 64 bytes: other programs map them into memory."""
+    opt = optimizer(SGD, a=np.ones(3, "float16"), b=np.ones(3), c=np.ones(1, "complex64"), d=np.ones(5, "float32"))
+    with File(opt.save(tmp_path / "run")) as file:
+        assert file._base % 64 == 0
+        assert all((file._base + x.begin) % min(8, np.dtype(x.dtype).itemsize) == 0 for x in file.tensors.values())
 
 
 def test_a_state_dict_that_is_none() -> None:

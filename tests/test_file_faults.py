@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import pickle
 import random
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 import xopt
-from xopt import _safetensors
+from xopt import _atomic, _safetensors
 from xopt._safetensors import File
 
 KILLS, MUTATIONS, STRUCTURES = 100, 20_000, 3_000
@@ -125,6 +126,7 @@ def test_an_error_at_every_call_to_the_system(tmp_path: Path, monkeypatch: pytes
         count += 1
         system = System(count)
         monkeypatch.setattr(_safetensors, "os", system)
+        monkeypatch.setattr(_atomic, "os", system)
         with pytest.raises(OSError, match=r"\[Errno") as error:
             new.save(path)
         assert error.value.errno == fails[system.failed]
@@ -323,6 +325,12 @@ def test_no_other_structure_is_accepted(tmp_path: Path) -> None:
     assert min(kinds.values()) > 20, kinds
 
 
+def _moved(header: Any, by: int) -> Any:
+    """Return a header whose arrays lie further on."""
+    move = lambda x: {**x, "data_offsets": [n + by for n in x["data_offsets"]]}
+    return {n: x if n == "__metadata__" else move(x) for n, x in header.items()}
+
+
 def corpus() -> dict[str, Callable[[Any, Any, bytes], bytes]]:
     """Return files made to do harm: functions of header, metadata and data of a sound one."""
     deep = b"[" * 200_000
@@ -361,6 +369,22 @@ def corpus() -> dict[str, Callable[[Any, Any, bytes], bytes]]:
         "zip, as torch.save writes": lambda header, meta, data: b"PK\x03\x04" + b"\x00" * 500,
         "overlap": edit(data_offsets=[8, 56]),
         "hole": edit(data_offsets=[48, 96]),
+        "a hole before all": lambda header, meta, data: signed(_moved(header, 8), b"12345678" + data),
+        "two arrays in one place": lambda header, meta, data: signed(
+            {**header, "params/w": header["state/0.adam.m/w"]}, data
+        ),
+        "no pairs for complex numbers": lambda header, meta, data: signed(
+            {**header, "params/z": {**header["params/z"], "shape": [4]}}, data
+        ),
+        "NaN in the metadata": lambda header, meta, data: signed(
+            {**header, "__metadata__": {"crc32": "0" * 8, "xopt": json.dumps({**meta, "extra": {"a": math.nan}})}}, data
+        ),
+        "a tensor of the metadata alone": lambda header, meta, data: remeta(
+            tensors={**meta["tensors"], "x": {"dtype": "float32", "crc32": "00000000"}}
+        )(header, meta, data),
+        "short checksum": lambda header, meta, data: remeta(
+            tensors={n: {**x, "crc32": x["crc32"].lstrip("0")[:7]} for n, x in meta["tensors"].items()}
+        )(header, meta, data),
         "backwards": edit(data_offsets=[96, 48]),
         "negative": edit(data_offsets=[-48, 0]),
         "far away": edit(data_offsets=[2**62, 2**62 + 48]),

@@ -206,8 +206,8 @@ class Side:
         slots = {n: column for n, column in self.slots.items() if any(m == n for m, _ in self.filled)}
         gates = {n for n, (piece, _) in self.stages.carried.items() if piece.gates}
         carry = {n: x for n, x in self.stages.new_carry().items() if n in gates}
-        run = Run(self.rule, self.layout, self.stages, slots)
-        return _record.state_dict(run, _record.metadata(run, step, carry, None, __version__), False)
+        run = Run(self.rule, self.layout, self.stages, slots, carry)
+        return _record.state_dict(run, _record.metadata(run, step, None, __version__), False)
 
 
 class Leaving(Side):
@@ -216,7 +216,7 @@ class Leaving(Side):
     def __init__(self, state_dict: Any, rule: Method, params: Any, there: str, library: str) -> None:
         super().__init__(rule, params, there, library)
         self.source = _record.Memory(state_dict)
-        run = Run(rule, self.layout, self.stages, self.slots)
+        run = Run(rule, self.layout, self.stages, self.slots, self.stages.new_carry())
         loaded = _record.check(self.source, run, strict=True, cast=True, hyper=True)
         self.use(loaded.rule)
         self.step = int(self.stages.clocks(loaded.step, loaded.carry)[""])

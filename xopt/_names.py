@@ -44,13 +44,22 @@ def qualified_names(parts: Iterable[Any]) -> dict[str, tuple[Named, str]]:
 
 def replaced(parts: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the links of a chain with other values of some hyperparameters, of the same formula."""
+    changes: dict[tuple[int, ...], dict[str, Any]] = {}
     for name, value in values.items():
         link, field = locate(parts, name)
         old = link.part._values()[field]
         if (value is None) != (old is None):
             raise TypeError(f"{name}: {value!r} in place of {old!r} is another formula; make another rule")
-        parts = _put(parts, link.path, link.part.replace(**{field: value}))
+        changes.setdefault(link.path, {})[field] = value
+    for path, own in changes.items():  # those of a link together: bounds may move past each other
+        parts = _put(parts, path, _at(parts, path).replace(**own))
     return parts
+
+
+def _at(parts: tuple[Any, ...], path: tuple[int, ...]) -> Any:
+    """Return a link, however deep inside."""
+    i, *rest = path
+    return _at(parts[i]._inner(), tuple(rest)) if rest else parts[i]
 
 
 def _put(parts: tuple[Any, ...], path: tuple[int, ...], new: Any) -> tuple[Any, ...]:

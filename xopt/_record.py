@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import json
 import math
 import re
@@ -69,6 +71,7 @@ class Run(NamedTuple):
     layout: Layout
     stages: Stages
     slots: dict[str, list[Any]]
+    carry: Mapping[str, Any]
 
     def places(self, params: bool) -> dict[str, Place]:
         """Name every array of the state, and every parameter."""
@@ -100,24 +103,25 @@ def _plain(x: Any) -> Any:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", shown(x))
 
 
-def metadata(run: Run, step: Any, carry: Mapping[str, Any], extra: Mapping[str, Any] | None, version: str) -> Any:
+def metadata(run: Run, step: Any, extra: Mapping[str, Any] | None, version: str) -> Any:
     """Return all that is saved beside the arrays."""
-    extra = {} if extra is None else extra
     try:
-        if not isinstance(extra, Mapping) or json.loads(json.dumps(extra, allow_nan=False)) != extra:
+        extra = {} if extra is None else dict(extra)
+        copied = json.loads(json.dumps(extra, allow_nan=False))
+        if copied != extra:
             raise TypeError("it does not come back as it was")
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"extra: it must be a dict that JSON can hold: {error}") from None
     numbers, arrays = dict[str, Any](), dict[str, str]()
     keys = _tree.pointers(run.layout.spec)
-    for n, x in carry.items():
+    for n, x in run.carry.items():
         host = to_host(x) if hasattr(x, "dtype") else np.asarray(float(x))
         numbers[n] = dict(zip(keys, map(_number, host.tolist()), strict=True)) if host.ndim else _number(host.item())
         if not isinstance(x, np.ndarray | np.generic | float | int):
             arrays[n] = _arrays.dtype_name(x)
     return {
         "schema": SCHEMA, "xopt": version, "library": run.layout.library, "rule": described(run.rule),
-        "step": int(step), "carry": numbers, "arrays": arrays, "extra": dict(extra),
+        "step": int(step), "carry": numbers, "arrays": arrays, "extra": copied,
     }  # fmt: skip
 
 
@@ -146,8 +150,11 @@ class Loaded(NamedTuple):
     """Arrays to be read, and where they go."""
 
 
-def check(source: Source, run: Run, *, strict: bool, cast: bool, hyper: bool) -> Loaded:
-    """Compare a source with a run that is to go on from it; raise one error with everything that does not fit."""
+def check(source: Source, run: Run, *, strict: bool, cast: bool, hyper: bool, whole: bool = False) -> Loaded:
+    """Compare a source with a run that is to go on from it; raise one error with everything that does not fit.
+
+    With ``whole``, it has to have every array, because those of the run are not fit for anything.
+    """
     problems, meta = list[str](), migrated(source)
     rule = _compare_rules(meta["rule"], run.rule, strict, hyper, problems)
     step = meta["step"]
@@ -162,9 +169,14 @@ def check(source: Source, run: Run, *, strict: bool, cast: bool, hyper: bool) ->
             problems += [f"{name}: {why}"] if why else []
         elif strict:
             problems.append(f"{name}: {'missing' if name in wanted else 'not among the arrays of this run'}")
+    if whole:
+        missing = [name for name in run.places(True) if name not in found]
+        problems += [f"{name}: missing, and a step was interrupted while it wrote" for name in missing]
+    elif wanted and not found and not problems:
+        problems.append("it has no array that is one of this run")
     if problems:
         raise CheckpointError(source.where, problems)
-    return Loaded(rule, step, carry, meta["extra"], found)
+    return Loaded(rule, step, carry, copy.deepcopy(meta["extra"]), found)
 
 
 def migrated(source: Source) -> dict[str, Any]:
@@ -216,7 +228,7 @@ def _compare_rules(found: list[Any], rule: Method, strict: bool, hyper: bool, pr
                 problems.append(f"rule: {mine['place']}: its fields are not {', '.join(b) or 'none'}")
                 continue
             for n in (n for n in b if a[n] != b[n] or type(a[n]) is not type(b[n])):
-                if kind == "hyper" and type(a[n]) is float and b[n] is not None:
+                if kind == "hyper" and type(a[n]) is float and type(b[n]) is float:
                     values[f"{mine['place']}.{n}"] = a[n]
                 elif strict and (kind == "static" or hyper):
                     problems.append(f"rule: {mine['place']}.{n}: {a[n]!r}, but here it is {b[n]!r}")
@@ -244,10 +256,15 @@ def _carry(meta: dict[str, Any], run: Run, strict: bool, problems: list[str]) ->
             continue
         piece, value = run.stages.carried[n][0], meta["carry"][n]
         if piece.scope == "leaf":
-            if not isinstance(value, dict) or {*value} != {*keys} or not all(map(_is_number, value.values())):
-                problems.append(f"carry: {n}: it must have a number for each of the parameters")
+            if not isinstance(value, dict) or not all(map(_is_number, value.values())):
+                problems.append(f"carry: {n}: it must have a number for each parameter")
                 continue
-            value = [float(value[key]) for key in keys]
+            if strict and {*value} != {*keys}:
+                names = ", ".join(sorted({*value} ^ {*keys}))
+                problems.append(f"carry: {n}: not for the same parameters: {names} on one side only")
+                continue
+            old = to_host(run.carry[n]).tolist()
+            value = [float(value.get(key, x)) for key, x in zip(keys, old, strict=True)]
         elif not _is_number(value):
             problems.append(f"carry: {n}: {value!r}, but it must be a number")
             continue
@@ -269,13 +286,20 @@ def taken(source: Source, name: str, like: Any) -> Any:
     return from_host(source.read(name), source.tensors[name].dtype, like)
 
 
-def overwrite(source: Source, name: str, x: Any, library: str) -> None:
-    """Write an array of a source into another one, without one more in between where that is possible."""
-    host = _arrays.host_view(x) if source.tensors[name].dtype == _arrays.dtype_name(x) else None
-    if host is not None and host.flags.c_contiguous:
-        source.into(name, host)
-    else:
-        _arrays.overwrite(library, [x], [taken(source, name, x)])
+def overwrite(source: Source, loaded: Loaded, library: str) -> None:
+    """Write every array of a source into its place, without one more in between where that is possible."""
+    try:
+        for name, place in loaded.places.items():
+            x = place.array
+            host = _arrays.host_view(x) if source.tensors[name].dtype == _arrays.dtype_name(x) else None
+            if host is not None and host.flags.c_contiguous:
+                source.into(name, host)
+            else:
+                _arrays.overwrite(library, [x], [taken(source, name, x)])
+    except CheckpointError as error:  # it was in order a moment ago
+        raise OSError(errno.EIO, str(error), source.where) from error
+    if library == "torch":
+        _arrays.written([place.array for place in loaded.places.values() if not place.slot])
 
 
 class Memory:
@@ -284,7 +308,7 @@ class Memory:
     where = "state dict"
 
     def __init__(self, state: Any) -> None:
-        if not isinstance(state, dict) or not isinstance(state.get("state"), dict):
+        if not isinstance(state, Mapping) or not isinstance(state.get("state"), Mapping):
             raise CheckpointError(self.where, ["it must be a dict, as state_dict() returns it"])
         self.meta = {n: x for n, x in state.items() if n not in ("state", "params")}
         self._arrays = {f"state/{n}/{key}": x for n, own in state["state"].items() for key, x in _items(own)}
@@ -314,7 +338,7 @@ class Memory:
 
 
 def _items(x: Any) -> list[tuple[str, Any]]:
-    if not isinstance(x, dict):
+    if not isinstance(x, Mapping):
         raise CheckpointError(Memory.where, [f"a {type(x).__name__} in the place of a dict of arrays"])
     return [(str(key), value) for key, value in x.items()]
 

@@ -7,29 +7,28 @@ is the tests that use it. A complex array is stored as pairs of reals, which eve
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
 import stat
 import sys
-import time
+import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xopt import _arrays
+from xopt._atomic import replacing
 
 _TAGS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 _PART = {"complex64": "float32", "complex128": "float64"}
 _HOST = {"bfloat16": "<u2", "float16": "<f2", "float32": "<f4", "float64": "<f8"}
 _LONGEST = 100_000_000  # bytes of a header, as in the safetensors library
 _START = b'{"__metadata__":{"crc32":"'
-_ALIGN, _CHUNK, _STALE = 64, 1 << 20, 3600
+_ALIGN, _CHUNK = 64, 1 << 20
+_SHOWN = 50  # problems in a message
 
 
 class CheckpointError(ValueError):
@@ -56,10 +55,11 @@ class CheckpointError(ValueError):
     """
 
     def __init__(self, where: str, problems: Iterable[str]) -> None:
-        self.where, self.problems = where, tuple(problems)
-        many = len(self.problems)
+        self.where, self.problems = where, tuple(map(_shown, problems))
+        many, shown = len(self.problems), list(self.problems[:_SHOWN])
         text = f"{where}: {self.problems[0]}" if many == 1 else f"{where}: {many} problems"
-        super().__init__("\n  ".join([text, *(self.problems if many > 1 else ())]))
+        shown += [f"and {many - _SHOWN} more, in .problems"] if many > _SHOWN else []
+        super().__init__("\n  ".join([text, *(shown if many > 1 else ())]))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CheckpointError, (self.where, self.problems)
@@ -92,7 +92,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], meta: dic
     if sys.byteorder != "little":
         raise NotImplementedError("checkpoints hold little-endian numbers; this machine is big-endian")
     names = sorted(tensors, key=lambda n: (-_arrays.BYTES[_PART.get(tensors[n].dtype, tensors[n].dtype)], n))
-    with _replacing(path, fsync) as fd:
+    with replacing(path, fsync) as fd:
         length = len(_header(names, tensors, meta, {}))
         os.lseek(fd, length, os.SEEK_SET)
         crcs = _write_arrays(fd, [(n, tensors[n]) for n in names])
@@ -142,88 +142,37 @@ def _write(fd: int, data: Any) -> None:
 
 def _write_arrays(fd: int, tensors: list[tuple[str, Tensor]]) -> dict[str, int]:
     """Write arrays end to end, small ones together, and return their checksums; those of large ones beside writing."""
-    from concurrent.futures import ThreadPoolExecutor
-
     crcs, small = dict[str, int](), bytearray()
-    with ThreadPoolExecutor(1) as pool:
-        for name, tensor in tensors:
-            data = memory(tensor.get())
-            if data.nbytes != tensor.nbytes:
-                raise ValueError(f"{name}: {data.nbytes} bytes, but it should have {tensor.nbytes}")
-            if len(data) < _CHUNK:
-                crcs[name] = zlib.crc32(data)
-                small += data
-            if len(small) >= _CHUNK or len(data) >= _CHUNK:
-                _write(fd, small)
-                small = bytearray()
-            if len(data) >= _CHUNK:
-                found = pool.submit(zlib.crc32, data)
-                _write(fd, data)
-                crcs[name] = found.result()
-        _write(fd, small)
+    for name, tensor in tensors:
+        data = memory(tensor.get())
+        if data.nbytes != tensor.nbytes:
+            raise ValueError(f"{name}: {data.nbytes} bytes, but it should have {tensor.nbytes}")
+        if len(data) < _CHUNK:
+            crcs[name] = zlib.crc32(data)
+            small += data
+        if len(small) >= _CHUNK or len(data) >= _CHUNK:
+            _write(fd, small)
+            small = bytearray()
+        if len(data) >= _CHUNK:
+            crcs[name] = _write_summed(fd, data)
+    _write(fd, small)
     return crcs
 
 
-@contextmanager
-def _replacing(path: str | os.PathLike[str], fsync: bool) -> Iterator[int]:
-    """Open a file beside another one, in whose place it is put if the block ends well."""
-    target = Path(os.path.realpath(path))  # a link stays one
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such directory", str(target.parent))
-    if target.exists() and not target.is_file():
-        raise ValueError(f"{target}: not a regular file")
-    with suppress(OSError):
-        _sweep(target.parent)
-    temporary = target.with_name(f".xopt-{os.urandom(4).hex()}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+def _write_summed(fd: int, data: memoryview) -> int:
+    """Write, and compute the checksum in another thread meanwhile, if one can be started."""
+    found: list[int] = []
+    helper = threading.Thread(target=lambda: found.append(zlib.crc32(data)), daemon=True)
     try:
-        try:
-            yield fd
-            with suppress(FileNotFoundError):
-                _like(fd, target.stat())
-            if fsync:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    if fsync:
-        _sync_directory(target.parent)
-
-
-def _like(fd: int, old: os.stat_result) -> None:
-    """Give a new file the owner and the permissions of the old one, as far as one may."""
-    if not hasattr(os, "fchmod"):
-        return
-    new = os.fstat(fd)
-    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
-        with suppress(OSError):
-            os.fchown(fd, old.st_uid, old.st_gid)
-    os.fchmod(fd, stat.S_IMODE(old.st_mode))
-
-
-def _sync_directory(directory: Path) -> None:
-    """Have the new name of a file on the disk, where a system knows how."""
-    if os.name != "posix":
-        return
-    fd = os.open(directory, os.O_RDONLY)
+        helper.start()
+    except RuntimeError:  # no more threads, or the interpreter is shutting down
+        _write(fd, data)
+        return zlib.crc32(data)
     try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # file systems on which a directory cannot be synced
-            raise
+        _write(fd, data)
     finally:
-        os.close(fd)
-
-
-def _sweep(directory: Path) -> None:
-    """Delete what killed processes have left: nobody has written to it for an hour."""
-    for left in directory.glob(f".xopt-{'[0-9a-f]' * 8}.tmp"):
-        if time.time() - left.stat().st_mtime > _STALE:
-            left.unlink()
+        helper.join()
+    return found[0]
 
 
 class Stored(NamedTuple):
@@ -256,7 +205,8 @@ class File:
 
     def __init__(self, path: str | os.PathLike[str], checksums: bool = True) -> None:
         self.where, self._checksums = os.fspath(path), checksums
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115, it is closed by the block that uses it
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe is not waited for
+        self._file = os.fdopen(os.open(path, flags), "rb", buffering=0)
         try:
             found = os.fstat(self._file.fileno())
             if not stat.S_ISREG(found.st_mode):
@@ -301,7 +251,7 @@ class File:
             raise self._error("the checksum of the header is wrong, or xopt did not write this file")
         twice: list[str] = []
         header = self._parse(bytes(text), "the header", twice)
-        problems = [f"{_shown(n)}: twice in the header" for n in twice]
+        problems = [f"{n}: twice in the header" for n in twice]
         own = header.pop("__metadata__", None)
         if not isinstance(own, dict) or not isinstance(own.get("xopt"), str):
             raise self._error(*problems, "no metadata of xopt in the header")
@@ -314,8 +264,8 @@ class File:
             try:
                 self.tensors[n] = _stored(entry, known.get(n))
             except (ValueError, TypeError, KeyError) as error:
-                problems.append(f"{_shown(n)}: {error}")
-        problems += [f"{_shown(n)}: in the metadata, not in the header" for n in known if n not in header]
+                problems.append(f"{n}: {error}")
+        problems += [f"{n}: in the metadata, not in the header" for n in known if n not in header]
         problems += self._gaps(size)
         if problems:
             raise self._error(*problems)
@@ -344,7 +294,7 @@ class File:
         found, end = [], 0
         for n, x in sorted(self.tensors.items(), key=lambda x: (x[1].begin, x[1].end)):
             if x.begin != end:
-                found.append(f"{_shown(n)}: begins at byte {x.begin:,}, but the array before it ends at {end:,}")
+                found.append(f"{n}: begins at byte {x.begin:,}, but the array before it ends at {end:,}")
             end = max(end, x.end)
         if self._base + end != size:
             found.append(f"{size:,} bytes, but header and arrays have {self._base + end:,}")
@@ -362,7 +312,7 @@ class File:
                 self._read(self._base + begin, part)
                 crc = zlib.crc32(part, crc)
             if crc != x.crc:
-                wrong.append(f"{_shown(n)}: the checksum is wrong")
+                wrong.append(f"{n}: the checksum is wrong")
         if wrong:
             raise self._error(*wrong)
         self._checksums = False  # all is known to be right
@@ -372,7 +322,7 @@ class File:
         stored, data = self.tensors[name], memory(out)
         self._read(self._base + stored.begin, data)
         if self._checksums and zlib.crc32(data) != stored.crc:
-            raise self._error(f"{_shown(name)}: the checksum is wrong")
+            raise self._error(f"{name}: the checksum is wrong")
 
     def read(self, name: str) -> np.ndarray[Any, Any]:
         """Read an array, bfloat16 as 16-bit integers."""
@@ -409,7 +359,7 @@ def _hex(x: Any) -> bool:
     return isinstance(x, str) and len(x) == 8 and {*x} <= {*"0123456789abcdef"}
 
 
-def _shown(name: str) -> str:
-    """Return a name from a file, harmless to print."""
-    text = name if name.isprintable() else ascii(name)
-    return text if len(text) <= 200 else f"{text[:200]}…"
+def _shown(problem: str) -> str:
+    """Return what may have come from a file, harmless to print."""
+    text = problem if problem.isprintable() else ascii(problem)
+    return text if len(text) <= 300 else f"{text[:300]}…"

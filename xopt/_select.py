@@ -46,7 +46,8 @@ def _matches(predicate: Predicate, path: str, x: Any) -> bool:
 def shown(x: Any) -> str:
     """Show a predicate, or what becomes of a group, as it was written."""
     if isinstance(x, re.Pattern):
-        return f"re.compile({x.pattern!r})"
+        flags = x.flags & ~re.UNICODE
+        return f"re.compile({x.pattern!r}{f', {re.RegexFlag(flags)!r}' if flags else ''})"
     return str(getattr(x, "__qualname__", None) or repr(x))
 
 

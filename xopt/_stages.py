@@ -297,8 +297,8 @@ class Stages:
                     target[k] = x
         return news, new_slots, carry
 
-    def jitted(self) -> Any:
-        """Compile the whole step for JAX, once; parameters, slots and carry are donated, hyperparameters arguments."""
+    def donated(self, *args: Any) -> Any:
+        """Take a whole step on JAX, compiled once; parameters, slots and carry are donated, all else is an argument."""
         if self._compiled is None:
             import jax
 
@@ -306,7 +306,10 @@ class Stages:
                 return self.run(clocks, given, ps, gs, slots, carry, inputs=inputs)
 
             self._compiled = jax.jit(step, donate_argnums=(0, 2, 3))
-        return self._compiled
+        try:
+            return self._compiled(*args)
+        finally:  # what came in may be gone, and what comes out may never arrive
+            self.torn = any(x.is_deleted() for x in args[0])
 
     def step(self, t: Any) -> Any:
         """Return what rules see as ``h.t``."""

@@ -45,8 +45,10 @@ def from_host(x: np.ndarray[Any, Any], dtype: str, like: Array) -> Array:
         x = x.view(_arrays.bfloat16())
     if name == "torch":
         made = shared(x, dtype if same else "").to(like.device)
-    elif name == "jax":  # sharded as the other is
-        made = importlib.import_module("jax").device_put(xp.asarray(x, copy=True), like.sharding)
+    elif name == "jax":
+        made = xp.asarray(x, copy=True)
+        if like.committed:  # to a device, or sharded over several
+            made = importlib.import_module("jax").device_put(made, like.sharding)
     elif name == "dask":
         made = xp.asarray(x, chunks=like.chunks)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -57,7 +58,9 @@ def save_state(
     Parameters
     ----------
     path
-        A file, which is replaced; or a directory, in which the file is called ``step-000000001200.safetensors``.
+        A file, which is replaced; or a directory, one that exists or with a slash at its end, in which the file is
+        called ``step-000000001200.safetensors``. Files of later steps in it are of a run that was given up: a tilde is
+        put behind their names.
     rule, params, state
         A rule or a chain, and what belongs to it.
     only_state
@@ -65,8 +68,8 @@ def save_state(
     extra
         More to save, a dict as JSON has it: an epoch, the state of a generator.
     keep
-        In the directory, keep so many checkpoints, ≥ 1: those of the highest steps. The directory is made if there is
-        none. None: keep all.
+        Of the directory, which is made if there is none, keep so many checkpoints, ≥ 1: those of the highest steps.
+        None: keep all.
     fsync
         Wait until all is on the disk. Without that, a power failure may cost the new file and the old one.
 
@@ -78,7 +81,8 @@ def save_state(
     Raises
     ------
     OSError
-        Where the system cannot write. The old file is as it was.
+        Where the system cannot write. The old file is as it was, unless the new one was already in its place and only
+        its name could not be synced.
     ValueError, TypeError
         When rule, parameters and state do not belong together.
 
@@ -89,7 +93,8 @@ def save_state(
     hyperparameters, and a CRC-32 of each array. It has no code, no pickle and no name that is looked up.
 
     It is written beside the old file and takes its place when it is whole and on the disk: a crash at any moment
-    leaves the old one or the new one. One array at a time is brought to the host.
+    leaves the old one or the new one. One array at a time is brought to the host. Links and permissions stay; a hard
+    link keeps the old file.
 
     Examples
     --------
@@ -108,15 +113,14 @@ def save_state(
     check_method(rule)
     layout = Layout(params)
     stages = Stages(rule._chains(layout), layout, "eager")
-    run = Run(rule, layout, stages, stages.check_state(state))
-    return save_run(path, run, state.step, state.carry, only_state=only_state, extra=extra, keep=keep, fsync=fsync)
+    run = Run(rule, layout, stages, stages.check_state(state), state.carry)
+    return save_run(path, run, state.step, only_state=only_state, extra=extra, keep=keep, fsync=fsync)
 
 
 def save_run(
     path: str | os.PathLike[str],
     run: Run,
     step: Any,
-    carry: Mapping[str, Any],
     *,
     only_state: bool,
     extra: Mapping[str, Any] | None,
@@ -126,24 +130,27 @@ def save_run(
     """Write a run into a file, or into a directory of files."""
     if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
         raise ValueError(f"keep: {keep!r}, but it must be a number of checkpoints from 1 on")
-    meta, path = _record.metadata(run, step, carry, extra, __version__), Path(path)
-    tensors = _record.tensors(run, not only_state)
-    if keep is None and not path.is_dir():
+    meta, tensors = _record.metadata(run, step, extra, __version__), _record.tensors(run, not only_state)
+    text = os.fsdecode(path)
+    path = Path(text)
+    if keep is None and not path.is_dir() and text[-1:] not in (os.sep, os.altsep):
         write(path, tensors, meta, fsync)
         return path
     path.mkdir(parents=True, exist_ok=True)
+    for number, old in _files(path):
+        if number > meta["step"]:  # of a run that was given up: this one went back
+            old.replace(old.with_name(f"{old.name}~"))
     file = path / f"step-{meta['step']:012d}.safetensors"
     write(file, tensors, meta, fsync)
-    others = [x for x in _files(path) if x != file]
-    for old in others[: max(0, len(others) + 1 - keep)] if keep is not None else []:
+    for _, old in _files(path)[: -keep or None] if keep is not None else []:
         old.unlink(missing_ok=True)
     return file
 
 
-def _files(directory: Path) -> list[Path]:
+def _files(directory: Path) -> list[tuple[int, Path]]:
     """Return the checkpoints in a directory by their steps."""
-    found = [(int(match[1]), x) for x in directory.iterdir() if (match := _STEP.fullmatch(x.name))]
-    return [x for _, x in sorted(found)]
+    found = [(int(match[1]), x) for x in directory.iterdir() if (match := _STEP.fullmatch(x.name)) and x.is_file()]
+    return sorted(found)
 
 
 def latest(directory: str | os.PathLike[str]) -> Path | None:
@@ -162,8 +169,9 @@ def latest(directory: str | os.PathLike[str]) -> Path | None:
     ...     xopt.latest(folder).name
     'step-000000000003.safetensors'
     """
-    path = Path(directory)
-    return next(iter(reversed(_files(path))), None) if path.is_dir() else None
+    path = Path(os.fsdecode(directory))
+    found = _files(path) if path.is_dir() else []
+    return found[-1][1] if found else None
 
 
 def opened(path: str | os.PathLike[str], checksums: bool) -> File:
@@ -172,7 +180,7 @@ def opened(path: str | os.PathLike[str], checksums: bool) -> File:
         return File(path, checksums)
     found = latest(path)
     if found is None:
-        raise FileNotFoundError(f"{os.fspath(path)}: a directory without checkpoints")
+        raise FileNotFoundError(errno.ENOENT, "a directory without checkpoints", os.fsdecode(path))
     return File(found, checksums)
 
 
@@ -229,13 +237,13 @@ def load_state(
     stages = Stages(rule._chains(layout), layout, "eager")
     leaves = list(layout.leaves)
     with source_of(source, checksums) as found:
-        run = Run(rule, layout, stages, stages.new_slots())
+        run = Run(rule, layout, stages, stages.new_slots(), stages.new_carry())
         loaded = _record.check(found, run, strict=strict, cast=cast, hyper=False)
         for name, place in loaded.places.items():
             column = place.column if place.slot else leaves
             column[place.k] = _record.taken(found, name, place.array)
     slots = {n: layout.tree(column) for n, column in run.slots.items()}
-    state = State(stages.new_step(loaded.step), slots, {**stages.new_carry(), **loaded.carry})
+    state = State(stages.new_step(loaded.step), slots, {**run.carry, **loaded.carry})
     return Restored(layout.tree(leaves), state, loaded.extra)
 
 

@@ -91,9 +91,9 @@ class Dropout:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the layer that returned this state was; ValueError if it was another layer."""
         mine, calls = self.state_dict(), state.get("calls")
-        if {**state, "calls": 0} != {**mine, "calls": 0} or type(calls) is not int or calls < 0:
+        if {**state, "calls": 0} != {**mine, "calls": 0} or type(calls) is not int or not 0 <= calls < 2**32:
             raise ValueError(f"Dropout: the state is {dict(state)!r}, but that of this layer is like {mine!r}")
-        self.calls = calls
+        self.calls, self._trained = calls, None
 
     def mask(self, like: Array, call: int) -> Array:
         """Return the boolean mask of training pass ``call`` (from 0 on) for an array of this shape."""

@@ -167,7 +167,7 @@ class Optimizer:
                 stages.scalars.checked = True
                 layout.refuse_nonfinite(gs)
             clocks = {n: float(x) if isinstance(x, int) else x for n, x in clocks.items()}
-            out = stages.jitted()(layout.leaves, gs, self._slots, self._carry, clocks, given, inputs)
+            out = stages.donated(layout.leaves, gs, self._slots, self._carry, clocks, given, inputs)
         else:
             out = stages.run(
                 clocks,
@@ -255,10 +255,12 @@ class Optimizer:
         array([1.])
         """
         layout, tree = self._layout, self._tree
-        new = self.eval_params()
-        held = [_arrays.detached(layout.library, p) for p in layout.leaves]
-        old = [layout.xp.asarray(p, copy=True) for p in held] if self._writes else []
-        self._turns.swapped = True
+        with self._turns.free("averaged"):
+            self._turns.check("averaged")
+            new = self._rule.eval_params(self.params, self.state)
+            held = [_arrays.detached(layout.library, p) for p in layout.leaves]
+            old = [layout.xp.asarray(p, copy=True) for p in held] if self._writes else []
+            self._turns.swapped = True
         try:
             if self._writes:
                 _arrays.overwrite(layout.library, layout.leaves, Layout(new).leaves)
@@ -266,9 +268,11 @@ class Optimizer:
                 self._tree = new
             yield self._tree
         finally:
+            self._stages.torn = self._writes  # until the parameters are back
+            self._tree, self._turns.swapped = tree, False
             if self._writes:
                 _arrays.overwrite(layout.library, layout.leaves, old)
-            self._tree, self._turns.swapped = tree, False
+            self._stages.torn = False
 
     def __reduce__(self) -> Any:
         raise TypeError("an Optimizer cannot be pickled or copied; save it, or take its state_dict()")
@@ -302,7 +306,7 @@ class Optimizer:
         with self._turns.free("save"):
             self._turns.check("save")
             more: Any = {"only_state": only_state, "extra": extra, "keep": keep, "fsync": fsync}
-            return save_run(path, self._run(), self._taken, self._carry, **more)
+            return save_run(path, self._run(), self._taken, **more)
 
     def load(
         self, path: str | os.PathLike[str], *, strict: bool = True, cast: bool = False, checksums: bool = True
@@ -332,8 +336,8 @@ class Optimizer:
             With everything that is damaged, missing, unexpected or of another shape, dtype or rule. Nothing has been
             written then.
         OSError
-            Where the file cannot be read. If that happens after it was found in order, some arrays are new; later
-            calls but :meth:`load` refuse.
+            Where the file cannot be read. If that happens, or it changes, after it was found in order, some arrays are
+            new; later calls but :meth:`load` refuse.
 
         Notes
         -----
@@ -368,7 +372,7 @@ class Optimizer:
         with self._turns.free("state_dict"):
             self._turns.check("state_dict")
             run = self._run()
-            meta = _record.metadata(run, self._taken, self._carry, extra, __version__)
+            meta = _record.metadata(run, self._taken, extra, __version__)
             return _record.state_dict(run, meta, not only_state)
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True, cast: bool = False) -> dict[str, Any]:
@@ -378,21 +382,20 @@ class Optimizer:
             return self._load(source, strict, cast)
 
     def _run(self) -> _record.Run:
-        return _record.Run(self._rule, self._layout, self._stages, self._slots)
+        """Return parameters and state as they are; torch parameters may have been given other memory."""
+        if self._memory.moved():
+            self._kept = [(arenas, {}) for arenas, _ in self._kept]
+        return _record.Run(self._rule, self._layout, self._stages, self._slots, self._carry)
 
     def _load(self, source: _record.Source, strict: bool, cast: bool) -> dict[str, Any]:
         layout, run = self._layout, self._run()
-        if self._memory.moved():
-            self._kept = [(arenas, {}) for arenas, _ in self._kept]
-        loaded = _record.check(source, run, strict=strict, cast=cast, hyper=True)
+        layout.check_writable()
+        loaded = _record.check(source, run, strict=strict, cast=cast, hyper=True, whole=self._stages.torn)
         chains = loaded.rule._chains(layout).chains
         source.verify()
         if self._writes:
             self._stages.torn = True
-            for name, place in loaded.places.items():
-                _record.overwrite(source, name, place.array, layout.library)
-            if layout.library == "torch":
-                _arrays.written([place.array for place in loaded.places.values() if not place.slot])
+            _record.overwrite(source, loaded, layout.library)
         else:
             new = {name: _record.taken(source, name, place.array) for name, place in loaded.places.items()}
             self._stages.torn = True

@@ -76,7 +76,7 @@ def run(jobs: list[Callable[[], None]]) -> None:
                 while left:
                     left[0](failed)
                     left.popleft()
-            except KeyboardInterrupt as interrupt:
+            except BaseException as interrupt:  # of a handler of signals: jobs raise nothing here
                 interrupts.append(interrupt)
                 failed = True
     for error in [*interrupts, *(helper.error for helper in helpers)]:
