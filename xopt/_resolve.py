@@ -79,20 +79,19 @@ class Resolver:
         go: Any = None  # 1 or 0, if a link may hold the step back
         for piece, (c, at), members in places:
             step = clocks[piece.place if piece.place in clocks else ""]
-            if not members:
-                self._alone(piece, {**piece.statics, **given[c][at], "t": step}, carry)
-                continue
             before = {piece.slot(n): carry[piece.slot(n)] for n in piece.carry} if piece.carry else {}
+            if not members:
+                own_go = self._alone(piece, {**piece.statics, **given[c][at], "t": step}, carry)
             for w, i in members:
                 self.open(piece, i, step, given, works[w], values[w], carry)
-            if piece.reduce:
+            if members and piece.reduce:
                 self._sum(piece, members, works, values)
-            if piece.host:
+            if members and piece.host:
                 self._after(piece, members, works, values, carry)
             if go is not None:
                 carry |= {n: self._held(go, carry[n], x) for n, x in before.items()}
             if piece.gates:
-                own_go = values[members[0][0]].pieces[-1]["go"]
+                own_go = values[members[0][0]].pieces[-1]["go"] if members else own_go
                 go = own_go if go is None else go * own_go
         return values, carry
 
@@ -202,16 +201,17 @@ class Resolver:
         x, layout = new[0], self._layout
         carry[name] = layout.xp.asarray(x, dtype=self.real()) if layout.library == "jax" else x
 
-    def _alone(self, piece: Piece, h: H, carry: dict[str, Any]) -> None:
-        """Keep what is carried in a step in which no leaf takes part."""
-        if not piece.carry or not piece.host or piece.scope == "leaf":
-            return
+    def _alone(self, piece: Piece, h: H, carry: dict[str, Any]) -> Any:
+        """Keep what is carried in a step in which no leaf takes part, and say whether it would be held back."""
+        if not (piece.carry or piece.gates) or not piece.host or piece.scope == "leaf":
+            return None
         for n in piece.carry:
             h[n] = float(carry[piece.slot(n)]) if self._host else carry[piece.slot(n)]
         found = host_scalars(piece, h | dict.fromkeys(terms(piece), 0.0))
         for n in piece.carry:
             if n in found:
                 self._keep(piece.slot(n), [found[n]], carry)
+        return found.get("go")
 
     def _vector(self, x: Any) -> Any:
         """Return a carried vector as an array of the library that computes."""
