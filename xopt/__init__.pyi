@@ -100,6 +100,7 @@ from xopt.transforms_array import AddNoise as AddNoise
 from xopt.transforms_array import Centralize as Centralize
 from xopt.wrappers import Accumulate as Accumulate
 from xopt.wrappers import Guard as Guard
+from xopt.wrappers import LossScale as LossScale
 
 __version__: str
 __all__: list[str]

@@ -127,6 +127,11 @@ class Optimizer:
             self._taken, {n: self._layout.tree(column) for n, column in self._slots.items()}, dict(self._carry)
         )
 
+    @property
+    def loss_scale(self) -> Any:
+        """What to multiply the loss with, see :class:`~xopt.LossScale`; 1.0 without one. Live, like :attr:`params`."""
+        return self._carry.get("lossscale.scale", 1.0)
+
     def step(self, grads: Any, *, value: Any = None, **overrides: Any) -> Any:
         """Take one step and return the parameters.
 

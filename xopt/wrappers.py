@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
-from xopt._gates import NONFINITE, Accumulation
+from xopt._gates import NONFINITE, Accumulation, LossScaling
 from xopt._layout import Layout
 from xopt._names import Named
 from xopt._part import Part
 from xopt._pieces import Chains
 from xopt.rule import Method, check_method
 
-__all__ = ["Accumulate", "Guard", "OnNonFinite"]
+__all__ = ["Accumulate", "Guard", "LossScale", "OnNonFinite"]
 
 OnNonFinite: TypeAlias = Literal["propagate", "skip", "raise", "zero"]
 
@@ -27,8 +27,16 @@ class _Around(Method):
         self.rule, self._first = rule, first
         inner = rule
         while isinstance(inner, _Around):
-            if first is not None and inner._first is not None and inner._first._place() == first._place():
-                raise ValueError(f"{type(self).__name__}: there is one already inside")
+            if first is not None and inner._first is not None:
+                places = {first._place(), inner._first._place()}
+                if len(places) == 1:
+                    raise ValueError(f"{type(self).__name__}: there is one already inside")
+                if places == {"lossscale", "nonfinite"}:
+                    raise ValueError(
+                        f"{type(self).__name__}: there is a {type(inner).__name__} inside, but LossScale itself leaves "
+                        f"out steps that are not finite, and must see them: a Guard around it would hide them from "
+                        f"it, and one inside would never see any"
+                    )
             inner = inner.rule
 
     def _parts(self) -> tuple[Part, ...]:
@@ -130,7 +138,7 @@ class Guard(_Around):
     -----
     State: that of the rule, with ``"skip"`` one more scalar. ``"skip"`` and ``"raise"`` read the gradients once more.
     Only ``"raise"`` waits for the device; ``"skip"`` decides there. The same as ``optax.apply_if_finite`` without its
-    limit, and as torch's ``GradScaler``, which leaves steps out.
+    limit. `LossScale` does the same, and scales.
 
     Examples
     --------
@@ -155,3 +163,98 @@ class Guard(_Around):
     def __repr__(self) -> str:
         action = next((n for n, kind in NONFINITE.items() if type(self._first) is kind), "propagate")
         return f"Guard({self.rule!r}, on_nonfinite={action!r})"
+
+
+class LossScale(_Around):
+    r"""Divide the gradients of a loss that was multiplied by a scale, and find the scale that just does not overflow.
+
+    ::
+
+        all g finite:   p, state ← rule(p, g/scale, state);   good ← good + 1
+                        good = every:  scale ← min(scale·growth, most),  good ← 0
+        otherwise:      the step is left out;  scale ← max(scale·backoff, least),  good ← 0
+
+    Gradients below 3e-8 are 0 in float16. Multiply the loss by ``opt.loss_scale``, in the pure form by
+    ``state.carry["lossscale.scale"]``, and all gradients are multiplied on the way back.
+
+    Parameters
+    ----------
+    rule
+        A rule or a chain.
+    initial
+        The first scale, from 2\ :sup:`-126` to 2\ :sup:`126`, as are all scales, between ``least`` and ``most``.
+    growth
+        What the scale is multiplied by after ``every`` finite gradients in a row, ≥ 1. 1: it never grows.
+    backoff
+        What it is multiplied by after one that is not finite, in (0, 1]. 1: it never falls.
+    every
+        That number, from 1 to 2\ :sup:`24`.
+    least, most
+        Where it stops falling, and where it stops growing.
+
+    Raises
+    ------
+    ValueError
+        For an option that does nothing beside ``growth=1`` or ``backoff=1``; with a `Guard` or another `LossScale`
+        inside; and for a `Guard` around it, also that of ``on_nonfinite=``. `minimize` refuses it: its values are not
+        scaled.
+
+    Notes
+    -----
+    State: that of the rule, and three scalars, carried: the scale, ``lossscale.good`` and ``lossscale.skipped``, the
+    number of steps left out. Parameters, state and the rule's own step count stay as they are in these, so schedules
+    and bias corrections see the steps that are taken. ``growth=1, backoff=1`` is a static scale, which still leaves
+    out what overflows. A call in which every gradient is None counts as finite.
+
+    The gradients are read once more, to look for what is not finite; nothing is read back, and a jitted step is
+    traced once. The scale is a float where the host computes (NumPy, torch on the CPU), else a 0-d array of the
+    library: multiply a loss in float32 by it, for 65,536 is infinite in float16. The gradients are divided in the
+    dtype of the arithmetic, float32 for float16, in the same pass as everything else and before clipping, noise and
+    decay; by powers of two exactly. A loss given as ``value=`` is the one that is not scaled.
+
+    ``Accumulate(LossScale(rule), every=k)`` has one scale for k gradients, and leaves all of them out when one is not
+    finite, as in torch's recipe; ``LossScale(Accumulate(rule, every=k))`` leaves out that one alone, and the step has
+    the mean of the next k that are finite.
+
+    The same as torch's ``GradScaler``, which has no ``least`` and ``most``, in one call.
+
+    References
+    ----------
+    P. Micikevicius, S. Narang, J. Alben, G. Diamos, E. Elsen, D. Garcia, B. Ginsburg, M. Houston, O. Kuchaiev,
+    G. Venkatesh, H. Wu (2018), Mixed precision training, ICLR, arXiv:1710.03740, section 3.2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xopt
+    >>> w = np.asarray([1.0], np.float16)
+    >>> opt = xopt.Optimizer(w, xopt.LossScale(xopt.SGD(lr=2.0**22)))
+    >>> for _ in range(3):  # the loss is w**2/2**27, and its gradient 0 in float16
+    ...     upstream = np.float32(opt.loss_scale) * 2**-27
+    ...     _ = opt.step((2 * w * upstream).astype(np.float16))
+    >>> w, opt.loss_scale
+    (array([0.824], dtype=float16), 65536.0)
+    >>> _ = opt.step(np.asarray([np.inf], np.float16))
+    >>> w, opt.loss_scale, opt.state.carry["lossscale.skipped"]
+    (array([0.824], dtype=float16), 32768.0, 1.0)
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        rule: Method,
+        initial: float = 2.0**16,
+        growth: float = 2.0,
+        backoff: float = 0.5,
+        every: int = 2000,
+        least: float = 1.0,
+        most: float = 2.0**24,
+    ) -> None:
+        super().__init__(rule, LossScaling(initial, growth, backoff, every, least, most))
+
+    def __repr__(self) -> str:
+        assert self._first is not None
+        fields = self._first._fields
+        given = [f", {n}={x!r}" for n, x in self._first._values().items() if x != fields[n].default]
+        return f"LossScale({self.rule!r}{''.join(given)})"
