@@ -143,6 +143,33 @@ FAULTS: dict[str, Fault] = {
         (("xopt._pieces", "return self.keep(new, p) if", "return self.keep(new, p - 1e-3 * p) if"),),
         ("tests/test_wrappers.py::test_k_small_batches_are_one_large_one",),
     ),
+    "scaled-step-counted": Fault(
+        "torch's GradScaler: schedulers count the steps that it left out",
+        (("xopt._gates", '"skipped": h.skipped + (1 - go),', '"skipped": 0.0 * h.skipped,'),),
+        ("tests/test_loss_scale.py::test_one_counter", "tests/test_loss_scale.py::test_the_rule_does_not_notice"),
+    ),
+    "scaled-overflow-forgotten": Fault(
+        "torch's GradScaler: the count towards the next growth begins anew with an overflow",
+        (("xopt._gates", "good = go * (h.good + 1)", "good = h.good + go"),),
+        ("tests/test_loss_scale.py::test_oracle",),
+    ),
+    "scaled-not-divided": Fault(
+        "torch's recipe: gradients are clipped without unscale_",
+        (("xopt._gates", "return h.inverse * g", "return g"),),
+        ("tests/test_loss_scale.py::test_the_rule_does_not_notice",),
+    ),
+    "scaled-by-the-next": Fault(
+        "torch's GradScaler: unscale_ comes before update",
+        (("xopt._gates", '"inverse": 1 / h.scale,', '"inverse": 1 / xp.where(good >= h.every, higher, h.scale),'),),
+        ("tests/test_loss_scale.py::test_the_rule_does_not_notice",
+         "tests/test_loss_scale.py::test_gradients_that_are_none"),
+    ),
+    "held-back-but-kept": Fault(
+        "found here: in a call without any gradient, what is carried behind a link that waits did not wait",
+        (("xopt._resolve", 'return found.get("go")', "return None"),
+         ("xopt._resolve", "if piece.gates:\n", "if piece.gates and members:\n")),
+        ("tests/test_loss_scale.py::test_a_batch_without_any_gradient_counts_with_its_step_only",),
+    ),
     "axes": Fault(
         "keras PR 18936, mlx PR 3652",
         (("xopt.rules.factored", "else axes[-2:]", "else axes[:2]"),),

@@ -36,6 +36,8 @@ SHARED = [
     xopt.chain(SGD, xopt.SWA(start=5, every=3)),
     xopt.Guard(xopt.Adam(lr=0.1), "zero"),
     xopt.Guard(xopt.Adam(lr=0.1), "raise"),
+    xopt.LossScale(xopt.Adam(lr=0.1), every=3),
+    xopt.Accumulate(xopt.LossScale(xopt.chain(xopt.ClipByGlobalNorm(1e-5), SGD), every=2), every=2),
 ]
 """One with each kind of state."""
 
@@ -48,7 +50,7 @@ def steps(library: str) -> tuple[int, int]:
 def rules(library: str) -> list[Any]:
     """Return what is tried on a library: all that there is on NumPy and torch."""
     if library not in ("numpy", "torch"):
-        return {"dask": SHARED[:4], "jax": SHARED[1:6]}.get(library, SHARED)
+        return {"dask": SHARED[:4], "jax": [*SHARED[1:6], SHARED[-2]]}.get(library, SHARED)
     made = list(SHARED)
     for row in catalog.ROWS:
         if library not in row.lacking:
@@ -78,7 +80,7 @@ def go_on(lib: Lib, opt: Any, last: int) -> None:
     for t in range(opt.state.step + 1, last + 1):
         rng = np.random.default_rng(t)
         grads = [np.asarray(rng.standard_normal(tuple(x.shape)) * t % 1.3 - 0.6) for x in leaves]
-        if t == 5 and "SkipNonFinite" in repr(opt.rule):
+        if t == 5 and ("'skip'" in repr(opt.rule) or "LossScale" in repr(opt.rule)):
             grads[0][...] = np.inf
         made = [lib.array(g, str(x.dtype).rpartition(".")[2]) for g, x in zip(grads, leaves, strict=True)]
         if t in (3, 11):

@@ -33,6 +33,8 @@ def of(rule: Any, mode: str) -> Any:
         return xopt.Precision(of(rule.rule, mode), **rule._first._values())
     if isinstance(rule, xopt.Accumulate):
         return xopt.Accumulate(xopt.Guard(of(rule.rule.rule, mode), "skip"), every=2)
+    if isinstance(rule, xopt.LossScale):
+        return xopt.LossScale(of(rule.rule, mode), initial=4.0, every=1)
     return xopt.chain(*(p.replace(complex=mode) if isinstance(p, xopt.Rule) else p for p in rule.parts))
 
 

@@ -340,6 +340,26 @@ def test_groups_and_dtypes_together(lib: Lib, rng: np.random.Generator) -> None:
         assert n == "old" or float(state.carry[SCALE]) == scale
 
 
+@pytest.mark.parametrize("kept", [{"rounding": "kahan"}, {"master_weights": True}], ids=repr)
+def test_with_precision(kept: dict[str, Any], rng: np.random.Generator) -> None:
+    """Around it or inside of it: what rounding has lost, and the master copy, wait in a step that is left out."""
+    p, grads = rng.standard_normal(9).astype(np.float16), [rng.standard_normal(9) / 64 for _ in range(5)]
+    scaled = [(g * 2.0**8).astype(np.float16) for g in grads]
+    rule = xopt.SGD(lr=0.01, momentum=0.9)
+    plain = xopt.Precision(rule, **kept)
+    want, own = p, plain.init(p)
+    for g in scaled:
+        want, own = plain.apply(want, (g.astype(np.float32) / 2**8).astype(np.float16), own)
+    given = {"initial": 2.0**8, "backoff": 1.0}
+    for both in (xopt.LossScale(plain, **given), xopt.Precision(xopt.LossScale(rule, **given), **kept)):
+        got, state = p, both.init(p)
+        for g in (scaled[0] * np.float16(np.inf), *scaled[:2], scaled[0] * np.float16(np.nan), *scaled[2:]):
+            got, state = both.apply(got, g, state)
+        np.testing.assert_array_equal(got, want)
+        for n, x in own.slots.items():
+            np.testing.assert_array_equal(state.slots[n], x)
+
+
 def test_the_scale_is_saved(tmp_path: Any) -> None:
     make = lambda: xopt.Optimizer(np.ones(3), xopt.LossScale(xopt.Adam(0.1), every=3))
     opt, other = make(), make()
@@ -394,6 +414,7 @@ def test_what_is_refused() -> None:
         (lambda: xopt.LossScale(xopt.Accumulate(xopt.Guard(rule, "zero"), 2)), "LossScale: there is a Guard inside"),
         (lambda: xopt.Guard(scaled, "raise"), "Guard: there is a LossScale inside"),
         (lambda: xopt.Optimizer(np.zeros(1), scaled, on_nonfinite="skip"), "Guard: there is a LossScale inside"),
+        (lambda: xopt.Guard(xopt.Precision(scaled, rounding="kahan"), "zero"), "Guard: there is a LossScale inside"),
         (lambda: xopt.Groups(rule, ("a", scaled)), "LossScale is for a whole tree"),
         (lambda: xopt.chain(xopt.ClipByNorm(1.0), scaled), "neither a transform, a rule nor a chain"),
         (lambda: xopt.minimize(value, np.ones(2), xopt.Accumulate(scaled, 2)), "minimize multiplies nothing"),

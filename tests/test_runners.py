@@ -87,6 +87,9 @@ CHAIN = xopt.chain(
     xopt.ClipByValue(0.05),
 )
 GATED = xopt.Accumulate(xopt.Guard(CHAIN, "skip"), every=2)
+SCALED = xopt.LossScale(
+    xopt.chain(xopt.ClipByGlobalNorm(2.0), xopt.RMSProp(lr=0.1, centered=True)), initial=4.0, every=1
+)
 LINKED = xopt.chain(
     xopt.AddDecay(0.1),
     xopt.Normalize(),
@@ -106,7 +109,7 @@ STORED = [
     xopt.Precision(LINKED, master_weights=True),
     xopt.Precision(GATED, rounding="kahan", state_dtype="float32"),
 ]
-CHAINS = [CHAIN, GATED, LINKED, *STORED]
+CHAINS = [CHAIN, GATED, SCALED, LINKED, *STORED]
 RULES = [row.make(**row.options[-1]) for row in catalog.TRACED] + CHAINS
 DTYPES = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
 
