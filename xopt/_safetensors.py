@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xopt import _arrays
-from xopt._atomic import replacing
+from xopt._atomic import replacing, reserve
 
 _TAGS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 _PART = {"complex64": "float32", "complex128": "float64"}
@@ -94,6 +94,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], meta: dic
     names = sorted(tensors, key=lambda n: (-_arrays.BYTES[_PART.get(tensors[n].dtype, tensors[n].dtype)], n))
     with replacing(path, fsync) as fd:
         length = len(_header(names, tensors, meta, {}))
+        reserve(fd, length + sum(x.nbytes for x in tensors.values()))
         os.lseek(fd, length, os.SEEK_SET)
         crcs = _write_arrays(fd, [(n, tensors[n]) for n in names])
         os.lseek(fd, 0, os.SEEK_SET)
