@@ -411,6 +411,30 @@ FAULTS: dict[str, Fault] = {
         ("tests/test_interrupted.py::test_threads_that_step_one_optimizer_get_an_error_and_no_race",
          "tests/test_interrupted.py::test_two_threads_in_one_optimizer"),
     ),
+    # few digits
+    "error-forgotten": Fault(
+        "bfloat16: 500 steps of 1e-3 from 1.0 with Kahan's compensation",
+        (("xopt._pieces", "rest = (step + error) - (landed - p)", "rest = 0.0 * ((step + error) - (landed - p))"),),
+        ("tests/test_precision.py::test_small_steps_arrive", "tests/test_precision.py::test_kahan_loses_nothing"),
+    ),
+    "error-of-the-cast": Fault(
+        "bfloat16: what storing loses is not in the error",
+        (("xopt._pieces", 'rounded(xp, p + (u + error), kept["error"].statics["stored"])', "p + (u + error)"),),
+        ("tests/test_precision.py::test_small_steps_arrive", "tests/test_precision.py::test_kahan_loses_nothing"),
+    ),
+    "master-forgotten": Fault(
+        "bfloat16: 500 steps of 1e-3 from 1.0 with master weights",
+        (("xopt._pieces", "    p = p if master is None else master\n", ""),
+         ("xopt._pieces", "old = p if self.master is None else self.master", "old = p")),
+        ("tests/test_precision.py::test_small_steps_arrive",
+         "tests/test_precision.py::test_a_master_copy_is_the_run_in_float32"),
+    ),
+    "averages-in-half": Fault(
+        "bounds: averages of half precision stall",
+        (("xopt._storage", "piece.after or piece.gates or name == MASTER", "name == MASTER"),),
+        ("tests/test_precision.py::test_accumulated_gradients_keep_their_digits",
+         "tests/test_precision.py::test_state_in_fewer_digits"),
+    ),
     # bounds
     "bias-correction-float32": Fault(
         "bounds: 1 - β₂ᵗ in float32",
