@@ -17,6 +17,7 @@ from test_runners import same_bits
 import xopt
 from xopt import _pieces
 from xopt._runners.tiled import Tiled
+from xopt.random import hashed
 
 BF = np.dtype(ml_dtypes.bfloat16)
 HALF = [("bfloat16", 1e-3), ("float16", 1e-4)]
@@ -24,6 +25,9 @@ EPS = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "complex64
 ADAM = xopt.AdamW(lr=xopt.schedules.cosine(0.01, steps=50), weight_decay=0.1)
 CHAIN = xopt.chain(xopt.ClipByGlobalNorm(1.0), ADAM, xopt.Box(-1, 1))
 MAP = optree.tree_map
+HOWS: list[dict[str, Any]] = [
+    {"rounding": "kahan"}, {"rounding": "stochastic", "seed": 9}, {"master_weights": True}, {"state_dtype": "bfloat16"}
+]  # fmt: skip
 
 
 def half(name: str) -> Any:
@@ -81,6 +85,75 @@ def test_rounding_by_arithmetic_is_rounding(dtype: str) -> None:
         assert np.array_equal(again[~inside], cast[~inside], equal_nan=True)
     assert inside.sum() > 50_000
     assert _pieces.rounded(np, x, "float32") is x
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_stochastic_rounding_takes_a_neighbour_by_its_nearness(dtype: str) -> None:
+    """Each is as likely as x is near to it; what can be held stays; the neighbours are those of the bits."""
+    x = np.concatenate([edges()[::400], np.asarray([1.0, 1.0 + 2**-9, 1 - 2**-12, 3e-8, 2**-14 * 0.999], "float32")])
+    noise = (np.arange(2048, dtype="float32") + 0.5) / 2048
+    with np.errstate(all="ignore"):
+        cast = x.astype(half(dtype))
+        x = x[np.isfinite(cast.astype("float32")) & (np.abs(x) < 60000) & ((np.abs(x) > 1e-37) | (x == 0))]
+        got = _pieces._shaken(np, x[:, None] + 0 * noise, dtype, 0 * x[:, None] + noise)
+        assert np.array_equal(got.astype(half(dtype)).astype("float32"), got)
+    near = x.astype(half(dtype))
+    wide = near.astype("float64")
+    away = np.where(x > wide, np.inf, -np.inf).astype(half(dtype))
+    other = np.where(x == wide, wide, np.nextafter(near, away).astype("float64"))
+    lowest, highest = np.minimum(wide, other)[:, None], np.maximum(wide, other)[:, None]
+    assert ((got == lowest) | (got == highest)).all()
+    share = np.where(x == wide, 0.0, (x - lowest[:, 0]) / np.where(x == wide, 1.0, (highest - lowest)[:, 0]))
+    assert np.abs((got == highest).mean(axis=1) - np.where(x == wide, 1.0, share)).max() <= 1 / 1024
+    assert len(x) > 200
+
+
+def test_noise_is_noise() -> None:
+    """Even, and without memory from element to element, step to step, leaf to leaf, seed to seed."""
+    index = np.arange(100_000, dtype=np.uint32)
+    draw = lambda *key: hashed(np, index, tuple(map(float, key)), np.float64)
+    x = draw(5, 0, 0, 1, 0)
+    assert x.min() >= 0
+    assert x.max() < 1
+    assert np.array_equal(x * 2**24, np.round(x * 2**24))
+    counts = np.bincount((x * 256).astype(int), minlength=256)
+    assert ((counts - 390.625) ** 2 / 390.625).sum() < 340  # chi-square of 255 degrees: 4 in 10,000 are larger
+    others = [np.roll(x, 1), np.roll(x, 2**10)]
+    others += [draw(6, 0, 0, 1, 0), draw(5, 1, 0, 1, 0), draw(5, 0, 1, 1, 0), draw(5, 0, 0, 2, 0), draw(5, 0, 0, 1, 1)]
+    for y in others:
+        assert abs(np.corrcoef(x, y)[0, 1]) < 4 / 100_000**0.5
+        assert (x == y).sum() < 5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_stochastic_rounding_is_the_same_everywhere(lib: Lib, dtype: str) -> None:
+    """And right on average: 0.5 ± 0.04 for bfloat16 after 500 steps of 0.001."""
+    rate, steps = dict(HALF)[dtype], 20 if lib.name == "dask" or lib.guise == "eager" else 500
+    rule, found = xopt.Precision(xopt.SGD(lr=rate), rounding="stochastic", seed=3), []
+    for which in (Lib("numpy", "plain"), lib):
+        make = lambda n, which=which: which.array(np.ones(n, "float32"), dtype)
+        p, g = ({"a": make(3), "b": make((50, 40))} for _ in range(2))
+        apply, state = rule.apply, rule.init(p)
+        apply = which.module().jit(apply) if which.guise == "jit" else apply
+        for _ in range(steps):
+            p, state = apply(p, g, state)
+        found.append({n: which.numpy(x).astype("float32") for n, x in p.items()})
+    assert all(np.array_equal(found[1][n], x) for n, x in found[0].items())
+    assert abs(found[1]["b"].mean() - (1 - steps * rate)) < 0.005
+    assert found[1]["b"].std() > 1e-3
+
+
+def test_seeds_and_what_they_do() -> None:
+    run = lambda **more: walk(
+        xopt.Precision(xopt.SGD(lr=1e-3), rounding="stochastic", **more), np.ones(500, BF), [np.ones(500, BF)] * 5
+    )[0]
+    assert same_bits(run(seed=1), run(seed=1))
+    assert all((run(seed=1) != run(seed=s)).any() for s in (0, 2, 2**16 + 1, 2**32 - 1))
+    assert (run(seed=1) != walk(xopt.SGD(lr=1e-3), np.ones(500, BF), [np.ones(500, BF)] * 5)[0]).any()
+    for dtype in ("float32", "float64", "complex64"):  # nothing to round
+        p = np.arange(5.0).astype(dtype)
+        a, b = (walk(r, p, [p] * 3)[0] for r in (SGD, xopt.Precision(SGD, rounding="stochastic", seed=4)))
+        assert same_bits(a, b)
 
 
 def reals(x: Any) -> Any:
@@ -175,7 +248,7 @@ def test_accumulated_gradients_keep_their_digits() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("how", [{"rounding": "kahan"}, {"master_weights": True}, {"state_dtype": "bfloat16"}])
+@pytest.mark.parametrize("how", HOWS, ids=str)
 @pytest.mark.parametrize("runner", ["eager", "tiled"])
 def test_with_everything_else(how: Any, runner: Any, tmp_path: Path, rng: np.random.Generator) -> None:
     """Groups, gates, gradients of None; changes that add up to the step; saved in the middle; the same in place."""
@@ -206,8 +279,14 @@ def test_with_everything_else(how: Any, runner: Any, tmp_path: Path, rng: np.ran
 
 def test_what_does_not_go_together() -> None:
     p = np.ones(3, "float16")
-    with pytest.raises(ValueError, match="one is enough"):
-        xopt.Optimizer(p, SGD, rounding="kahan", master_weights=True)
+    for rounding in ("kahan", "stochastic"):
+        with pytest.raises(ValueError, match="one is enough"):
+            xopt.Optimizer(p, SGD, rounding=rounding, master_weights=True)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seed=3 does nothing without"):
+        xopt.Optimizer(p, SGD, seed=3)
+    for seed in (-1, 2**32, 1.5):
+        with pytest.raises((ValueError, TypeError), match="seed"):
+            xopt.Optimizer(p, SGD, rounding="stochastic", seed=seed)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r'rounding="kahan" with a link that moves the new parameter'):
         xopt.Optimizer(p, xopt.chain(SGD, xopt.Box(0, 1)), rounding="kahan")
     for bad in ({"rounding": "down"}, {"state_dtype": "int8"}, {"state_dtype": "float64"}, {"master_weights": 1}):

@@ -106,6 +106,7 @@ LINKED = xopt.chain(
 AVERAGED = xopt.chain(xopt.ClipByGlobalNorm(35.0), xopt.AdamW(lr=0.1, weight_decay=0.3), xopt.EMA(0.9))
 STORED = [
     xopt.Precision(AVERAGED, rounding="kahan"),
+    xopt.Precision(GATED, rounding="stochastic", seed=2**20 + 5),
     xopt.Precision(LINKED, master_weights=True),
     xopt.Precision(GATED, rounding="kahan", state_dtype="float32"),
 ]

@@ -40,6 +40,18 @@ static __device__ __forceinline__ unsigned short to_bfloat(float x) {{
 #endif
 }}
 
+static __device__ __forceinline__ unsigned mixed(unsigned x) {{
+    x = (x ^ x >> 16) * 0x21f0aaadu;
+    x = (x ^ x >> 15) * 0xd35a2d97u;
+    return x ^ x >> 15;
+}}
+// a number in [0, 1) that depends on the element, the step, the leaf and the seed
+static __device__ __forceinline__ float noise(long long index, float low, float high, float leaf, float a, float b) {{
+    const unsigned step = (unsigned)low + ((unsigned)high << 16), seed = (unsigned)a + ((unsigned)b << 16);
+    const unsigned key = mixed(mixed(step ^ seed) + (unsigned)leaf * 0x9e3779b1u);
+    return (float)(mixed(mixed((unsigned)index * 0x9e3779b1u) ^ key) >> 8) * 5.9604644775390625e-8f;
+}}
+
 struct Half {{ unsigned short bits; }};
 struct BFloat {{ unsigned short bits; }};
 template <class T> struct Complex {{ T re, im; }};

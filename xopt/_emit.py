@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xopt._trace import BOOL, COMPLEX, Node, Program
+from xopt.random import hashed
 
 
 class Kernel(NamedTuple):
@@ -19,6 +20,8 @@ class Kernel(NamedTuple):
     source: str
     registers: tuple[str, ...]
     """The kind of each scratch array that it needs."""
+    counts: bool = False
+    """Whether it takes one array more, with the number of each element in its leaf."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -68,10 +71,13 @@ def numpy_kernel(program: Program) -> Kernel:
             lines.append(f"copyto({target}, {where_is[i]})")
     names = [f"l_{k}" for k in range(len(program.loads))] + [f"o_{k}" for k in range(len(program.outputs))]
     names += [f"s{k}" for k in range(len(program.scalars))] + [f"r_{k}" for k in range(len(registers))]
+    counts = any(node.op == "noise" for node in nodes)
+    names += ["index"] if counts else []
     source = f"def kernel({', '.join(names)}):\n" + "".join(f"    {x}\n" for x in lines or ["pass"])
-    made: dict[str, Any] = {"copyto": np.copyto, **{n.op: getattr(np, n.op) for n in nodes if n.op != "load"}}
+    made: dict[str, Any] = {n.op: getattr(np, n.op) for n in nodes if n.op not in ("load", "noise")}
+    made |= {"copyto": np.copyto, "noise": _noise}
     exec(compile(source, "<xopt tile>", "exec"), made)
-    return Kernel(made["kernel"], source, tuple(registers))
+    return Kernel(made["kernel"], source, tuple(registers), counts)
 
 
 def _with_copies(program: Program) -> Program:
@@ -143,7 +149,13 @@ def _lodgers(program: Program, home: dict[int, str]) -> dict[int, str]:
     return found
 
 
+def _noise(index: Any, *key: Any, out: Any) -> None:
+    out[...] = hashed(np, index, key, out.dtype)
+
+
 def _call(op: str, args: list[Any], out: str) -> list[str]:
+    if op == "noise":
+        return [f"noise(index, {', '.join(args)}, out={out})"]
     if op == "where":
         return [f"copyto({out}, {args[2]})", f"copyto({out}, {args[1]}, where={args[0]})"]
     if op in ("real", "imag"):

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from xopt._arrays import BYTES
+from xopt._arrays import BYTES, DTYPES
 from xopt._cuda_text import PACKS, PREAMBLE, SUM_THREADS, SUMS, THREADS
 from xopt._lower import PARTS, Unsupported, lower, statements
 from xopt._trace import BOOL, Program, pruned
@@ -47,6 +47,7 @@ _OPERATIONS = {
     "logical_not": "!{0}",
     "isnan": "{0} != {0}",
     "where": "{0} ? {1} : {2}",
+    "noise": "noise(index, {0}, {1}, {2}, {3}, {4})",
 }
 _SAME = ("sqrt", "hypot", "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "pow")
 _FUNCTIONS = {"abs": "fabs", **{n: n for n in _SAME}}
@@ -75,10 +76,10 @@ class Kernel(NamedTuple):
     """The columns that it can write, in the order of the table of results."""
 
 
-def storage(dtypes: Mapping[str, str], real: str, split: bool) -> tuple[tuple[str, str], ...]:
+def storage(dtypes: Mapping[str, str], split: bool) -> tuple[tuple[str, str], ...]:
     """Return the columns of the table of pointers: name and dtype, of a split complex one that of its parts."""
     order = ["p", *(n for n in dtypes if n not in ("p", "g")), "g"]
-    return tuple((n, real if split and "complex" in dtypes[n] else dtypes[n]) for n in order)
+    return tuple((n, DTYPES[dtypes[n]].part if split else dtypes[n]) for n in order)
 
 
 @functools.lru_cache(maxsize=256)
@@ -110,14 +111,14 @@ def step_kernel(program: Program, storage: tuple[tuple[str, str], ...], real: st
         "#pragma unroll",
         f"for (int e = 0; e < {vector}; ++e) {{",
         f"    {columns.element({n: packs[n] + '.at[e]' for n in columns.loads})};",
-        f"    body(x{scalars});",
+        f"    body(x{scalars}{_at(program, f'c.first + (long long)k * {vector} + e')});",
         *(f"    {line}" for n in stores for line in columns.put(n, packs[n] + ".at[e]")),
         "}",
         *(f"write({packs[n]}, {home}, k);" for n, home in homes.items()),
     ]
     single = [
         columns.element({n: f"{columns.name(n)}[i]" for n in columns.loads}) + ";",
-        f"body(x{scalars});",
+        f"body(x{scalars}{_at(program, 'c.first + i')});",
         *(line for n, home in homes.items() for line in columns.put(n, home + "[i]")),
     ]
     lines = [
@@ -162,6 +163,11 @@ def sum_kernel(program: Program, output: str, storage: tuple[tuple[str, str], ..
     return Kernel("xopt_sums", source, program, ())
 
 
+def _at(program: Program, words: str) -> str:
+    """Return one argument more, for programs that ask for the number of an element."""
+    return f", {words}" if any(node.op == "noise" for node in program.nodes) else ""
+
+
 def _head(program: Program) -> str:
     count = len(program.scalars)
     if count > SCALARS:
@@ -191,7 +197,7 @@ def _pointer(columns: _Columns, name: str, table: str, row: int, prefix: str = "
 def _body(program: Program, columns: _Columns, real: str, result: str = "") -> Iterator[str]:
     """Write the arithmetic of one element as a function, so that it stands once for wide and for single accesses."""
     C = _C[real]
-    scalars = "".join(f", {C} s{k}" for k in range(len(program.scalars)))
+    scalars = "".join(f", {C} s{k}" for k in range(len(program.scalars))) + _at(program, "long long index")
     yield f"static __device__ __forceinline__ {C if result else 'void'} body(Element& x{scalars}) {{"
     for name, i in program.loads.items():
         yield f"    const {C} t{i} = x.{columns.field(name)};"

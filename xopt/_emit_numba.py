@@ -36,6 +36,7 @@ OPERATIONS = {
     "isinf": "(abs({}) == INF)",
     "isfinite": "(abs({}) < INF)",
     "where": "({1} if {0} else {2})",
+    "noise": "noise(low + i, {}, {}, {}, {}, {})",
     **{name: f"math.{name}({{}})" for name in ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh")},
     "pow": "({} ** {})",
 }
@@ -150,7 +151,7 @@ def _loads(columns: Table, low: Program, real: str) -> Iterator[str]:
 def _module(title: str, real: str, more: str, lines: list[str]) -> str:
     signature = f"void(i8[:, ::1], i8[:, ::1], f8[:, ::1], i8, i8{', f8[:, ::1], f8[:, ::1]' if more else ''})"
     text = "\n".join(lines)
-    helpers = ["f4_at", "f8_at", "load", "of_bfloat16", "of_float16", "pairwise", "store", "to_bfloat16"]
+    helpers = ["f4_at", "f8_at", "load", "noise", "of_bfloat16", "of_float16", "pairwise", "store", "to_bfloat16"]
     used = [name for name in [*helpers, "to_float16", "u2_at"] if f"{name}(" in text]
     values = {"ZERO": f"{real}(0)", "ONE": f"{real}(1)", "INF": f"{real}(math.inf)"}
     constants = [f"{name} = {value}\n" for name, value in values.items() if name in text]

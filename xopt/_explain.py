@@ -201,7 +201,7 @@ def _source(stages: Stages, batch: Batch, place: int | None, program: Program) -
         return _emit.numpy_kernel(program).source.rstrip()
     if runner == "cuda":
         real = batch.dtype.real
-        storage = _emit_cuda.storage(_stored(stages, batch), real, batch.split)
+        storage = _emit_cuda.storage(_stored(stages, batch), batch.split)
         try:
             if place is None:
                 return _emit_cuda.step_kernel(program, storage, real, False).source.rstrip()

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xopt import _arrays
-from xopt._trace import Program
+from xopt._trace import Program, Tape
+from xopt.random import noise
 
 
 class Piece(NamedTuple):
@@ -264,6 +265,17 @@ def rounded(xp: Any, x: Any, stored: str) -> Any:
     return xp.where(size < least, (x + grid) - grid, xp.where(size < most, c - (c - x), x))
 
 
+def _shaken(xp: Any, x: Any, stored: str, noise: Any) -> Any:
+    """Round to one of the two neighbours, each by its nearness to x: ``noise`` is uniform in [0, 1)."""
+    _, least, _, most = _NARROW[stored]
+    jump, grid = (1.25 * 2.0**-8, 2.0**-133) if stored == "bfloat16" else (1.25 * 2.0**-11, 2.0**-24)
+    near = rounded(xp, x, stored)
+    far, size = x - near, xp.abs(near)
+    step = xp.where(size < least, grid, size * jump)  # of normal numbers 5/8 to 5/4 of their distance
+    other = rounded(xp, near + xp.where(far < 0.0, -step, step), stored)
+    return xp.where(size < most, xp.where(noise < far / (other - near), other, near), near)
+
+
 _NARROW = {"bfloat16": (65537.0, 2.0**-126, 1.5 * 2.0**-110, 2.0**110), "float16": (8193.0, 2.0**-14, 0.75, 2.0**110)}
 """2 to the number of digits that are lost, plus 1; the least number of full precision, and 1.5 · 2²³ times the distance
 of smaller ones; where the product would overflow."""
@@ -283,6 +295,7 @@ def compose(
     master = slots[kept["master"].slot("master")] if "master" in kept else None
     error = slots[kept["error"].slot("error")] if "error" in kept else None
     p = p if master is None else master
+    noisy = next((i for i, piece in enumerate(pieces) if piece.storage and piece.statics.get("seed")), None)
 
     def keep(made: Any, old: Any) -> Any:
         return made if made is old else chosen(xp, go, made, old)
@@ -319,6 +332,11 @@ def compose(
         if landed is not None:
             raise TypeError('rounding="kahan" with a link that moves the new parameter: use master_weights=True there')
         landed = land(step)
+    if noisy is not None:
+        key, stored = pieces[noisy].statics["seed"], pieces[noisy].statics["stored"]
+        key = (hs[noisy].low, hs[noisy].high, hs[noisy].leaf, *map(float, key))
+        made = xp.noise(*key) if isinstance(xp, Tape) else noise(xp, p, *key)
+        landed = _shaken(xp, p + step if landed is None else landed, stored, made)
     outcome = Outcome(step, landed, None if go is None else keep, master)
     if master is not None:
         new[kept["master"].slot("master")] = outcome.params(p)

@@ -156,6 +156,7 @@ def _extra(piece: Piece) -> tuple[str, ...]:
                 f"{piece.place}: host is given vectors, with a value a leaf, and could not compute with them: {error}; "
                 f"use xp.where, not if"
             ) from error
+    names += ("leaf",) if piece.storage else ()
     clash = {*names} & {"t", *piece.hypers, *piece.statics}
     if clash:
         raise TypeError(

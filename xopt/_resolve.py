@@ -106,6 +106,8 @@ class Resolver:
             own.add([{**piece.statics, **given[c][i], "t": step} for c in work.chains], work.which)
         if piece.carry:
             own.share(self._carried(piece, work, carry))
+        if piece.storage and piece.host:
+            own.share({"leaf": Column(self._taken(self._vector(np.arange(float(len(self._layout.leaves)))), work))})
 
     def _held(self, go: Any, new: Any, old: Any) -> Any:
         """Return a carried number after a step that may have been held back."""

@@ -18,14 +18,17 @@ class Storage(NamedTuple):
     rounding: str = "nearest"
     master_weights: bool = False
     state_dtype: str | None = None
+    seed: int = 0
 
     def fitted(self, piece: Piece, dtype: _arrays.DType) -> Piece:
         """Return the link that keeps what parameters of a dtype need: a master copy, an error, or nothing."""
         slots: dict[str, Any] = {"master": "p"} if self.master_weights and dtype.name in HALVES else {}
         if self.rounding == "kahan":
             slots = {"error": 0.0}
-        key = (PLACE, *slots, dtype.name if "error" in slots else "")
-        return piece._replace(slots=slots, statics={"stored": dtype.name}, key=key)
+        noisy = self.rounding == "stochastic" and dtype.name in HALVES
+        seed = (self.seed & 0xFFFF, self.seed >> 16) if noisy else ()
+        key = (PLACE, *slots, dtype.name if "error" in slots or noisy else "", *seed)
+        return piece._replace(slots=slots, statics={"stored": dtype.name, "seed": seed}, key=key)
 
     def slot(self, piece: Piece, name: str, dtype: _arrays.DType, usual: str) -> str:
         """Name the dtype of a slot whose arithmetic is done in ``usual``.

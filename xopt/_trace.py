@@ -183,6 +183,10 @@ class Tape:
             return arrays[0]
         return self._append(Node(op, tuple(self._argument(op, x) for x in args), kind))
 
+    def noise(self, *key: Any) -> Symbol:
+        """Record numbers in [0, 1) that depend on the element and on these scalars, as `random.noise` makes them."""
+        return self._append(Node("noise", tuple(self._argument("noise", x) for x in key), REAL))
+
     def _kind_of(self, op: str, args: tuple[Any, ...], kinds: set[str]) -> str:
         if op == "where":
             if not (isinstance(args[0], Symbol) and args[0].kind == BOOL):

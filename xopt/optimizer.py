@@ -40,7 +40,7 @@ class Optimizer:
     on_nonfinite
         What to do with a gradient that is infinite or NaN somewhere: ``"propagate"``, ``"skip"``, ``"zero"`` or
         ``"raise"``, see :class:`~xopt.Guard`.
-    rounding, master_weights, state_dtype
+    rounding, master_weights, state_dtype, seed
         In how many digits parameters and state are kept, see :class:`~xopt.Precision`.
 
     Raises
@@ -66,10 +66,8 @@ class Optimizer:
     >>> import xopt
     >>> params = {"w": np.asarray([3.0, -2.0])}
     >>> opt = xopt.Optimizer(params, xopt.SGD(lr=0.25))
-    >>> for _ in range(10):
-    ...     _ = opt.step({"w": 2 * params["w"]})
-    >>> params["w"].round(4)
-    array([ 0.0029, -0.002 ])
+    >>> opt.step({"w": 2 * params["w"]})
+    {'w': array([ 1.5, -1. ])}
     """
 
     def __init__(
@@ -82,10 +80,11 @@ class Optimizer:
         rounding: Rounding = "nearest",
         master_weights: bool = False,
         state_dtype: StateDType = None,
+        seed: int = 0,
     ) -> None:
         check_method(rule)
-        if rounding != "nearest" or master_weights or state_dtype is not None:
-            rule = Precision(rule, rounding=rounding, master_weights=master_weights, state_dtype=state_dtype)
+        if (rounding, master_weights, state_dtype, seed) != ("nearest", False, None, 0):
+            rule = Precision(rule, rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed)
         if on_nonfinite != "propagate":
             rule = Guard(rule, on_nonfinite)
         self._rule = rule

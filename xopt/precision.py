@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from xopt import _storage
 from xopt._fields import static
@@ -13,7 +13,7 @@ from xopt.wrappers import _Around
 
 __all__ = ["Precision"]
 
-Rounding: TypeAlias = Literal["nearest", "kahan"]
+Rounding: TypeAlias = Literal["nearest", "stochastic", "kahan"]
 StateDType: TypeAlias = Literal["float16", "bfloat16", "float32"] | None
 
 
@@ -23,17 +23,23 @@ class _Kept(Part):
     rounding: Rounding = "nearest"
     master_weights: bool = False
     state_dtype: Literal["float16", "bfloat16", "float32", None] = static(default=None)
+    seed: int = static(default=0, ge=0, le=2**32 - 1)
 
     @staticmethod
-    def update(h: object, xp: object, p: object, g: object) -> object:
+    def host(h: Any, xp: Any) -> dict[str, Any]:
+        return {"low": h.t % 65536, "high": h.t // 65536 % 65536}
+
+    @staticmethod
+    def update(h: Any, xp: Any, p: Any, g: Any) -> Any:
         return g
 
     def _place(self) -> str:
         return _storage.PLACE
 
     def _piece(self, place: str, order: tuple[int, ...]) -> Piece:
-        storage = _storage.Storage(self.rounding, self.master_weights, self.state_dtype)
-        return super()._piece(place, order)._replace(storage=storage)
+        storage = _storage.Storage(self.rounding, self.master_weights, self.state_dtype, self.seed)
+        piece = super()._piece(place, order)._replace(storage=storage)
+        return piece if self.rounding == "stochastic" else piece._replace(host=None)
 
 
 class Precision(_Around):
@@ -42,17 +48,18 @@ class Precision(_Around):
     A step is computed in float32 at least, and rounded when it is stored. In bfloat16, 1 - 0.001 is 1: a parameter does
     not move by steps of less than 1/256 of itself, however many. ::
 
-        nearest    p ← round(p + u)
-        kahan      p ← round(p + (u + c)),   c ← (u + c) - (p_new - p_old)
-        master     w ← w + u,   p ← round(w)
+        nearest      p ← round(p + u)
+        stochastic   p ← one of the two neighbours of p + u, the nearer one more likely: E p = p + u
+        kahan        p ← round(p + (u + c)),   c ← (u + c) - (p_new - p_old)
+        master       w ← w + u,   p ← round(w)
 
     Parameters
     ----------
     rule
         A rule or a chain.
     rounding
-        ``"nearest"``: what is lost is lost. ``"kahan"``: it is kept in c, in the dtype of the parameter, and added to
-        the next step (Kahan 1965).
+        ``"nearest"``: what is lost is lost. ``"stochastic"``: it is lost or doubled, and right on average (float16 and
+        bfloat16). ``"kahan"``: it is kept in c, in the dtype of the parameter, and added to the next step (Kahan 1965).
     master_weights
         Keep float16 and bfloat16 parameters in float32 too: the rule works on w. What others write into p is not seen.
         For parameters of more digits it does nothing.
@@ -61,10 +68,14 @@ class Precision(_Around):
         complex numbers can be ``"float32"`` only. Averages of parameters (:class:`~xopt.EMA`) and gradients that are
         added up (:class:`~xopt.Accumulate`) stay in the dtype of the arithmetic, because they would stall.
 
+    seed
+        Of stochastic rounding: 0 to 2³² - 1.
+
     Raises
     ------
     ValueError, TypeError
-        For ``"kahan"`` with master weights, of which one is enough, or with a link that moves the new parameter, such
+        For ``"kahan"`` or ``"stochastic"`` with master weights, of which one is enough; for a seed without
+        ``"stochastic"``; for ``"kahan"`` with a link that moves the new parameter, such
         as :class:`~xopt.Box`; for a state dtype that the library does not have.
 
     Notes
@@ -75,6 +86,9 @@ class Precision(_Around):
 
     Second moments in bfloat16 stop to follow at about a quarter of the truth with b2 = 0.999, because v + (g² - v)/1000
     rounds to v; in float16 they are 0 for gradients below 1e-3.
+
+    The noise of stochastic rounding is counted, not drawn: it depends on the seed, the step, the parameter and the
+    element, and is the same on every library and runner. An element is one of 2³².
 
     :class:`~xopt.Optimizer` takes these arguments too, and puts this around its rule.
 
@@ -89,13 +103,13 @@ class Precision(_Around):
     >>> import numpy as np
     >>> import xopt
     >>> def moved(**precision):
-    ...     w = np.ones(1, "float16")
+    ...     w = np.ones(1000, "float16")
     ...     opt = xopt.Optimizer(w, xopt.SGD(lr=1e-4), **precision)
     ...     for _ in range(1000):
-    ...         _ = opt.step(np.ones(1, "float16"))
-    ...     return round(w.item(), 3)
-    >>> moved(), moved(rounding="kahan"), moved(master_weights=True)
-    (1.0, 0.9, 0.9)
+    ...         _ = opt.step(np.ones(1000, "float16"))
+    ...     return round(float(w.mean()), 2)
+    >>> moved(), moved(rounding="kahan"), moved(master_weights=True), moved(rounding="stochastic")
+    (1.0, 0.9, 0.9, 0.9)
     """
 
     __slots__ = ()
@@ -107,10 +121,14 @@ class Precision(_Around):
         rounding: Rounding = "nearest",
         master_weights: bool = False,
         state_dtype: StateDType = None,
+        seed: int = 0,
     ) -> None:
-        if rounding == "kahan" and master_weights:
-            raise ValueError("Precision: rounding='kahan' and master_weights=True; one is enough")
-        super().__init__(rule, _Kept(rounding=rounding, master_weights=master_weights, state_dtype=state_dtype))
+        if rounding != "nearest" and master_weights:
+            raise ValueError(f"Precision: rounding={rounding!r} and master_weights=True; one is enough")
+        if seed != 0 and rounding != "stochastic":
+            raise ValueError(f"Precision: seed={seed!r} does nothing without rounding='stochastic'")
+        kept = _Kept(rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed)
+        super().__init__(rule, kept)
 
     def __repr__(self) -> str:
         assert isinstance(self._first, _Kept)

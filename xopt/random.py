@@ -117,6 +117,40 @@ def words(like: Array, seed: int, stream: int, count: int) -> Array:
     return xp.reshape(xp.stack([a, b], axis=-1), (-1,))[:count]
 
 
+_SPREAD, _FIRST, _SECOND = 0x9E3779B1, 0x21F0AAAD, 0xD35A2D97
+
+
+def hashed(xp: Any, index: Array, key: Any, real: Any) -> Array:
+    """Return numbers in [0, 1), multiples of 2⁻²⁴, that depend on nothing but these arguments: for rounding.
+
+    ``index`` counts elements, in uint32, or in int64 below 2³². ``key`` are five numbers below 2¹⁶, or arrays of such
+    floats: the two halves of the step, the leaf, the two halves of the seed. Each 32 bits are mixed by two
+    multiplications, as in Wellons' hash. Kernels do the same.
+    """
+    low, high, leaf, seed_low, seed_high = key
+    number, mask = _constants(xp, index)
+    first = index if getattr(leaf, "ndim", 0) else index[:1]
+
+    def mix(x: Array) -> Array:
+        x = mask((x ^ (x >> number(16))) * number(_FIRST))
+        x = mask((x ^ (x >> number(15))) * number(_SECOND))
+        return x ^ (x >> number(15))
+
+    def whole(x: Any) -> Array:
+        return xp.astype(x, index.dtype) if hasattr(x, "dtype") else number(int(x))
+
+    def both(a: Any, b: Any) -> Array:
+        return xp.zeros_like(first) + whole(a) + (xp.zeros_like(first) + whole(b) << number(16))
+
+    key = mix(mask(mix(both(low, high) ^ both(seed_low, seed_high)) + mask(both(leaf, 0.0) * number(_SPREAD))))
+    return xp.astype(mix(mix(mask(index * number(_SPREAD))) ^ key) >> number(8), real) * 2.0**-24
+
+
+def noise(xp: Any, like: Array, *key: Any) -> Array:
+    """Return such numbers for the elements of an array, in its shape and dtype."""
+    return xp.reshape(hashed(xp, _counters(xp, like, math.prod(like.shape)), key, like.dtype), like.shape)
+
+
 def normal(like: Array, key: tuple[int, int], stream: Any) -> Array:
     r"""Return standard normal numbers in the shape and dtype of an array; complex ones have E\|z\|² = 1.
 

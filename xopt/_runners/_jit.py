@@ -98,6 +98,23 @@ def _bits_of(context: Any, x: Any) -> Any:
 
 
 @njit
+def _mixed(x: Any) -> Any:
+    u = types.uint32
+    x = u((x ^ (x >> u(16))) * u(0x21F0AAAD))
+    x = u((x ^ (x >> u(15))) * u(0xD35A2D97))
+    return u(x ^ (x >> u(15)))
+
+
+@njit
+def noise(index: Any, low: Any, high: Any, leaf: Any, seed_low: Any, seed_high: Any) -> Any:
+    """Return a number in [0, 1), as `xopt.random.hashed` does."""
+    u = types.uint32
+    step, seed = u(low) + (u(high) << u(16)), u(seed_low) + (u(seed_high) << u(16))
+    key = _mixed(u(_mixed(u(step ^ seed)) + u(u(leaf) * u(0x9E3779B1))))
+    return types.float32(_mixed(u(_mixed(u(u(index) * u(0x9E3779B1))) ^ key)) >> u(8)) * types.float32(2.0**-24)
+
+
+@njit
 def of_bfloat16(x: Any) -> Any:
     """Widen a bfloat16 pattern to float32."""
     return _float_of(types.uint32(x) << types.uint32(16))

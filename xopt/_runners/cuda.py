@@ -120,7 +120,7 @@ class Cuda:
 def _storage(work: Work) -> tuple[tuple[str, str], ...]:
     """Return the dtype that each column is stored in. Of a split complex one, that is the dtype of its parts."""
     dtypes = {n: _arrays.dtype_name(column[0]) for n, column in work.loads.items()}
-    return _emit_cuda.storage(dtypes, work.real, work.split)
+    return _emit_cuda.storage(dtypes, work.split)
 
 
 class _Tables:

@@ -234,7 +234,8 @@ class _Program(ABC):
         loads, results, gathers, staged = self.bind(task, b)
         for j in gathers:
             _gather(self.loads[j], task, loads[j])
-        self.kernel.run(*loads, *results, *self.task_scalars(task), *[r[: task.size] for r in b.registers])
+        registers = [r[: task.size] for r in b.registers]
+        self.kernel.run(*loads, *results, *self.task_scalars(task), *registers, *self.index(task))
         return results, staged
 
     def bind(self, task: Task, b: _Buffers) -> tuple[list[NDArray], list[NDArray], list[int], list[bool]]:
@@ -270,6 +271,13 @@ class _Program(ABC):
         """Whether the leaves of a task follow each other in an arena."""
         last = task.leaves[-1]
         return at[last] + self.leaves.sizes[last] - at[task.leaves[0]] == task.size or len(task.leaves) == 1
+
+    def index(self, task: Task) -> list[NDArray]:
+        """Return the number of each element in its leaf, if the kernel asks for it."""
+        if not self.kernel.counts:
+            return []
+        sizes = [part.stop - part.start for part in task.slices]
+        return [np.concatenate([np.arange(task.low, task.low + n) for n in sizes]).astype(np.uint32)]
 
     def task_scalars(self, task: Task) -> Sequence[Any]:
         """Return the scalars of a task; what differs between its leaves as an array."""
@@ -346,7 +354,7 @@ class _Small(_Program):
         arguments, registers, buffers, pieces = bound
         for j, buffer in buffers:
             _gather(self.loads[j], task, buffer)
-        self.kernel.run(*arguments, *self.task_scalars(task), *registers)
+        self.kernel.run(*arguments, *self.task_scalars(task), *registers, *self.index(task))
         for j, (column, views) in enumerate(zip(self.stores, pieces, strict=True)):
             if not views:
                 continue
