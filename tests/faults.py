@@ -429,6 +429,28 @@ FAULTS: dict[str, Fault] = {
         ("tests/test_precision.py::test_small_steps_arrive",
          "tests/test_precision.py::test_a_master_copy_is_the_run_in_float32"),
     ),
+    "noise-forgotten": Fault(
+        "bfloat16: 500 steps of 1e-3 from 1.0 with stochastic rounding",
+        (("xopt._pieces", "xp.where(noise < far /", "xp.where(0.5 < far /"),),
+        ("tests/test_precision.py::test_stochastic_rounding_is_the_same_everywhere",
+         "tests/test_precision.py::test_stochastic_rounding_takes_a_neighbour_by_its_nearness"),
+    ),
+    "noise-again": Fault(
+        "stochastic rounding: the same noise in every step",
+        (("xopt.precision", '"low": h.t % 65536', '"low": h.t * 0'),),
+        ("tests/test_precision.py::test_stochastic_rounding_is_the_same_everywhere",),
+    ),
+    "noise-of-the-tile": Fault(
+        "stochastic rounding: elements are counted from the start of a tile",
+        (("xopt._runners.tiled", "np.arange(task.low, task.low + n) for n in sizes", "np.arange(n) for n in sizes"),),
+        ("tests/test_runners.py::test_tiles[bfloat16-Precision1]",),
+    ),
+    "infinity-rounded": Fault(
+        "stochastic rounding of what is not finite",
+        (("xopt._pieces", "return xp.where(size < most, xp.where(noise", "return xp.where(size == size, xp.where(noise"),
+         ("xopt._pieces", "xp.where(size < most, c - (c - x), x))", "c - (c - x))")),
+        ("tests/test_precision.py::test_what_is_not_finite_stays_so",),
+    ),
     "averages-in-half": Fault(
         "bounds: averages of half precision stall",
         (("xopt._storage", "piece.after or piece.gates or name == MASTER", "name == MASTER"),),
