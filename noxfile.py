@@ -171,3 +171,10 @@ def bench_checkpoints(session: nox.Session) -> None:
     """Measure saving and loading beside safetensors and torch.save, and write docs/save_and_resume.md: `-- --quick`."""
     session.install(TORCH, *LIBRARIES["strict"], *LIBRARIES["jax"], *LIBRARIES["dask"], *group("test"), "-e", ".")
     session.run("python", "-m", "benchmarks.checkpoints", *session.posargs)
+
+
+@nox.session(name="bench-precision")
+def bench_precision(session: nox.Session) -> None:
+    """Measure what each way to keep few digits costs and brings, and write docs/precision.md: `-- --quick`."""
+    session.install("scikit-learn", "-e", ".[numba]")
+    session.run("python", "-m", "benchmarks.precision", *session.posargs)

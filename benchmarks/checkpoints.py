@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import statistics
 import tempfile
 import time
@@ -19,10 +18,9 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.__main__ import threads_for_all
-from benchmarks.report import table
-from benchmarks.solvers import ROOT, beside
+from benchmarks.report import keep, table
+from benchmarks.solvers import beside
 
-BEGIN, END = "<!-- results: written by python -m benchmarks.checkpoints -->", "<!-- end of results -->"
 LEAVES = 24
 Results = dict[str, Any]
 
@@ -171,13 +169,8 @@ def main(argv: list[str] | None = None) -> None:
     }  # fmt: skip
     text = "\n".join(page(found))
     print(text)
-    if args.quick:
-        return
-    folder, file = ROOT / "benchmarks" / "results" / "checkpoints", ROOT / "docs" / "save_and_resume.md"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{found['date']}-{machine.short(found['hardware'])}.json").write_text(json.dumps(found, indent=1))
-    before, rest = file.read_text().split(BEGIN)
-    file.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}")
+    if not args.quick:
+        keep("checkpoints", found, text, "save_and_resume.md")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from benchmarks import plots, targets
+from benchmarks import machine, plots, targets
 from benchmarks.targets import Results
 
 HERE = Path(__file__).parent
@@ -32,6 +33,17 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
     """Return a Markdown table; all columns but the first are numbers."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return [*("| " + " | ".join(line) + " |" for line in lines), ""]
+
+
+def keep(name: str, found: dict[str, Any], text: str, file: str) -> None:
+    """Keep what ``benchmarks.<name>`` found as a record, and write the text into a page of the documentation."""
+    folder, path = HERE / "results" / name, HERE.parent / "docs" / file
+    folder.mkdir(exist_ok=True)
+    record = folder / f"{found['date']}-{machine.short(found['hardware'])}.json"
+    record.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    begin, end = f"<!-- results: written by python -m benchmarks.{name} -->", "<!-- end of results -->"
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    path.write_text(f"{before}{begin}\n\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 def page(results: Results, images: dict[str, str]) -> Iterator[str]:

@@ -22,6 +22,9 @@ from xopt import _arrays, _safetensors
 from xopt._runners import _pool
 
 
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and permissions of POSIX")
+
+
 def test_a_load_of_the_state_alone_makes_no_torn_parameters_whole() -> None:
     params = [np.zeros(3), np.zeros(2)]
     opt = xopt.Optimizer(params, Interrupts(), runner="eager")
