@@ -160,9 +160,8 @@ def kernels(rule: Any, dtype: str, fresh: bool = True) -> list[_emit_cuda.Kernel
     layout = Layout(like.astype(importlib.import_module("ml_dtypes").bfloat16) if dtype == "bfloat16" else like)
     stages = Stages(rule._chains(layout), layout, "eager")
     [batch] = stages.batches
-    own = batch.dtype.real if batch.split else dtype
-    columns = {"p": own, **{n: own if batch.split else stages.slot_dtype(n, 0) for n in stages.live}, "g": own}
-    storage = tuple(columns.items())
+    columns = {"p": dtype, **{n: stages.slot_dtype(n, 0) for n in stages.live}, "g": dtype}
+    storage = _emit_cuda.storage(columns, batch.split)
     made = [_emit_cuda.sum_kernel(program, n, storage) for program in batch.plan.sums.values() for n in program.outputs]
     body = batch.plan.body(("p", *batch.plan.changed))
     return [*made, _emit_cuda.step_kernel(body, storage, batch.dtype.real, fresh)]

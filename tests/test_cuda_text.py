@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import catalog
 import pytest
 from host_cuda import EXPORT, STEP, kernels
 from test_cuda_host import DTYPES, EVERY, MODES, Inexact, of
-from test_runners import CHAIN, RULES
+from test_runners import CHAIN, RULES, STORED
 
 import xopt
 from xopt import _cuda_text, _emit_cuda, _trace
@@ -65,6 +66,8 @@ def every_kernel() -> list[Kernel]:
                     found |= {k.source: k for k in kernels(of(rule, mode), dtype, fresh)}
     for dtype in ("float32", "float64"):
         found |= {k.source: k for k in kernels(Inexact(), dtype)}
+    for rule, dtype in itertools.product(STORED, ("float16", "bfloat16", "complex128")):
+        found |= {k.source: k for k in kernels(rule, dtype, False)}
     return list(found.values())
 
 

@@ -21,7 +21,6 @@ import xopt
 from xopt import _arrays, _safetensors
 from xopt._runners import _pool
 
-
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and permissions of POSIX")
 
 

@@ -212,6 +212,8 @@ class Work:
     """Where a runner may keep what it found out about these very arrays, parameters and slots, for the next step."""
     where: Any = None
     """The addresses of the gradients, if they are known and all are in C order."""
+    stored: int | None = None
+    """How many leaves were written in this step, from a runner that may yet fail; None from one that does not."""
 
     @property
     def real(self) -> str:

@@ -279,7 +279,11 @@ class Stages:
                 into = {n: work.loads[n] for n in work.outputs} if write else None
                 jobs.append(work.runner.prepare(work, scalars, into))
             self.torn = write
-            found = [job() for job in jobs]
+            try:
+                found = [job() for job in jobs]
+            except Exception:  # of a scalar that no one could look at before
+                self.torn = write and any(work.stored != 0 for work in works)
+                raise
         finally:
             for work in works:  # the next step may use it again, and gradients are not ours to keep
                 del work.loads["g"]

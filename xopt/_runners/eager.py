@@ -27,6 +27,7 @@ def prepare(work: Work, values: Values, into: dict[str, list[Any]] | None) -> Ca
 
     Its results land in ``into`` where that is given, else in fresh arrays.
     """
+    work.stored = 0
     if work.plan.whole:  # matrices may be singular: all is computed before anything is written
         found = _body(work, values, None, {*work.outputs})
         return partial(_store, work, found, into)
@@ -51,6 +52,7 @@ def _body(work: Work, values: Values, into: dict[str, list[Any]] | None, aliases
             for n, x in results.items():
                 own = work.xp.asarray(x, copy=True) if n in aliases and x is not None else x
                 results[n] = restore(work, own, work.loads["p" if n == "u" else n][k])
+            work.stored = k + 1
             for n, x in results.items():
                 outputs[n].append(x if into is None else _stored(work, into[n][k], x))
     return outputs
@@ -59,6 +61,7 @@ def _body(work: Work, values: Values, into: dict[str, list[Any]] | None, aliases
 def _store(work: Work, found: dict[str, list[Any]], into: dict[str, list[Any]] | None) -> dict[str, list[Any]]:
     if into is None:
         return found
+    work.stored = len(work.leaves)
     return {n: [_stored(work, home, x) for home, x in zip(into[n], column, strict=True)] for n, column in found.items()}
 
 
