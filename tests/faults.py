@@ -447,7 +447,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "infinity-rounded": Fault(
         "stochastic rounding of what is not finite",
-        (("xopt._pieces", "where(size < most, xp.where(noise", "where(size == size, xp.where(noise"),
+        (("xopt._pieces", "xp.maximum(size, xp.abs(other)) <= most", "size == size"),
          ("xopt._pieces", "xp.where(size < most, c - (c - x), x))", "c - (c - x))")),
         ("tests/test_precision.py::test_what_is_not_finite_stays_so",),
     ),

@@ -63,6 +63,9 @@ def test_small_steps_arrive(lib: Lib, dtype: str, rate: float, pure: bool) -> No
     np.testing.assert_allclose(found[1:], 1 - steps * rate, atol=EPS[dtype] / 2)
 
 
+KNOWN = [6385887, 2077477, 13650691]
+
+
 def edges() -> np.ndarray[Any, Any]:
     """Numbers of float32 of every size, halfway between narrower ones, next to these, denormal, infinite, NaN."""
     rng = np.random.default_rng(1)
@@ -119,10 +122,12 @@ def test_noise_is_noise() -> None:
     counts = np.bincount((x * 256).astype(int), minlength=256)
     assert ((counts - 390.625) ** 2 / 390.625).sum() < 340  # chi-square of 255 degrees: 4 in 10,000 are larger
     others = [np.roll(x, 1), np.roll(x, 2**10)]
+    others += [draw(4, 0, 0, 0, 0), draw(7, 0, 0, 3, 0), draw(1, 0, 0, 5, 0)]  # step and seed in each other's place
     others += [draw(6, 0, 0, 1, 0), draw(5, 1, 0, 1, 0), draw(5, 0, 1, 1, 0), draw(5, 0, 0, 2, 0), draw(5, 0, 0, 1, 1)]
     for y in others:
         assert abs(np.corrcoef(x, y)[0, 1]) < 4 / 100_000**0.5
         assert (x == y).sum() < 5
+    assert (draw(5, 0, 0, 1, 0)[[0, 1, 99_999]] * 2**24).tolist() == KNOWN  # the same for ever: checkpoints rely on it
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -145,12 +150,54 @@ def test_stochastic_rounding_is_the_same_everywhere(lib: Lib, dtype: str) -> Non
 
 def test_what_is_not_finite_stays_so() -> None:
     """The trick with the bits would make numbers of NaN, and NaN of infinities."""
-    x = np.asarray([np.nan, np.inf, -np.inf, 3.4e38, -3.4e38, 0.0], "float32")
+    x = np.asarray([np.nan, np.inf, -np.inf, 3.4e38, -3.4e38, 0.0, 1.0, 1.5, -2.0, 2.0**20], "float32")
     for dtype in ("bfloat16", "float16"):
         with np.errstate(all="ignore"):
             for noise in (0.0, 0.5, 1 - 2.0**-24):
                 got = _pieces._shaken(np, x, dtype, np.full_like(x, noise)).astype(half(dtype))
                 assert same_bits(got, x.astype(half(dtype)))
+    largest = np.full(500, 65504, "float16")
+    rule = xopt.Precision(xopt.SGD(lr=1.0), rounding="stochastic")
+    assert np.isfinite(rule.apply(largest, np.full(500, -3, "float16"), rule.init(largest))[0]).all()
+
+
+def test_what_the_noise_depends_on() -> None:
+    """Two leaves differ; steps beyond 16 bits, and links around, make the noise that the hash says."""
+    rule = xopt.Precision(xopt.SGD(lr=1.0), rounding="stochastic", seed=2**16 + 3)
+    p, g = {"a": np.ones(400, BF), "b": np.ones(400, BF)}, {"a": np.full(400, 1e-3, BF), "b": np.full(400, 1e-3, BF)}
+    inner = xopt.Groups(xopt.SGD(lr=1.0), ("a", xopt.Muon(lr=1.0)))
+    groups = xopt.Precision(inner, rounding="stochastic", seed=2**16 + 3)
+    for t in (1, 2, 2**16 - 1, 2**16, 2**16 + 5, 2**31):
+        got, _ = rule.apply(p, g, rule.init(p)._replace(step=t - 1))
+        for leaf, n in enumerate(p):
+            noise = hashed(np, np.arange(400, dtype=np.uint32), (t % 2**16, t >> 16, leaf, 3, 1), np.float32)
+            x = np.float32(1.0) - g[n].astype("float32")
+            assert np.array_equal(got[n].astype("float32"), _pieces._shaken(np, x, "bfloat16", noise))
+        assert (got["a"] != got["b"]).any()
+        beside, _ = groups.apply(p, g, groups.init(p)._replace(step=t - 1))
+        assert same_bits(beside["b"], got["b"])
+
+
+@pytest.mark.needs("numba")
+@pytest.mark.parametrize("how", HOWS, ids=str)
+def test_long_and_mixed_leaves_compiled(how: Any, rng: np.random.Generator) -> None:
+    """Leaves of several tasks, and of several dtypes; another seed compiles nothing."""
+    from xopt._runners import _cache
+
+    kinds = {"a": BF, "b": np.dtype("float16"), "c": np.dtype("float32"), "d": BF}
+    draw = lambda: {n: rng.standard_normal(200_000 if n == "d" else 70).astype(k) for n, k in kinds.items()}
+    params, grads = draw(), [draw(), draw()]
+    rule = xopt.Precision(ADAM, **how)
+    results = [walk(rule, params, grads, runner=runner) for runner in ("eager", "tiled", "numba")]
+    for p, state in results[1:]:
+        a, b = optree.tree_leaves((results[0][0], results[0][1].slots)), optree.tree_leaves((p, state.slots))
+        assert all(map(same_bits, a, b))
+    if "seed" in how:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_cache, "kernel", lambda source: pytest.fail("compiled again"))
+            other = xopt.Precision(ADAM, rounding="stochastic", seed=77)
+            p, _ = walk(other, params, grads, runner="numba")
+        assert not same_bits(p["d"], results[0][0]["d"])
 
 
 def test_seeds_and_what_they_do() -> None:
@@ -214,6 +261,11 @@ def test_a_master_copy_is_for_half_precision_only() -> None:
     state = rule.init({"a": np.ones(2), "b": np.ones(2, "float16"), "c": np.ones(2, "complex64")})
     master = state.slots["precision.master"]
     assert (master["a"], master["b"].dtype, master["c"]) == (None, np.float32, None)
+    both = xopt.Precision(SGD, master_weights=True, state_dtype="bfloat16").init(np.ones(2, BF))
+    assert {n: x.dtype.name for n, x in both.slots.items()} == {"precision.master": "float32", "0.sgd.m": "bfloat16"}
+    tree = {"a": np.ones(2, BF), "b": np.ones(2, "float16"), "c": np.ones(2)}
+    mixed = xopt.Precision(SGD, rounding="kahan").init(tree)
+    assert [x.dtype.name for x in mixed.slots["precision.error"].values()] == ["bfloat16", "float16", "float64"]
     assert rule.init({"a": np.ones(2)}).slots == {}
 
 
@@ -249,6 +301,51 @@ def test_state_of_complex_parameters(rng: np.random.Generator) -> None:
     assert {n: x.dtype.name for n, x in opt.state.slots.items()} == {"0.adamw.m": "complex64", "0.adamw.v": "float32"}
     with pytest.raises(TypeError, match=r"state_dtype='float16': 0.adamw.m is complex"):
         xopt.Optimizer(p, ADAM, state_dtype="float16")
+
+
+def test_copies_of_parameters_keep_their_digits() -> None:
+    """State that begins as the parameter is a parameter: rounded, it would take the place of it."""
+    for rule in (xopt.ScheduleFreeSGD(lr=1e-3), xopt.ScheduleFreeAdamW(lr=1e-3), xopt.MADGRAD(lr=1e-3)):
+        w = np.ones(4, "float32")
+        plain, _ = walk(rule, w, [np.ones(4, "float32")] * 100)
+        few, state = walk(xopt.Precision(rule, state_dtype="bfloat16"), w, [np.ones(4, "float32")] * 100)
+        np.testing.assert_allclose(few, plain, rtol=0.05)  # sums of gradients have few digits too
+        assert "float32" in {x.dtype.name for x in state.slots.values()}
+
+
+@pytest.mark.parametrize("how", [{"rounding": "kahan"}, {"master_weights": True}], ids=str)
+def test_what_is_evaluated_has_all_digits(how: Any) -> None:
+    rule, w, g = xopt.ScheduleFreeSGD(lr=1e-3), np.ones(4, BF), np.ones(4, BF)
+    wide, wide_state = walk(rule, np.ones(4, "float32"), [np.ones(4, "float32")] * 50)
+    p, state = walk(xopt.Precision(rule, **how), w, [g] * 50)
+    want = rule.eval_params(wide, wide_state)
+    got = xopt.Precision(rule, **how).eval_params(p, state)
+    np.testing.assert_allclose(got.astype("float32"), want, rtol=2.0**-8)
+
+
+def test_a_step_that_is_held_back_changes_nothing() -> None:
+    rule = xopt.Guard(xopt.Precision(xopt.SGD(lr=1e-4), master_weights=True), "skip")
+    p, g = np.ones(3, BF), np.ones(3, BF)
+    p, state = rule.apply(p, g, rule.init(p))
+    assert (state.slots["precision.master"] != p.astype("float32")).all()
+    change, _ = rule.updates(p, np.full(3, np.nan, BF), state)
+    assert change.tolist() == [0.0] * 3
+
+
+def test_parameters_that_are_loaded_without_a_master_copy(lib: Lib, tmp_path: Path) -> None:
+    """They become it: the next step starts from them, not from what was there before."""
+    if lib.guise in ("read-only", "jit", "grad") or lib.name in ("strict", "dask"):
+        pytest.skip("no such dtype, or the other guise has it")
+    saved = xopt.Optimizer(lib.array(np.full(3, 5.0), "float16"), SGD)
+    file = saved.save(tmp_path / "run")
+    for how in ({"master_weights": True}, {"rounding": "kahan"}):
+        opt = xopt.Optimizer(lib.array(np.ones(3), "float16"), SGD, **how)  # type: ignore[arg-type]
+        opt.step(lib.array(np.full(3, 0.003), "float16"))
+        opt.load(file, strict=False)
+        pure = xopt.load_state(file, opt.rule, opt.params, strict=False)
+        zero = lib.array(np.zeros(3), "float16")
+        assert lib.numpy(opt.step(zero)).tolist() == [5.0] * 3
+        assert lib.numpy(opt.rule.apply(pure.params, zero, pure.state)[0]).tolist() == [5.0] * 3
 
 
 def test_accumulated_gradients_keep_their_digits() -> None:
@@ -299,6 +396,8 @@ def test_what_does_not_go_together() -> None:
             xopt.Optimizer(p, SGD, rounding="stochastic", seed=seed)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r'rounding="kahan" with a link that moves the new parameter'):
         xopt.Optimizer(p, xopt.chain(SGD, xopt.Box(0, 1)), rounding="kahan")
+    with pytest.raises(TypeError, match=r'rounding="kahan" with a link that moves the new parameter'):
+        xopt.Optimizer(np.ones((3, 3), "float16"), xopt.chain(xopt.Muon(lr=0.1), xopt.Box(0, 1)), rounding="kahan")
     for bad in ({"rounding": "down"}, {"state_dtype": "int8"}, {"state_dtype": "float64"}, {"master_weights": 1}):
         with pytest.raises(ValueError, match="must be one of"):
             xopt.Optimizer(p, SGD, **bad)  # type: ignore[arg-type]

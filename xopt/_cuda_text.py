@@ -47,7 +47,8 @@ static __device__ __forceinline__ unsigned mixed(unsigned x) {{
 }}
 // a number in [0, 1) that depends on the element, the step, the leaf and the seed
 static __device__ __forceinline__ float noise(long long index, float low, float high, float leaf, float a, float b) {{
-    const unsigned step = (unsigned)low + ((unsigned)high << 16), seed = (unsigned)a + ((unsigned)b << 16);
+    const unsigned step = mixed(((unsigned)low + ((unsigned)high << 16)) * 0x9e3779b1u);
+    const unsigned seed = mixed((unsigned)a + ((unsigned)b << 16));
     const unsigned key = mixed(mixed(step ^ seed) + (unsigned)leaf * 0x9e3779b1u);
     return (float)(mixed(mixed((unsigned)index * 0x9e3779b1u) ^ key) >> 8) * 5.9604644775390625e-8f;
 }}

@@ -241,9 +241,10 @@ class Outcome(NamedTuple):
 
     def change(self, p: Any) -> Any:
         """Return what is added to the parameter."""
-        if self.master is not None:
-            return self.params(p) - p
-        u = self.step if self.landed is None else self.landed - p
+        if self.master is None:
+            u = self.step if self.landed is None else self.landed - p
+        else:
+            u = (self.master + self.step if self.landed is None else self.landed) - p
         return self.keep(u, None) if self.keep else u
 
 
@@ -269,13 +270,14 @@ def rounded(xp: Any, x: Any, stored: str) -> Any:
 
 def _shaken(xp: Any, x: Any, stored: str, noise: Any) -> Any:
     """Round to one of the two neighbours, each by its nearness to x: ``noise`` is uniform in [0, 1)."""
-    _, least, _, most = _NARROW[stored]
+    least, most = _NARROW[stored][1], 2.0**110 if stored == "bfloat16" else 65504.0
     jump, grid = (1.25 * 2.0**-8, 2.0**-133) if stored == "bfloat16" else (1.25 * 2.0**-11, 2.0**-24)
     near = rounded(xp, x, stored)
     far, size = x - near, xp.abs(near)
     step = xp.where(size < least, grid, size * jump)  # of normal numbers 5/8 to 5/4 of their distance
     other = rounded(xp, near + xp.where(far < 0.0, -step, step), stored)
-    return xp.where(size < most, xp.where(noise < far / (other - near), other, near), near)
+    held = xp.maximum(size, xp.abs(other)) <= most
+    return xp.where(held, xp.where(noise < far / (other - near), other, near), near)
 
 
 _NARROW = {"bfloat16": (65537.0, 2.0**-126, 1.5 * 2.0**-110, 2.0**110), "float16": (8193.0, 2.0**-14, 0.75, 2.0**110)}
@@ -297,7 +299,7 @@ def compose(
     master = slots[kept["master"].slot("master")] if "master" in kept else None
     error = slots[kept["error"].slot("error")] if "error" in kept else None
     p = p if master is None else master
-    noisy = next((i for i, piece in enumerate(pieces) if piece.storage and piece.statics.get("seed")), None)
+    noisy = next((i for i, piece in enumerate(pieces) if piece.storage and piece.statics.get("noisy")), None)
 
     def keep(made: Any, old: Any) -> Any:
         return made if made is old else chosen(xp, go, made, old)
@@ -335,8 +337,8 @@ def compose(
             raise TypeError('rounding="kahan" with a link that moves the new parameter: use master_weights=True there')
         landed = land(step)
     if noisy is not None:
-        key, stored = pieces[noisy].statics["seed"], pieces[noisy].statics["stored"]
-        key = (hs[noisy].low, hs[noisy].high, hs[noisy].leaf, *map(float, key))
+        h, stored = hs[noisy], pieces[noisy].statics["stored"]
+        key = (h.low, h.high, h.leaf, h.seed_low, h.seed_high)
         made = xp.noise(*key) if isinstance(xp, Tape) else noise(xp, p, *key)
         landed = _shaken(xp, p + step if landed is None else landed, stored, made)
     outcome = Outcome(step, landed, None if go is None else keep, master)

@@ -49,6 +49,9 @@ class Plan:
         self.whole = any(piece.whole for piece in pieces)
         """Whether some piece computes with whole arrays: then nothing is recorded, and the eager runner serves."""
         if self.whole:
+            ends = tuple(piece for piece in pieces if piece.storage or (piece.after and not piece.whole))
+            if any("error" in piece.slots for piece in ends if piece.storage) and len(ends) < len(pieces):
+                plan(ends, complex)  # raises where they do not go together
             apart = [plan((piece,), complex) for piece in pieces if not piece.whole]
             self.live = tuple(
                 piece.slot(n)

@@ -9,6 +9,7 @@ from xopt import _arrays
 from xopt._pieces import Values, Work
 from xopt._runners import eager
 from xopt._stages import Stages
+from xopt._storage import ERROR, MASTER
 
 
 def evaluated(stages: Stages, state: Any) -> Any:
@@ -32,6 +33,12 @@ def evaluated(stages: Stages, state: Any) -> Any:
     return layout.tree(out)
 
 
+def _whole(arrays: dict[str, Any]) -> Any:
+    """Return the parameter with all digits that are kept of it."""
+    p = arrays["p"] if arrays.get(MASTER) is None else arrays[MASTER]
+    return p if arrays.get(ERROR) is None else p + arrays[ERROR]
+
+
 def _column(stages: Stages, work: Work, state: Any, taken: Any) -> list[Any]:
     """Compute the readout of the leaves of one batch after so many steps, if not 0."""
     xp, places = work.xp, [i for i, piece in enumerate(work.pieces) if piece.readout]
@@ -50,6 +57,6 @@ def _column(stages: Stages, work: Work, state: Any, taken: Any) -> list[Any]:
             arrays = eager.compute_arrays(work, k, work.real)
             [h] = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, work.real)))
             own = {n: arrays[piece.slot(n)] for n in names}
-            x = piece.readout(h, eager.namespace(work), arrays["p"], **own)
+            x = piece.readout(h, eager.namespace(work), _whole(arrays), **own)
             found.append(eager.restore(work, xp.asarray(x, copy=True), work.loads["p"][k]))
     return found

@@ -19,6 +19,7 @@ from xopt._safetensors import CheckpointError, Tensor, memory
 from xopt._scalars import STEP_LIMIT
 from xopt._select import shown
 from xopt._stages import Stages
+from xopt._storage import ERROR, MASTER
 from xopt._transfer import from_host, to_host
 from xopt.rule import Method
 
@@ -286,8 +287,9 @@ def taken(source: Source, name: str, like: Any) -> Any:
     return from_host(source.read(name), source.tensors[name].dtype, like)
 
 
-def overwrite(source: Source, loaded: Loaded, library: str) -> None:
+def overwrite(source: Source, run: Run, loaded: Loaded) -> None:
     """Write every array of a source into its place, without one more in between where that is possible."""
+    library = run.layout.library
     try:
         for name, place in loaded.places.items():
             x = place.array
@@ -298,8 +300,21 @@ def overwrite(source: Source, loaded: Loaded, library: str) -> None:
                 _arrays.overwrite(library, [x], [taken(source, name, x)])
     except CheckpointError as error:  # it was in order a moment ago
         raise OSError(errno.EIO, str(error), source.where) from error
+    for place, x in derived(run, loaded, run.layout.leaves):
+        _arrays.overwrite(library, [place.array], [x])
     if library == "torch":
         _arrays.written([place.array for place in loaded.places.values() if not place.slot])
+
+
+def derived(run: Run, loaded: Loaded, leaves: list[Any]) -> list[tuple[Place, Any]]:
+    """Return what belongs to parameters that were loaded without it, and where: a master copy is one, an error is 0."""
+    found = []
+    for name, place in run.places(False).items():
+        if place.slot in (MASTER, ERROR) and f"params/{place.key}" in loaded.places and name not in loaded.places:
+            xp, old = run.layout.xp, place.array
+            p = _arrays.detached(run.layout.library, leaves[place.k])
+            found.append((place, _arrays.cast(xp, p, old.dtype) if place.slot == MASTER else xp.zeros_like(old)))
+    return found
 
 
 class Memory:

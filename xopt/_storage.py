@@ -18,7 +18,6 @@ class Storage(NamedTuple):
     rounding: str = "nearest"
     master_weights: bool = False
     state_dtype: str | None = None
-    seed: int = 0
 
     def fitted(self, piece: Piece, dtype: _arrays.DType) -> Piece:
         """Return the link that keeps what parameters of a dtype need: a master copy, an error, or nothing."""
@@ -26,18 +25,18 @@ class Storage(NamedTuple):
         if self.rounding == "kahan":
             slots = {"error": 0.0}
         noisy = self.rounding == "stochastic" and dtype.name in HALVES
-        seed = (self.seed & 0xFFFF, self.seed >> 16) if noisy else ()
-        key = (PLACE, *slots, dtype.name if "error" in slots or noisy else "", *seed)
-        return piece._replace(slots=slots, statics={"stored": dtype.name, "seed": seed}, key=key)
+        key = (PLACE, *slots, noisy, dtype.name if "error" in slots or noisy else "")
+        return piece._replace(slots=slots, statics={**piece.statics, "stored": dtype.name, "noisy": noisy}, key=key)
 
     def slot(self, piece: Piece, name: str, dtype: _arrays.DType, usual: str) -> str:
         """Name the dtype of a slot whose arithmetic is done in ``usual``.
 
-        Averages of parameters, and gradients that are added up, would stall in fewer digits: they stay as they are.
+        Averages and copies of parameters, and gradients that are added up, would stall in fewer digits: they stay.
         """
         if name == ERROR:
             return dtype.name
-        if self.state_dtype is None or piece.after or piece.gates or name == MASTER:
+        copied = piece.slots[name.removeprefix(f"{piece.place}.")] == "p"
+        if self.state_dtype is None or copied or piece.after or piece.gates:
             return usual
         if not usual.startswith("complex"):
             return self.state_dtype if _arrays.BYTES[self.state_dtype] < _arrays.BYTES[usual] else usual

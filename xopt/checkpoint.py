@@ -242,6 +242,8 @@ def load_state(
         for name, place in loaded.places.items():
             column = place.column if place.slot else leaves
             column[place.k] = _record.taken(found, name, place.array)
+        for place, x in _record.derived(run, loaded, leaves):
+            place.column[place.k] = x
     slots = {n: layout.tree(column) for n, column in run.slots.items()}
     state = State(stages.new_step(loaded.step), slots, {**run.carry, **loaded.carry})
     return Restored(layout.tree(leaves), state, loaded.extra)

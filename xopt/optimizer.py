@@ -56,9 +56,7 @@ class Optimizer:
     the parameters. Everything is checked before the first write: a step that raises has changed nothing. What stops a
     step while it writes (Ctrl-C, no memory for a thread) leaves some arrays new and some old; this is noticed, and
     every later call but :meth:`load` refuses. So does a call while another thread is in one: two optimizers in two
-    threads are fine.
-
-    An optimizer cannot be pickled or copied; :meth:`save` it, or take its :meth:`state_dict`.
+    threads are fine. An optimizer cannot be pickled or copied; :meth:`save` it, or take its :meth:`state_dict`.
 
     Examples
     --------
@@ -399,12 +397,14 @@ class Optimizer:
         source.verify()
         if self._writes:
             self._stages.torn = True
-            _record.overwrite(source, loaded, layout.library)
+            _record.overwrite(source, run, loaded)
         else:
             new = {name: _record.taken(source, name, place.array) for name, place in loaded.places.items()}
             self._stages.torn = True
             for name, place in loaded.places.items():
                 place.column[place.k] = new[name]
+            for place, x in _record.derived(run, loaded, layout.leaves):
+                place.column[place.k] = x
             self._tree = layout.tree(layout.leaves)
         self._stages.chains, self._rule = chains, loaded.rule
         self._taken, self._carry = loaded.step, {**self._carry, **loaded.carry}

@@ -27,7 +27,8 @@ class _Kept(Part):
 
     @staticmethod
     def host(h: Any, xp: Any) -> dict[str, Any]:
-        return {"low": h.t % 65536, "high": h.t // 65536 % 65536}
+        halves = {"low": h.t % 65536, "high": h.t // 65536 % 65536}
+        return halves | {"seed_low": float(h.seed % 65536), "seed_high": float(h.seed // 65536)}
 
     @staticmethod
     def update(h: Any, xp: Any, p: Any, g: Any) -> Any:
@@ -37,7 +38,7 @@ class _Kept(Part):
         return _storage.PLACE
 
     def _piece(self, place: str, order: tuple[int, ...]) -> Piece:
-        storage = _storage.Storage(self.rounding, self.master_weights, self.state_dtype, self.seed)
+        storage = _storage.Storage(self.rounding, self.master_weights, self.state_dtype)
         piece = super()._piece(place, order)._replace(storage=storage)
         return piece if self.rounding == "stochastic" else piece._replace(host=None)
 
@@ -65,8 +66,9 @@ class Precision(_Around):
         For parameters of more digits it does nothing.
     state_dtype
         In which dtype the state is kept; arithmetic stays in float32 at least. None is that of the arithmetic. State of
-        complex numbers can be ``"float32"`` only. Averages of parameters (:class:`~xopt.EMA`) and gradients that are
-        added up (:class:`~xopt.Accumulate`) stay in the dtype of the arithmetic, because they would stall.
+        complex numbers can be ``"float32"`` only. Averages of parameters (:class:`~xopt.EMA`), state that begins as
+        a copy of them (of schedule-free rules, say) and gradients that are added up (:class:`~xopt.Accumulate`) stay in
+        the dtype of the arithmetic, because they would stall.
 
     seed
         Of stochastic rounding: 0 to 2³² - 1.
@@ -85,10 +87,13 @@ class Precision(_Around):
     bfloat16 parameter: 12 plain, 14 with ``"kahan"``, 16 with master weights, 8 with ``state_dtype="bfloat16"``.
 
     Second moments in bfloat16 stop to follow at about a quarter of the truth with b2 = 0.999, because v + (g² - v)/1000
-    rounds to v; in float16 they are 0 for gradients below 1e-3.
+    rounds to v; in float16 they are 0 for gradients below 1e-3, and infinite for sums above 65504.
 
     The noise of stochastic rounding is counted, not drawn: it depends on the seed, the step, the parameter and the
-    element, and is the same on every library and runner. An element is one of 2³².
+    element, and is the same on every library and runner. An element is one of 2³², a step one of 2³²; on JAX without
+    64-bit numbers, steps above 2²⁴ share their noise with others.
+
+    A limit of :class:`~xopt.Box` that the dtype does not have is rounded like everything else.
 
     :class:`~xopt.Optimizer` takes these arguments too, and puts this around its rule.
 

@@ -142,7 +142,8 @@ def hashed(xp: Any, index: Array, key: Any, real: Any) -> Array:
     def both(a: Any, b: Any) -> Array:
         return xp.zeros_like(first) + whole(a) + (xp.zeros_like(first) + whole(b) << number(16))
 
-    key = mix(mask(mix(both(low, high) ^ both(seed_low, seed_high)) + mask(both(leaf, 0.0) * number(_SPREAD))))
+    step, seed = mix(mask(both(low, high) * number(_SPREAD))), mix(both(seed_low, seed_high))
+    key = mix(mask(mix(step ^ seed) + mask(both(leaf, 0.0) * number(_SPREAD))))
     return xp.astype(mix(mix(mask(index * number(_SPREAD))) ^ key) >> number(8), real) * 2.0**-24
 
 

@@ -109,7 +109,8 @@ def _mixed(x: Any) -> Any:
 def noise(index: Any, low: Any, high: Any, leaf: Any, seed_low: Any, seed_high: Any) -> Any:
     """Return a number in [0, 1), as `xopt.random.hashed` does."""
     u = types.uint32
-    step, seed = u(low) + (u(high) << u(16)), u(seed_low) + (u(seed_high) << u(16))
+    step = _mixed(u(u(u(low) + (u(high) << u(16))) * u(0x9E3779B1)))
+    seed = _mixed(u(u(seed_low) + (u(seed_high) << u(16))))
     key = _mixed(u(_mixed(u(step ^ seed)) + u(u(leaf) * u(0x9E3779B1))))
     return types.float32(_mixed(u(_mixed(u(u(index) * u(0x9E3779B1))) ^ key)) >> u(8)) * types.float32(2.0**-24)
 

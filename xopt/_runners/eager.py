@@ -76,19 +76,20 @@ def _leaf(work: Work, values: Values, k: int) -> dict[str, Any]:
     arrays = compute_arrays(work, k, work.real)
     hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, work.real)))
     if work.plan.whole:
-        _number(hs, 2 * work.leaves[k])
+        _number(work, hs, 2 * work.leaves[k])
     if not (work.plan.whole and work.split):
         return _outcome(work, hs, arrays)
     re = _outcome(work, hs, {n: xp.real(x) if x is not None else x for n, x in arrays.items()})
-    _number(hs, 2 * work.leaves[k] + 1)
+    _number(work, hs, 2 * work.leaves[k] + 1)
     im = _outcome(work, hs, {n: xp.imag(x) if x is not None else x for n, x in arrays.items()})
     return {n: None if x is None else _arrays.join_complex(xp, work.library, x, im[n]) for n, x in re.items()}
 
 
-def _number(hs: list[Any], leaf: int) -> None:
+def _number(work: Work, hs: list[Any], leaf: int) -> None:
     """Say which array of the tree it is; the two parts of a complex one have numbers of their own."""
-    for h in hs:
-        h.leaf = leaf
+    for h, piece in zip(hs, work.pieces, strict=True):
+        if not piece.storage:  # that counts parameters
+            h.leaf = leaf
 
 
 def _outcome(work: Work, hs: list[Any], arrays: dict[str, Any]) -> dict[str, Any]:
