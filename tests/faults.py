@@ -451,11 +451,26 @@ FAULTS: dict[str, Fault] = {
          ("xopt._pieces", "xp.where(size < most, c - (c - x), x))", "c - (c - x))")),
         ("tests/test_precision.py::test_what_is_not_finite_stays_so",),
     ),
+    "copies-in-half": Fault(
+        "state in bfloat16: the parameters of a schedule-free rule with it",
+        (("xopt._storage", "copied or piece.after", "name == MASTER or piece.after"),),
+        ("tests/test_precision.py::test_copies_of_parameters_keep_their_digits",),
+    ),
+    "noise-of-all-leaves": Fault(
+        "stochastic rounding: the same noise in every leaf",
+        (("xopt._resolve", "np.arange(float(len(self._layout.leaves)))", "np.zeros(len(self._layout.leaves))"),),
+        ("tests/test_precision.py::test_what_the_noise_depends_on",),
+    ),
+    "seed-or-step": Fault(
+        "stochastic rounding: another seed is another order of the same noise",
+        (("xopt.random", "mix(mask(both(low, high) * number(_SPREAD))), mix(both(seed_low, seed_high))",
+          "both(low, high), both(seed_low, seed_high)"),),
+        ("tests/test_precision.py::test_noise_is_noise",),
+    ),
     "averages-in-half": Fault(
         "bounds: averages of half precision stall",
-        (("xopt._storage", "piece.after or piece.gates or name == MASTER", "name == MASTER"),),
-        ("tests/test_precision.py::test_accumulated_gradients_keep_their_digits",
-         "tests/test_precision.py::test_state_in_fewer_digits"),
+        (("xopt._storage", "copied or piece.after or piece.gates", "copied"),),
+        ("tests/test_precision.py::test_accumulated_gradients_keep_their_digits",),
     ),
     # bounds
     "bias-correction-float32": Fault(
