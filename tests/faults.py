@@ -431,7 +431,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "noise-forgotten": Fault(
         "bfloat16: 500 steps of 1e-3 from 1.0 with stochastic rounding",
-        (("xopt._pieces", "xp.where(noise < far /", "xp.where(0.5 < far /"),),
+        (("xopt._rounding", "xp.where(noise < far /", "xp.where(0.5 < far /"),),
         ("tests/test_precision.py::test_stochastic_rounding_is_the_same_everywhere",
          "tests/test_precision.py::test_stochastic_rounding_takes_a_neighbour_by_its_nearness"),
     ),
@@ -447,8 +447,8 @@ FAULTS: dict[str, Fault] = {
     ),
     "infinity-rounded": Fault(
         "stochastic rounding of what is not finite",
-        (("xopt._pieces", "xp.maximum(size, xp.abs(other)) <= most", "size == size"),
-         ("xopt._pieces", "xp.where(size < most, c - (c - x), x))", "c - (c - x))")),
+        (("xopt._rounding", "xp.maximum(size, xp.abs(other)) <= most", "size == size"),
+         ("xopt._rounding", "xp.where(size < most, c - (c - x), x))", "c - (c - x))")),
         ("tests/test_precision.py::test_what_is_not_finite_stays_so",),
     ),
     "copies-in-half": Fault(

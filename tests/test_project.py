@@ -25,7 +25,19 @@ PACKAGE = ROOT / "xopt"
 # each module may import modules of earlier rows only
 ORDER = [
     ["_arrays", "_version", "_atomic"],
-    ["_tree", "_transfer", "_safetensors", "random", "_scalars", "_trace", "_reduce", "_fields", "_names", "presets"],
+    [
+        "_tree",
+        "_transfer",
+        "_safetensors",
+        "_rounding",
+        "random",
+        "_scalars",
+        "_trace",
+        "_reduce",
+        "_fields",
+        "_names",
+        "presets",
+    ],
     ["_pieces", "_emit", "_lower", "_cuda_text", "_layout"],
     ["_emit_numba", "_emit_cuda"],
     [

@@ -106,12 +106,12 @@ LINKED = xopt.chain(
 AVERAGED = xopt.chain(xopt.ClipByGlobalNorm(35.0), xopt.AdamW(lr=0.1, weight_decay=0.3), xopt.EMA(0.9))
 STORED = [
     xopt.Precision(AVERAGED, rounding="kahan"),
-    xopt.Precision(GATED, rounding="stochastic", seed=2**20 + 5),
-    xopt.Precision(LINKED, master_weights=True),
-    xopt.Precision(GATED, rounding="kahan", state_dtype="float32"),
+    xopt.Precision(xopt.Adam(0.1), rounding="stochastic", seed=2**20 + 5),
+    xopt.Precision(xopt.chain(xopt.Adam(0.1), xopt.L1(0.01)), master_weights=True),
+    xopt.Precision(xopt.Accumulate(xopt.Adam(0.1), every=2), rounding="kahan", state_dtype="float32"),
 ]
-CHAINS = [CHAIN, GATED, SCALED, LINKED, *STORED]
-RULES = [row.make(**row.options[-1]) for row in catalog.TRACED] + CHAINS
+CHAINS = [CHAIN, GATED, SCALED, LINKED]
+RULES = [row.make(**row.options[-1]) for row in catalog.TRACED] + CHAINS + STORED
 DTYPES = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xopt import _arrays
+from xopt._rounding import rounded, shaken
 from xopt._trace import Program, Tape
 from xopt.random import noise
 
@@ -255,36 +256,6 @@ def chosen(xp: Any, go: Any, new: Any, old: Any) -> Any:
     return xp.where(xp.real(zero) + go > 0.5, zero if new is None else new, zero if old is None else old)
 
 
-def rounded(xp: Any, x: Any, stored: str) -> Any:
-    """Round to the digits of a narrower dtype, by arithmetic alone, so that every runner does the same.
-
-    Veltkamp's splitting (Dekker 1971, A floating-point technique for extending the available precision, 5.6); where the
-    numbers of the narrower dtype lie equally far apart, around 0, adding and subtracting a large one.
-    """
-    if stored not in _NARROW:
-        return x
-    factor, least, grid, most = _NARROW[stored]
-    c, size = factor * x, xp.abs(x)
-    return xp.where(size < least, (x + grid) - grid, xp.where(size < most, c - (c - x), x))
-
-
-def _shaken(xp: Any, x: Any, stored: str, noise: Any) -> Any:
-    """Round to one of the two neighbours, each by its nearness to x: ``noise`` is uniform in [0, 1)."""
-    least, most = _NARROW[stored][1], 2.0**110 if stored == "bfloat16" else 65504.0
-    jump, grid = (1.25 * 2.0**-8, 2.0**-133) if stored == "bfloat16" else (1.25 * 2.0**-11, 2.0**-24)
-    near = rounded(xp, x, stored)
-    far, size = x - near, xp.abs(near)
-    step = xp.where(size < least, grid, size * jump)  # of normal numbers 5/8 to 5/4 of their distance
-    other = rounded(xp, near + xp.where(far < 0.0, -step, step), stored)
-    held = xp.maximum(size, xp.abs(other)) <= most
-    return xp.where(held, xp.where(noise < far / (other - near), other, near), near)
-
-
-_NARROW = {"bfloat16": (65537.0, 2.0**-126, 1.5 * 2.0**-110, 2.0**110), "float16": (8193.0, 2.0**-14, 0.75, 2.0**110)}
-"""2 to the number of digits that are lost, plus 1; the least number of full precision, and 1.5 · 2²³ times the distance
-of smaller ones; where the product would overflow."""
-
-
 def compose(
     pieces: tuple[Piece, ...], hs: list[Any], xp: Any, p: Any, g: Any, slots: Mapping[str, Any], upto: int | None = None
 ) -> tuple[Outcome, dict[str, Any]]:
@@ -340,7 +311,7 @@ def compose(
         h, stored = hs[noisy], pieces[noisy].statics["stored"]
         key = (h.low, h.high, h.leaf, h.seed_low, h.seed_high)
         made = xp.noise(*key) if isinstance(xp, Tape) else noise(xp, p, *key)
-        landed = _shaken(xp, p + step if landed is None else landed, stored, made)
+        landed = shaken(xp, p + step if landed is None else landed, stored, made)
     outcome = Outcome(step, landed, None if go is None else keep, master)
     if master is not None:
         new[kept["master"].slot("master")] = outcome.params(p)

@@ -69,7 +69,6 @@ class Precision(_Around):
         complex numbers can be ``"float32"`` only. Averages of parameters (:class:`~xopt.EMA`), state that begins as
         a copy of them (of schedule-free rules, say) and gradients that are added up (:class:`~xopt.Accumulate`) stay in
         the dtype of the arithmetic, because they would stall.
-
     seed
         Of stochastic rounding: 0 to 2³² - 1.
 
