@@ -38,6 +38,8 @@ def half(name: str) -> Any:
 @pytest.mark.parametrize("pure", [False, True])
 def test_small_steps_arrive(lib: Lib, dtype: str, rate: float, pure: bool) -> None:
     """500 steps of the rate from 1.0: with rounding to nearest nothing moves, with either remedy all of them count."""
+    if lib.guise == "eager" and pure:
+        pytest.skip("the same under jit, which is faster")
     if lib.name == "dask" and not pure:
         pytest.skip("the graph of 500 steps")
     steps, found = 40 if lib.name == "dask" else 500, []
@@ -133,7 +135,9 @@ def test_noise_is_noise() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_stochastic_rounding_is_the_same_everywhere(lib: Lib, dtype: str) -> None:
     """And right on average: 0.5 ± 0.04 for bfloat16 after 500 steps of 0.001."""
-    rate, steps = dict(HALF)[dtype], 20 if lib.name == "dask" or lib.guise == "eager" else 500
+    if lib.guise == "eager":
+        pytest.skip("the same under jit, which is faster")
+    rate, steps = dict(HALF)[dtype], 20 if lib.name == "dask" else 500
     rule, found = xopt.Precision(xopt.SGD(lr=rate), rounding="stochastic", seed=3), []
     for which in (Lib("numpy", "plain"), lib):
         make = lambda n, which=which: which.array(np.ones(n, "float32"), dtype)
