@@ -8,7 +8,6 @@ for the disk.
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import tempfile
 import time
@@ -16,9 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
 from benchmarks.__main__ import threads_for_all
-from benchmarks.report import keep, table
+from benchmarks.report import circumstances, publish, table
 from benchmarks.solvers import beside
 
 LEAVES = 24
@@ -162,15 +160,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     threads_for_all(2)
     size, rounds, draws = (2 * 10**7, 3, 100) if args.quick else (10**9, 7, 8000)
-    found: Results = {
-        "date": datetime.date.today().isoformat(), "hardware": machine.hardware("cpu"),
-        "versions": machine.versions(), "seconds": seconds(size, rounds, args.folder),
-        "ulps": worst_ulps(draws), "draws": draws,
-    }  # fmt: skip
-    text = "\n".join(page(found))
-    print(text)
-    if not args.quick:
-        keep("checkpoints", found, text, "save_and_resume.md")
+    found = circumstances() | {"seconds": seconds(size, rounds, args.folder), "ulps": worst_ulps(draws), "draws": draws}
+    publish("checkpoints", found, page(found), "save_and_resume.md", args.quick)
 
 
 if __name__ == "__main__":

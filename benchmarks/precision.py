@@ -1,20 +1,23 @@
-"""Parameters of few digits: ``python -m benchmarks.precision`` measures, prints, and writes docs/precision.md.
+"""Few digits: ``python -m benchmarks.precision`` measures, prints, and writes docs/precision.md.
 
 Adam, bfloat16: the bytes of state a parameter, the time of a step over many parameters beside rounding to nearest, and
 the loss of a softmax regression of handwritten digits after 2000 small steps, whose gradients are computed in float32.
+
+Adam and Lion, float32 parameters, state in 8 bits beside float32: bytes, time of a step, the training example of the
+documentation for three seeds, and a bowl of a million parameters with noisy gradients.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import runpy
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
 from benchmarks.__main__ import threads_for_all
-from benchmarks.report import keep, table
+from benchmarks.report import circumstances, publish, table
 
 WAYS: dict[str, dict[str, Any]] = {
     "nearest": {},
@@ -25,6 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "stochastic, state in bfloat16": {"rounding": "stochastic", "state_dtype": "bfloat16"},
 }
 Results = dict[str, Any]
+DIGITS = Path(__file__).parents[1] / "docs" / "examples" / "train_digits.py"
 
 
 def seconds(size: int, rounds: int) -> dict[str, float]:
@@ -89,6 +93,60 @@ def losses(steps: int) -> dict[str, float]:
     return found
 
 
+def coded(size: int, rounds: int, bowl_size: int, bowl_steps: int, epochs: int) -> dict[str, Results]:
+    """Return for Adam and Lion what state in 8 bits costs and brings: pairs, first float32, then 8 bits."""
+    import numpy as np
+
+    import xopt
+
+    hows: list[Any] = [None, "int8"]
+    digits = runpy.run_path(str(DIGITS))
+    found: dict[str, Results] = {}
+    for name, rule, rate in (("Adam", xopt.Adam, 0.01), ("Lion", xopt.Lion, 0.01)):
+        opts = [xopt.Optimizer(np.ones(size, "float32"), rule(), state_dtype=how) for how in hows]
+        g, times = np.full(size, 0.01, "float32"), [list[float](), list[float]()]
+        for number in range(rounds + 2):
+            for own, opt in zip(times, opts, strict=True):
+                began = time.perf_counter()
+                opt.step(g)
+                if number > 1:
+                    own.append(time.perf_counter() - began)
+        slots = [x for column in opts[1].state.slots.values() for x in [column] if x is not None]
+        args = ["--library", "numpy", "--dtype", "float32", "--epochs", str(epochs), "--output", "", "--quiet"]
+        args += ["--optimizer", name.lower()]
+        runs = [
+            [
+                digits["main"]([*args, "--seed", str(seed), *(["--state-dtype", how] if how else [])])
+                for seed in range(3)
+            ]
+            for how in hows
+        ]
+        found[name] = {
+            "bytes": sum(x.nbytes for x in slots) / size,
+            "seconds": statistics.median(b / a for a, b in zip(*times, strict=True)),
+            "digits": [statistics.mean(run["training loss"] for run in own) for own in runs],
+            "accuracies": [statistics.mean(run["test accuracy"] for run in own) for own in runs],
+            "bowl": [bowl(rule(lr=xopt.schedules.cosine(rate, steps=bowl_steps)), how, bowl_size, bowl_steps)
+                     for how in hows],
+            "bowl size": bowl_size, "bowl steps": bowl_steps, "epochs": epochs,
+        }  # fmt: skip
+    return found
+
+
+def bowl(rule: Any, how: Any, size: int, steps: int) -> float:
+    """Return the loss Σ a (w - 1)² / Σ a at the end, from 1; a is from 1e-3 to 1, in no order, gradients have noise."""
+    import numpy as np
+
+    import xopt
+
+    a = (10.0 ** -np.random.default_rng(1).uniform(0, 3, size)).astype("float32")
+    w, rng = np.zeros(size, "float32"), np.random.default_rng(2)
+    opt = xopt.Optimizer(w, rule, state_dtype=how)
+    for _ in range(steps):
+        opt.step(a * (w - 1 + np.float32(0.3) * rng.standard_normal(size, dtype="float32")))
+    return float((a * (w - 1) ** 2).mean(dtype="float64") / a.mean(dtype="float64"))
+
+
 def page(found: Results) -> list[str]:
     """Return what is written into the page."""
     about = found["hardware"]
@@ -102,7 +160,25 @@ def page(found: Results) -> list[str]:
         [name, f"{found['bytes'][name]:g}", f"{found['seconds'][name]:.2f}", f"{found['losses'][name]:.4f}"]
         for name in WAYS
     ]
-    return [words, *table(["", "bytes of state", "time of a step", "loss"], rows)]
+    first = table(["", "bytes of state", "time of a step", "loss"], rows)
+    one = found["coded"]["Adam"]
+    more = (
+        f'State in 8 bits, float32 parameters: `state_dtype="int8"` beside state in float32. The digits are the '
+        f"training example with {one['epochs']} epochs, means of three seeds: loss, and test accuracy. The bowl has "
+        f"{one['bowl size']:,} parameters, curvatures from 0.001 to 1 in no order, and gradients with noise: its loss "
+        f"after {one['bowl steps']:,} steps, from 1.\n"
+    )
+    rows = [
+        [
+            name,
+            f"{x['bytes']:.3g} for {4 * round(x['bytes'])}",
+            f"{x['seconds']:.2f}",
+            *(f"{x[n][1]:.3g} for {x[n][0]:.3g}" for n in ("digits", "accuracies", "bowl")),
+        ]
+        for name, x in found["coded"].items()
+    ]
+    head = ["", "bytes of state", "time of a step", "loss of digits", "accuracy", "loss of the bowl"]
+    return [words, *first, more, *table(head, rows)]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -112,15 +188,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     threads_for_all(2)
     size, rounds, steps = (10**5, 3, 100) if args.quick else (2 * 10**7, 9, 2000)
-    found: Results = {
-        "date": datetime.date.today().isoformat(), "hardware": machine.hardware("cpu"),
-        "versions": machine.versions(), "size": size, "rounds": rounds, "steps": steps,
-        "seconds": seconds(size, rounds), "bytes": state_bytes(), "losses": losses(steps),
+    found = circumstances() | {
+        "size": size, "rounds": rounds, "steps": steps, "seconds": seconds(size, rounds), "bytes": state_bytes(),
+        "losses": losses(steps), "coded": coded(size, rounds, *((10**4, 100, 2) if args.quick else (10**6, 1000, 30))),
     }  # fmt: skip
-    text = "\n".join(page(found))
-    print(text)
-    if not args.quick:
-        keep("precision", found, text, "precision.md")
+    publish("precision", found, page(found), "precision.md", args.quick)
 
 
 if __name__ == "__main__":

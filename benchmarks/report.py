@@ -6,10 +6,10 @@ It needs the files of results and matplotlib, none of what was measured.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from benchmarks import machine, plots, targets
 from benchmarks.targets import Results
@@ -35,8 +35,18 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [*("| " + " | ".join(line) + " |" for line in lines), ""]
 
 
-def keep(name: str, found: dict[str, Any], text: str, file: str) -> None:
-    """Keep what ``benchmarks.<name>`` found as a record, and write the text into a page of the documentation."""
+def circumstances() -> Results:
+    """Return when and where something is measured."""
+    today = datetime.date.today().isoformat()
+    return {"date": today, "hardware": machine.hardware("cpu"), "versions": machine.versions()}
+
+
+def publish(name: str, found: Results, lines: list[str], file: str, quick: bool) -> None:
+    """Print the lines; unless that was quick, keep what ``benchmarks.<name>`` found and write them into a page."""
+    text = "\n".join(lines)
+    print(text)
+    if quick:
+        return
     folder, path = HERE / "results" / name, HERE.parent / "docs" / file
     folder.mkdir(exist_ok=True)
     record = folder / f"{found['date']}-{machine.short(found['hardware'])}.json"

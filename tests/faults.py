@@ -140,7 +140,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "accumulated-decay": Fault(
         "keras #19990",
-        (("xopt._pieces", "return self.keep(new, old) if", "return self.keep(new, old - 1e-3 * old) if"),),
+        (("xopt._compose", "return self.keep(new, old) if", "return self.keep(new, old - 1e-3 * old) if"),),
         ("tests/test_wrappers.py::test_k_small_batches_are_one_large_one",),
     ),
     "scaled-step-counted": Fault(
@@ -231,7 +231,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "norm-overflows": Fault(
         "pytorch #46849",
-        (("xopt._runners.tiled", 'super().__init__(work, program, values, "float64", leaves, None)',
+        (("xopt._runners._tiles", 'super().__init__(work, program, values, "float64", leaves, None)',
           'super().__init__(work, program, values, "float32", leaves, None)'),),
         (f"{HERE}::test_norms_and_what_is_done_about_them", "tests/test_libraries.py::test_norms_at_the_edges"),
     ),
@@ -414,18 +414,18 @@ FAULTS: dict[str, Fault] = {
     # few digits
     "error-forgotten": Fault(
         "bfloat16: 500 steps of 1e-3 from 1.0 with Kahan's compensation",
-        (("xopt._pieces", "rest = (step + error) - (landed - p)", "rest = 0.0 * ((step + error) - (landed - p))"),),
+        (("xopt._storage", "return (step + self.error) - (landed - p)", "return 0.0 * (step + self.error)"),),
         ("tests/test_precision.py::test_small_steps_arrive", "tests/test_precision.py::test_kahan_loses_nothing"),
     ),
     "error-of-the-cast": Fault(
         "bfloat16: what storing loses is not in the error",
-        (("xopt._pieces", 'rounded(xp, p + (u + error), kept["error"].statics["stored"])', "p + (u + error)"),),
+        (("xopt._storage", "rounded(self._xp, p + (u + self.error), self._stored)", "p + (u + self.error)"),),
         ("tests/test_precision.py::test_small_steps_arrive", "tests/test_precision.py::test_kahan_loses_nothing"),
     ),
     "master-forgotten": Fault(
         "bfloat16: 500 steps of 1e-3 from 1.0 with master weights",
-        (("xopt._pieces", "    p = p if master is None else master\n", ""),
-         ("xopt._pieces", "old = p if self.master is None else self.master", "old = p")),
+        (("xopt._compose", "    p = p if digits.master is None else digits.master\n", ""),
+         ("xopt._compose", "old = p if self.master is None else self.master", "old = p")),
         ("tests/test_precision.py::test_small_steps_arrive",
          "tests/test_precision.py::test_a_master_copy_is_the_run_in_float32"),
     ),
@@ -442,8 +442,36 @@ FAULTS: dict[str, Fault] = {
     ),
     "noise-of-the-tile": Fault(
         "stochastic rounding: elements are counted from the start of a tile",
-        (("xopt._runners.tiled", "np.arange(task.low, task.low + n) for n in sizes", "np.arange(n) for n in sizes"),),
+        (("xopt._runners._tiles", "np.arange(task.low, task.low + n) for n in sizes", "np.arange(n) for n in sizes"),),
         ("tests/test_runners.py::test_tiles[bfloat16-Precision1]",),
+    ),
+    "one-scale": Fault(
+        "8 bits: one scale for a whole tensor (Dettmers et al. 2022)",
+        (("xopt._blocks", "    return xp.max(xp.reshape(flat, (-1, BLOCK)), axis=1)",
+          "    return xp.max(xp.reshape(flat, (-1, BLOCK)), axis=1) * 0 + xp.max(flat)"),),
+        ("tests/test_blocks.py::test_codes_are_the_nearest", "tests/test_blocks.py::test_tiles"),
+    ),
+    "square-to-zero": Fault(
+        "8 bits: a step divided by 0",
+        (("xopt._blocks", "xp.where(size > 0.0, xp.maximum(near, 1.0), near)", "near"),),
+        ("tests/test_blocks.py::test_what_is_not_finite_does_not_hide",),
+    ),
+    "nan-as-zero": Fault(
+        "8 bits: NaN in the state, and nobody sees it",
+        (("xopt._blocks", "    return xp.max(xp.reshape(flat, (-1, BLOCK)), axis=1)",
+          "    return xp.nan_to_num(xp.max(xp.reshape(flat, (-1, BLOCK)), axis=1))"),),
+        ("tests/test_blocks.py::test_what_is_not_finite_does_not_hide",),
+    ),
+    "codes-as-numbers": Fault(
+        "8 bits: codes loaded without their scales",
+        (("xopt._record", "if name in found and other not in found", "if False"),),
+        ("tests/test_blocks.py::test_codes_without_their_scales",),
+    ),
+    "scales-of-the-tile": Fault(
+        "8 bits: a tile that begins inside of a block",
+        (("xopt._runners.tiled", "-(-tile // BLOCK) * BLOCK if work.plan.codes else tile", "tile"),),
+        ("tests/test_blocks.py::test_tiles",),
+        kinds=("ValueError",),
     ),
     "infinity-rounded": Fault(
         "stochastic rounding of what is not finite",

@@ -69,7 +69,8 @@ extern "C" void launch_@NAME@(const @ARGUMENTS@* a, unsigned grid, int threads) 
 }
 """
 EXPORT, STEP = 'extern "C" ', "xopt_step"
-ARGUMENTS = {"xopt_step": "Arguments", "xopt_sums": "Arguments", "xopt_ordered": "Ordered", "xopt_store": "Upload"}
+ARGUMENTS = dict.fromkeys(["xopt_step", "xopt_tile", "xopt_sums"], "Arguments")
+ARGUMENTS |= {"xopt_ordered": "Ordered", "xopt_store": "Upload"}
 
 
 def needs_compiler() -> None:

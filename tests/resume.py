@@ -17,6 +17,7 @@ from catalog.links import LINKS
 from conftest import Lib, tree
 
 import xopt
+from xopt import _blocks
 from xopt._runners import numba
 
 SGD = xopt.SGD(lr=0.1, momentum=0.9)
@@ -37,6 +38,7 @@ SHARED = [
     xopt.Guard(xopt.Adam(lr=0.1), "zero"),
     xopt.Guard(xopt.Adam(lr=0.1), "raise"),
     xopt.LossScale(xopt.Adam(lr=0.1), every=3),
+    xopt.Precision(xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam(lr=0.1)), state_dtype="int8"),
     xopt.Accumulate(xopt.LossScale(xopt.chain(xopt.ClipByGlobalNorm(1e-5), SGD), every=2), every=2),
 ]
 """One with each kind of state."""
@@ -50,7 +52,7 @@ def steps(library: str) -> tuple[int, int]:
 def rules(library: str) -> list[Any]:
     """Return what is tried on a library: all that there is on NumPy and torch."""
     if library not in ("numpy", "torch"):
-        return {"dask": SHARED[:4], "jax": [*SHARED[1:6], SHARED[-2]]}.get(library, SHARED)
+        return {"dask": SHARED[:4], "jax": [*SHARED[1:6], *SHARED[-3:-1]]}.get(library, SHARED)
     made = list(SHARED)
     for row in catalog.ROWS:
         if library not in row.lacking:
@@ -91,6 +93,7 @@ def go_on(lib: Lib, opt: Any, last: int) -> None:
 def main(library: str, folder: Path) -> None:
     """Go on with every checkpoint of a folder."""
     numba.missing = lambda: "left out, as in the tests"
+    _blocks.LEAST = 1
     lib = Lib(library, {"numpy": "plain", "torch": "plain", "jax": "eager", "strict": "CPU_DEVICE"}.get(library, ""))
     for number, rule in enumerate(rules(library)):
         opt = optimizer(lib, rule)

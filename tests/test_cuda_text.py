@@ -15,11 +15,12 @@ from typing import Any
 import catalog
 import pytest
 from host_cuda import EXPORT, STEP, kernels
+from test_blocks import RULES as CODED
 from test_cuda_host import DTYPES, EVERY, MODES, Inexact, of
 from test_runners import CHAIN, RULES, STORED
 
 import xopt
-from xopt import _cuda_text, _emit_cuda, _trace
+from xopt import _blocks, _cuda_text, _emit_cuda, _trace
 from xopt._emit_cuda import Kernel
 from xopt._runners import _cuda_driver
 from xopt._runners._cuda_driver import arch, compiled
@@ -68,6 +69,10 @@ def every_kernel() -> list[Kernel]:
         found |= {k.source: k for k in kernels(Inexact(), dtype)}
     for rule, dtype in itertools.product(STORED, ("float16", "bfloat16", "complex128")):
         found |= {k.source: k for k in kernels(rule, dtype, False)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_blocks, "LEAST", 1)
+        for rule, dtype in itertools.product(CODED, ("float16", "float32", "float64")):
+            found |= {k.source: k for k in kernels(rule, dtype, False)}
     return list(found.values())
 
 
@@ -100,7 +105,7 @@ def owners(text: str, pattern: str) -> dict[int, str]:
 def test_all_are_there() -> None:
     rules = {type(rule).__name__ for rule in EVERY}
     assert rules == {row.rule.__name__ for row in catalog.TRACED}
-    ops = {node.op for k in KERNELS for node in k.program.nodes} - {"load"}
+    ops = {node.op for k in KERNELS for node in k.program.nodes} - {"load", "largest"}
     assert ops == set(_emit_cuda.operations("float64")), "every operation is compiled"
     types = {t for k in KERNELS for t in re.findall(r"Pack<([\w<>]+), \d", k.source)}
     assert types == {*BYTES}

@@ -63,13 +63,21 @@ def test_libraries_agree(digits: Any, lib: Lib) -> None:
     assert abs(got - want) < 1e-4 * want
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adadelta", "rmsprop", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adadelta", "rmsprop", "adamw", "lion"])
 @pytest.mark.parametrize("schedule", ["constant", "warmup_cosine"])
 def test_options(digits: Any, optimizer: str, schedule: str) -> None:
     result = quick(
         digits, "--library", "numpy", "--epochs", "6", "--optimizer", optimizer, "--schedule", schedule, "--clip", "5"
     )
     assert result["test accuracy"] > 0.9
+
+
+def test_state_in_fewer_digits(digits: Any) -> None:
+    """It is another run, of nearly the same loss."""
+    args = ("--library", "numpy", "--epochs", "6", "--dtype", "float32")
+    found = [quick(digits, *args, *more)["training loss"] for more in ((), ("--state-dtype", "int8"))]
+    assert found[0] != found[1]
+    assert found[1] < 1.2 * found[0]
 
 
 def test_pictures_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -402,7 +402,7 @@ def test_what_does_not_go_together() -> None:
         xopt.Optimizer(p, xopt.chain(SGD, xopt.Box(0, 1)), rounding="kahan")
     with pytest.raises(TypeError, match=r'rounding="kahan" with a link that moves the new parameter'):
         xopt.Optimizer(np.ones((3, 3), "float16"), xopt.chain(xopt.Muon(lr=0.1), xopt.Box(0, 1)), rounding="kahan")
-    for bad in ({"rounding": "down"}, {"state_dtype": "int8"}, {"state_dtype": "float64"}, {"master_weights": 1}):
+    for bad in ({"rounding": "down"}, {"state_dtype": "int16"}, {"state_dtype": "float64"}, {"master_weights": 1}):
         with pytest.raises(ValueError, match="must be one of"):
             xopt.Optimizer(p, SGD, **bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there is one already inside"):

@@ -12,7 +12,7 @@ from catalog import Row, adam, transforms
 from conftest import Lib, tree, walk
 
 import xopt
-from xopt import _pieces, _plan, _scalars
+from xopt import _compose, _pieces, _plan, _scalars
 from xopt._runners.tiled import Tiled
 from xopt._trace import replay
 
@@ -238,7 +238,7 @@ def test_replayed_trace_is_eager_to_the_bit(row: Row, rule: xopt.Rule, dtype: st
     with np.errstate(all="ignore"):
         got = replay(program, np, arrays, scalars)
         slots = {n: x for n, x in arrays.items() if n in plan.live}
-        out, new = _pieces.compose((piece,), [_plan.namespace(h)], np, arrays["p"], arrays["g"], slots)
+        out, new = _compose.compose((piece,), [_plan.namespace(h)], np, arrays["p"], arrays["g"], slots)
         want = {"p": arrays["p"] + out.step, "u": out.step, **new}
     for name, x in got.items():
         assert want[name].dtype.itemsize <= arrays["p"].dtype.itemsize, f"{name} is wider than the compute dtype"

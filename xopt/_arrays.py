@@ -59,6 +59,7 @@ DTYPES = {
 }
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16}
+BYTES |= {"int8": 1, "uint8": 1}  # of state
 
 COMPLEX_OF = {"float32": "complex64", "float64": "complex128"}
 
@@ -109,6 +110,11 @@ def namespace(x: Array) -> Any:
     return x.__array_namespace__()
 
 
+def part(dtype: str) -> str:
+    """Return the dtype that is stored: of complex numbers, that of their parts."""
+    return DTYPES[dtype].part if dtype in DTYPES else dtype
+
+
 def in_place(name: str) -> bool:
     """Whether arrays of this library can be written into."""
     return name in _IN_PLACE
@@ -125,6 +131,11 @@ def dtype_name(x: Array) -> str:
 def is_complex(x: Array) -> bool:
     """Whether an array is complex."""
     return "complex" in str(x.dtype)
+
+
+def size(x: Array) -> int:
+    """Return how many elements an array has."""
+    return math.prod(x.shape)
 
 
 def device(x: Array) -> Any:
@@ -179,6 +190,7 @@ def dtype_of(xp: Any, dtype: str) -> Any:
 def full_like(xp: Any, name: str, p: Array, dtype: str, value: float) -> Array:
     """Make a state array for a parameter: its shape and device, C order, never part of a graph."""
     kind = dtype_of(xp, dtype)
+    value = int(value) if "int" in dtype else value
     if name == "numpy":
         return np.full(p.shape, value, kind)
     if name == "jax":  # sharded like the parameter

@@ -24,7 +24,7 @@ def new_slots(stages: Stages) -> tuple[dict[str, list[Any]], Kept]:
     kept: Kept = []
     for batch in stages.batches:
         live, arena = batch.plan.live, dict[str, Any]()
-        if batch.plan.whole:
+        if batch.plan.whole or batch.plan.codes:
             for n in live:
                 for k in batch.leaves:
                     slots[n][k] = stages.new_slot(n, k)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from xopt import _reduce
+from xopt._blocks import BLOCK
 
 CHUNK = _reduce.CHUNK
 """Elements that one block computes."""
 THREADS = 256
 """Threads of a block of the step."""
+TILE = 8 * BLOCK
+"""Elements of a step with state in 8 bits that a block of threads has in shared memory at a time."""
 SUM_THREADS = 512
 """Threads of a block that sums."""
 UPLOAD = 480
@@ -61,6 +64,10 @@ static __device__ __forceinline__ float get(float x) {{ return x; }}
 static __device__ __forceinline__ double get(double x) {{ return x; }}
 static __device__ __forceinline__ float get(Half x) {{ return from_half(x.bits); }}
 static __device__ __forceinline__ float get(BFloat x) {{ return __uint_as_float((unsigned)x.bits << 16); }}
+static __device__ __forceinline__ float get(signed char x) {{ return x; }}
+static __device__ __forceinline__ float get(unsigned char x) {{ return x; }}
+static __device__ __forceinline__ void put(signed char& y, double x) {{ y = (signed char)(int)x; }}
+static __device__ __forceinline__ void put(unsigned char& y, double x) {{ y = (unsigned char)(int)x; }}
 static __device__ __forceinline__ void put(float& y, float x) {{ y = x; }}
 static __device__ __forceinline__ void put(double& y, double x) {{ y = x; }}
 static __device__ __forceinline__ void put(Half& y, float x) {{ y.bits = to_half(x); }}
@@ -148,6 +155,56 @@ extern "C" __global__ void __launch_bounds__({threads}, 1) {name}(const Argument
     }}
     if (threadIdx.x == 0) ((double*)a.results)[blockIdx.x] = blocks[0];
 }}
+"""
+
+BLOCKS = f"""
+// A tile of blocks of {BLOCK} elements at a time: what depends on the largest number of a block waits for it.
+extern "C" __global__ void __launch_bounds__({{bounds}}) xopt_tile(const Arguments a) {{{{
+    __shared__ {{C}} rows[{{rows}}][{TILE}], parts[{{tops}}][{TILE // BLOCK}][33], tops[{{tops}}][{TILE // BLOCK}];
+    const Part c = part(a.chunks[blockIdx.x], a.sizes);
+    {{setup}}
+    for (int begin = 0; begin < c.size; begin += {TILE}) {{{{
+        const int size = c.size - begin < {TILE} ? c.size - begin : {TILE}, blocks = (size + {BLOCK - 1}) / {BLOCK};
+        for (int j = threadIdx.x; j < size; j += blockDim.x) {{{{
+            const int i = begin + j;
+            {{element}};
+            Kept y;
+            {{first}}
+            {{keep}}
+            {{put_first}}
+        }}}}
+        __syncthreads();
+        for (int q = threadIdx.x; q < {{tops}} * {TILE // 4}; q += blockDim.x) {{{{  // four numbers each
+            const int k = q / {TILE // 4}, row = {{row}}, b = q / 32 % {TILE // BLOCK}, lane = q % 32;
+            {{C}} top = 0;
+            for (int j = b * {BLOCK} + lane; j < (b + 1) * {BLOCK} && j < size; j += 32) {{{{
+                const {{C}} x = rows[row][j];
+                top = top >= x || top != top ? top : x;  // a NaN stays
+            }}}}
+            parts[k][b][lane] = top;
+        }}}}
+        __syncthreads();
+        for (int q = threadIdx.x; q < {{tops}} * blocks; q += blockDim.x) {{{{
+            const int k = q / blocks, b = q % blocks;
+            {{C}} top = 0;
+            for (int lane = 0; lane < 32; ++lane) {{{{
+                const {{C}} x = parts[k][b][lane];
+                top = top >= x || top != top ? top : x;
+            }}}}
+            tops[k][b] = top;
+            {{put_tops}}
+        }}}}
+        __syncthreads();
+        for (int j = threadIdx.x; j < size; j += blockDim.x) {{{{
+            const int i = begin + j;
+            Element x;
+            Kept y;
+            {{take}}
+            {{last}}
+            {{put_last}}
+        }}}}  // what a thread has read here, it alone writes in the next round
+    }}}}
+}}}}
 """
 
 TOOLS = f"""\

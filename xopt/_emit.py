@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xopt._blocks import fill_largest
 from xopt._trace import BOOL, COMPLEX, Node, Program
 from xopt.random import hashed
 
@@ -74,8 +75,8 @@ def numpy_kernel(program: Program) -> Kernel:
     counts = any(node.op == "noise" for node in nodes)
     names += ["index"] if counts else []
     source = f"def kernel({', '.join(names)}):\n" + "".join(f"    {x}\n" for x in lines or ["pass"])
-    made: dict[str, Any] = {n.op: getattr(np, n.op) for n in nodes if n.op not in ("load", "noise")}
-    made |= {"copyto": np.copyto, "noise": _noise}
+    own = {"copyto": np.copyto, "noise": _noise, "largest": fill_largest}
+    made: dict[str, Any] = {n.op: getattr(np, n.op) for n in nodes if n.op not in ("load", *own)} | own
     exec(compile(source, "<xopt tile>", "exec"), made)
     return Kernel(made["kernel"], source, tuple(registers), counts)
 

@@ -11,19 +11,25 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from xopt._arrays import BYTES, DTYPES
-from xopt._cuda_text import PACKS, PREAMBLE, SUM_THREADS, SUMS, THREADS
-from xopt._lower import PARTS, Unsupported, lower, statements
+from xopt import _arrays
+from xopt._arrays import BYTES
+from xopt._blocks import BLOCK, is_scale
+from xopt._cuda_text import BLOCKS, PACKS, PREAMBLE, SUM_THREADS, SUMS, THREADS, TILE
+from xopt._lower import PARTS, Halves, Unsupported, halves, lower, statements
 from xopt._trace import BOOL, Program, pruned
 
 SCALARS = 128
 """Scalars that a kernel takes at most: three words each, in the same 4 KiB."""
+
+SHARED = 48 * 1024
+"""Bytes of shared memory that every device has for a block of threads."""
 
 DOUBLES = 20
 """So many loaded numbers of float64 a thread, and half the registers of a multiprocessor are enough: by trial."""
 
 _NAMES = {"float16": "Half", "bfloat16": "BFloat", "float32": "float", "float64": "double"}
 _NAMES |= {"complex64": "Complex<float>", "complex128": "Complex<double>"}
+_NAMES |= {"int8": "signed char", "uint8": "unsigned char"}
 _C = {"float32": "float", "float64": "double"}
 
 _OPERATIONS = {
@@ -79,7 +85,7 @@ class Kernel(NamedTuple):
 def storage(dtypes: Mapping[str, str], split: bool) -> tuple[tuple[str, str], ...]:
     """Return the columns of the table of pointers: name and dtype, of a split complex one that of its parts."""
     order = ["p", *(n for n in dtypes if n not in ("p", "g")), "g"]
-    return tuple((n, DTYPES[dtypes[n]].part if split else dtypes[n]) for n in order)
+    return tuple((n, _arrays.part(dtypes[n]) if split else dtypes[n]) for n in order)
 
 
 @functools.lru_cache(maxsize=256)
@@ -92,6 +98,8 @@ def step_kernel(program: Program, storage: tuple[tuple[str, str], ...], real: st
     """
     program = lower(program)
     columns = _Columns(program, dict(storage))
+    if any(node.op == "largest" for node in program.nodes):
+        return _blocks_kernel(program, columns, storage, real, fresh)
     stores = columns.stores
     used = [n for n in dict(storage) if n in columns.loads or (n in stores and not fresh)]
     vector = 16 // min(BYTES[columns.dtype(n)] for n in [*used, *stores])
@@ -143,6 +151,73 @@ def step_kernel(program: Program, storage: tuple[tuple[str, str], ...], real: st
     return Kernel("xopt_step", source, program, stores)
 
 
+def _blocks_kernel(
+    program: Program, columns: _Columns, storage: tuple[tuple[str, str], ...], real: str, fresh: bool
+) -> Kernel:
+    """Write the kernel of a step with state in 8 bits: its threads wait for the largest number of each block."""
+    C, stores, order = _C[real], columns.stores, list(dict(storage))
+    cut, prefix = halves(program), "new_" if fresh else ""
+    if BYTES[real] * (TILE * len(cut.rows) + 34 * TILE // BLOCK * len(cut.tops)) > SHARED:
+        raise Unsupported(f"{len(cut.rows)} numbers of each element in shared memory")
+    used = [n for n in order if n in columns.loads or (n in stores and not fresh)]
+    setup = [_pointer(columns, n, "pointers", order.index(n)) for n in used]
+    if fresh:
+        setup += [_pointer(columns, n, "results", row, "new_") for row, n in enumerate(stores)]
+    setup += [f"const {C} s{k} = ({C})scalar(a.s[{k}], c.leaf);" for k in range(len(program.scalars))]
+    scalars = "".join(f", s{k}" for k in range(len(program.scalars)))
+    first = {n: i for n, i in program.outputs.items() if not (i in cut.late or i in cut.tops)}
+    last = {n: i for n, i in program.outputs.items() if i in cut.late}
+    fill = {
+        "bounds": f"{THREADS}, 2",
+        "C": C,
+        "rows": len(cut.rows),
+        "tops": len(cut.tops),
+        "setup": "\n    ".join(setup),
+        "element": columns.element({n: columns.at(n, "i") for n in columns.loads}),
+        "first": f"first(x, y{scalars}{_at(program, 'c.first + i')});",
+        "keep": " ".join(f"rows[{k}][j] = y.t{a};" for k, a in enumerate(cut.rows)),
+        "put_first": " ".join(line for n in first for line in columns.put(n, columns.at(n, "i", prefix))),
+        "row": "".join(f"k == {k} ? {cut.rows.index(a)} : " for k, a in enumerate(cut.tops.values())) + "0",
+        "put_tops": " ".join(
+            f"if (k == {k}) put({columns.at(n, f'(begin + b * {BLOCK})', prefix)}, top);"
+            for k, i in enumerate(cut.tops)
+            for n, j in program.outputs.items()
+            if i == j
+        ),
+        "take": " ".join(
+            [f"y.t{a} = rows[{k}][j];" for k, a in enumerate(cut.rows)]
+            + [f"y.t{i} = tops[{k}][j / {BLOCK}];" for k, i in enumerate(cut.tops)]
+        ),
+        "last": f"last(x, y{scalars});",
+        "put_last": " ".join(line for n in last for line in columns.put(n, columns.at(n, "i", prefix))),
+    }
+    kept = f"struct Kept {{ {C} {', '.join(f't{a}' for a in (*cut.rows, *cut.tops))}; }};"
+    both = [*_half(program, columns, real, cut, first, "first"), *_half(program, columns, real, cut, last, "last")]
+    source = "\n".join([_head(program), columns.struct(C), kept, *both, BLOCKS.format(**fill)])
+    return Kernel("xopt_tile", source, program, stores)
+
+
+def _half(
+    program: Program, columns: _Columns, real: str, cut: Halves, outputs: Mapping[str, int], name: str
+) -> Iterator[str]:
+    """Write what one of the two loops over a block does with an element."""
+    C, again = _C[real], name == "last"
+    scalars = "".join(f", {C} s{k}" for k in range(len(program.scalars)))
+    scalars += "" if again else _at(program, "long long index")
+    yield f"static __device__ __forceinline__ void {name}(Element& x, Kept& y{scalars}) {{"
+    if again:
+        yield from (f"    const {C} t{i} = y.t{i};" for i in (*cut.rows, *cut.tops))
+    else:
+        yield from (f"    const {C} t{i} = x.{columns.field(n)};" for n, i in program.loads.items())
+    for i, kind, expression in statements(program, {**operations(real), "largest": ""}):
+        if i not in cut.tops and (i in cut.late) == again:
+            yield f"    const {'bool' if kind == BOOL else C} t{i} = {expression};"
+    if not again:
+        yield from (f"    y.t{i} = t{i};" for i in cut.rows)
+    yield from (f"    x.{columns.field(n)} = t{i};" for n, i in outputs.items())
+    yield "}"
+
+
 @functools.lru_cache(maxsize=256)
 def sum_kernel(program: Program, output: str, storage: tuple[tuple[str, str], ...]) -> Kernel:
     """Write the kernel that sums one output of a program over each chunk, in float64."""
@@ -155,7 +230,7 @@ def sum_kernel(program: Program, output: str, storage: tuple[tuple[str, str], ..
         name="xopt_sums",
         threads=SUM_THREADS,
         setup="\n    ".join(setup),
-        element=columns.element({n: f"{columns.name(n)}[i]" for n in columns.loads}),
+        element=columns.element({n: columns.at(n, "i") for n in columns.loads}),
         scalars="".join(f", s{k}" for k in range(len(program.scalars))),
     )
     body = _body(program, columns, "float64", result=f"t{program.outputs[output]}")
@@ -191,7 +266,8 @@ def _blocks(columns: _Columns, vector: int, real: str) -> int:
 
 def _pointer(columns: _Columns, name: str, table: str, row: int, prefix: str = "") -> str:
     kind, own = columns.type(name), prefix + columns.name(name)
-    return f"{kind}* const {own} = ({kind}*)a.{table}[{row} * a.leaves + c.leaf] + c.first;"
+    first = f"c.first / {BLOCK}" if is_scale(name) else "c.first"
+    return f"{kind}* const {own} = ({kind}*)a.{table}[{row} * a.leaves + c.leaf] + {first};"
 
 
 def _body(program: Program, columns: _Columns, real: str, result: str = "") -> Iterator[str]:
@@ -226,6 +302,10 @@ class _Columns:
     def name(self, column: str) -> str:
         """Name a column: ``0.adam.m`` is ``m_0``."""
         return self._own[column]
+
+    def at(self, column: str, i: str, prefix: str = "") -> str:
+        """Say where element ``i`` of a column is."""
+        return f"{prefix}{self._own[column]}[{i}{f' / {BLOCK}' if is_scale(column) else ''}]"
 
     def dtype(self, column: str) -> str:
         """Name the dtype that a column is stored in; the change ``u`` is stored like the parameter."""
@@ -284,4 +364,5 @@ def _whole(names: Iterable[str], columns: Mapping[str, str]) -> list[str]:
 
 def _identifier(column: str, k: int) -> str:
     place, name = column.partition(".")[0], column.rpartition(".")[2]
+    place = f"scale{k}" if is_scale(column) else place
     return f"{name if name.isascii() else f'x{k}'}_{place}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from xopt._lower import PARTS, Unsupported, lower, statements
+from xopt._blocks import BLOCK, is_scale
+from xopt._lower import PARTS, Unsupported, halves, lower, statements
 from xopt._trace import COMPLEX, Program
 
-_TYPES = {"float32": "f4", "float64": "f8"}
-_HALVES = {"float16", "bfloat16"}
+_TYPES = {"float32": "f4", "float64": "f8", "int8": "i1", "uint8": "u1", "float16": "u2", "bfloat16": "u2"}
+_CONVERTED = {"float16", "bfloat16", "int8", "uint8"}
 
 OPERATIONS = {
     "add": "({} + {})",
@@ -37,6 +38,7 @@ OPERATIONS = {
     "isfinite": "(abs({}) < INF)",
     "where": "({1} if {0} else {2})",
     "noise": "noise(low + i, {}, {}, {}, {}, {})",
+    "largest": "largest({})",
     **{name: f"math.{name}({{}})" for name in ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh")},
     "pow": "({} ** {})",
 }
@@ -51,6 +53,11 @@ class Array(NamedTuple):
     """As stored; of complex numbers, that of their parts."""
     paired: bool
     """Whether the numbers are complex."""
+
+    @property
+    def scales(self) -> bool:
+        """Whether there is one number a block."""
+        return is_scale(self.name.removeprefix("new "))
 
 
 class Table(NamedTuple):
@@ -89,9 +96,19 @@ def body_source(title: str, program: Program, columns: Table, real: str) -> str:
     ``addresses`` has a row an array and a column a leaf, ``scalars`` one row, or one a leaf.
     """
     low = lower(program)
-    lines = [*_start(columns, low, real), "        for i in range(n):"]
-    lines += [f"            {line}" for line in _loads(columns, low, real)]
-    lines += [f"            t{s.node} = {s.expression}" for s in statements(low, OPERATIONS)]
+    made = {s.node: f"t{s.node} = {s.expression}" for s in statements(low, OPERATIONS)}
+    if any(node.op == "largest" for node in low.nodes):
+        return _module(title, real, "", _by_block(low, columns, real, made))
+    inside = [*_loads(columns, low, real), *made.values(), *(line for _, line in _stores(columns, low))]
+    return _module(title, real, "", [*_start(columns, low, real), "        for i in range(n):", *_indented(12, inside)])
+
+
+def _indented(n: int, lines: Iterable[str]) -> list[str]:
+    return [" " * n + line for line in lines]
+
+
+def _stores(columns: Table, low: Program) -> Iterator[tuple[int, str]]:
+    """Write the statements that store results, each with the node that it stores."""
     for key, column in columns.stores:
         array = columns.arrays[column]
         for part, at in _parts(array):
@@ -99,9 +116,33 @@ def body_source(title: str, program: Program, columns: Table, real: str) -> str:
             if low.loads.get(array.name + part) == node:
                 continue  # it comes back as it was, where it was
             value = f"t{node}"
-            value = f"to_{array.dtype}({value})" if array.dtype in _HALVES else value
-            lines.append(f"            store(a{column}, {at}, {column}, {value})  # {key}{part}")
-    return _module(title, real, "", lines)
+            value = f"to_{array.dtype}({value})" if array.dtype in _CONVERTED else value
+            yield node, f"store(a{column}, {at}, {column}, {value})  # {key}{part}"
+
+
+def _by_block(low: Program, columns: Table, real: str, made: dict[int, str]) -> Iterator[str]:
+    """Write loops over a block: what comes before the largest numbers, these, and what is made with them."""
+    late, tops, kept = halves(low)
+    rows, stores = {a: k for k, a in enumerate(kept)}, list(_stores(columns, low))
+    size = int(_TYPES[real][1])
+    first = len(columns.arrays)
+    yield f"    rows = np.empty(({len(rows) + 1}, {BLOCK}), np.{real})  # a row more, for what is found"
+    yield f"    bits = rows.view(np.int{8 * size})  # of numbers that are not below 0, they have the same order"
+    yield from (f"    r{k} = {_TYPES[real]}_at(rows.ctypes.data + {k * size * BLOCK})  # t{a}" for a, k in rows.items())
+    yield from _start(columns, low, real)
+    yield f"        for begin in range(0, n, {BLOCK}):"
+    yield f"            end = min(begin + {BLOCK}, n)"
+    yield "            for i in range(begin, end):"
+    yield from _indented(16, _loads(columns, low, real))
+    yield from _indented(16, (line for i, line in made.items() if not (i in late or i in tops)))
+    yield from _indented(16, (f"store(r{k}, i - begin, {first + k}, t{a})" for a, k in rows.items()))
+    yield from _indented(16, (line for node, line in stores if not (node in late or node in tops)))
+    yield from _indented(12, (f"t{i} = largest(rows, bits, {rows[a]}, end - begin)" for i, a in tops.items()))
+    yield from _indented(12, (line.replace("i //", "begin //", 1) for node, line in stores if node in tops))
+    yield "            for i in range(begin, end):"
+    yield from _indented(16, (f"t{a} = load(r{k}, i - begin, {first + k})" for a, k in rows.items()))
+    yield from _indented(16, (line for i, line in made.items() if i in late))
+    yield from _indented(16, (line for node, line in stores if node in late))
 
 
 def sums_source(title: str, program: Program, columns: Table) -> str:
@@ -120,6 +161,8 @@ def sums_source(title: str, program: Program, columns: Table) -> str:
 
 def _parts(array: Array) -> list[tuple[str, str]]:
     """Name the parts of a number, and say where they lie."""
+    if array.scales:
+        return [("", f"i // {BLOCK}")]
     return [(PARTS[0], "2 * i"), (PARTS[1], "2 * i + 1")] if array.paired else [("", "i")]
 
 
@@ -127,10 +170,10 @@ def _start(columns: Table, low: Program, real: str) -> Iterator[str]:
     yield "    for k in range(first, last):"
     yield "        leaf, low, n = tasks[k, 0], tasks[k, 1], tasks[k, 2]"
     for k, array in enumerate(columns.arrays):
-        size = 2 if array.dtype in _HALVES else int(_TYPES[array.dtype][1])
-        kind = "u2" if array.dtype in _HALVES else _TYPES[array.dtype]
-        at = f"addresses[{k}, leaf]"
-        yield f"        a{k} = {kind}_at({at} + {size * (1 + array.paired)} * low)  # {array.name}, {array.dtype}"
+        kind = _TYPES[array.dtype]
+        first = f"low // {BLOCK}" if array.scales else "low"
+        at = f"addresses[{k}, leaf] + {int(kind[1]) * (1 + array.paired)} * {first}"
+        yield f"        a{k} = {kind}_at({at})  # {array.name}, {array.dtype}"
     if low.scalars:
         yield "        row = leaf if scalars.shape[0] > 1 else 0"
     for k, text in enumerate(low.scalars):
@@ -142,19 +185,21 @@ def _loads(columns: Table, low: Program, real: str) -> Iterator[str]:
     for name, node in low.loads.items():
         k, array, at = where[name]
         value = f"load(a{k}, {at}, {k})"
-        value = f"of_{array.dtype}({value})" if array.dtype in _HALVES else value
+        value = f"of_{array.dtype}({value})" if array.dtype in _CONVERTED else value
         if real == "float64" and array.dtype != "float64":
             value = f"float64({value})"
         yield f"t{node} = {value}  # {name}"
 
 
-def _module(title: str, real: str, more: str, lines: list[str]) -> str:
+def _module(title: str, real: str, more: str, lines: Iterable[str]) -> str:
     signature = f"void(i8[:, ::1], i8[:, ::1], f8[:, ::1], i8, i8{', f8[:, ::1], f8[:, ::1]' if more else ''})"
     text = "\n".join(lines)
-    helpers = ["f4_at", "f8_at", "load", "noise", "of_bfloat16", "of_float16", "pairwise", "store", "to_bfloat16"]
-    used = [name for name in [*helpers, "to_float16", "u2_at"] if f"{name}(" in text]
+    helpers = ["f4_at", "f8_at", "i1_at", "largest", "load", "noise", "of_bfloat16", "of_float16", "of_int8"]
+    helpers += ["of_uint8", "pairwise", "store", "to_bfloat16", "to_float16", "to_int8", "to_uint8", "u1_at", "u2_at"]
+    used = [name for name in helpers if f"{name}(" in text]
     values = {"ZERO": f"{real}(0)", "ONE": f"{real}(1)", "INF": f"{real}(math.inf)"}
     constants = [f"{name} = {value}\n" for name, value in values.items() if name in text]
+    numpy = "import numpy as np\n" if "np." in text else ""
     imports = [name for name in ("float32", "float64") if f"{name}(" in text + "".join(constants)]
     return f'''"""{title}
 
@@ -163,7 +208,7 @@ Made by xopt. The name of this file is a digest of its text.
 
 import math
 
-from numba import {", ".join([*imports, "njit"])}
+{numpy}from numba import {", ".join([*imports, "njit"])}
 
 from xopt._runners._jit import {", ".join(used)}
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from xopt import _arrays, _emit, _emit_cuda, _lower, _reduce
+from xopt._blocks import BLOCK, is_scale
 from xopt._fields import Field, number
 from xopt._layout import Layout
 from xopt._runners import numba
@@ -120,15 +121,16 @@ def explain(
             arrays = f"{_count(len(batch.leaves), 'array')}, {_count(size, 'parameter')}"
             lines += ["", f"{batch.dtype.name}: {arrays}", f"  step: whole arrays, for {links}; by the eager runner"]
             continue
-        state = sum(_arrays.BYTES[stages.slot_dtype(n, batch.leaves[0])] for n in batch.plan.live)
+        stored = _stored(stages, batch)
+        state = sum(_bytes(n, stored[n]) for n in batch.plan.live)
         arrays = f"{_count(len(batch.leaves), 'array')}, {_count(size, 'parameter')}"
-        lines += ["", f"{batch.dtype.name}: {arrays}, {state} bytes of state each"]
+        lines += ["", f"{batch.dtype.name}: {arrays}, {state:.4g} bytes of state each"]
         programs: list[tuple[int | None, Program]] = [*batch.plan.sums.items()]
         for place, program in [*programs, (None, batch.plan.body(("p", *batch.plan.changed)))]:
             name = "step" if place is None else f"sums of {batch.pieces[place].place}"
             moved, text = _stage(stages, batch, place, program)
-            total += moved * size
-            lines += [f"  {name}: {moved} bytes and {text.pop(0)} a parameter", *text]
+            total += round(moved * size)
+            lines += [f"  {name}: {moved:.4g} bytes and {text.pop(0)} a parameter", *text]
             if source:
                 sources += ["", f"source of the {name}, {batch.dtype.name}:", _source(stages, batch, place, program)]
     time = f": at {bandwidth / 1e9:g} GB/s at least {_time(total / bandwidth)}" if bandwidth else ""
@@ -148,11 +150,11 @@ def _time(seconds: float) -> str:
     return f"{seconds / 1e-9:.3g} ns"
 
 
-def _stage(stages: Stages, batch: Batch, place: int | None, program: Program) -> tuple[int, list[str]]:
+def _stage(stages: Stages, batch: Batch, place: int | None, program: Program) -> tuple[float, list[str]]:
     """Return the bytes that one stage moves a parameter, and how many operations it does and which."""
     written = [*program.outputs] if place is None else []
     stored = _stored(stages, batch)
-    moved = sum(_arrays.BYTES[stored[n]] for n in [*program.loads, *written])
+    moved = sum(_bytes(n, stored[n]) for n in [*program.loads, *written])
     try:
         low = _lower.lower(program)
     except _lower.Unsupported:  # shown as it was recorded
@@ -181,6 +183,11 @@ def _stage(stages: Stages, batch: Batch, place: int | None, program: Program) ->
     return moved, lines
 
 
+def _bytes(name: str, dtype: str) -> float:
+    """Return the bytes a parameter; a scale belongs to a block of them."""
+    return _arrays.BYTES[dtype] / (BLOCK if is_scale(name) else 1)
+
+
 def _stored(stages: Stages, batch: Batch) -> dict[str, str]:
     """Return the dtype of parameters, gradients and state."""
     own = {n: stages.slot_dtype(n, batch.leaves[0]) for n in batch.plan.live}
@@ -193,7 +200,7 @@ def _source(stages: Stages, batch: Batch, place: int | None, program: Program) -
     if runner == "numba":
         try:
             title = numba.title(batch.pieces, batch.dtype, place)
-            parts = {n: _arrays.DTYPES[kind].part for n, kind in _stored(stages, batch).items()}
+            parts = {n: _arrays.part(kind) for n, kind in _stored(stages, batch).items()}
             return numba.source(program, title, parts, batch.dtype.real, False if place is None else None).rstrip()
         except _lower.Unsupported as error:
             return f"(left to the tiled runner: {error})\n{_emit.numpy_kernel(program).source.rstrip()}"

@@ -40,6 +40,8 @@ class Side:
         self.problems: list[str] = []
         self.use(rule)
         self.stages = Stages(rule._chains(self.layout), self.layout, "eager")
+        if any(batch.plan.codes for batch in self.stages.batches):
+            raise TypeError(f"rule: it keeps its state in 8 bits, which {there} does not; leave state_dtype='int8' out")
         self.slots = self.stages.new_slots()
         self.filled: set[tuple[str, int]] = set()
         for link in self.owners:

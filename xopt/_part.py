@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, dataclass_transform
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, dataclass_transform
 
 from xopt._fields import MISSING, Field, check, declared, hyper, number, signature, static
 from xopt._layout import Layout
@@ -16,6 +16,8 @@ H: TypeAlias = Any
 """In ``update``: the hyperparameters as attributes, and ``h.t``, the number of this step, from 1 on."""
 Hyper: TypeAlias = float | Callable[[Any], Any]
 """A hyperparameter: a number, or a schedule, that is a callable of the step."""
+Moments: TypeAlias = Mapping[str, Literal["signed", "square"]]
+"""Slots that may be kept in 8 bits."""
 
 
 class Link(NamedTuple):
@@ -50,6 +52,7 @@ _RESERVED = {
     "value",
     "readout",
     "decay_by",
+    "moments",
     "eval_params",
 }
 
@@ -90,6 +93,9 @@ class Part:
     readout: ClassVar[Callable[..., Array] | None] = None
     """``readout(h, xp, p, *slots) -> array``: the parameters to evaluate, of those that are trained; elementwise. It
     names the slots that it needs; ``h`` has no results of ``host`` but what is carried."""
+    moments: ClassVar[Moments] = {}
+    """Slots that begin with 0 and may be kept in 8 bits (``state_dtype="int8"``): averages of numbers of both signs, or
+    averages of squares."""
     inputs: ClassVar[tuple[str, ...]] = ()
     """What the caller of a step must give beside the gradients, to be found in ``h``: ``("value",)`` is the loss."""
 
@@ -238,7 +244,7 @@ class Part:
         return Piece(
             place, (cls, *fixed.items()), update, first, fixed, hypers, self._resolve, constants, reduce, cls.host,
             cls.scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.after, cls.whole, cls.inputs,
-            cls.gates, cls.clock, cls.refuses, cls.readout,
+            cls.gates, cls.clock, cls.refuses, cls.readout, moments=cls.moments,
         )  # fmt: skip
 
     def _first(self, value: float | str) -> Any:

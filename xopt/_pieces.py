@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xopt import _arrays
-from xopt._rounding import rounded, shaken
-from xopt._trace import Program, Tape
-from xopt.random import noise
+from xopt._trace import Program
 
 
 class Piece(NamedTuple):
@@ -62,6 +60,8 @@ class Piece(NamedTuple):
     """What makes the parameters to evaluate of those that are trained and of the state."""
     storage: Any = None
     """Of the one that says how parameters and state are kept: a `Storage`."""
+    moments: Mapping[str, str] = {}
+    """Slots that may be kept in 8 bits, and which of `CODES` they need."""
 
     def slot(self, name: str) -> str:
         """Return the key of a slot in the state: ``"0.adam.m"``."""
@@ -157,7 +157,7 @@ def _merged(values: list[Any], which: Any) -> Any:
     like = next(x for x in values if hasattr(x, "dtype"))
     xp = _arrays.namespace(like)
     row = xp.stack([x if hasattr(x, "dtype") else xp.full_like(like, x) for x in values])
-    return Column(xp.take(row, xp.asarray(which, **_arrays.beside(like)), axis=0))
+    return Column(xp.take(row, xp.asarray(np.asarray(which, np.int32), **_arrays.beside(like)), axis=0))
 
 
 _PLAIN = (int, float, str, bool, type(None))
@@ -223,99 +223,8 @@ class Work:
         return real
 
 
-class Outcome(NamedTuple):
-    """What a chain makes of a gradient."""
-
-    step: Any
-    landed: Any = None
-    """The new parameter, if it is more than the old one plus the step: links behind the step, or rounding, made it."""
-    keep: Callable[[Any, Any], Any] | None = None
-    """``keep(new, old)``, where a link may have held the step back."""
-    master: Any = None
-    """The parameter with all its digits, where it is kept beside the one that is stored."""
-
-    def params(self, p: Any) -> Any:
-        """Return the new parameter."""
-        old = p if self.master is None else self.master
-        new = old + self.step if self.landed is None else self.landed
-        return self.keep(new, old) if self.keep else new
-
-    def change(self, p: Any) -> Any:
-        """Return what is added to the parameter."""
-        if self.master is None:
-            u = self.step if self.landed is None else self.landed - p
-        else:
-            u = (self.master + self.step if self.landed is None else self.landed) - p
-        return self.keep(u, None) if self.keep else u
-
-
 def chosen(xp: Any, go: Any, new: Any, old: Any) -> Any:
     """Select by a scalar, 1 or 0, that nobody may look at; None stands for 0."""
     like = old if new is None else new
     zero = 0.0 * xp.where(xp.isfinite(like), like, 0.0)
     return xp.where(xp.real(zero) + go > 0.5, zero if new is None else new, zero if old is None else old)
-
-
-def compose(
-    pieces: tuple[Piece, ...], hs: list[Any], xp: Any, p: Any, g: Any, slots: Mapping[str, Any], upto: int | None = None
-) -> tuple[Outcome, dict[str, Any]]:
-    """Run a chain on arrays, or on symbols that stand for them: what becomes of the parameter, and the new slots.
-
-    With ``upto``, stop at that piece and return the terms that it wants summed, in place of slots.
-    """
-    step, moved, x, grad = g, None, g, g
-    new: dict[str, Any] = {}
-    go: Any = None
-    kept = {n: piece for piece in pieces if piece.storage for n in piece.slots}
-    master = slots[kept["master"].slot("master")] if "master" in kept else None
-    error = slots[kept["error"].slot("error")] if "error" in kept else None
-    p = p if master is None else master
-    noisy = next((i for i, piece in enumerate(pieces) if piece.storage and piece.statics.get("noisy")), None)
-
-    def keep(made: Any, old: Any) -> Any:
-        return made if made is old else chosen(xp, go, made, old)
-
-    def land(u: Any) -> Any:
-        return p + u if error is None else rounded(xp, p + (u + error), kept["error"].statics["stored"])
-
-    for i, piece in enumerate(pieces):
-        if piece.after and moved is None:
-            step, x = x, land(x)
-            moved = x
-        if piece.enter is not None:
-            x = grad = piece.enter(hs[i], x)
-        own = {n: slots.get(piece.slot(n)) for n in piece.slots if piece.whole or piece.slot(n) in slots}
-        if i == upto:
-            assert piece.reduce is not None
-            more = {"grad": grad} if piece.asks_sum else {}
-            return Outcome(x), piece.reduce(hs[i], xp, p, x, **own, **more)
-        out = (x, *own.values())
-        if not piece.storage:
-            out = piece.update(hs[i], xp, p, x, **own, **({"grad": grad} if piece.asks else {}))
-        x, *rest = out if isinstance(out, tuple) else (out,)
-        if len(rest) != len(piece.slots):
-            raise TypeError(
-                f"{piece.place}: update returned {len(rest)} state arrays after the step, but its signature declares "
-                f"{len(piece.slots)} ({', '.join(piece.slots) or 'none'})"
-            )
-        for n, made in zip(piece.slots, rest, strict=True):
-            new[piece.slot(n)] = made if go is None or made is None else keep(made, own.get(n, made))
-        if piece.gates:
-            go = hs[i].go if go is None else go * hs[i].go
-    step, landed = (x, None) if moved is None else (step, None if x is moved else x)
-    if error is not None:
-        if landed is not None:
-            raise TypeError('rounding="kahan" with a link that moves the new parameter: use master_weights=True there')
-        landed = land(step)
-    if noisy is not None:
-        h, stored = hs[noisy], pieces[noisy].statics["stored"]
-        key = (h.low, h.high, h.leaf, h.seed_low, h.seed_high)
-        made = xp.noise(*key) if isinstance(xp, Tape) else noise(xp, p, *key)
-        landed = shaken(xp, p + step if landed is None else landed, stored, made)
-    outcome = Outcome(step, landed, None if go is None else keep, master)
-    if master is not None:
-        new[kept["master"].slot("master")] = outcome.params(p)
-    if error is not None:
-        rest = (step + error) - (landed - p)
-        new[kept["error"].slot("error")] = rest if go is None else keep(rest, error)
-    return outcome, new

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from xopt import _scalars, _trace
-from xopt._pieces import Outcome, Piece, compose, scalar_name
+from xopt._compose import Outcome, compose
+from xopt._pieces import Piece, scalar_name
 
 
 class _Recorded:
@@ -46,13 +47,15 @@ class Plan:
         self.kind = first = _trace.COMPLEX if complex else _trace.REAL
         self.terms = {i: terms(piece) for i, piece in enumerate(pieces) if piece.reduce}
         """For each piece that reduces, the names of its sums."""
+        self.codes: dict[str, str] = next((piece.statics.get("codes", {}) for piece in pieces if piece.storage), {})
+        """Slots that are kept in 8 bits, and how."""
         self.whole = any(piece.whole for piece in pieces)
         """Whether some piece computes with whole arrays: then nothing is recorded, and the eager runner serves."""
         if self.whole:
             ends = tuple(piece for piece in pieces if piece.storage or (piece.after and not piece.whole))
             if any("error" in piece.slots for piece in ends if piece.storage) and len(ends) < len(pieces):
                 plan(ends, complex)  # raises where they do not go together
-            apart = [plan((piece,), complex) for piece in pieces if not piece.whole]
+            apart = [plan((piece,), complex) for piece in pieces if not piece.whole and not self.codes]
             self.live = tuple(
                 piece.slot(n)
                 for piece in pieces
@@ -184,6 +187,21 @@ def plan(pieces: tuple[Piece, ...], complex: bool) -> Plan:
             _plans.clear()
         _plans[key] = Plan(pieces, complex)
     return _plans[key]
+
+
+def fitted_plan(chain: tuple[Piece, ...], dtype: Any, complex: bool, size: int) -> Plan:
+    """Return the programs of a chain for parameters of a dtype and a size, as the caller wants these to be stored."""
+    at = next((i for i, piece in enumerate(chain) if piece.storage), None)
+    if at is None:
+        return plan(chain, complex)
+    storage = chain[at].storage
+
+    def stored(codes: dict[str, str]) -> Plan:
+        return plan((*chain[:at], storage.fitted(chain[at], dtype, codes), *chain[at + 1 :]), complex)
+
+    usual = stored({})
+    codes = storage.codes(chain, usual.live, dtype, size)
+    return stored(codes) if codes else usual
 
 
 def host_scalars(piece: Piece, h: dict[str, Any]) -> dict[str, Any]:

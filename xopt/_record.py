@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from xopt import _arrays, _tree
+from xopt._blocks import SCALE, is_scale
 from xopt._layout import Layout
 from xopt._safetensors import CheckpointError, Tensor, memory
 from xopt._scalars import STEP_LIMIT
@@ -170,6 +171,7 @@ def check(source: Source, run: Run, *, strict: bool, cast: bool, hyper: bool, wh
             problems += [f"{name}: {why}"] if why else []
         elif strict:
             problems.append(f"{name}: {'missing' if name in wanted else 'not among the arrays of this run'}")
+    problems += [f"{name}: without {other}" for name, other in _codes(wanted) if name in found and other not in found]
     if whole:
         missing = [name for name in run.places(True) if name not in found]
         problems += [f"{name}: missing, and a step was interrupted while it wrote" for name in missing]
@@ -201,6 +203,12 @@ def migrated(source: Source) -> dict[str, Any]:
     return meta
 
 
+def _codes(places: dict[str, Place]) -> list[tuple[str, str]]:
+    """Pair every array of codes with the one that has its scales, both ways."""
+    found = [(f"state/{x.slot.removeprefix(SCALE)}/{x.key}", n) for n, x in places.items() if is_scale(x.slot)]
+    return found + [(b, a) for a, b in found]
+
+
 def _misfit(found: Any, want: Any, cast: bool) -> str:
     """Say why an array cannot go where another one is."""
     if tuple(found.shape) != tuple(want.shape):
@@ -208,6 +216,8 @@ def _misfit(found: Any, want: Any, cast: bool) -> str:
     dtype = _arrays.dtype_name(want)
     if found.dtype == dtype:
         return ""
+    if found.dtype not in _arrays.DTYPES or dtype not in _arrays.DTYPES:
+        return f"dtype {found.dtype}, but here it is {dtype}; the codes of state in 8 bits are not converted"
     if _arrays.DTYPES[found.dtype].complex and not _arrays.DTYPES[dtype].complex:
         return f"dtype {found.dtype}, but here it is {dtype}, which is real"
     return "" if cast else f"dtype {found.dtype}, but here it is {dtype}; cast=True rounds it"
@@ -330,7 +340,7 @@ class Memory:
         self._arrays |= {f"params/{key}": x for key, x in _items(state.get("params", {}))}
         self.tensors = {}
         for name, x in self._arrays.items():
-            if _arrays.library(x) is None or _arrays.dtype_name(x) not in _arrays.DTYPES:
+            if _arrays.library(x) is None or _arrays.dtype_name(x) not in _arrays.BYTES:
                 raise CheckpointError(self.where, [f"{name}: {type(x).__name__}, but it must be an array of numbers"])
             self.tensors[name] = _tensor(x)
 

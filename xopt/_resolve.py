@@ -247,7 +247,7 @@ class Resolver:
         return xp.take(xp.concat([old, new]), self._index(old, order), axis=0)
 
     def _index(self, like: Any, places: Any) -> Any:
-        return self._layout.xp.asarray(np.asarray(places), **_arrays.beside(like))
+        return self._layout.xp.asarray(np.asarray(places, np.int32), **_arrays.beside(like))  # some have no int64
 
     def _total(self, n: str, sums: list[H], members: list[tuple[int, int]], works: list[Work]) -> Any:
         """Sum over the tree, in the order of its leaves."""

@@ -22,7 +22,7 @@ import numpy as np
 from xopt import _arrays
 from xopt._atomic import replacing, reserve
 
-_TAGS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+_TAGS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64", "int8": "I8", "uint8": "U8"}
 _PART = {"complex64": "float32", "complex128": "float64"}
 _HOST = {"bfloat16": "<u2", "float16": "<f2", "float32": "<f4", "float64": "<f8"}
 _LONGEST = 100_000_000  # bytes of a header, as in the safetensors library

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Hashable, Mapping
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from xopt import _arrays, _scalars, _trace, _tree
 from xopt._choice import choose
 from xopt._layout import Layout
 from xopt._pieces import Chains, Piece, Work
-from xopt._plan import Plan, plan
+from xopt._plan import Plan, fitted_plan, plan
 from xopt._resolve import Resolver, places
 from xopt._runners import eager
 from xopt._storage import USUAL, Storage
@@ -63,8 +64,7 @@ class Stages:
                 self.batch_of.append(None)
                 continue
             split = d.complex and any(piece.statics.get("complex") == "split" for piece in self.chains[chain])
-            fitted = (piece.storage.fitted(piece, d) if piece.storage else piece for piece in self.chains[chain])
-            own = plan(tuple(fitted), d.complex and not split)
+            own = fitted_plan(self.chains[chain], d, d.complex and not split, math.prod(layout.shapes[k]))
             kind = (id(own), d, str(layout.devices[k]))
             if kind not in by_kind:
                 by_kind[kind] = Batch(own, d, split, eager if own.whole else self.runner)
@@ -120,7 +120,9 @@ class Stages:
 
     def slot_dtype(self, name: str, k: int) -> str:
         """Name the dtype of a slot of parameter ``k``: that of its arithmetic, unless the caller wants another one."""
-        return self._storage.slot(self._owner[name], name, self.layout.dtypes[k], self._usual_dtype(name, k))
+        batch = self.batch_of[k]
+        codes = batch.plan.codes if batch else {}
+        return self._storage.slot(self._owner[name], name, self.layout.dtypes[k], self._usual_dtype(name, k), codes)
 
     def _usual_dtype(self, name: str, k: int) -> str:
         d, batch = self.layout.dtypes[k], self.batch_of[k]

@@ -187,6 +187,10 @@ class Tape:
         """Record numbers in [0, 1) that depend on the element and on these scalars, as `random.noise` makes them."""
         return self._append(Node("noise", tuple(self._argument("noise", x) for x in key), REAL))
 
+    def largest(self, size: Symbol) -> Symbol:
+        """Record the largest of the numbers, none below 0, of the block that an element is in."""
+        return self._append(Node("largest", (size.index,), REAL))
+
     def _kind_of(self, op: str, args: tuple[Any, ...], kinds: set[str]) -> str:
         if op == "where":
             if not (isinstance(args[0], Symbol) and args[0].kind == BOOL):

@@ -14,7 +14,7 @@ from xopt.wrappers import _Around
 __all__ = ["Precision"]
 
 Rounding: TypeAlias = Literal["nearest", "stochastic", "kahan"]
-StateDType: TypeAlias = Literal["float16", "bfloat16", "float32"] | None
+StateDType: TypeAlias = Literal["float16", "bfloat16", "float32", "int8"] | None
 
 
 class _Kept(Part):
@@ -22,7 +22,7 @@ class _Kept(Part):
 
     rounding: Rounding = "nearest"
     master_weights: bool = False
-    state_dtype: Literal["float16", "bfloat16", "float32", None] = static(default=None)
+    state_dtype: Literal["float16", "bfloat16", "float32", "int8", None] = static(default=None)
     seed: int = static(default=0, ge=0, le=2**32 - 1)
 
     @staticmethod
@@ -66,9 +66,11 @@ class Precision(_Around):
         For parameters of more digits it does nothing.
     state_dtype
         In which dtype the state is kept; arithmetic stays in float32 at least. None is that of the arithmetic. State of
-        complex numbers can be ``"float32"`` only. Averages of parameters (:class:`~xopt.EMA`), state that begins as
-        a copy of them (of schedule-free rules, say) and gradients that are added up (:class:`~xopt.Accumulate`) stay in
-        the dtype of the arithmetic, because they would stall.
+        complex numbers can be ``"float32"`` only. ``"int8"`` keeps the moments of :class:`~xopt.Adam`,
+        :class:`~xopt.AdamW`, :class:`~xopt.Lion` and :class:`~xopt.SGD` in codes of 8 bits, of parameters with 4096
+        elements or more; all other state is not changed by it. Averages of parameters (:class:`~xopt.EMA`), state that
+        begins as a copy of them (of schedule-free rules, say) and gradients that are added up
+        (:class:`~xopt.Accumulate`) stay in the dtype of the arithmetic, because they would stall.
     seed
         Of stochastic rounding: 0 to 2³² - 1.
 
@@ -76,14 +78,23 @@ class Precision(_Around):
     ------
     ValueError, TypeError
         For ``"kahan"`` or ``"stochastic"`` with master weights, of which one is enough; for a seed without
-        ``"stochastic"``; for ``"kahan"`` with a link that moves the new parameter, such
-        as :class:`~xopt.Box`; for a state dtype that the library does not have.
+        ``"stochastic"``; for ``"int8"`` with a rule that has no such moments, or a complex parameter; for ``"kahan"``
+        with a link that moves the new parameter, such as :class:`~xopt.Box`; for a state dtype that the library does
+        not have.
 
     Notes
     -----
     State: that of the rule. ``precision.error`` takes 2 bytes a bfloat16 parameter, 4 a float32 one;
     ``precision.master`` 4 bytes a parameter of half precision. With the gradient and the two moments of Adam, bytes a
     bfloat16 parameter: 12 plain, 14 with ``"kahan"``, 16 with master weights, 8 with ``state_dtype="bfloat16"``.
+
+    In 8 bits (Dettmers et al. 2022), 128 numbers that follow each other in C order share a scale s, the largest size
+    among them: an average c of int8 stands for ±(c/127)²·s, an average of squares c of uint8 for (c/255)⁴·s. The
+    nearest is kept, by roots; a square that is not 0 does not become 0. Slots ``m`` of int8 and ``v`` of uint8, and for
+    each one more, ``precision.scale.0.adam.m`` and so on, a vector with a number a block in the dtype of the
+    arithmetic: together 2.06 bytes a parameter for Adam, 1.03 for Lion. First moments of less than 1/65,000 of the
+    largest of their block are 0: a parameter hardly moves beside one whose gradients are a million times larger. An
+    infinity or a NaN in a block makes all of its moments such.
 
     Second moments in bfloat16 stop to follow at about a quarter of the truth with b2 = 0.999, because v + (g² - v)/1000
     rounds to v; in float16 they are 0 for gradients below 1e-3, and infinite for sums above 65504.
@@ -100,6 +111,8 @@ class Precision(_Around):
     ----------
     W. Kahan (1965), Further remarks on reducing truncation errors, Communications of the ACM 8 (1), page 40.
     P. Zamirai, J. Zhang, C. Aberger, C. De Sa (2020), Revisiting bfloat16 training, arXiv:2010.06192, Algorithm 4.
+    T. Dettmers, M. Lewis, S. Shleifer, L. Zettlemoyer (2022), 8-bit optimizers via block-wise quantization,
+    arXiv:2110.02861, sections 2 and 3 (there with blocks of 2048, and codes of another spacing).
     P. Micikevicius et al. (2018), Mixed precision training, arXiv:1710.03740, section 3.1 (master weights).
 
     Examples
@@ -133,6 +146,11 @@ class Precision(_Around):
             raise ValueError(f"Precision: seed={seed!r} does nothing without rounding='stochastic'")
         kept = _Kept(rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed)
         super().__init__(rule, kept)
+        if state_dtype == "int8" and not any(link.part.moments for link in rule._all_links()):
+            raise ValueError(
+                f"Precision: state_dtype='int8', but {rule!r} has no state that may be kept in 8 bits; Adam, AdamW, "
+                f"Lion and SGD have"
+            )
 
     def __repr__(self) -> str:
         assert isinstance(self._first, _Kept)

@@ -23,6 +23,7 @@ from xopt._part import Array as Array
 from xopt._part import H as H
 from xopt._part import Hyper as Hyper
 from xopt._part import Link as Link
+from xopt._part import Moments as Moments
 from xopt._part import Part as Part
 from xopt._part import routed as routed
 from xopt._pieces import Chains, Piece

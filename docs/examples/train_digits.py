@@ -113,6 +113,7 @@ RULES = {  # with learning rates that suit this problem
     "rmsprop": (2e-3, xopt.RMSProp),
     "adam": (3e-3, xopt.Adam),
     "adamw": (3e-3, xopt.AdamW),
+    "lion": (5e-4, xopt.Lion),
 }
 SCHEDULES = {
     "constant": lambda lr, n: xopt.schedules.constant(lr),
@@ -182,6 +183,7 @@ def arguments(argv):
     add("--lr", type=float, help="learning rate; by default one that suits the optimizer")
     add("--schedule", default="cosine", choices=SCHEDULES)
     add("--clip", type=float, metavar="NORM", help="clip the gradients to this global norm")
+    add("--state-dtype", choices=["float32", "bfloat16", "int8"], help="keep the state in fewer digits")
     add("--runner", help="how xopt computes a step; by default the best there is for the library")
     add("--epochs", type=count, default=30)
     add("--batch", type=count, default=64)
@@ -222,7 +224,7 @@ def train(args):
     rule = make(lr=SCHEDULES[args.schedule](default if args.lr is None else args.lr, batches * args.epochs))
     if args.clip is not None:
         rule = xopt.chain(xopt.ClipByGlobalNorm(args.clip), rule)
-    opt = xopt.Optimizer(params, rule, runner=args.runner)
+    opt = xopt.Optimizer(params, rule, runner=args.runner, state_dtype=args.state_dtype)
 
     losses, accuracies, seconds = [], [], []
     epochs = Progress(args.epochs, args.quiet)

@@ -72,7 +72,7 @@ class Leaves:
         self.plain = [all(row) for row in zip(*_plain(columns), strict=True)]
         self._one_axis = all(len(shape) == 1 for shape in self.shapes)
         self._flat = {n: self._flatten(column) for n, column in columns.items()}
-        self._tasks: dict[tuple[int, int, bool], list[Task]] = {}
+        self._tasks: dict[tuple[int, int, bool, bool], list[Task]] = {}
 
     def _flatten(self, column: list[NDArray]) -> list[NDArray]:
         if self._one_axis:
@@ -99,21 +99,21 @@ class Leaves:
         """Whether these have the very tasks of others, so that what is known of one holds for the other."""
         return self._tasks is other._tasks
 
-    def tasks(self, tile: int, part: int, whole: bool = False) -> list[Task]:
+    def tasks(self, tile: int, part: int, whole: bool = False, apart: bool = False) -> list[Task]:
         """Cut into tasks: leaves of at most half a tile share one, in their order; others are cut into parts.
 
-        With ``whole``, a large leaf whose memory is not plain is left whole.
+        With ``whole``, a large leaf whose memory is not plain is left whole. With ``apart``, no leaves share a tile.
         """
-        if (tile, part, whole) not in self._tasks:
-            self._tasks[tile, part, whole] = self._cut(tile, part, whole)
-        return self._tasks[tile, part, whole]
+        if (tile, part, whole, apart) not in self._tasks:
+            self._tasks[tile, part, whole, apart] = self._cut(tile, part, whole, apart)
+        return self._tasks[tile, part, whole, apart]
 
-    def _cut(self, tile: int, part: int, whole: bool) -> list[Task]:
+    def _cut(self, tile: int, part: int, whole: bool, apart: bool) -> list[Task]:
         tasks: list[Task] = []
         group: list[int] = []
         room = tile
         for k, (size, plain) in enumerate(zip(self.sizes, self.plain, strict=True)):
-            if plain and 0 < size <= tile // 2:
+            if plain and 0 < size <= tile // 2 and not apart:
                 if size > room:
                     tasks.append(Task(group, [self.sizes[i] for i in group]))
                     group, room = [], tile

@@ -42,6 +42,18 @@ def u2_at(address: Any) -> Any:
 
 
 @njit
+def i1_at(address: Any) -> Any:
+    """Return a pointer to codes with a sign."""
+    return _pointer(address, types.int8)
+
+
+@njit
+def u1_at(address: Any) -> Any:
+    """Return a pointer to codes without a sign."""
+    return _pointer(address, types.uint8)
+
+
+@njit
 def i4_at(address: Any) -> Any:
     """Return a pointer to 32-bit integers."""
     return _pointer(address, types.int32)
@@ -158,6 +170,40 @@ def to_float16(x: Any) -> Any:
     normal = (size - u(112 << 23) + u(0xFFF) + odd) >> u(13)
     found = special if size >= u(0x47800000) else (small if size < u(113 << 23) else normal)
     return types.uint16(found | (sign >> u(16)))
+
+
+@njit
+def of_int8(x: Any) -> Any:
+    """Return a code as a number."""
+    return types.float32(x)
+
+
+of_uint8 = of_int8
+
+
+@njit
+def to_int8(x: Any) -> Any:
+    """Truncate a number to a code."""
+    return types.int8(types.int32(x))
+
+
+@njit
+def to_uint8(x: Any) -> Any:
+    """Truncate a number to a code."""
+    return types.uint8(types.int32(x))
+
+
+@njit
+def largest(rows: Any, bits: Any, k: Any, n: Any) -> Any:
+    """Return the largest of the first ``n`` numbers of row ``k``, none below 0; of a NaN, NaN.
+
+    Compilers find the largest of integers many at a time, but not of floating-point numbers, where NaN is a case.
+    """
+    top = bits[k, 0]
+    for i in range(1, n):
+        top = max(top, bits[k, i])
+    bits[-1, 0] = top
+    return rows[-1, 0]
 
 
 @njit

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from xopt import _arrays, _reduce
-from xopt._pieces import Values, Work, compose
+from xopt._compose import compose
+from xopt._pieces import Values, Work
 from xopt._scalars import Unwrapped
 from xopt._trace import Program
 

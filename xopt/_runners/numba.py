@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xopt import _arrays, _emit_numba, _reduce
+from xopt._blocks import BLOCK
 from xopt._lower import Unsupported, lower
 from xopt._pieces import Column, Piece, Values, Work
 from xopt._runners import _objects, _pool
@@ -221,6 +222,7 @@ class Numba:
         """Find the tasks and the addresses; of what stays from step to step, only once."""
         sizes = [math.prod(x.shape) << work.split for x in work.loads["p"]]
         task = self._task if place is None else _reduce.CHUNK
+        task = -(-task // BLOCK) * BLOCK if work.plan.codes else task
         cut = [(k, low, min(task, size - low)) for k, size in enumerate(sizes) for low in range(0, size, task)]
         tasks = np.asarray(cut, np.int64).reshape(-1, 3)
         addresses = np.zeros((len(kernel.columns.arrays), len(sizes)), np.int64)
@@ -265,7 +267,7 @@ def title(pieces: tuple[Piece, ...], dtype: Any, place: int | None = None) -> st
 
 def stored(work: Work) -> tuple[tuple[str, str], ...]:
     """Return the dtype that each array is stored in, of complex ones that of their parts."""
-    return tuple((n, _arrays.DTYPES[_arrays.dtype_name(column[0])].part) for n, column in work.loads.items())
+    return tuple((n, _arrays.part(_arrays.dtype_name(column[0]))) for n, column in work.loads.items())
 
 
 @functools.lru_cache(maxsize=512)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
+from xopt.rule import Array, H, Hyper, Moments, Rule, abs2, hyper, static
 
 __all__ = ["Adam", "AdamW"]
 
@@ -66,6 +66,7 @@ class Adam(Rule):
     amsgrad: bool = False
     eps_mode: Literal["outside", "inside", "hat"] = "outside"
     bias: Literal["standard", "first", "none"] = "standard"
+    moments: ClassVar[Moments] = {"m": "signed", "v": "square"}
 
     @staticmethod
     def update(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, H, Hyper, Rule, hyper
+from xopt.rule import Array, H, Hyper, Moments, Rule, hyper
 
 __all__ = ["SGD"]
 
@@ -73,6 +73,7 @@ class SGD(Rule):
     dampening: Hyper | None = hyper(default=None, ge=0, le=1)
     nesterov: bool = False
     form: Literal["lr_outside", "lr_inside", "ema"] = "lr_outside"
+    moments: ClassVar[Moments] = {"m": "signed"}
 
     def _check(self) -> None:
         super()._check()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, H, Hyper, Rule, hyper, is_complex, sign, static
+from xopt.rule import Array, H, Hyper, Moments, Rule, hyper, is_complex, sign, static
 
 __all__ = ["Lion", "Rprop", "SignSGD", "Signum"]
 
@@ -135,6 +135,7 @@ class Lion(Rule):
     b1: Hyper = hyper(default=0.9, ge=0, lt=1)
     b2: Hyper = hyper(default=0.99, ge=0, lt=1)
     decay: Literal["l2", "lr", "independent"] = static(default="lr", kw_only=True)
+    moments: ClassVar[Moments] = {"m": "signed"}
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0) -> tuple[Array, ...]:
