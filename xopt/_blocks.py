@@ -36,8 +36,8 @@ def count(size: int) -> int:
 def decoded(xp: Any, code: Any, scale: Any, kind: str) -> Any:
     """Return the numbers that codes stand for: (c/127)²·s with the sign of c, or (c/255)⁴·s."""
     if kind == "signed":
-        return code * xp.abs(code) / 16129.0 * scale
-    root = code * code / 65025.0
+        return code * xp.abs(code) * (1 / 16129) * scale  # 16129 · fl(1/16129) is 1, so that the scale comes back
+    root = code * code * (1 / 65025)  # and so is 65025 · fl(1/65025)
     return root * root * scale
 
 
