@@ -30,6 +30,7 @@ LIBRARIES = {
     ],
 }
 THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+THREADS |= {"PYTHONDONTWRITEBYTECODE": ""}  # else each of hundreds of processes compiles every test again
 WORKERS = ["-n", "auto", "--dist", "worksteal"]
 
 

@@ -684,6 +684,7 @@ def run(name: str, library: str, tests: list[str]) -> tuple[int, dict[str, str],
         path = os.pathsep.join([folder, str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
         more = {"PYTHONPATH": path, "XOPT_FAULT_REPORT": str(report), "XOPT_CACHE_DIR": folder}
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        more |= {"PYTHONDONTWRITEBYTECODE": ""}  # of what is planted none is written; the rest is compiled once
         command = [sys.executable, "-m", "pytest", "-p", "faults", "-q", "--tb=line", "-p", "no:cacheprovider",
                    "--library", library, *tests]  # fmt: skip
         env = {**os.environ, **threads, **more, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}

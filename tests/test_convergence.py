@@ -219,7 +219,7 @@ def broken(kind: type[xopt.Rule], slot: str | None) -> type[xopt.Rule]:
 def slots_of(text: str) -> list[str | None]:
     """Return the arrays of state that change from step to step, and None."""
     rule, p = convergence.rule_of(text, 0.1), np.asarray([[1.0, -2.0], [3.0, 0.5]])
-    first, (_, state) = rule.init(p), walk(rule, p, [p, -2 * p, p])
+    first, (_, state) = rule.init(p), walk(rule, p, [p, -2 * p, p], runner="eager")  # as files are read: quickly
     changed = [n.rpartition(".")[2] for n, x in first.slots.items() if x is not None and np.any(state.slots[n] != x)]
     return [None, *(n for n in changed if n in inspect.signature(type(rule).update).parameters)]
 

@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_digits(digits: Any) -> None:
 
 def test_libraries_agree(digits: Any, lib: Lib) -> None:
     """The final loss in float64 is the same to 1e-4 on every library that the script knows."""
-    if lib.name not in ("torch", "jax", "cupy") or lib.guise in ("grad", "jit"):
+    if lib.name not in ("torch", "jax", "cupy") or lib.guise == "grad":
         pytest.skip("not a library of the script")
     args = ("--epochs", "4", "--optimizer", "rmsprop", "--schedule", "cosine")
     want = quick(digits, "--library", "numpy", *args)["training loss"]
@@ -205,7 +205,7 @@ def few(name: str, *args: str) -> Any:
 @pytest.mark.parametrize("name", SMALL)
 def test_libraries_minimize_alike(name: str, lib: Lib) -> None:
     """A dozen evaluations of float64 make of roundings (1e-16) no more than 1e-9, on any library and by any method."""
-    if lib.name not in ("torch", "jax", "cupy") or lib.guise in ("grad", "jit"):
+    if lib.name not in ("torch", "jax", "cupy") or lib.guise == "grad":
         pytest.skip("not a library of the scripts")
     (want, before), (got, after) = few(name, "--library", "numpy"), few(name, "--library", lib.name)
     for method in want:

@@ -223,7 +223,7 @@ opt = xopt.Optimizer(p, xopt.SGD(1.0), runner=Tiled(64, 3))
 opt.step(np.ones(5000))
 atexit.register(lambda: (opt.step(np.ones(5000)), print(set(p.tolist()))))
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert out.stdout == "{-1.0}\n", out.stderr
 
 

@@ -42,7 +42,7 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     code = "import sys, numpy as np, xopt\nxopt.Optimizer(np.ones(2), xopt.SGD()).load(sys.argv[1])"
     out = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "pipe")], capture_output=True, text=True, check=False, timeout=20
+        [sys.executable, "-c", code, str(tmp_path / "pipe")], capture_output=True, text=True, check=False, timeout=120
     )
     assert "CheckpointError" in out.stderr
 
@@ -86,17 +86,19 @@ def test_no_thread_outlives_any_exception_of_a_signal_handler() -> None:
         pass
 
     def stop(*_: Any) -> None:
+        raised.set()
         raise Stop
 
-    begun, ended = threading.Event(), threading.Event()
+    begun, raised, ended = threading.Event(), threading.Event(), threading.Event()
 
     def slow() -> None:
         begun.set()
-        time.sleep(1)
+        assert raised.wait(60)
+        time.sleep(0.5)
         ended.set()
 
     def first() -> None:
-        assert begun.wait(10)
+        assert begun.wait(60)
         signal.setitimer(signal.ITIMER_REAL, 0.2)
 
     old = signal.signal(signal.SIGALRM, stop)

@@ -120,7 +120,7 @@ class Waits(Rule):
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:
         if isinstance(p, np.ndarray):
             inside.set()
-            assert go_on.wait(10)
+            assert go_on.wait(60)
         return -h.lr * g
 
 
@@ -209,7 +209,7 @@ print("both")
 def test_a_child_goes_on_where_it_was_forked(tmp_path: Any) -> None:
     """With a pool of its own: the threads of the parent are not there."""
     command = [sys.executable, "-W", "ignore", "-c", FORK, str(tmp_path / "run-")]
-    out = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    out = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert out.stdout == "both\n", out.stderr
 
 

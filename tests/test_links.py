@@ -11,7 +11,7 @@ import pytest
 from catalog import links, sgd
 from catalog.links import LINKS, Link
 from conftest import Lib, walk
-from test_rules import NEW, assert_close, leaves, length, problem, run
+from test_rules import NEW, assert_close, by_apply, leaves, length, problem, run
 from test_runners import awkward, poison, same_bits, trajectory
 
 import xopt
@@ -77,7 +77,7 @@ def test_every_field_is_given_by_some_row() -> None:
 def test_oracle(lib: Lib, row: Link, options: dict[str, Any], dtype: str, rng: np.random.Generator) -> None:
     if (dtype == "complex128" and not row.complex) or (lib.name == "dask" and row.link is xopt.Simplex):
         pytest.skip(f"{row.link.__name__} of {dtype} on {lib.name}")
-    params, grads = problem(rng, dtype, min(length(lib), 8))
+    params, grads = problem(rng, dtype, min(length(lib), 8), lib if dtype != "float64" else None)
     rule = chained(row, options)
     got, state = run(lib, rule, params, grads)
     want, read = oracle(row, options, params, grads)
@@ -97,7 +97,7 @@ def test_half(lib: Lib, row: Link, dtype: str, rng: np.random.Generator) -> None
     """One step: rounded once, when it is stored; averages are kept in float32."""
     if lib.name == "dask" and row.link is xopt.Simplex:
         pytest.skip("no sort")
-    params, grads = problem(rng, "float32", steps=1)
+    params, grads = problem(rng, "float32", 1, lib)
     back = lambda x: lib.numpy(lib.array(x, dtype)).astype(np.float32)
     params, grads = NEW(back, params), [NEW(back, g) for g in grads]
     options = row.options[0]
@@ -113,10 +113,11 @@ def test_half(lib: Lib, row: Link, dtype: str, rng: np.random.Generator) -> None
 def test_optimizer_equals_apply(lib: Lib, row: Link, options: dict[str, Any], rng: np.random.Generator) -> None:
     if lib.guise == "read-only" or (lib.name == "dask" and row.link is xopt.Simplex):
         pytest.skip("not here")
-    params, grads = problem(rng, "float64", steps=4)
+    params, grads = problem(rng, "float64", 4, lib)
     rule = chained(row, options)
-    want, state = run(lib, rule, params, grads)
-    read = NEW(lib.numpy, rule.eval_params(NEW(lib.array, want), state))
+    other = by_apply(lib)
+    want, state = run(other, rule, params, grads)
+    read = NEW(other.numpy, rule.eval_params(NEW(other.array, want), state))
     opt = xopt.Optimizer(NEW(lib.array, params), rule)
     for g in grads:
         opt.step(NEW(lib.array, g))
@@ -464,7 +465,7 @@ def test_an_average_of_one_is_that_one_to_the_bit(rng: np.random.Generator) -> N
 
 @pytest.mark.parametrize("link", [xopt.EMA(0.5), xopt.SWA(start=2), xopt.Lookahead(k=2), xopt.Cautious(rescale=False)])
 def test_split_complex_is_two_real_parameters(lib: Lib, link: Any, rng: np.random.Generator) -> None:
-    params, grads = problem(rng, "complex128", 4)
+    params, grads = problem(rng, "complex128", 4, lib)
     rule = xopt.chain(SGD.replace(complex="split"), link)
     got, state = run(lib, rule, params, grads)
     read = NEW(lib.numpy, rule.eval_params(NEW(lib.array, got), state))
@@ -510,7 +511,7 @@ def test_an_average_of_a_projection_is_projected(rng: np.random.Generator) -> No
 def test_averaged_restores_to_the_bit_after_an_exception(lib: Lib, rng: np.random.Generator) -> None:
     if lib.guise == "read-only":
         pytest.skip("Optimizer refuses read-only arrays")
-    params, grads = problem(rng, "float32", steps=2)
+    params, grads = problem(rng, "float32", 2, lib)
     opt = xopt.Optimizer(NEW(lib.array, params), xopt.chain(SGD, xopt.EMA(0.5)))
     for g in grads:
         opt.step(NEW(lib.array, g))
@@ -737,7 +738,7 @@ OPTIONS: list[dict[str, Any]] = [{}, {"rho": 0.5}, {"adaptive": True}, {"adaptiv
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 def test_sam(lib: Lib, options: dict[str, Any], dtype: str, rng: np.random.Generator) -> None:
-    params, [grads] = problem(rng, dtype, steps=1)
+    params, [grads] = problem(rng, dtype, 1, lib)
     want = sam(leaves(params), leaves(grads), **{"rho": 0.05, "adaptive": False, "eta": 0.01, **options})
     one = xopt.SAM(**options)
     p, g = NEW(lib.array, params), NEW(lib.array, grads)
@@ -819,7 +820,7 @@ def test_sam_does_not_write_jax_arrays() -> None:
 )
 def test_links_of_an_accumulated_step_see_one_step(lib: Lib, link: Any, rng: np.random.Generator) -> None:
     """Averages count steps and not gradients, and a step that is skipped is none."""
-    params, grads = problem(rng, "float64", 8)
+    params, grads = problem(rng, "float64", 8, lib)
     inner = xopt.chain(SGD, link)
     rule = xopt.Guard(xopt.Accumulate(inner, every=2), "skip")
     broken = NEW(lambda x: x * np.nan, grads[0])

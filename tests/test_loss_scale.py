@@ -98,8 +98,6 @@ def adam(p: Any, grads: list[Any], bad: list[int]) -> Any:
 )
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 def test_oracle(lib: Lib, given: dict[str, Any], dtype: str, rng: np.random.Generator) -> None:
-    if lib.guise == "eager":
-        pytest.skip("the same under jit, which is faster")
     params, grads = small(rng, dtype), [small(rng, dtype) for _ in range(20)]
     poisoned = [MAP(np.copy, g) for g in grads]
     for k in BAD:
@@ -128,8 +126,6 @@ def test_every_option_matters(field: str) -> None:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: repr(rule)[:20])
 def test_the_rule_does_not_notice(lib: Lib, rule: Any, rng: np.random.Generator) -> None:
     """Powers of two divide exactly, clips and norms see what is divided, and a step left out never was: same bits."""
-    if lib.guise == "eager":
-        pytest.skip("the same under jit, which is faster")
     params, grads = small(rng), [small(rng) for _ in range(6)]
     broken = MAP(lambda g: g * np.inf, grads[0])
     state, want = rule.init(send(lib, params)), send(lib, params)
@@ -274,8 +270,6 @@ def test_one_counter() -> None:
 @pytest.mark.parametrize("bad", [2, pytest.param(3, marks=pytest.mark.options)])
 def test_around_accumulate_and_inside_of_it(lib: Lib, bad: int, rng: np.random.Generator) -> None:
     """Inside, the batches of the step are gone together and have one scale; outside, the one that is not finite."""
-    if lib.guise == "eager":
-        pytest.skip("the same under jit, which is faster")
     params, grads = small(rng), [small(rng) for _ in range(8)]
     poisoned = [MAP(np.copy, g) for g in grads]
     poisoned[bad]["tall"][0, 0] = np.nan
@@ -327,8 +321,6 @@ def test_a_batch_without_any_gradient_counts_with_its_step_only(lib: Lib) -> Non
 
 def test_groups_and_dtypes_together(lib: Lib, rng: np.random.Generator) -> None:
     """One scale for all: what overflows in one group holds the others back too, and a frozen one is not looked at."""
-    if lib.guise == "eager":
-        pytest.skip("the same under jit, which is faster")
     rule = xopt.Groups(
         xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(lr=0.5)), ("head", xopt.Adam()), ("old", xopt.Freeze)
     )

@@ -52,7 +52,7 @@ def averages(rule: Any, reference: Any, p: Any, gs: list[Any]) -> Any:
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
 @pytest.mark.parametrize(("rule", "reference"), RULES, ids=lambda x: repr(x) if isinstance(x, xopt.Rule) else "")
 def test_schedule_free(lib: Lib, rule: Any, reference: Any, dtype: str, rng: np.random.Generator) -> None:
-    params, grads = tree(rng, dtype), [tree(rng, dtype) for _ in range(5)]
+    params, grads = tree(rng, dtype, lib=lib), [tree(rng, dtype, lib=lib) for _ in range(5)]
     columns = [optree.tree_leaves(g) for g in grads]
     want = [averages(rule, reference, p, [g[k] for g in columns]) for k, p in enumerate(optree.tree_leaves(params))]
     mine = optree.tree_map(lib.array, params)
@@ -83,8 +83,8 @@ def test_schedule_free(lib: Lib, rule: Any, reference: Any, dtype: str, rng: np.
 def test_optimizer(lib: Lib, rule: Any, rng: np.random.Generator) -> None:
     if lib.guise == "read-only":
         pytest.skip("Optimizer refuses read-only arrays")
-    params, grads = tree(rng), [tree(rng) for _ in range(3)]
-    grads[1]["one"] = None
+    params, grads = tree(rng, lib=lib), [tree(rng, lib=lib) for _ in range(3)]
+    grads[1]["tall"] = None
     want, state = walk(rule, params, grads)
     opt = xopt.Optimizer(optree.tree_map(lib.array, params), rule)
     for g in grads:

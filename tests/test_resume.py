@@ -33,7 +33,7 @@ def test_every_rule_resumes_to_the_same_bits_in_another_process(
 ) -> None:
     """The state is not made anew on load (mlx PR 1329)."""
     monkeypatch.setattr(_blocks, "LEAST", 1)
-    if lib.guise in ("read-only", "grad", "jit") or (lib.name == "strict" and lib.guise != "CPU_DEVICE"):
+    if lib.guise in ("read-only", "grad") or (lib.name == "strict" and lib.guise != "CPU_DEVICE"):
         pytest.skip("the other guise of this library has it")
     rules, (middle, end) = resume.rules(lib.name), resume.steps(lib.name)
     for number, rule in enumerate(rules):

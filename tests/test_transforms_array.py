@@ -18,7 +18,7 @@ LR = 0.1
 @pytest.mark.parametrize("dtype", ["float64", "float32", "complex128"])
 @pytest.mark.parametrize(("transform", "reference"), TRANSFORMS, ids=lambda x: getattr(x, "__name__", repr(x)))
 def test_transforms(lib: Lib, transform: Any, reference: Any, dtype: str, rng: np.random.Generator) -> None:
-    params, grads = problem(rng, dtype, steps=6)
+    params, grads = problem(rng, dtype, 6, lib)
     got, _ = run(lib, xopt.chain(transform, xopt.SGD(LR)), params, grads)
     h = {n: getattr(transform, n) for n in type(transform)._fields}
     kind, changed, want = "complex128" if "c" in dtype else "float64", 0, []

@@ -65,8 +65,8 @@ def slots(lib: Lib, state: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: repr(rule)[:20])
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 def test_k_small_batches_are_one_large_one(lib: Lib, rule: Any, dtype: str, rng: np.random.Generator) -> None:
-    params, k = tree(rng, dtype), 3
-    micro = [tree(rng, dtype) for _ in range(4 * k)]
+    params, k = tree(rng, dtype, lib=lib), 3
+    micro = [tree(rng, dtype, lib=lib) for _ in range(4 * k)]
     large = []
     for j in range(4):
         total = MAP(lambda x: 0.0 * x, micro[0])
@@ -97,8 +97,8 @@ def test_mean_or_sum(total: Any, rng: np.random.Generator) -> None:
 
 def test_a_micro_batch_that_is_not_finite_is_gone_with_its_batch(lib: Lib, rng: np.random.Generator) -> None:
     """Accumulate outside Guard: the whole large batch is left out, and the next starts from nothing."""
-    params = tree(rng)
-    grads = [tree(rng) for _ in range(6)]
+    params = tree(rng, lib=lib)
+    grads = [tree(rng, lib=lib) for _ in range(6)]
     poisoned = [MAP(np.copy, g) for g in grads]
     poisoned[2]["tall"][0, 0] = np.nan
     rule = xopt.Accumulate(xopt.Guard(RULES[1], "skip"), every=2)
@@ -112,10 +112,10 @@ def test_a_micro_batch_that_is_not_finite_is_gone_with_its_batch(lib: Lib, rng: 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: repr(rule)[:20])
 def test_a_skipped_step_never_was(lib: Lib, rule: Any, bad: float, rng: np.random.Generator) -> None:
     """Bias corrections and schedules too go on from the last step that was taken."""
-    params, grads = tree(rng), [tree(rng) for _ in range(6)]
+    params, grads = tree(rng, lib=lib), [tree(rng, lib=lib) for _ in range(6)]
     poisoned = [*grads[:1], *[MAP(np.copy, g) for g in grads[1:3]], *grads[1:]]
     poisoned[1]["list"][0][...] = bad
-    poisoned[2]["turned"][1, 2] = bad
+    poisoned[2]["turned" if "turned" in params else "tall"][1, 1] = bad
     want, state = run(lib, rule, params, grads)
     guarded = xopt.Guard(rule, "skip")
     got, after = run(lib, guarded, params, poisoned)
@@ -130,10 +130,10 @@ def test_a_skipped_step_never_was(lib: Lib, rule: Any, bad: float, rng: np.rando
 
 def test_zero(lib: Lib, rng: np.random.Generator) -> None:
     for dtype in ("float64", "complex128"):
-        params, grads = tree(rng, dtype), [tree(rng, dtype) for _ in range(3)]
+        params, grads = tree(rng, dtype, lib=lib), [tree(rng, dtype, lib=lib) for _ in range(3)]
         clean = [MAP(np.copy, g) for g in grads]
         grads[1]["tall"][1], clean[1]["tall"][1] = np.nan, 0.0
-        grads[1]["one"][0], clean[1]["one"][0] = np.inf, 0.0
+        grads[1]["wide"]["b"][0], clean[1]["wide"]["b"][0] = np.inf, 0.0
         want, _ = run(lib, RULES[2], params, clean)
         got, _ = run(lib, xopt.Guard(RULES[2], "zero"), params, grads)
         same(lib, got, want)
