@@ -45,8 +45,8 @@ SHARED = [
 
 
 def steps(library: str) -> tuple[int, int]:
-    """Return when to save and when to end: early on dask, which computes the graph of all steps for every array."""
-    return (3, 6) if library == "dask" else (7, 20)
+    """Return when to save and when to end: early on dask, which computes the graph of all steps, and on JAX."""
+    return (3, 6) if library in ("dask", "jax") else (7, 20)
 
 
 def rules(library: str) -> list[Any]:
@@ -67,7 +67,8 @@ def rules(library: str) -> list[Any]:
 
 def optimizer(lib: Lib, rule: Any) -> Any:
     """Return an optimizer at the start, of complex parameters too if there is such a thing."""
-    params = tree(np.random.default_rng(0), "float32") | {"mixed": np.asarray([1.0, 2.0])}
+    params = tree(np.random.default_rng(0), "float32", lib=lib) | {"mixed": np.asarray([1.0, 2.0])}
+    params.setdefault("one", np.ones(1, "float32"))
     with_complex = params | {"z": np.asarray([1 + 2j, 3j])}
     try:  # Simplex says no at its first step
         return xopt.Optimizer(optree.tree_map(lib.array, params if "Simplex" in repr(rule) else with_complex), rule)
