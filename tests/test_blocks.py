@@ -332,3 +332,83 @@ def test_another_layout_of_the_state() -> None:
     state.slots[f"{_blocks.SCALE}0.adam.m"] = np.zeros(49, "float32")
     with pytest.raises(ValueError, match=r"shape \(49,\).*\(50,\)"):
         rule.apply(p, p, state)
+
+
+@pytest.mark.parametrize(
+    "link", [xopt.AdaptiveGradientClip(0.1), xopt.Centralize(), xopt.AddNoise(0.1)], ids=lambda x: type(x).__name__
+)
+@pytest.mark.parametrize("more", [{}, {"rounding": "kahan"}, {"master_weights": True}], ids=str)
+def test_beside_links_of_whole_arrays(link: Any, more: Any, rng: np.random.Generator) -> None:
+    """There too the moments are kept, in codes; a step is almost that of a run that keeps them in full."""
+    dtype = "float16" if more else "float32"
+    p = {"w": rng.standard_normal((70, 60)).astype(dtype), "b": rng.standard_normal(7).astype(dtype)}
+    grads = [optree.tree_map(lambda x: rng.standard_normal(x.shape).astype(x.dtype), p) for _ in range(4)]
+    rule = xopt.chain(link, xopt.Adam(0.1))
+    want, _ = walk(xopt.Precision(rule, **more), p, grads)
+    got, state = walk(coded(rule, **more), p, grads)
+    assert same_bits(got["b"], want["b"])
+    np.testing.assert_allclose(got["w"].astype("float64"), want["w"].astype("float64"), atol=0.02)
+    kinds = {"1.adam.m": "int8", "1.adam.v": "uint8"}
+    for n, kind in kinds.items():
+        assert state.slots[n]["w"].dtype == kind
+        assert state.slots[_blocks.SCALE + n]["w"].shape == (33,)
+        assert state.slots[n]["b"].dtype == "float32"
+        assert state.slots[_blocks.SCALE + n]["b"] is None
+
+
+@pytest.mark.needs("torch")
+@pytest.mark.parametrize("runner", ["tiled", pytest.param("numba", marks=pytest.mark.needs("numba"))])
+def test_tiles_of_torch_in_another_order(runner: Any, rng: np.random.Generator) -> None:
+    """The bits of NumPy: what the tiled runner leaves to the eager one is not computed by torch, whose sqrt differs."""
+    torch = pytest.importorskip("torch")
+    params = {"w": np.asfortranarray(rng.standard_normal((70, 60)).astype("float32"))}
+    params["u"] = rng.standard_normal(20_000).astype("float32")
+    grads = [optree.tree_map(lambda x: rng.standard_normal(x.shape).astype("float32"), params) for _ in range(3)]
+    rule = coded(xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam(0.1)))
+    want = trajectory(rule, params, grads, "eager")
+    theirs = [{n: torch.from_numpy(x.copy(order="K")) for n, x in tree.items()} for tree in (params, *grads)]
+    assert not theirs[0]["w"].is_contiguous()
+    found = [x.numpy() for x in trajectory(rule, theirs[0], theirs[1:], runner)]
+    opt = xopt.Optimizer(theirs[0], rule, runner=runner)
+    for g in theirs[1:]:
+        opt.step(g)
+    written = [x.numpy() for x in optree.tree_leaves((opt.params, opt.state.slots))]
+    for got in (found, written):
+        assert all(map(same_bits, got, want))
+
+
+def test_readouts_are_given_numbers() -> None:
+    class Reader(xopt.Rule):
+        lr: Hyper = hyper(default=0.1, ge=0)
+        moments = {"m": "signed"}
+
+        @staticmethod
+        def update(h: Any, xp: Any, p: Any, g: Any, m: Any = 0.0) -> Any:
+            return -h.lr * g, 0.5 * m + g
+
+        @staticmethod
+        def readout(h: Any, xp: Any, p: Any, m: Any) -> Any:
+            return p + m
+
+    found = []
+    for rule in (Reader(), coded(Reader())):
+        p, state = walk(rule, np.ones(5000), [np.full(5000, 0.25)])
+        found.append(rule.eval_params(p, state))
+    np.testing.assert_allclose(*found, rtol=1e-12)
+
+
+def test_moments_are_checked_where_a_rule_is_made() -> None:
+    def update(h: Any, xp: Any, p: Any, g: Any, m: Any = 0.0, top: Any = 1.0) -> Any:
+        return -m * top, m + g, top
+
+    for moments, message in (
+        ({"v": "square"}, r"Own.moments: 'v' is no state array of update; it has m, top"),
+        ({"m": "unsigned"}, r"Own.moments: 'm' is 'unsigned', but it must be 'signed' or 'square'"),
+        ({"top": "signed"}, r"Own.moments: 'top' begins with 1.0, but it must begin with 0.0"),
+        (["m"], r"Own.moments: \['m'\], but it must be a dict"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            type("Own", (xopt.Rule,), {"update": staticmethod(update), "moments": moments})
+    made: Any = type("Other", (xopt.SGD,), {"update": staticmethod(update)})
+    assert made.moments == {}, "another formula"
+    assert type("Same", (xopt.SGD,), {}).moments == xopt.SGD.moments  # type: ignore[attr-defined]

@@ -95,7 +95,7 @@ class Part:
     names the slots that it needs; ``h`` has no results of ``host`` but what is carried."""
     moments: ClassVar[Moments] = {}
     """Slots that begin with 0 and may be kept in 8 bits (``state_dtype="int8"``): averages of numbers of both signs, or
-    averages of squares."""
+    averages of squares. A subclass with another ``update`` says so anew."""
     inputs: ClassVar[tuple[str, ...]] = ()
     """What the caller of a step must give beside the gradients, to be found in ``h``: ``("value",)`` is the loss."""
 
@@ -123,6 +123,9 @@ class Part:
             raise TypeError(f"{cls.__name__}: a link of whole arrays sums by itself; it has no reduce")
         if "update" in vars(cls):
             cls._slots = _slots_of(cls)
+            cls.moments = vars(cls).get("moments", {})  # of another formula, those of the base may be anything
+        if "moments" in vars(cls):
+            _check_moments(cls)
         cls._asking = _asks(getattr(cls, "update", None)), _asks(cls.reduce)
         own = inspect.signature(cls.__init__) if "__init__" in vars(cls) else None
         shown = own.replace(parameters=list(own.parameters.values())[1:]) if own else signature(found)
@@ -322,3 +325,19 @@ def _slots_of(cls: type[Part]) -> dict[str, float | str]:
             )
         found[p.name] = p.default
     return found
+
+
+def _check_moments(cls: type[Part]) -> None:
+    """Refuse what is no state of a rule, or could not be kept in 8 bits."""
+    if not isinstance(cls.moments, Mapping):
+        raise TypeError(f"{cls.__name__}.moments: {cls.moments!r}, but it must be a dict, like {{'m': 'signed'}}")
+    for name, kind in cls.moments.items():
+        if name not in cls._slots:
+            known = ", ".join(cls._slots) or "none"
+            raise TypeError(f"{cls.__name__}.moments: {name!r} is no state array of update; it has {known}")
+        if kind not in ("signed", "square"):
+            raise TypeError(f"{cls.__name__}.moments: {name!r} is {kind!r}, but it must be 'signed' or 'square'")
+        if cls._slots[name] != 0:
+            raise TypeError(
+                f"{cls.__name__}.moments: {name!r} begins with {cls._slots[name]!r}, but it must begin with 0.0"
+            )

@@ -53,14 +53,18 @@ class Plan:
         """Whether some piece computes with whole arrays: then nothing is recorded, and the eager runner serves."""
         if self.whole:
             ends = tuple(piece for piece in pieces if piece.storage or (piece.after and not piece.whole))
-            if any("error" in piece.slots for piece in ends if piece.storage) and len(ends) < len(pieces):
+            if any("error" in x.slots for x in ends if x.storage and not self.codes) and len(ends) < len(pieces):
                 plan(ends, complex)  # raises where they do not go together
-            apart = [plan((piece,), complex) for piece in pieces if not piece.whole and not self.codes]
+            apart = [
+                plan((piece,), complex) for piece in pieces if not piece.whole and not (piece.storage and self.codes)
+            ]
             self.live = tuple(
                 piece.slot(n)
                 for piece in pieces
                 for n in piece.slots
-                if (piece.whole and piece.slots[n] is not None) or any(piece.slot(n) in own.live for own in apart)
+                if (piece.whole and piece.slots[n] is not None)
+                or (piece.storage and self.codes)
+                or any(piece.slot(n) in own.live for own in apart)
             )
             self.kinds = {n: kind for own in apart for n, kind in own.kinds.items()}
             self.changed = self.live

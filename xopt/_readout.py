@@ -9,7 +9,7 @@ from xopt import _arrays
 from xopt._pieces import Values, Work
 from xopt._runners import eager
 from xopt._stages import Stages
-from xopt._storage import ERROR, MASTER
+from xopt._storage import ERROR, MASTER, Digits
 
 
 def evaluated(stages: Stages, state: Any) -> Any:
@@ -56,7 +56,8 @@ def _column(stages: Stages, work: Work, state: Any, taken: Any) -> list[Any]:
         for k in range(len(work.leaves)):
             arrays = eager.compute_arrays(work, k, work.real)
             [h] = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, work.real)))
-            own = {n: arrays[piece.slot(n)] for n in names}
+            digits = Digits(work.pieces, [None] * len(work.pieces), xp, arrays)
+            own = {n: digits.read(piece.slot(n)) for n in names}
             x = piece.readout(h, eager.namespace(work), _whole(arrays), **own)
             found.append(eager.restore(work, xp.asarray(x, copy=True), work.loads["p"][k]))
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -72,7 +73,7 @@ class Tiled:
         """
         leaves, stores, made = _leaves(work), work.outputs, into
         if work.plan.codes and not all(leaves.plain):
-            return eager.prepare(work, values, into)
+            return _by_leaf(work, values, into, leaves)
         if made is None:
             made = {n: fresh_arrays(work, n) for n in work.outputs}
             fresh = {f"new {n}": _views(work.library, column, work.split) for n, column in made.items()}
@@ -110,7 +111,7 @@ class Tiled:
         """Return the sums that piece ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
         leaves, apart = _leaves(work), bool(work.plan.codes)
         if apart and not all(leaves.plain):
-            return eager.sums(work, values, place)
+            return eager.sums(_on_host(work, leaves), values, place)
         tile = min(self._tile(work), _reduce.CHUNK)
         run = Sums(work, place, values, leaves, tile)
         tasks = leaves.tasks(tile, _reduce.CHUNK, whole=True, apart=apart)
@@ -121,6 +122,26 @@ class Tiled:
         return {
             n: np.asarray([_reduce.ordered(x[j] for x in leaf) for leaf in chunks]) for j, n in enumerate(run.names)
         }
+
+
+def _by_leaf(
+    work: Work, values: Values, into: dict[str, list[Any]] | None, leaves: Leaves
+) -> Callable[[], dict[str, list[Any]]]:
+    """Leave a step to the eager runner, on NumPy's arrays: square roots of torch are not always the nearest numbers."""
+    made = {n: fresh_arrays(work, n) for n in work.outputs} if into is None else into
+    views = {n: _views(work.library, column, split=False) for n, column in made.items()}
+    job = eager.prepare(_on_host(work, leaves), values, views)
+
+    def finish() -> dict[str, list[Any]]:
+        job()
+        return made
+
+    return finish
+
+
+def _on_host(work: Work, leaves: Leaves) -> Work:
+    """Return the same work on the same memory, as NumPy sees it."""
+    return replace(work, library="numpy", xp=np, loads=leaves.columns, arenas=None, kept=None)
 
 
 def _go(ready: list[Ready]) -> None:
