@@ -6,7 +6,7 @@ what stands before a sum is recomputed from the same loads rather than kept in m
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from types import SimpleNamespace
 from typing import Any
 
@@ -193,8 +193,11 @@ def plan(pieces: tuple[Piece, ...], complex: bool) -> Plan:
     return _plans[key]
 
 
-def fitted_plan(chain: tuple[Piece, ...], dtype: Any, complex: bool, size: int) -> Plan:
-    """Return the programs of a chain for parameters of a dtype and a size, as the caller wants these to be stored."""
+def fitted_plan(chain: tuple[Piece, ...], dtype: Any, complex: bool, size: int, path: Callable[[], str]) -> Plan:
+    """Return the programs of a chain for parameters of a dtype and a size, as the caller wants these to be stored.
+
+    ``path`` names one such parameter in an error.
+    """
     at = next((i for i, piece in enumerate(chain) if piece.storage), None)
     if at is None:
         return plan(chain, complex)
@@ -204,7 +207,7 @@ def fitted_plan(chain: tuple[Piece, ...], dtype: Any, complex: bool, size: int) 
         return plan((*chain[:at], storage.fitted(chain[at], dtype, codes), *chain[at + 1 :]), complex)
 
     usual = stored({})
-    codes = storage.codes(chain, usual.live, dtype, size)
+    codes = storage.codes(chain, usual.live, dtype, size, path)
     return stored(codes) if codes else usual
 
 

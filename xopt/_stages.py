@@ -6,6 +6,7 @@ import itertools
 import math
 import operator
 from collections.abc import Hashable, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,7 +65,8 @@ class Stages:
                 self.batch_of.append(None)
                 continue
             split = d.complex and any(piece.statics.get("complex") == "split" for piece in self.chains[chain])
-            own = fitted_plan(self.chains[chain], d, d.complex and not split, math.prod(layout.shapes[k]))
+            size, path = math.prod(layout.shapes[k]), partial(layout.path, k)
+            own = fitted_plan(self.chains[chain], d, d.complex and not split, size, path)
             kind = (id(own), d, str(layout.devices[k]))
             if kind not in by_kind:
                 by_kind[kind] = Batch(own, d, split, eager if own.whole else self.runner)

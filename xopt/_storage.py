@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from xopt import _arrays, _blocks
@@ -34,14 +34,16 @@ class Storage(NamedTuple):
         statics = {**piece.statics, "stored": dtype.name, "noisy": noisy, "codes": codes}
         return piece._replace(slots=slots, statics=statics, key=key)
 
-    def codes(self, chain: Iterable[Piece], live: Iterable[str], dtype: _arrays.DType, size: int) -> dict[str, str]:
+    def codes(
+        self, chain: Iterable[Piece], live: Iterable[str], dtype: _arrays.DType, size: int, path: Callable[[], str]
+    ) -> dict[str, str]:
         """Return which slots of a parameter are kept in 8 bits, and how."""
         if self.state_dtype != "int8":
             return {}
         found = {piece.slot(n): kind for piece in chain for n, kind in piece.moments.items() if piece.slots[n] == 0.0}
         found = {n: found[n] for n in live if n in found}
         if found and dtype.complex:
-            raise TypeError(f"state_dtype='int8': a parameter is {dtype.name}, and there are no such complex numbers")
+            raise TypeError(f"{path()}: dtype {dtype.name}, but state_dtype='int8' is for real parameters")
         return found if size >= _blocks.LEAST else {}
 
     def slot(self, piece: Piece, name: str, dtype: _arrays.DType, usual: str, codes: Mapping[str, str]) -> str:
