@@ -629,9 +629,9 @@ def test_plateau_is_that_of_optax(options: dict[str, Any], size: int, parity: Ca
     theirs |= {"atol": threshold, "rtol": 0.0} if absolute else {"rtol": threshold}
     theirs["patience"] += 1
     opt = optax.contrib.reduce_on_plateau(**{"factor": 0.1, **theirs}, accumulation_size=size)
-    state, want = opt.init(jax.numpy.zeros(1)), []
+    state, want, update = opt.init(jax.numpy.zeros(1)), list[float](), jax.jit(opt.update)
     for loss in LOSSES:
-        updates, state = opt.update(jax.numpy.ones(1), state, value=loss)
+        updates, state = update(jax.numpy.ones(1), state, value=loss)
         want.append(float(updates[0]))
     got = plateau(LOSSES, **options, accumulation_size=size)
     np.testing.assert_allclose(got, want, rtol=1e-9)

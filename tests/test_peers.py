@@ -49,9 +49,9 @@ def run_optax(peer: Peer, params: list[Any], grads: list[list[Any]]) -> list[Any
     optax, jax = pytest.importorskip("optax"), pytest.importorskip("jax")
     opt = peer.make(optax)
     theirs = [jax.numpy.asarray(p) for p in params]
-    state = opt.init(theirs)
+    state, update = opt.init(theirs), jax.jit(opt.update)
     for g in grads:
-        updates, state = opt.update([jax.numpy.asarray(x) for x in g], state, theirs)
+        updates, state = update([jax.numpy.asarray(x) for x in g], state, theirs)
         theirs = optax.apply_updates(theirs, updates)
     return theirs
 
