@@ -25,6 +25,7 @@ from xopt._emit_cuda import Kernel
 from xopt._runners import _cuda_driver
 from xopt._runners._cuda_driver import arch, compiled
 
+pytest.importorskip("cuda.bindings", reason="no cuda.bindings: nothing here can compile for a GPU")
 pytestmark = pytest.mark.needs("cupy")
 
 ARCHS = ["sm_75", "sm_80", "sm_90", "sm_100"]
@@ -36,7 +37,6 @@ INEXACT = {*_trace._INEXACT, "hypot"}
 
 @pytest.fixture(scope="module", autouse=True)
 def _nvrtc() -> None:
-    pytest.importorskip("cuda.bindings", reason="no cuda.bindings: nothing here can compile for a GPU")
     try:
         compiled("", "sm_90")
     except Exception as error:
