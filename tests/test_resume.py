@@ -28,6 +28,7 @@ def contents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return meta, {n: (x.dtype, file.read(n).tobytes()) for n, x in file.tensors.items()}
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of NumPy, where dask computes at last
 def test_every_rule_resumes_to_the_same_bits_in_another_process(
     lib: Lib, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
