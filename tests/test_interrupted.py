@@ -228,4 +228,4 @@ def test_many_steps_leave_nothing_behind(runner: Any) -> None:
         blocks.append(sys.getallocatedblocks())
     assert opt.state.step == count
     assert params["w"].tolist() == [0.25 * count] * 4
-    assert blocks[1] - blocks[0] < 100 + count // 10_000, blocks  # what leaked in one step of 5,000 would be seen
+    assert blocks[1] - blocks[0] < 500 + count // 40_000, blocks  # of ten million steps, a block in 5,000 is seen
