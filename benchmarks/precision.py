@@ -163,10 +163,10 @@ def page(found: Results) -> list[str]:
     first = table(["", "bytes of state", "time of a step", "loss"], rows)
     one = found["coded"]["Adam"]
     more = (
-        f'State in 8 bits, float32 parameters: `state_dtype="int8"` beside state in float32. The digits are the '
-        f"training example with {one['epochs']} epochs, means of three seeds: loss, and test accuracy. The bowl has "
-        f"{one['bowl size']:,} parameters, curvatures from 0.001 to 1 in no order, and gradients with noise: its loss "
-        f"after {one['bowl steps']:,} steps, from 1.\n"
+        f'State in 8 bits, float32 parameters: `state_dtype="int8"`, and after "for" state in float32. The digits are '
+        f"the training example with {one['epochs']} epochs, means of three seeds: loss, and test accuracy. The bowl "
+        f"has {one['bowl size']:,} parameters, curvatures from 0.001 to 1 in no order, and gradients with noise: its "
+        f"loss after {one['bowl steps']:,} steps, from 1.\n"
     )
     rows = [
         [
