@@ -133,11 +133,6 @@ def is_complex(x: Array) -> bool:
     return "complex" in str(x.dtype)
 
 
-def size(x: Array) -> int:
-    """Return how many elements an array has."""
-    return math.prod(x.shape)
-
-
 def device(x: Array) -> Any:
     """Return the device of an array, or None where it is not ours to compare (JAX places arrays itself)."""
     name = library(x)

@@ -105,11 +105,8 @@ def step_kernel(program: Program, storage: tuple[tuple[str, str], ...], real: st
     vector = 16 // min(BYTES[columns.dtype(n)] for n in [*used, *stores])
     C = _C[real]
     bounds = f"{THREADS}, {_blocks(columns, vector, real)}"
-    setup = [_pointer(columns, n, "pointers", list(dict(storage)).index(n)) for n in used]
+    setup = _setup(program, columns, used, list(dict(storage)), C, fresh)
     homes = {n: f"new_{columns.name(n)}" if fresh else columns.name(n) for n in stores}
-    if fresh:
-        setup += [_pointer(columns, n, "results", row, "new_") for row, n in enumerate(stores)]
-    setup += [f"const {C} s{k} = ({C})scalar(a.s[{k}], c.leaf);" for k in range(len(program.scalars))]
     pointers = dict.fromkeys([*(columns.name(n) for n in used if n in columns.loads), *homes.values()])
     scalars = "".join(f", s{k}" for k in range(len(program.scalars)))
     packs = {n: f"{columns.name(n)}_pack" for n in [*columns.loads, *(n for n in stores if n not in columns.loads)]}
@@ -160,10 +157,6 @@ def _blocks_kernel(
     if BYTES[real] * (TILE * len(cut.rows) + 34 * TILE // BLOCK * len(cut.tops)) > SHARED:
         raise Unsupported(f"{len(cut.rows)} numbers of each element in shared memory")
     used = [n for n in order if n in columns.loads or (n in stores and not fresh)]
-    setup = [_pointer(columns, n, "pointers", order.index(n)) for n in used]
-    if fresh:
-        setup += [_pointer(columns, n, "results", row, "new_") for row, n in enumerate(stores)]
-    setup += [f"const {C} s{k} = ({C})scalar(a.s[{k}], c.leaf);" for k in range(len(program.scalars))]
     scalars = "".join(f", s{k}" for k in range(len(program.scalars)))
     first = {n: i for n, i in program.outputs.items() if not (i in cut.late or i in cut.tops)}
     last = {n: i for n, i in program.outputs.items() if i in cut.late}
@@ -172,7 +165,7 @@ def _blocks_kernel(
         "C": C,
         "rows": len(cut.rows),
         "tops": len(cut.tops),
-        "setup": "\n    ".join(setup),
+        "setup": "\n    ".join(_setup(program, columns, used, order, C, fresh)),
         "element": columns.element({n: columns.at(n, "i") for n in columns.loads}),
         "first": f"first(x, y{scalars}{_at(program, 'c.first + i')});",
         "keep": " ".join(f"rows[{k}][j] = y.t{a};" for k, a in enumerate(cut.rows)),
@@ -262,6 +255,14 @@ def _blocks(columns: _Columns, vector: int, real: str) -> int:
     """Return how many blocks a multiprocessor must hold: if it is not told, ptxas saves registers until it spills."""
     numbers = vector * sum(2 if "complex" in columns.dtype(n) else 1 for n in columns.loads)
     return 1 if real == "float64" and numbers > DOUBLES else 2
+
+
+def _setup(program: Program, columns: _Columns, used: list[str], order: list[str], C: str, fresh: bool) -> list[str]:
+    """Declare what a step has for all elements of its chunk: where the columns lie, and the scalars."""
+    lines = [_pointer(columns, n, "pointers", order.index(n)) for n in used]
+    if fresh:
+        lines += [_pointer(columns, n, "results", row, "new_") for row, n in enumerate(columns.stores)]
+    return lines + [f"const {C} s{k} = ({C})scalar(a.s[{k}], c.leaf);" for k in range(len(program.scalars))]
 
 
 def _pointer(columns: _Columns, name: str, table: str, row: int, prefix: str = "") -> str:

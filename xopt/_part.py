@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, dataclass_transform
 
+from xopt._blocks import CODES
 from xopt._fields import MISSING, Field, check, declared, hyper, number, signature, static
 from xopt._layout import Layout
 from xopt._pieces import Piece
@@ -335,7 +336,7 @@ def _check_moments(cls: type[Part]) -> None:
         if name not in cls._slots:
             known = ", ".join(cls._slots) or "none"
             raise TypeError(f"{cls.__name__}.moments: {name!r} is no state array of update; it has {known}")
-        if kind not in ("signed", "square"):
+        if kind not in CODES:
             raise TypeError(f"{cls.__name__}.moments: {name!r} is {kind!r}, but it must be 'signed' or 'square'")
         if cls._slots[name] != 0:
             raise TypeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ class Storage(NamedTuple):
         """Return which slots of a parameter are kept in 8 bits, and how."""
         if self.state_dtype != "int8":
             return {}
-        found = {piece.slot(n): kind for piece in chain for n, kind in piece.moments.items() if piece.slots[n] == 0.0}
+        found = {piece.slot(n): kind for piece in chain for n, kind in piece.moments.items()}
         found = {n: found[n] for n in live if n in found}
         if found and dtype.complex:
             raise TypeError(f"{path()}: dtype {dtype.name}, but state_dtype='int8' is for real parameters")
@@ -74,7 +75,7 @@ USUAL = Storage()
 def _scales(h: Any, xp: Any, p: Any) -> Any:
     """Return the scales of the blocks of a parameter before the first step."""
     del h
-    return xp.zeros(_blocks.count(_arrays.size(p)), dtype=xp.float32, **_arrays.beside(p))
+    return xp.zeros(_blocks.count(math.prod(p.shape)), dtype=xp.float32, **_arrays.beside(p))
 
 
 class Digits:
