@@ -153,12 +153,15 @@ def test_threads_that_step_one_optimizer_get_an_error_and_no_race(runner: Any) -
     opt = xopt.Optimizer(params, xopt.SGD(lr=1.0), runner=runner)
     grads = [np.full(500, -1.0) for _ in params]
 
+    wrong: list[Exception] = []  # an assertion in a thread would only be a warning
+
     def work(k: int) -> None:
         for _ in range(300):
             try:
                 opt.step(grads)
-            except RuntimeError as error:
-                assert "another thread" in str(error)  # noqa: PT017
+            except Exception as error:  # noqa: BLE001
+                if "another thread" not in str(error):
+                    wrong.append(error)
             else:
                 taken[k] += 1
 
@@ -172,6 +175,7 @@ def test_threads_that_step_one_optimizer_get_an_error_and_no_race(runner: Any) -
             thread.join()
     finally:
         sys.setswitchinterval(old)
+    assert wrong == []
     assert opt.state.step == sum(taken)
     assert all((x == sum(taken)).all() for x in params)
 
