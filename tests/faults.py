@@ -417,6 +417,11 @@ FAULTS: dict[str, Fault] = {
         (("xopt._storage", "return (step + self.error) - (landed - p)", "return 0.0 * (step + self.error)"),),
         ("tests/test_precision.py::test_small_steps_arrive", "tests/test_precision.py::test_kahan_loses_nothing"),
     ),
+    "seed-of-a-state": Fault(
+        "a state that says how it is kept forgets the seed",
+        (("xopt._kept", "if v != link._fields[n].default", 'if v != link._fields[n].default and n != "seed"'),),
+        ("tests/test_precision.py::test_a_state_that_says_how_it_is_kept",),
+    ),
     "error-of-the-cast": Fault(
         "bfloat16: what storing loses is not in the error",
         (("xopt._storage", "rounded(self._xp, p + (u + self.error), self._stored)", "p + (u + self.error)"),),
@@ -437,7 +442,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "noise-again": Fault(
         "stochastic rounding: the same noise in every step",
-        (("xopt.precision", '"low": h.t % 65536', '"low": h.t * 0'),),
+        (("xopt._kept", '"low": h.t % 65536', '"low": h.t * 0'),),
         ("tests/test_precision.py::test_stochastic_rounding_is_the_same_everywhere",),
     ),
     "noise-of-the-tile": Fault(

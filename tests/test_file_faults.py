@@ -306,6 +306,22 @@ def shaken(x: Any, rng: random.Random) -> Any:
     return made
 
 
+def test_no_other_precision_is_accepted() -> None:
+    """What a file says of the way to keep parameters and state is checked like the words of a caller."""
+    p, rule, rng, kinds = np.ones(3, "float16"), xopt.SGD(lr=0.1), random.Random(6), {True: 0, False: 0}
+    saved = xopt.Optimizer(p, rule, rounding="kahan").state_dict()
+    for _ in range(STRUCTURES):
+        links = shaken(saved["rule"], rng)
+        try:
+            back = xopt.load_state({**saved, "rule": links}, rule, p)
+        except xopt.CheckpointError:
+            kinds[False] += 1
+        else:
+            kinds[True] += 1
+            rule.apply(back.params, p, back.state)
+    assert min(kinds.values()) > 10
+
+
 def test_no_other_structure_is_accepted(tmp_path: Path) -> None:
     """A file whose checksums are right and whose contents are not: refused, or loaded whole."""
     path, opt = tmp_path / "run", optimizer(1)

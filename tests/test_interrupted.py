@@ -159,7 +159,7 @@ def test_threads_that_step_one_optimizer_get_an_error_and_no_race(runner: Any) -
         for _ in range(300):
             try:
                 opt.step(grads)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 if "another thread" not in str(error):
                     wrong.append(error)
             else:

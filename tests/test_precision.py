@@ -384,6 +384,61 @@ def test_with_everything_else(how: Any, runner: Any, tmp_path: Path, rng: np.ran
     assert opt.eval_params()["tall"].dtype == BF
 
 
+@pytest.mark.parametrize("how", [*HOWS[:3], {"state_dtype": "float16"}, {"state_dtype": "int8"}], ids=str)
+def test_a_state_that_says_how_it_is_kept(lib: Lib, how: Any, tmp_path: Path, rng: np.random.Generator) -> None:
+    """``init`` with the words of Precision: the same bits as with Precision around the rule, and after a checkpoint."""
+    rule, size = xopt.chain(ADAM, xopt.EMA(0.5)), 5000 if "int8" in how.values() else 9
+    around = xopt.Precision(rule, **how)
+    w, *gs = (lib.array(x, "float16") for x in rng.standard_normal((5, size)))
+    applies = [rule.apply, around.apply]
+    if lib.guise == "jit":
+        applies = [*map(lib.module().jit, applies)]
+    ours, theirs = (w, rule.init(w, **how)), (w, around.init(w))
+    for k, g in enumerate(gs):
+        if k == 2:
+            file = xopt.save_state(tmp_path / "run", rule, *ours)
+            ours = xopt.load_state(file, rule, w)[:2]
+            assert {*xopt.load_state(file, around, w).state.slots} == {*theirs[1].slots}
+        same = [
+            xopt.save_state(tmp_path / str(i), x, *own) for i, (x, own) in enumerate([(rule, ours), (around, theirs)])
+        ]
+        assert same[0].read_bytes() == same[1].read_bytes()
+        changes = [x.updates(own[0], g, own[1])[0] for x, own in ((rule, ours), (around, theirs))]
+        assert same_bits(*map(lib.numpy, changes))
+        ours, theirs = applies[0](ours[0], g, ours[1]), applies[1](theirs[0], g, theirs[1])
+    assert len({*ours[1].slots} - {*theirs[1].slots}) == 1
+    assert same_bits(lib.numpy(ours[0]), lib.numpy(theirs[0]))
+    assert same_bits(*map(lib.numpy, (rule.eval_params(*ours), around.eval_params(*theirs))))
+    for n, x in theirs[1].slots.items():
+        assert same_bits(lib.numpy(ours[1].slots[n]), lib.numpy(x)), n
+
+
+def test_a_state_says_it_once() -> None:
+    p, kahan = np.ones(3, "float16"), {"rounding": "kahan"}
+    with pytest.raises(ValueError, match="Precision: there is one already inside"):
+        xopt.Guard(xopt.Precision(SGD, **kahan), "skip").init(p, master_weights=True)  # type: ignore[arg-type]
+    state = SGD.init(p, **kahan)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Precision: there is one already inside"):
+        xopt.Precision(SGD, master_weights=True).apply(p, p, state)
+    with pytest.raises(ValueError, match="seed=3 does nothing without"):
+        SGD.init(p, seed=3)
+    with pytest.raises(ValueError, match="no state that may be kept in 8 bits"):
+        xopt.RMSProp().init(p, state_dtype="int8")
+    with pytest.raises(ValueError, match="Precision.rounding"):
+        SGD.init(p, rounding="down")  # type: ignore[arg-type]
+    for key in ("precision=", "precision={", "precision=[1]", 'precision={"rounding": "down"}', 'precision={"x": 1}'):
+        with pytest.raises(ValueError, match=r"state.slots: .*precision="):
+            SGD.apply(p, p, state._replace(slots={**SGD.init(p).slots, key: {}}))
+    opt = xopt.Optimizer(p.copy(), SGD, rounding="kahan")
+    opt.step(p)
+    back = xopt.load_state(opt.state_dict(only_state=False), SGD, p)
+    assert np.array_equal(SGD.apply(back.params, p, back.state)[0], opt.step(p))
+    with pytest.raises(xopt.CheckpointError, match="precision.rounding: 'kahan', but here it is 'nearest'"):
+        xopt.load_state(opt.state_dict(), xopt.Precision(SGD, master_weights=True), p)
+    with pytest.raises(xopt.CheckpointError, match="precision Precision, 0.sgd SGD; but here it is 0.sgd SGD"):
+        xopt.Optimizer(p.copy(), SGD).load_state_dict(opt.state_dict())
+
+
 def test_what_does_not_go_together() -> None:
     p = np.ones(3, "float16")
     for rounding in ("kahan", "stochastic"):

@@ -57,7 +57,8 @@ ORDER = [
     ["_choice", "_order", "_plan", "_select", "_maths"],
     ["_resolve", "_gates"],
     ["_stages"],
-    ["_readout", "_buffers", "_turns"],
+    ["_readout", "_buffers", "_turns", "_kept"],
+    ["_method"],
     ["rule"],
     ["_whole", "rules.adam"],
     [

@@ -13,14 +13,15 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from xopt import _arrays, _tree
+from xopt import _arrays, _kept, _tree
 from xopt._blocks import SCALE, is_scale
 from xopt._layout import Layout
+from xopt._method import Around
 from xopt._safetensors import CheckpointError, Tensor, memory
 from xopt._scalars import STEP_LIMIT
 from xopt._select import shown
 from xopt._stages import Stages
-from xopt._storage import ERROR, MASTER
+from xopt._storage import ERROR, MASTER, PLACE
 from xopt._transfer import from_host, to_host
 from xopt.rule import Method
 
@@ -201,6 +202,19 @@ def migrated(source: Source) -> dict[str, Any]:
     if wrong:
         raise CheckpointError(source.where, wrong)
     return meta
+
+
+def keeping(source: Source, rule: Method) -> tuple[Method, dict[str, Any]]:
+    """Return the rule with the way to keep parameters and state that only the source has, and the key that says so."""
+    first, *_ = migrated(source)["rule"] or [None]
+    static = first.get("static") if isinstance(first, dict) and first.get("place") == PLACE else None
+    if not isinstance(static, dict) or any(link.place == PLACE for link in rule._all_links()):
+        return rule, {}
+    try:
+        link = _kept.asked(rule, **static)
+    except (TypeError, ValueError):
+        return rule, {}  # the comparison of both says what is there and here
+    return Around(rule, link), {_kept.mark(link): {}}
 
 
 def _codes(places: dict[str, Place]) -> list[tuple[str, str]]:

@@ -111,6 +111,7 @@ def save_state(
     (array([0.9, 0.9]), 1)
     """
     check_method(rule)
+    rule, state, _ = rule._keeping(state)
     layout = Layout(params)
     stages = Stages(rule._chains(layout), layout, "eager")
     run = Run(rule, layout, stages, stages.check_state(state), state.carry)
@@ -202,7 +203,8 @@ def load_state(
         :meth:`xopt.Optimizer.state_dict` returned.
     rule
         A rule or a chain of the same links and static fields. Its hyperparameters and schedules may be others: they
-        are yours, not those of the checkpoint.
+        are yours, not those of the checkpoint. Where only the checkpoint has a :class:`~xopt.Precision`, outermost, the
+        state remembers it, as one of :meth:`Rule.init` does that was asked for it.
     params
         Arrays as those that were saved: their library, devices, shapes and dtypes are those of the result. They are
         not changed.
@@ -234,9 +236,10 @@ def load_state(
     """
     check_method(rule)
     layout = Layout(params)
-    stages = Stages(rule._chains(layout), layout, "eager")
     leaves = list(layout.leaves)
     with source_of(source, checksums) as found:
+        rule, said = _record.keeping(found, rule)
+        stages = Stages(rule._chains(layout), layout, "eager")
         run = Run(rule, layout, stages, stages.new_slots(), stages.new_carry())
         loaded = _record.check(found, run, strict=strict, cast=cast, hyper=False)
         for name, place in loaded.places.items():
@@ -244,7 +247,7 @@ def load_state(
             column[place.k] = _record.taken(found, name, place.array)
         for place, x in _record.derived(run, loaded, leaves):
             place.column[place.k] = x
-    slots = {n: layout.tree(column) for n, column in run.slots.items()}
+    slots = {n: layout.tree(column) for n, column in run.slots.items()} | said
     state = State(stages.new_step(loaded.step), slots, {**run.carry, **loaded.carry})
     return Restored(layout.tree(leaves), state, loaded.extra)
 

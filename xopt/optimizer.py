@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xopt import _arrays, _buffers, _record
+from xopt._kept import Rounding, StateDType
 from xopt._layout import Layout, Memory
 from xopt._names import qualified_names
 from xopt._scalars import after
@@ -17,7 +18,7 @@ from xopt._stages import Stages
 from xopt._turns import Turns
 from xopt._version import __version__
 from xopt.checkpoint import opened, save_run
-from xopt.precision import Precision, Rounding, StateDType
+from xopt.precision import Precision
 from xopt.rule import Method, RunnerName, State, check_method
 from xopt.wrappers import Guard, OnNonFinite
 

@@ -2,48 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
-
-from xopt import _storage
-from xopt._fields import static
-from xopt._part import Part
-from xopt._pieces import Piece
-from xopt.rule import Method
-from xopt.wrappers import _Around
+from xopt import _kept
+from xopt._kept import Rounding, StateDType
+from xopt._method import Around, Method
 
 __all__ = ["Precision"]
 
-Rounding: TypeAlias = Literal["nearest", "stochastic", "kahan"]
-StateDType: TypeAlias = Literal["float16", "bfloat16", "float32", "int8"] | None
 
-
-class _Kept(Part):
-    """The link that has a master copy, or what rounding has lost, in its state."""
-
-    rounding: Rounding = "nearest"
-    master_weights: bool = False
-    state_dtype: Literal["float16", "bfloat16", "float32", "int8", None] = static(default=None)
-    seed: int = static(default=0, ge=0, le=2**32 - 1)
-
-    @staticmethod
-    def host(h: Any, xp: Any) -> dict[str, Any]:
-        halves = {"low": h.t % 65536, "high": h.t // 65536 % 65536}
-        return halves | {"seed_low": float(h.seed % 65536), "seed_high": float(h.seed // 65536)}
-
-    @staticmethod
-    def update(h: Any, xp: Any, p: Any, g: Any) -> Any:
-        return g
-
-    def _place(self) -> str:
-        return _storage.PLACE
-
-    def _piece(self, place: str, order: tuple[int, ...]) -> Piece:
-        storage = _storage.Storage(self.rounding, self.master_weights, self.state_dtype)
-        piece = super()._piece(place, order)._replace(storage=storage)
-        return piece if self.rounding == "stochastic" else piece._replace(host=None)
-
-
-class Precision(_Around):
+class Precision(Around):
     r"""Say in how many digits a rule keeps parameters and state, and what makes up for digits that are lost.
 
     A step is computed in float32 at least, and rounded when it is stored. In bfloat16, 1 - 0.001 is 1: a parameter does
@@ -145,18 +111,8 @@ class Precision(_Around):
         state_dtype: StateDType = None,
         seed: int = 0,
     ) -> None:
-        if rounding != "nearest" and master_weights:
-            raise ValueError(f"Precision: rounding={rounding!r} and master_weights=True; one is enough")
-        if seed != 0 and rounding != "stochastic":
-            raise ValueError(f"Precision: seed={seed!r} does nothing without rounding='stochastic'")
-        kept = _Kept(rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed)
-        super().__init__(rule, kept)
-        if state_dtype == "int8" and not any(link.part.moments for link in rule._all_links()):
-            raise ValueError(
-                f"Precision: state_dtype='int8', but {rule!r} has no state that may be kept in 8 bits; Adam, AdamW, "
-                f"Lion and SGD have"
-            )
+        super().__init__(rule, _kept.asked(rule, rounding, master_weights, state_dtype, seed))
 
     def __repr__(self) -> str:
-        assert isinstance(self._first, _Kept)
+        assert isinstance(self._first, _kept.Precision)
         return f"Precision({', '.join([repr(self.rule), *(f'{n}={v!r}' for n, v in self._first._values().items())])})"

@@ -6,18 +6,20 @@ against the array-API standard. Everything else (trees, dtypes, libraries, memor
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, ClassVar, Literal, cast
 
 from xopt._fields import hyper as hyper
 from xopt._fields import static as static
-from xopt._layout import Layout
 from xopt._maths import abs2 as abs2
 from xopt._maths import inner as inner
 from xopt._maths import is_complex as is_complex
 from xopt._maths import sign as sign
-from xopt._names import Named, named, replaced
+from xopt._method import Method as Method
+from xopt._method import RunnerName as RunnerName
+from xopt._method import State as State
+from xopt._method import check_method as check_method
+from xopt._names import replaced
 from xopt._order import check_order
 from xopt._part import Array as Array
 from xopt._part import H as H
@@ -26,183 +28,7 @@ from xopt._part import Link as Link
 from xopt._part import Moments as Moments
 from xopt._part import Part as Part
 from xopt._part import routed as routed
-from xopt._pieces import Chains, Piece
-from xopt._readout import evaluated
-from xopt._scalars import after
-from xopt._stages import Stages
 from xopt.presets import PRESETS, REQUIRED, Like, preset
-
-RunnerName: TypeAlias = Literal["eager", "tiled", "numba", "cuda"]
-
-
-class State(NamedTuple):
-    """What a rule remembers between steps: a pytree in every library that has pytrees."""
-
-    step: Any
-    """Steps taken so far: an int; on JAX a 0-d int32 array, so that a jitted step traces once."""
-    slots: dict[str, Any]
-    """Place, rule and slot (``"0.adam.m"``) to a tree shaped like the parameters."""
-    carry: dict[str, Any]
-    """Scalars that a chain keeps for the whole tree."""
-
-
-class Method(ABC):
-    """What rules and chains have in common: ``init``, ``apply`` and ``updates``."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    def _parts(self) -> tuple[Part, ...]:
-        """Return the links: a rule is a chain of one."""
-
-    @abstractmethod
-    def _with(self, values: Mapping[str, Any]) -> Method:
-        """Return this rule or chain with other values of some hyperparameters."""
-
-    def _all_links(self) -> list[Named]:
-        """Return every link, with those inside of others."""
-        return named(self._parts())
-
-    def _pieces(self) -> tuple[Piece, ...]:
-        return tuple(part._piece(f"{i}.{part._place()}", (i,)) for i, part in enumerate(self._parts()))
-
-    def _chains(self, layout: Layout) -> Chains:
-        """Return the links that each leaf goes through."""
-        parts = self._parts()
-        if all(type(part)._route is Part._route for part in parts):
-            return Chains([self._pieces()], [0] * len(layout.leaves))
-        numbers: dict[Any, int] = {}
-        chains: list[tuple[Piece, ...]] = []
-        of: list[int | None] = []
-        for k in range(len(layout.leaves)):
-            links = routed(parts, [f"{i}." for i in range(len(parts))], layout, k)
-            if links is None:
-                of.append(None)
-                continue
-            key = tuple((link.label, link.role) for link in links)  # not the values: they may be set to others
-            if key not in numbers:
-                numbers[key] = len(chains)
-                chains.append(tuple(link.part._piece(link.label, link.order) for link in links))
-            of.append(numbers[key])
-        return Chains(chains, of)
-
-    def init(self, params: Any) -> State:
-        """Return the state before the first step.
-
-        Parameters
-        ----------
-        params
-            An array of any library, or any nest of dict, list, tuple, namedtuple and dataclass of them, in float16,
-            bfloat16, float32, float64, complex64 or complex128.
-
-        Returns
-        -------
-        State
-            Its arrays have the parameters' library, device and shape, in float32 at least.
-
-        Raises
-        ------
-        TypeError
-            For what is not an array, an integer or bool array, or arrays of different libraries.
-        """
-        layout = Layout(params)
-        stages = Stages(self._chains(layout), layout)
-        slots = {n: stages.layout.tree(column) for n, column in stages.new_slots().items()}
-        return State(stages.new_step(), slots, stages.new_carry())
-
-    def apply(
-        self,
-        params: Any,
-        grads: Any,
-        state: State,
-        *,
-        value: Any = None,
-        runner: RunnerName | None = None,
-        **overrides: Any,
-    ) -> tuple[Any, State]:
-        """Take one step and return new parameters and a new state. Pure: what is passed in is never written.
-
-        Parameters
-        ----------
-        params, grads
-            Trees of one structure; shapes, dtypes, library and device agree leaf by leaf. A gradient of None leaves
-            its parameter and its state alone.
-        state
-            From :meth:`init` or the step before.
-        value
-            The loss, for rules with a link that asks for it.
-        runner
-            ``"eager"``, ``"tiled"``, ``"numba"`` or ``"cuda"``; None is the best available.
-        **overrides
-            Hyperparameters for this step only: ``lr=0.1``, in a chain also ``**{"adamw.lr": 0.1}``.
-
-        Raises
-        ------
-        ValueError, TypeError
-            When anything does not fit; the message names the path and both sides.
-        """
-        return self._step(params, grads, state, runner, overrides, {"value": value}, change=False)
-
-    def updates(
-        self,
-        params: Any,
-        grads: Any,
-        state: State,
-        *,
-        value: Any = None,
-        runner: RunnerName | None = None,
-        **overrides: Any,
-    ) -> tuple[Any, State]:
-        """Return what :meth:`apply` would add to the parameters, and the new state.
-
-        Zero where the gradient is None. Arguments and errors are those of :meth:`apply`.
-        """
-        return self._step(params, grads, state, runner, overrides, {"value": value}, change=True)
-
-    def eval_params(self, params: Any, state: State) -> Any:
-        """Return the parameters to evaluate or to ship, which for some rules are not those that are trained.
-
-        Schedule-free rules return their average, chains with a link that averages weights the average; of several such
-        links the last is asked. Others return a copy.
-
-        Parameters
-        ----------
-        params, state
-            As :meth:`apply` or :meth:`init` returned them. They are not written.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import xopt
-        >>> rule, w = xopt.chain(xopt.SGD(lr=1.0), xopt.EMA(0.5)), np.asarray([2.0])
-        >>> w, state = rule.apply(w, np.asarray([1.0]), rule.init(w))
-        >>> w, rule.eval_params(w, state)
-        (array([1.]), array([1.5]))
-        """
-        layout = Layout(params)
-        return evaluated(Stages(self._chains(layout), layout, "eager"), state)
-
-    def _step(
-        self,
-        params: Any,
-        grads: Any,
-        state: State,
-        runner: RunnerName | None,
-        overrides: Mapping[str, Any],
-        inputs: Mapping[str, Any],
-        change: bool,
-    ) -> tuple[Any, State]:
-        layout = Layout(params)
-        stages = Stages(self._with(overrides)._chains(layout), layout, runner)
-        gs = layout.gradients(grads)
-        slots = stages.check_state(state)
-        t = after(state.step)
-        clocks = stages.clocks(t, state.carry)
-        given, inputs = stages.resolve(clocks[""]), stages.given(inputs)
-        ps, slots, carry = stages.run(
-            clocks, given, layout.leaves, gs, slots, state.carry, inputs=inputs, change=change
-        )
-        return layout.tree(ps), State(t, {n: layout.tree(column) for n, column in slots.items()}, carry)
 
 
 class Transform(Part):
@@ -302,15 +128,6 @@ def shrunk(h: H, u: Array, rate: Any, p: Array) -> Array:
     """Add decoupled weight decay at p to what a rule subtracts, in a rule whose ``decay_by`` is None."""
     factor = decoupled(h, rate)
     return u if factor is None else u + factor * p
-
-
-def check_method(rule: object) -> None:
-    """Refuse what is neither a rule nor a chain."""
-    if not isinstance(rule, Method):
-        got = rule.__name__ if isinstance(rule, type) else type(rule).__name__
-        hint = "; make an object of it" if isinstance(rule, type) and issubclass(rule, Part) else ""
-        hint = "; put it in a chain with a rule" if isinstance(rule, Part) else hint
-        raise TypeError(f"rule: {got}, but it must be a rule or a chain{hint}")
 
 
 class Chain(Method):

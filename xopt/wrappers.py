@@ -2,71 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from xopt._gates import NONFINITE, Accumulation, LossScaling
-from xopt._layout import Layout
-from xopt._names import Named
-from xopt._part import Part
-from xopt._pieces import Chains
-from xopt.rule import Method, check_method
+from xopt._method import Around, Method
 
 __all__ = ["Accumulate", "Guard", "LossScale", "OnNonFinite"]
 
 OnNonFinite: TypeAlias = Literal["propagate", "skip", "raise", "zero"]
 
 
-class _Around(Method):
-    """A rule with a link in front of everything."""
-
-    __slots__ = ("_first", "rule")
-
-    def __init__(self, rule: Method, first: Part | None) -> None:
-        check_method(rule)
-        self.rule, self._first = rule, first
-        inner = rule
-        while isinstance(inner, _Around):
-            if first is not None and inner._first is not None:
-                places = {first._place(), inner._first._place()}
-                if len(places) == 1:
-                    raise ValueError(f"{type(self).__name__}: there is one already inside")
-                if places == {"lossscale", "nonfinite"}:
-                    raise ValueError(
-                        f"{type(self).__name__}: there is a {type(inner).__name__} inside, but LossScale itself leaves "
-                        f"out steps that are not finite, and must see them: a Guard around it would hide them from "
-                        f"it, and one inside would never see any"
-                    )
-            inner = inner.rule
-
-    def _parts(self) -> tuple[Part, ...]:
-        return self.rule._parts()
-
-    def _all_links(self) -> list[Named]:
-        own = [] if self._first is None else [Named((), self._first._place(), self._first._place(), self._first)]
-        return own + self.rule._all_links()
-
-    def _with(self, values: Mapping[str, Any]) -> Method:
-        new = object.__new__(type(self))
-        new.rule, new._first = self.rule._with(values), self._first
-        return new
-
-    def _chains(self, layout: Layout) -> Chains:
-        chains, of = self.rule._chains(layout)
-        if self._first is None:
-            return Chains(chains, of)
-        place = min((piece.order[0] for chain in chains for piece in chain), default=0) - 1
-        first = self._first._piece(self._first._place(), (place,))
-        return Chains([(first, *chain) for chain in chains], of)
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and (self.rule, self._first) == (other.rule, other._first)
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.rule, self._first))
-
-
-class Accumulate(_Around):
+class Accumulate(Around):
     r"""Take a step of a rule with every k-th gradient, by the mean of the last k.
 
     ::
@@ -117,7 +63,7 @@ class Accumulate(_Around):
         return f"Accumulate({self.rule!r}, every={self._first.every}{more})"
 
 
-class Guard(_Around):
+class Guard(Around):
     r"""Say what a rule does with gradients that have an element which is infinite or NaN.
 
     Parameters
@@ -165,7 +111,7 @@ class Guard(_Around):
         return f"Guard({self.rule!r}, on_nonfinite={action!r})"
 
 
-class LossScale(_Around):
+class LossScale(Around):
     r"""Divide the gradients of a loss that was multiplied by a scale, and find the scale that just does not overflow.
 
     ::
