@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -426,9 +428,17 @@ def test_a_state_says_it_once() -> None:
         xopt.RMSProp().init(p, state_dtype="int8")
     with pytest.raises(ValueError, match="Precision.rounding"):
         SGD.init(p, rounding="down")  # type: ignore[arg-type]
-    for key in ("precision=", "precision={", "precision=[1]", 'precision={"rounding": "down"}', 'precision={"x": 1}'):
-        with pytest.raises(ValueError, match=r"state.slots: .*precision="):
+    bad = ["precision=", "precision={", "precision=[1]", 'precision={"rounding": "down"}', 'precision={"x": 1}']
+    for key in (*bad, f"precision={'[' * 200_000}", 1, b"precision=", None, ("precision=",)):
+        with pytest.raises(ValueError, match=r"state.slots: .*, but this rule keeps \['0.sgd.m'\]"):
             SGD.apply(p, p, state._replace(slots={**SGD.init(p).slots, key: {}}))
+    [key] = {*state.slots} - {"0.sgd.m", "precision.error"}
+    with pytest.raises(ValueError, match="but this rule keeps"):
+        SGD.apply(p, p, state._replace(slots={**state.slots, key: p}))
+    with pytest.raises(ValueError, match="seed=3 does nothing without"):
+        SGD.apply(p, p, state._replace(slots={**SGD.init(p).slots, 'precision={"seed": 3}': {}}))
+    with pytest.raises(TypeError, match="rule.init returns a State"):
+        SGD.apply(p, p, SimpleNamespace(slots={"precision={}": {}}))  # type: ignore[arg-type]
     opt = xopt.Optimizer(p.copy(), SGD, rounding="kahan")
     opt.step(p)
     back = xopt.load_state(opt.state_dict(only_state=False), SGD, p)
@@ -453,9 +463,13 @@ def test_what_does_not_go_together() -> None:
         xopt.Optimizer(p, xopt.chain(SGD, xopt.Box(0, 1)), rounding="kahan")
     with pytest.raises(TypeError, match=r'rounding="kahan" with a link that moves the new parameter'):
         xopt.Optimizer(np.ones((3, 3), "float16"), xopt.chain(xopt.Muon(lr=0.1), xopt.Box(0, 1)), rounding="kahan")
-    for bad in ({"rounding": "down"}, {"state_dtype": "int16"}, {"state_dtype": "float64"}, {"master_weights": 1}):
-        with pytest.raises(ValueError, match="must be one of"):
-            xopt.Optimizer(p, SGD, **bad)  # type: ignore[arg-type]
+    for bad in (
+        {"rounding": "down"}, {"state_dtype": "int16"}, {"state_dtype": "float64"}, {"master_weights": 1},
+        {"master_weights": 0}, {"seed": False}, {"seed": 0.0}, {"seed": np.asarray([1, 2])},
+    ):  # fmt: skip
+        for make in (partial(xopt.Optimizer, p, SGD), partial(SGD.init, p)):
+            with pytest.raises((ValueError, TypeError), match="must be one of|must be an? |seed"):
+                make(**bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there is one already inside"):
         xopt.Precision(xopt.Precision(SGD, rounding="kahan"), rounding="kahan")
 
@@ -465,6 +479,36 @@ def test_a_library_without_the_dtype(lib: Lib) -> None:
         pytest.skip("the others have bfloat16")
     with pytest.raises(TypeError, match="has no bfloat16"):
         xopt.Optimizer(lib.array(np.ones(3)), SGD, state_dtype="bfloat16")
+
+
+def test_a_file_cannot_ask_for_what_is_not_possible_here(lib: Lib) -> None:
+    """A plain rule takes the precision of a file; where that does not go, it is the difference that is reported."""
+    p, q = np.ones(3, "float16"), np.ones(5000, "float32")
+    boxed = xopt.chain(SGD, xopt.Box(0, 1))
+    kahan = xopt.Optimizer(p, SGD, rounding="kahan").state_dict()
+    with pytest.raises(xopt.CheckpointError, match="precision Precision, 0.sgd SGD; but here it is 0.sgd SGD, 1.box"):
+        xopt.load_state(kahan, boxed, lib.array(p))
+    assert len(xopt.load_state(kahan, boxed, lib.array(p), strict=False).state.slots) == 1
+    codes = xopt.Optimizer(q, SGD, state_dtype="int8").state_dict()
+    with pytest.raises(xopt.CheckpointError, match="precision Precision, 0.sgd SGD; but here it is 0.sgd SGD"):
+        xopt.load_state(codes, SGD, lib.array(q, "complex64"))
+
+
+@pytest.mark.parametrize("around", [
+    lambda r: xopt.Guard(r, "skip"), lambda r: xopt.Accumulate(r, every=2), xopt.LossScale, lambda r: r
+], ids=["Guard", "Accumulate", "LossScale", "none"])  # fmt: skip
+def test_precision_inside_and_outside_of_others_is_the_same(around: Any) -> None:
+    p = np.linspace(1, 2, 5).astype("float16")
+    for how in HOWS[:3]:
+        runs = [(around(xopt.Precision(SGD, **how)), {}), (xopt.Precision(around(SGD), **how), {}), (around(SGD), how)]
+        found: list[Any] = [(p, rule.init(p, **words)) for rule, words in runs]
+        for _ in range(4):
+            found = [rule.apply(*(x[0], x[0], x[1])) for (rule, _), x in zip(runs, found, strict=True)]
+        opt = xopt.Optimizer(p.copy(), around(SGD), **how)
+        opt.load_state_dict(xopt.Optimizer(p, around(xopt.Precision(SGD, **how))).state_dict())
+        saved = [xopt.Optimizer(p, rule).state_dict()["rule"] for rule, _ in runs[:2]]
+        assert saved[0] == saved[1]
+        assert all(same_bits(x[0], found[0][0]) for x in found)
 
 
 def test_another_precision_is_another_rule() -> None:

@@ -54,6 +54,27 @@ def test_every_rule_resumes_to_the_same_bits_in_another_process(
         assert [n for n in want[1] if got[1][n] != want[1][n]] == [], rule
 
 
+PER_LEAF = [xopt.ScheduleFreeAdamW(), xopt.ScheduleFreeSGD(lr=0.1), xopt.NovoGrad(lr=0.1), xopt.LDoG()]
+
+
+@pytest.mark.parametrize("rule", PER_LEAF, ids=lambda rule: type(rule).__name__)
+def test_the_pure_form_goes_on_with_the_same_bits(
+    lib: Lib, rule: Any, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Scalars that a runner keeps on the host are there again, in all their digits."""
+    params, *grads = ({"a": lib.array(x, "float32"), "b": lib.array(x[0], "float32")} for x in rng.random((7, 6, 3)))
+    apply = lib.module().jit(rule.apply) if lib.guise == "jit" else rule.apply
+    own = (params, rule.init(params))
+    for k, g in enumerate(grads):
+        if k == 3:
+            file = xopt.save_state(tmp_path / "run", rule, *own, fsync=False)
+            back = xopt.load_state(file, rule, params)[:2]
+            assert optree.tree_map(type, back[1].carry) == optree.tree_map(type, own[1].carry)
+        own = lib.settled(*apply(own[0], g, own[1]))
+        back = lib.settled(*apply(back[0], g, back[1])) if k >= 3 else own
+    assert all(np.array_equal(lib.numpy(own[0][n]), lib.numpy(back[0][n])) for n in params)
+
+
 @pytest.mark.needs("torch")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex128"])
 def test_a_run_that_moves_between_libraries(dtype: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ Rounding: TypeAlias = Literal["nearest", "stochastic", "kahan"]
 StateDType: TypeAlias = Literal["float16", "bfloat16", "float32", "int8"] | None
 
 _MARK = f"{_storage.PLACE}="
+_LONGEST = 200
 
 
 class Precision(Part):
@@ -43,19 +44,29 @@ class Precision(Part):
         return piece if self.rounding == "stochastic" else piece._replace(host=None)
 
 
+def usual(*words: Any) -> bool:
+    """Whether rounding, master_weights, state_dtype and seed are their defaults, by type and value."""
+    return [(type(x), x) for x in words] == [(str, "nearest"), (bool, False), (type(None), None), (int, 0)]
+
+
 def asked(rule: Any, rounding: Rounding, master_weights: bool, state_dtype: StateDType, seed: int) -> Precision:
     """Return the link for what a caller asks for, or say why it does not go with the rule."""
     made = Precision(rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed)
-    if rounding != "nearest" and master_weights:
-        raise ValueError(f"Precision: rounding={rounding!r} and master_weights=True; one is enough")
-    if seed != 0 and rounding != "stochastic":
-        raise ValueError(f"Precision: seed={seed!r} does nothing without rounding='stochastic'")
-    if state_dtype == "int8" and not any(link.part.moments for link in rule._all_links()):
+    return checked(rule, made)
+
+
+def checked(rule: Any, link: Precision) -> Precision:
+    """Return the link, or say why it does not go with the rule."""
+    if link.rounding != "nearest" and link.master_weights:
+        raise ValueError(f"Precision: rounding={link.rounding!r} and master_weights=True; one is enough")
+    if link.seed != 0 and link.rounding != "stochastic":
+        raise ValueError(f"Precision: seed={link.seed!r} does nothing without rounding='stochastic'")
+    if link.state_dtype == "int8" and not any(other.part.moments for other in rule._all_links()):
         raise ValueError(
             f"Precision: state_dtype='int8', but {rule!r} has no state that may be kept in 8 bits; Adam, AdamW, "
             f"Lion and SGD have"
         )
-    return made
+    return link
 
 
 def mark(link: Precision) -> str:
@@ -65,11 +76,16 @@ def mark(link: Precision) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def read(key: str) -> Precision | None:
-    """Return the link that a key stands for; None for another key."""
-    if not key.startswith(_MARK):
-        return None
+def _read(key: str) -> Precision | None:
+    """Return the link that a key stands for; None for one that stands for none."""
     try:
         return Precision(**json.loads(key.removeprefix(_MARK)))
     except (TypeError, ValueError):
-        return None  # so that it is a slot that the rule does not have
+        return None
+
+
+def said(slots: Any) -> dict[str, Precision]:
+    """Return what the slots of a state say of how it is kept: by its key, the link; nothing where they say nothing."""
+    keys = [n for n in slots if isinstance(n, str) and n.startswith(_MARK)] if isinstance(slots, dict) else []
+    found = {n: _read(n) for n in keys if isinstance(slots[n], dict) and not slots[n] and len(n) < _LONGEST}
+    return {n: link for n, link in found.items() if link is not None}

@@ -31,6 +31,9 @@ class State(NamedTuple):
     """Scalars that a chain keeps for the whole tree."""
 
 
+State.__module__ = "xopt.rule"  # the public place, for pickles
+
+
 class Method(ABC):
     """What rules and chains have in common: ``init``, ``apply`` and ``updates``."""
 
@@ -73,12 +76,11 @@ class Method(ABC):
 
     def _keeping(self, state: Any) -> tuple[Method, Any, dict[str, Any]]:
         """Return the rule that keeps a state as it was asked to, the state as that rule knows it, and what said so."""
-        slots = state.slots if isinstance(getattr(state, "slots", None), dict) else {}
-        for n in slots:
-            link = _kept.read(n)
-            if link is not None:
-                others = {m: x for m, x in slots.items() if m != n}
-                return Around(self, link), State(state.step, others, state.carry), {n: slots[n]}
+        if not all(hasattr(state, field) for field in State._fields):
+            return self, state, {}  # which is refused when it is looked at
+        for n, link in _kept.said(state.slots).items():
+            others = {m: x for m, x in state.slots.items() if m != n}
+            return Around(self, _kept.checked(self, link)), State(state.step, others, state.carry), {n: {}}
         return self, state, {}
 
     def init(
@@ -99,12 +101,14 @@ class Method(ABC):
             bfloat16, float32, float64, complex64 or complex128.
         rounding, master_weights, state_dtype, seed
             In how many digits parameters and state are kept, see :class:`~xopt.Precision`. The state remembers it, by
-            one more key in its slots that has no arrays, and each step from it goes on so.
+            one more key in its slots that has no arrays, and each step from it goes on so. What takes a state apart
+            must keep that key: without it, ``"stochastic"`` would silently be ``"nearest"``.
 
         Returns
         -------
         State
-            Its arrays have the parameters' library, device and shape, in float32 at least.
+            Its arrays have the parameters' library, device and shape, in float32 at least, unless they are asked to be
+            kept otherwise.
 
         Raises
         ------
@@ -125,7 +129,7 @@ class Method(ABC):
         array([0.9, 0.9, 0.9], dtype=float16)
         """
         layout, rule, said = Layout(params), self, dict[str, Any]()
-        if (rounding, master_weights, state_dtype, seed) != ("nearest", False, None, 0):
+        if not _kept.usual(rounding, master_weights, state_dtype, seed):
             link = _kept.asked(self, rounding, master_weights, state_dtype, seed)
             rule, said = Around(self, link), {_kept.mark(link): {}}
         stages = Stages(rule._chains(layout), layout)

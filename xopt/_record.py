@@ -88,9 +88,12 @@ class Run(NamedTuple):
 
 
 def described(rule: Method) -> list[dict[str, Any]]:
-    """Return the links of a rule as data: names, static fields, and hyperparameters; functions as text."""
+    """Return the links of a rule as data: names, static fields, and hyperparameters; functions as text.
+
+    The one that says how all is kept comes first: it does the same inside and outside of other wrappers.
+    """
     found = []
-    for link in rule._all_links():
+    for link in sorted(rule._all_links(), key=lambda link: link.place != PLACE):
         static = {n: _plain(v) for n, v in link.part._choices().items()}
         hyper = {n: _plain(v) for n, v in link.part._values().items() if not link.part._fields[n].static}
         found.append({"place": link.place, "rule": type(link.part).__name__, "static": static, "hyper": hyper})
@@ -204,17 +207,25 @@ def migrated(source: Source) -> dict[str, Any]:
     return meta
 
 
-def keeping(source: Source, rule: Method) -> tuple[Method, dict[str, Any]]:
-    """Return the rule with the way to keep parameters and state that only the source has, and the key that says so."""
+def begun(source: Source, rule: Method, layout: Layout) -> tuple[Run, dict[str, Any]]:
+    """Return a run before its first step, and what its state has to say.
+
+    It is kept as the source says where only that does; but where that cannot be, the comparison of both is to say so.
+    """
+
+    def run(rule: Method) -> Run:
+        stages = Stages(rule._chains(layout), layout)
+        return Run(rule, layout, stages, stages.new_slots(), stages.new_carry())
+
     first, *_ = migrated(source)["rule"] or [None]
     static = first.get("static") if isinstance(first, dict) and first.get("place") == PLACE else None
-    if not isinstance(static, dict) or any(link.place == PLACE for link in rule._all_links()):
-        return rule, {}
-    try:
-        link = _kept.asked(rule, **static)
-    except (TypeError, ValueError):
-        return rule, {}  # the comparison of both says what is there and here
-    return Around(rule, link), {_kept.mark(link): {}}
+    if isinstance(static, dict) and all(link.place != PLACE for link in rule._all_links()):
+        try:
+            link = _kept.asked(rule, **static)
+            return run(Around(rule, link)), {_kept.mark(link): {}}
+        except (TypeError, ValueError):
+            pass
+    return run(rule), {}
 
 
 def _codes(places: dict[str, Place]) -> list[tuple[str, str]]:

@@ -371,6 +371,6 @@ def _same_keys(path: str, got: Any, want: Any) -> None:
         raise TypeError(f"{path}: a {type(got).__name__}, but it must be a dict")
     if {*got} != {*want}:
         raise ValueError(
-            f"{path}: {sorted(got)}, but this rule keeps {sorted(want)}; "
+            f"{path}: {sorted(got, key=str)}, but this rule keeps {sorted(want)}; "
             f"the state belongs to another rule or to other options"
         )

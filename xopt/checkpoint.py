@@ -203,8 +203,9 @@ def load_state(
         :meth:`xopt.Optimizer.state_dict` returned.
     rule
         A rule or a chain of the same links and static fields. Its hyperparameters and schedules may be others: they
-        are yours, not those of the checkpoint. Where only the checkpoint has a :class:`~xopt.Precision`, outermost, the
-        state remembers it, as one of :meth:`Rule.init` does that was asked for it.
+        are yours, not those of the checkpoint. Where only the checkpoint has a :class:`~xopt.Precision`, the state
+        remembers it, as one of :meth:`Rule.init` does that was asked for it; to drop it, put a ``Precision`` of your
+        own around the rule.
     params
         Arrays as those that were saved: their library, devices, shapes and dtypes are those of the result. They are
         not changed.
@@ -238,9 +239,7 @@ def load_state(
     layout = Layout(params)
     leaves = list(layout.leaves)
     with source_of(source, checksums) as found:
-        rule, said = _record.keeping(found, rule)
-        stages = Stages(rule._chains(layout), layout, "eager")
-        run = Run(rule, layout, stages, stages.new_slots(), stages.new_carry())
+        run, said = _record.begun(found, rule, layout)
         loaded = _record.check(found, run, strict=strict, cast=cast, hyper=False)
         for name, place in loaded.places.items():
             column = place.column if place.slot else leaves
@@ -248,7 +247,7 @@ def load_state(
         for place, x in _record.derived(run, loaded, leaves):
             place.column[place.k] = x
     slots = {n: layout.tree(column) for n, column in run.slots.items()} | said
-    state = State(stages.new_step(loaded.step), slots, {**run.carry, **loaded.carry})
+    state = State(run.stages.new_step(loaded.step), slots, {**run.carry, **loaded.carry})
     return Restored(layout.tree(leaves), state, loaded.extra)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from xopt import _arrays, _buffers, _record
+from xopt import _arrays, _buffers, _kept, _record
 from xopt._kept import Rounding, StateDType
 from xopt._layout import Layout, Memory
 from xopt._names import qualified_names
@@ -82,7 +82,7 @@ class Optimizer:
         seed: int = 0,
     ) -> None:
         check_method(rule)
-        if (rounding, master_weights, state_dtype, seed) != ("nearest", False, None, 0):
+        if not _kept.usual(rounding, master_weights, state_dtype, seed):
             rule = Precision(rule, rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed)
         if on_nonfinite != "propagate":
             rule = Guard(rule, on_nonfinite)

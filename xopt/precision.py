@@ -76,7 +76,8 @@ class Precision(Around):
 
     A limit of :class:`~xopt.Box` that the dtype does not have is rounded like everything else.
 
-    :class:`~xopt.Optimizer` takes these arguments too, and puts this around its rule.
+    :class:`~xopt.Optimizer` takes these arguments too, and puts this around its rule; so does :meth:`Rule.init`, whose
+    state remembers them.
 
     References
     ----------
