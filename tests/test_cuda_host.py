@@ -134,10 +134,10 @@ def test_in_place_every_dtype(rule: Any, dtype: str, driver: HostDriver, rng: np
 
 
 def test_two_dtypes_and_the_change_alone(driver: HostDriver, rng: np.random.Generator) -> None:
-    kinds = ["float32", "float64", "float16", "complex64", "float32", "complex128", "float64"]
-    draw = lambda: [np.asarray(rng.standard_normal(9), k) for k in kinds]
-    params, grads = draw(), draw()
+    few = ["float32", "complex128", "float32"]
     for rule in [*RULES, RealStep()]:
+        kinds = ["float64", "float16", "complex64", *few, "float64"] if rule in (CHAIN, RULES[0], RealStep()) else few
+        params, grads = ([np.asarray(rng.standard_normal(9), k) for k in kinds] for _ in range(2))
         state = rule.init(params)
         for call in (rule.apply, rule.updates):
             got = optree.tree_leaves(call(params, grads, state, runner=Cuda(driver))[0])

@@ -57,7 +57,7 @@ def every_kernel() -> list[Kernel]:
     """Return the kernels of all rules, options and dtypes in place, and of some fresh; each text once.
 
     Options other than the last of a rule are compiled for the dtypes that need the fewest and the most registers;
-    ``nox -s kernels`` compiles all.
+    ``nox -s kernels`` compiles all, and all of them for every GPU.
     """
     found: dict[str, Kernel] = {}
     for rule in [*EVERY, CHAIN]:
@@ -111,8 +111,13 @@ def test_all_are_there() -> None:
     assert types == {*BYTES}
 
 
-@pytest.mark.parametrize("gpu", ARCHS)
-@pytest.mark.parametrize("batch", range(len(BATCHES)))
+def pairs() -> list[tuple[str, int]]:
+    """Return for which GPUs each batch is compiled: two, of which one is the same for all; or all of them."""
+    others, every = [gpu for gpu in ARCHS if gpu != "sm_90"], os.environ.get(EVERY_KERNEL)
+    return [(gpu, i) for i in range(len(BATCHES)) for gpu in (ARCHS if every else ("sm_90", others[i % len(others)]))]
+
+
+@pytest.mark.parametrize(("gpu", "batch"), pairs())
 def test_binary(gpu: str, batch: int, tmp_path: Path) -> None:
     """No spills, registers for a full multiprocessor, accesses of 16 bytes and as many as there must be."""
     path = tmp_path / "k.cubin"
