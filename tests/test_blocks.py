@@ -18,6 +18,7 @@ from test_runners import awkward, poison, same_bits, trajectory
 import xopt
 from xopt import _blocks, _emit_cuda
 from xopt._lower import Unsupported
+from xopt._runners import eager
 from xopt._runners.cuda import Cuda
 from xopt._runners.tiled import Tiled
 from xopt.rule import Hyper, abs2, hyper
@@ -144,6 +145,26 @@ def same_as_eager(rule: Any, dtype: str, runner: Any, rng: np.random.Generator) 
             grads = [draw(), draw(), draw()]
         want = trajectory(rule, part, grads, "eager")
         assert all(map(same_bits, trajectory(rule, part, grads, runner), want))
+
+
+def test_a_leaf_that_is_not_in_c_order_takes_no_other_with_it(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """Only that one is left to the eager runner, whose sums the tiles add up with theirs."""
+    seen = []
+
+    def counted(call: Any) -> Any:
+        return lambda work, *more: (seen.append(len(work.loads["p"])), call(work, *more))[1]
+
+    for name in ("prepare", "sums"):
+        monkeypatch.setattr(eager, name, counted(getattr(eager, name)))
+    params = [rng.standard_normal((80, 80)), rng.standard_normal((70, 90)).T, rng.standard_normal(5000)]
+    rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam())
+    grads = [p.copy() for p in params]  # in C order
+    xopt.Optimizer([p.copy() for p in params], rule, state_dtype="int8", runner="tiled").step(grads)
+    assert seen == []
+    xopt.Optimizer(params, rule, state_dtype="int8", runner="tiled").step(grads)
+    assert seen == [1, 1]
 
 
 @pytest.mark.usefixtures("always")

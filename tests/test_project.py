@@ -49,6 +49,7 @@ ORDER = [
         "_runners._cut",
         "_runners._cache",
         "_runners._jit",
+        "_runners._shares",
         "_runners._cuda_driver",
     ],
     ["_runners.eager", "_runners._tiles", "_runners._objects"],

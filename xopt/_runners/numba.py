@@ -14,7 +14,6 @@ import math
 import operator
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +21,9 @@ import numpy as np
 from xopt import _arrays, _emit_numba, _reduce
 from xopt._blocks import BLOCK
 from xopt._lower import Unsupported, lower
-from xopt._pieces import Column, Piece, Values, Work
+from xopt._pieces import Piece, Values, Work
 from xopt._runners import _objects, _pool
+from xopt._runners._shares import Shared
 from xopt._runners.tiled import Tiled, fresh_arrays
 from xopt._trace import Program
 
@@ -118,14 +118,14 @@ class Numba:
                 kernel = body(work, into is None)
                 plain = _plain(work)
                 if not all(plain) and work.kept is None:
-                    return self._mixed(work, values, into, plain)  # before anything is allocated
+                    return self._mixed(work, values, plain).prepare(into)  # before anything is allocated
                 if into is None:
                     fresh = {n: fresh_arrays(work, n) for n in work.outputs}
                 frame = self._frame(work, kernel, None, fresh)
         except Unsupported:
             return self._rest.prepare(work, values, into)
         if not frame.serves(work):
-            return self._mixed(work, values, into, frame.plain)
+            return self._mixed(work, values, frame.plain).prepare(into)
         made = into or fresh
         frame.look(work)
         scalars = frame.scalars(values)
@@ -144,13 +144,9 @@ class Numba:
             frame = self._kept(work, place) or self._frame(work, reduction(work, place), place, {})
         except Unsupported:
             return self._rest.sums(work, values, place)
-        names, leaves = list(work.plan.sums[place].outputs), len(frame.plain)
         if not frame.serves(work):
-            found = {n: np.empty(leaves) for n in names}
-            for runner, own in self._shares(work, frame.plain):
-                for n, x in runner.sums(_only(work, own), _of(values, own), place).items():
-                    found[n][own] = x
-            return found
+            return self._mixed(work, values, frame.plain).sums(place)
+        names, leaves = list(work.plan.sums[place].outputs), len(frame.plain)
         frame.look(work)
         scalars = frame.scalars(values)
         longest = int(frame.tasks[:, 2].max(initial=0))
@@ -168,34 +164,10 @@ class Numba:
             np.add.at(totals, frame.tasks[:, 0], chunks)  # one after the other, in the order of the chunks
         return dict(zip(names, totals.T, strict=True))
 
-    def _mixed(
-        self, work: Work, values: Values, into: dict[str, list[Any]] | None, plain: list[bool]
-    ) -> Callable[[], dict[str, list[Any]]]:
+    def _mixed(self, work: Work, values: Values, plain: list[bool]) -> Shared:
         """Leave what is not in C order to the tiled runner."""
-        jobs = []
-        for runner, leaves in self._shares(work, plain):
-            own = into and {n: [x[k] for k in leaves] for n, x in into.items()}
-            jobs.append((leaves, runner.prepare(_only(work, leaves), _of(values, leaves), own)))
-
-        def finish() -> dict[str, list[Any]]:
-            made: dict[str, list[Any]] = {n: [None] * len(plain) for n in work.outputs}
-            for leaves, job in jobs:
-                for n, column in job().items():
-                    for k, x in zip(leaves, column, strict=True):
-                        made[n][k] = x
-            return made
-
-        return finish
-
-    def _shares(self, work: Work, plain: list[bool]) -> list[tuple[Numba | Tiled, list[int]]]:
-        """Return the leaves for this runner, and those for the tiled one."""
         good = list(map(operator.and_, plain, _arrays.contiguous(work.library, work.loads["g"])))
-        shares: list[tuple[Numba | Tiled, list[int]]] = []
-        for runner, wanted in ((self, True), (self._rest, False)):
-            leaves = [k for k, ok in enumerate(good) if ok == wanted]
-            if leaves:
-                shares.append((runner, leaves))
-        return shares
+        return Shared(work, values, good, self, self._rest)
 
     def _run(self, ranges: list[tuple[int, int]], do: Callable[[int, int], None]) -> None:
         """Do every range of tasks, on as many threads as they were cut for."""
@@ -292,17 +264,3 @@ def _plain(work: Work, without: str = "") -> list[bool]:
     """Say of each leaf whether all its arrays, but for one, are in C order."""
     columns = [_arrays.contiguous(work.library, column) for n, column in work.loads.items() if n != without]
     return [all(row) for row in zip(*columns, strict=True)]
-
-
-def _only(work: Work, leaves: list[int]) -> Work:
-    loads = {n: [column[k] for k in leaves] for n, column in work.loads.items()}
-    return replace(work, loads=loads, arenas=None, kept=None, where=None)
-
-
-def _of(values: Values, leaves: list[int]) -> Values:
-    if not values.by_leaf:
-        return values
-    pieces = [
-        {n: Column(v.vector[leaves]) if type(v) is Column else v for n, v in piece.items()} for piece in values.pieces
-    ]
-    return Values(pieces, by_leaf=True)

@@ -21,6 +21,7 @@ from xopt._blocks import BLOCK
 from xopt._pieces import Values, Work
 from xopt._runners import _pool, eager
 from xopt._runners._cut import Leaves, NDArray, Task, pairs
+from xopt._runners._shares import Shared
 from xopt._runners._tiles import Large, Ready, Small, Sums
 
 _PARALLEL = 262_144
@@ -73,7 +74,7 @@ class Tiled:
         """
         leaves, stores, made = _leaves(work), work.outputs, into
         if work.plan.codes and not all(leaves.plain):
-            return _by_leaf(work, values, into, leaves)
+            return Shared(work, values, leaves.plain, self, _ByLeaf()).prepare(into)
         if made is None:
             made = {n: fresh_arrays(work, n) for n in work.outputs}
             fresh = {f"new {n}": _views(work.library, column, work.split) for n, column in made.items()}
@@ -111,7 +112,7 @@ class Tiled:
         """Return the sums that piece ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
         leaves, apart = _leaves(work), bool(work.plan.codes)
         if apart and not all(leaves.plain):
-            return eager.sums(_on_host(work, leaves), values, place)
+            return Shared(work, values, leaves.plain, self, _ByLeaf()).sums(place)
         tile = min(self._tile(work), _reduce.CHUNK)
         run = Sums(work, place, values, leaves, tile)
         tasks = leaves.tasks(tile, _reduce.CHUNK, whole=True, apart=apart)
@@ -124,24 +125,32 @@ class Tiled:
         }
 
 
-def _by_leaf(
-    work: Work, values: Values, into: dict[str, list[Any]] | None, leaves: Leaves
-) -> Callable[[], dict[str, list[Any]]]:
-    """Leave a step to the eager runner, on NumPy's arrays: square roots of torch are not always the nearest numbers."""
-    made = {n: fresh_arrays(work, n) for n in work.outputs} if into is None else into
-    views = {n: _views(work.library, column, split=False) for n, column in made.items()}
-    job = eager.prepare(_on_host(work, leaves), values, views)
+class _ByLeaf:
+    """The eager runner, on NumPy's arrays: square roots of torch are not always the nearest numbers."""
 
-    def finish() -> dict[str, list[Any]]:
-        job()
-        return made
+    def prepare(
+        self, work: Work, values: Values, into: dict[str, list[Any]] | None
+    ) -> Callable[[], dict[str, list[Any]]]:
+        """Return a function that runs the whole chain over every leaf."""
+        made = {n: fresh_arrays(work, n) for n in work.outputs} if into is None else into
+        views = {n: _views(work.library, column, split=False) for n, column in made.items()}
+        job = eager.prepare(_on_host(work), values, views)
 
-    return finish
+        def finish() -> dict[str, list[Any]]:
+            job()
+            return made
+
+        return finish
+
+    def sums(self, work: Work, values: Values, place: int) -> dict[str, NDArray]:
+        """Return the sums that piece ``place`` asks for, a vector over the leaves."""
+        return eager.sums(_on_host(work), values, place)
 
 
-def _on_host(work: Work, leaves: Leaves) -> Work:
+def _on_host(work: Work) -> Work:
     """Return the same work on the same memory, as NumPy sees it."""
-    return replace(work, library="numpy", xp=np, loads=leaves.columns, arenas=None, kept=None)
+    columns = {n: _views(work.library, column, work.split) for n, column in work.loads.items()}
+    return replace(work, library="numpy", xp=np, loads=columns)
 
 
 def _go(ready: list[Ready]) -> None:
