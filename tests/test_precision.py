@@ -470,6 +470,8 @@ def test_what_does_not_go_together() -> None:
         for make in (partial(xopt.Optimizer, p, SGD), partial(SGD.init, p)):
             with pytest.raises((ValueError, TypeError), match="must be one of|must be an? |seed"):
                 make(**bad)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="rule: int, but it must be a rule or a chain"):
+        xopt.Precision(3, state_dtype="int8")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there is one already inside"):
         xopt.Precision(xopt.Precision(SGD, rounding="kahan"), rounding="kahan")
 

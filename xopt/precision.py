@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xopt import _kept
 from xopt._kept import Rounding, StateDType
-from xopt._method import Around, Method
+from xopt._method import Around, Method, check_method
 
 __all__ = ["Precision"]
 
@@ -112,6 +112,7 @@ class Precision(Around):
         state_dtype: StateDType = None,
         seed: int = 0,
     ) -> None:
+        check_method(rule)
         super().__init__(rule, _kept.asked(rule, rounding, master_weights, state_dtype, seed))
 
     def __repr__(self) -> str:

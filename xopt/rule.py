@@ -1,4 +1,4 @@
-"""What a rule is made of: hyperparameters, static fields, state in the signature; and what can be done with one.
+"""What a rule is made of: hyperparameters, static fields, state in the signature; and chains of rules and transforms.
 
 A rule is a frozen object whose fields are its hyperparameters. Its maths is one static method, ``update``, written
 against the array-API standard. Everything else (trees, dtypes, libraries, memory) is somebody else's business.
