@@ -533,13 +533,13 @@ FAULTS: dict[str, Fault] = {
     "numba-fastmath": Fault(
         "bounds: fastmath changes 65 % of elements",
         (("xopt._emit_numba", 'error_model="numpy")', 'error_model="numpy", fastmath=True)'),),
-        ("tests/test_numba.py::test_bits_of_eager[float32-Adam]",),
+        ("tests/test_numba.py::test_bits_of_eager[Adam-float32]",),
         library="numba",
     ),
     "numba-float64-scalars": Fault(
         "bounds: Python floats change 68 % of elements",
         (("xopt._emit_numba", "{real}(scalars[row, {k}])", "scalars[row, {k}]"),),
-        ("tests/test_numba.py::test_bits_of_eager[float32-Adam]",),
+        ("tests/test_numba.py::test_bits_of_eager[Adam-float32]",),
         library="numba",
     ),
     "state-in-half": Fault(

@@ -18,7 +18,7 @@ import optree
 import pytest
 from catalog import Row
 from conftest import walk
-from test_runners import CHAIN, RULES, alike, awkward, poison, same_bits, step_in_threads, trajectory
+from test_runners import CHAIN, CHAINS, RULES, STORED, alike, awkward, poison, same_bits, step_in_threads, trajectory
 from test_trace import random_rule
 
 import xopt
@@ -32,12 +32,16 @@ pytest.importorskip("numba")
 from xopt._runners import _cache, _objects, numba
 from xopt._runners.numba import Numba
 
-REALS = ["float16", "bfloat16", "float32", "float64"]
 CUTS = [(1, 65_536), (1, 7), (2, 64), (3, 1)]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
-@pytest.mark.parametrize("dtype", REALS)
+def each(usual: list[str], more: str) -> list[Any]:
+    """Pair every rule with the usual dtypes; chains, and rules with precision around them, with one more."""
+    pairs = [(rule, dtype) for rule in RULES for dtype in (*usual, *([more] if rule in [*CHAINS, *STORED] else []))]
+    return [pytest.param(rule, dtype, id=f"{type(rule).__name__}-{dtype}") for rule, dtype in pairs]
+
+
+@pytest.mark.parametrize(("rule", "dtype"), each(["bfloat16", "float32", "float64"], "float16"))
 def test_bits_of_eager(rule: Any, dtype: str, rng: np.random.Generator) -> None:
     params = awkward(rng, dtype)
     grads = [poison(awkward(rng, dtype), rng, rule) if k == 2 else awkward(rng, dtype) for k in range(4)]
@@ -47,8 +51,7 @@ def test_bits_of_eager(rule: Any, dtype: str, rng: np.random.Generator) -> None:
         assert all(map(alike(rule), got, want)), (threads, task)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
-@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+@pytest.mark.parametrize(("rule", "dtype"), each(["complex64"], "complex128"))
 def test_complex_is_within_roundings_of_eager(rule: Any, dtype: str, rng: np.random.Generator) -> None:
     """NumPy multiplies complex numbers by instructions of its own: some roundings of numbers about 1 are allowed."""
     params, grads = awkward(rng, dtype), [awkward(rng, dtype) for k in range(4)]
