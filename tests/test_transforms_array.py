@@ -30,7 +30,7 @@ def test_transforms(lib: Lib, transform: Any, reference: Any, dtype: str, rng: n
             changed += not np.allclose(g, new)
             p = p - LR * new
         want.append(p)
-    assert changed > 5
+    assert changed > (5 if lib.name in ("jax", "dask") else 10)  # they have half of the leaves
     tol = 2e-6 if dtype == "float32" else 1e-13
     assert_close(got, want, rtol=tol, atol=tol)
 

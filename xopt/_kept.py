@@ -84,8 +84,11 @@ def _read(key: str) -> Precision | None:
         return None
 
 
-def said(slots: Any) -> dict[str, Precision]:
-    """Return what the slots of a state say of how it is kept: by its key, the link; nothing where they say nothing."""
-    keys = [n for n in slots if isinstance(n, str) and n.startswith(_MARK)] if isinstance(slots, dict) else []
-    found = {n: _read(n) for n in keys if isinstance(slots[n], dict) and not slots[n] and len(n) < _LONGEST}
-    return {n: link for n, link in found.items() if link is not None}
+def said(slots: Any) -> tuple[str, Precision] | None:
+    """Return by which key the slots of a state say how it is kept, and the link; None where they say nothing."""
+    for n, x in slots.items() if isinstance(slots, dict) else ():
+        if isinstance(n, str) and n.startswith(_MARK) and len(n) < _LONGEST and isinstance(x, dict) and not x:
+            link = _read(n)
+            if link is not None:
+                return n, link
+    return None

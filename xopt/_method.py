@@ -78,10 +78,17 @@ class Method(ABC):
         """Return the rule that keeps a state as it was asked to, the state as that rule knows it, and what said so."""
         if not all(hasattr(state, field) for field in State._fields):
             return self, state, {}  # which is refused when it is looked at
-        for n, link in _kept.said(state.slots).items():
-            others = {m: x for m, x in state.slots.items() if m != n}
-            return Around(self, _kept.checked(self, link)), State(state.step, others, state.carry), {n: {}}
-        return self, state, {}
+        found = _kept.said(state.slots)
+        if found is None:
+            return self, state, {}
+        key, link = found
+        others = {n: x for n, x in state.slots.items() if n != key}
+        return Around(self, _kept.checked(self, link)), State(state.step, others, state.carry), {key: {}}
+
+    def _asked(self, **words: Any) -> tuple[Method, dict[str, Any]]:
+        """Return the rule that keeps a state as a caller asks for, and what the state has to say of it."""
+        link = _kept.asked(self, **words)
+        return Around(self, link), {_kept.mark(link): {}}
 
     def init(
         self,
@@ -130,8 +137,9 @@ class Method(ABC):
         """
         layout, rule, said = Layout(params), self, dict[str, Any]()
         if not _kept.usual(rounding, master_weights, state_dtype, seed):
-            link = _kept.asked(self, rounding, master_weights, state_dtype, seed)
-            rule, said = Around(self, link), {_kept.mark(link): {}}
+            rule, said = self._asked(
+                rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed
+            )
         stages = Stages(rule._chains(layout), layout)
         slots = {n: stages.layout.tree(column) for n, column in stages.new_slots().items()}
         return State(stages.new_step(), {**slots, **said}, stages.new_carry())

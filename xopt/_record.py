@@ -13,10 +13,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from xopt import _arrays, _kept, _tree
+from xopt import _arrays, _tree
 from xopt._blocks import SCALE, is_scale
 from xopt._layout import Layout
-from xopt._method import Around
 from xopt._safetensors import CheckpointError, Tensor, memory
 from xopt._scalars import STEP_LIMIT
 from xopt._select import shown
@@ -219,11 +218,11 @@ def begun(source: Source, rule: Method, layout: Layout) -> tuple[Run, dict[str, 
 
     first, *_ = migrated(source)["rule"] or [None]
     static = first.get("static") if isinstance(first, dict) and first.get("place") == PLACE else None
-    if isinstance(static, dict) and all(link.place != PLACE for link in rule._all_links()):
+    if isinstance(static, dict):
         try:
-            link = _kept.asked(rule, **static)
-            return run(Around(rule, link)), {_kept.mark(link): {}}
-        except (TypeError, ValueError):
+            kept, said = rule._asked(**static)
+            return run(kept), said
+        except (TypeError, ValueError):  # the rule says it itself, or cannot do it
             pass
     return run(rule), {}
 
