@@ -16,8 +16,9 @@ from test_runners import RULES, awkward, same_bits, trajectory
 
 import xopt
 from xopt import _choice, _cuda_text
+from xopt._algebra import Value
 from xopt._layout import Layout
-from xopt._pieces import Column, Values
+from xopt._pieces import Values
 from xopt._runners import eager
 from xopt._runners.cuda import Cuda
 
@@ -220,8 +221,8 @@ def test_scalars_of_the_host_the_device_and_a_leaf(driver: HostDriver, rng: np.r
         opt.step(p)
     [(w, values, loads)] = work
     w, named = replace(w, loads=loads), values.pieces[0]
-    by_leaf = Column(np.asarray([1.0, 2.0, 4.0]))
-    mixed = Values([{**named, "lr": np.asarray(0.125), "weight_decay": by_leaf}], by_leaf=True)
+    by_leaf = Value(np.asarray([1.0, 2.0, 4.0]))
+    mixed = Values([{**named, "lr": Value(np.asarray(0.125)), "weight_decay": by_leaf}], by_leaf=True)
     fresh = replace(w, loads={n: [x.copy() for x in column] for n, column in w.loads.items()}, kept=None)
     runner.prepare(fresh, mixed, {n: fresh.loads[n] for n in fresh.outputs})()
     for k, decay in enumerate([1.0, 2.0, 4.0]):
