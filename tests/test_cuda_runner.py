@@ -256,6 +256,15 @@ def test_cupy_without_a_gpu() -> None:
     assert _choice.choose(Layout(p)) is eager
 
 
+def kept(params: Any, state: Any) -> Any:
+    """Return parameters and state; with what rounding lost the sum, because of a tie either neighbour is right."""
+    slots, name = dict(state.slots), "precision.error"
+    wide = lambda x: x.detach().cdouble() if x.is_complex() else x.detach().double()
+    if name in slots:
+        slots[name] = optree.tree_map(lambda p, e: wide(p) + wide(e), params, slots[name])
+    return params, slots
+
+
 @pytest.mark.needs("torch")
 @pytest.mark.skipif(not available("torch"), reason="torch is not installed")
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
@@ -284,7 +293,7 @@ def test_torch_tensors(rule: Any, dtype: str, driver: HostDriver, rng: np.random
     assert addresses == [p.data_ptr() for p in optree.tree_leaves(params)]
     assert all(p.requires_grad and p._version for p in optree.tree_leaves(params))
     tolerance = {"rtol": 2.0**-7 if dtype == "bfloat16" else 1e-5, "atol": 1e-5}
-    for x, y in zip(*map(optree.tree_leaves, ((params, opt.state.slots), (want, state.slots))), strict=True):
+    for x, y in zip(*map(optree.tree_leaves, (kept(params, opt.state), kept(want, state))), strict=True):
         torch.testing.assert_close(x.detach(), y.detach(), **tolerance)
 
 

@@ -253,7 +253,8 @@ class _Call:
             else:
                 if isinstance(x, np.ndarray) and self._work.library != "numpy":
                     x = self._column(kernel, k, x.astype(np.float64))
-                x = _arrays.cast(self._work.xp, x, self._work.xp.float64)
+                else:
+                    x = _arrays.cast(self._work.xp, x, self._work.xp.float64)
                 if not _arrays.contiguous(self._work.library, [x])[0]:
                     x = _arrays.c_order(self._work.xp, self._work.library, x)
                 self._held.append(x)
