@@ -142,6 +142,19 @@ class Power(Value):
         return self._reversed(operator.sub, other)
 
 
+class Square(Value):
+    """A sum of squares of which the root is at hand: that may be in range where the square is not."""
+
+    __slots__ = ("root",)
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+        super().__init__(root * root)
+
+    def leaf(self, k: int) -> Any:
+        return Square(self.root[k]) if self.by_leaf else self
+
+
 class Count(Value):
     """A number of steps: what is whole about it is computed in integers, which float32 has only up to 2²⁴."""
 
@@ -284,6 +297,8 @@ class _Functions:
             if probes:
                 names = frozenset[str]().union(*(x.names for x in probes))
                 return _ProbedTest(names) if name in ("isfinite", "isnan") else Probe(names)
+            if name == "sqrt" and isinstance(args[0], Square):
+                return Value(args[0].root)
             if name == "where" and isinstance(args[0], bool):
                 return args[1] if args[0] else args[2]
             like, *met = _met(max((x.like for x in likes), key=lambda x: len(x.shape)), *map(_raw, args))

@@ -224,7 +224,7 @@ class Optimizer:
             For a name that there is not, a static field, a value out of range. Nothing is changed then.
         """
         rule = self._rule._with(values)
-        self._stages.chains = rule._chains(self._layout).chains
+        self._stages.chains = self._stages.checked(rule._chains(self._layout).chains)
         self._rule = rule
 
     def hyperparams(self) -> dict[str, Any]:
@@ -394,7 +394,7 @@ class Optimizer:
         layout, run = self._layout, self._run()
         layout.check_writable()
         loaded = _record.check(source, run, strict=strict, cast=cast, hyper=True, whole=self._stages.torn)
-        chains = loaded.rule._chains(layout).chains
+        chains = self._stages.checked(loaded.rule._chains(layout).chains)
         source.verify()
         if self._writes:
             self._stages.torn = True
