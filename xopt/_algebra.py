@@ -26,6 +26,10 @@ def on_host(x: Any) -> bool:
     return isinstance(x, np.ndarray) and x.ndim == 1
 
 
+class Looked(TypeError):
+    """Somebody wanted to know the value of a scalar."""
+
+
 class Value:
     """A scalar that is an array, which nobody may read: 0-d, or a vector with an element for each leaf."""
 
@@ -60,7 +64,7 @@ class Value:
         return x if isinstance(x, float) else type(self)(x) if self.by_leaf else self
 
     def _refuse(self, *_: Any) -> NoReturn:
-        raise TypeError("a scalar of a step may live on a device, and nobody may look at it: use xp.where, not if")
+        raise Looked("a scalar of a step may live on a device, and nobody may look at it: use xp.where, not if")
 
     __bool__ = __float__ = __int__ = __index__ = _refuse
 
