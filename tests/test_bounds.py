@@ -429,6 +429,31 @@ def test_no_number_of_the_dtype_within() -> None:
         xopt.minimize(fun, {"a": np.zeros(2), "b": np.zeros(2, "f4")}, bounds=(both, both))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("more", [{}, {"rounding": "stochastic"}, {"master_weights": True}], ids=str)
+def test_what_box_promises(lib: Lib, dtype: str, more: Any, rng: np.random.Generator) -> None:
+    """Bounds rounded to the nearest numbers of the dtype; with noise, one number more on either side."""
+    if lib.name == "dask" or not lib.writable:
+        pytest.skip("nothing to write into, or nothing to look at yet")
+    if more and dtype in ("float32", "float64"):
+        pytest.skip("of half precision")
+    w = lib.array(np.zeros(200), dtype)
+    rule = xopt.chain(xopt.SGD(0.3), xopt.Box(-0.7, 0.1))
+    try:
+        opt = xopt.Optimizer(w, rule, **more)
+    except TypeError as error:
+        pytest.skip(str(error))
+    low, high = (float(lib.numpy(lib.array(np.asarray(x), dtype))) for x in (-0.7, 0.1))
+    room = {"float16": 2.0**-10, "bfloat16": 2.0**-7}.get(dtype, 0.0) if more == {"rounding": "stochastic"} else 0.0
+    seen = []
+    for _ in range(10):
+        opt.step(lib.array(rng.standard_normal(200), dtype))
+        seen.append(lib.numpy(w).astype(float))
+        assert seen[-1].min() >= low * (1 + room)
+        assert seen[-1].max() <= high * (1 + room)
+    assert any((x == low).any() and (x == high).any() for x in seen)
+
+
 def test_what_does_not_fit() -> None:
     x0 = np.zeros(3)
     fun = lambda x: (x @ x, 2 * x)

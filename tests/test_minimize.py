@@ -120,6 +120,32 @@ def test_every_library(lib: Lib, method: Any, dtype: str, rng: np.random.Generat
     assert optree.tree_structure(got.jac) == optree.tree_structure(x0)
 
 
+@pytest.mark.parametrize("writes", [None, False], ids=["asked", "read-only"])
+@pytest.mark.parametrize("bounds", [None, (-9.0, 0.5)])
+def test_a_library_that_is_not_known(lib: Lib, writes: Any, bounds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked what it can do, and not taken for JAX; the steps are those of NumPy."""
+    if lib.name != "strict":
+        pytest.skip("one that stands for those that are not known")
+    monkeypatch.setattr(_space._arrays, "_IN_PLACE", {"numpy"})
+    if writes is not None:
+        monkeypatch.setattr(_space.Space, "_can_write", lambda self: writes)
+    x0, seen = lib.array(np.asarray([-1.2, 1.0, 3.0], "float32")), []
+    weights = lib.array(np.asarray([1.0, 10.0, 100.0], "float32"))
+
+    def fun(x: Any) -> Any:
+        seen.append(lib.numpy(x).copy())
+        return (x - 1.0) @ (weights * (x - 1.0)), 2.0 * weights * (x - 1.0)
+
+    found = xopt.minimize(fun, x0, bounds=bounds, options={"gtol": 1e-3})
+    assert found.success
+    np.testing.assert_allclose(lib.numpy(found.x), 1.0 if bounds is None else 0.5, atol=1e-3)
+    ours = [*seen]
+    seen.clear()
+    monkeypatch.undo()
+    xopt.minimize(fun, x0, bounds=bounds, options={"gtol": 1e-3})
+    np.testing.assert_allclose(ours, seen, rtol=1e-5)
+
+
 @pytest.mark.needs("torch")
 @pytest.mark.parametrize("method", ["lbfgs", xopt.Adam(0.05)], ids=str)
 def test_torch_differentiates(method: Any) -> None:

@@ -25,10 +25,9 @@ from xopt.solvers._stepping import Stepping
 class OptimizeResult(dict[str, Any]):
     """What `minimize` found, under SciPy's names, as attributes and as keys.
 
-    ``x`` the parameters, ``fun`` the value there, ``jac`` the gradient there, ``nit`` iterations, ``nfev`` and
-    ``njev`` evaluations, ``status`` (0 converged, 1 a limit was reached, 2 no better point was found, or the value is
-    infinite or NaN, 3 interrupted,
-    99 stopped by the callback), ``success`` (status 0), ``message``.
+    ``x`` the parameters, ``fun`` the value there, ``jac`` the gradient there, ``nit`` iterations, ``nfev`` evaluations,
+    ``njev`` of the gradient, ``status`` (0 converged, 1 a limit was reached, 2 no better point was found, or the value
+    is infinite or NaN, 3 interrupted, 99 stopped by the callback), ``success`` (status 0), ``message``.
 
     Examples
     --------
@@ -91,31 +90,38 @@ def minimize(
     Parameters
     ----------
     fun
-        ``fun(x, *args)`` returns the value, a number or a 0-d array, and the gradient, which is like x. It must not
-        write into what it is given; it may keep that, but for a rule, which goes on in the same arrays.
+        ``fun(x, *args)`` returns the value, a number or an array of one, and the gradient, which is like x, but may
+        have more or fewer dimensions of 1; beside NumPy also a list of numbers. It must not write into what it is
+        given; it may keep that, but for a rule, which goes on in the same arrays.
     x0
         Where to begin: an array of any library, float32, float64 or complex (for a rule any parameters), or a tree of
-        arrays. It is not changed.
+        arrays. It is not changed. Integers become float64 (the widest floats of the library), and so do numbers and
+        lists of numbers, as an array of NumPy.
     rule
         A rule or a chain. None: ``method``.
     method
-        ``"lbfgs"`` (the default), ``"lbfgs-b"`` (the default with bounds), ``"cg"`` or ``"gd"``.
+        ``"lbfgs"`` (the default), ``"lbfgs-b"`` (the default with bounds), ``"cg"`` or ``"gd"``, in letters of either
+        case; SciPy's ``"L-BFGS-B"`` is the first without bounds and the second with bounds.
     args
-        More arguments of ``fun`` and ``jac``.
+        More arguments of ``fun`` and ``jac``; what is no tuple is one argument.
     jac
         True: ``fun`` returns value and gradient. A function: ``jac(x, *args)`` returns the gradient, ``fun`` the value.
-        False: ``fun`` returns the value, and torch or JAX differentiates it.
+        False: ``fun`` returns the value, and torch or JAX differentiates it. ``"2-point"``, ``"3-point"``: ``fun``
+        returns the value, and the gradient comes from differences of values, forward or central, of any library; that
+        takes one or two evaluations more for each real number of x, each with a transfer. None: False for torch and
+        JAX, else ``"2-point"``.
     conjugate
         The gradient of complex parameters is ∂f/∂Re + i·∂f/∂Im, torch's. True: the one that is given is the conjugate
-        of that, JAX's. With ``jac=False`` nothing need be said.
+        of that, JAX's. With ``jac=False`` and with differences nothing need be said.
     bounds
-        ``(lower, upper)``, each None, a number, an array like x0, or a tree of these like x0; or SciPy's ``Bounds``.
-        Equal bounds hold a variable still. Every evaluation is within them; x0 is moved there. Of complex parameters
-        there are none.
+        A tuple ``(lower, upper)``, each None, a number, an array like x0, or a tree of these like x0; where x0 is one
+        array also SciPy's forms: a list of pairs ``[(low, high), …]``, one an element, with None for what is open, or
+        ``Bounds``. Equal bounds hold a variable still. Every evaluation is within them, those of differences too: they
+        are rounded inwards to the dtype of the parameters, and x0 is moved there. Of complex parameters there are none.
     maxiter
-        Iterations, ≥ 0. None: 15,000, for a rule 1,000.
+        Iterations, ≥ 0, or infinite. None: 15,000, for a rule 1,000.
     tol
-        The same as the option ``gtol``.
+        ``gtol``, and for ``"lbfgs"`` and ``"lbfgs-b"`` also ``ftol``, as in SciPy, where these are not given.
     callback
         Called after every iteration with x, or, if its argument is called ``intermediate_result``, with an
         `OptimizeResult` of ``x, fun, nit, nfev``. It ends the run by returning True or raising ``StopIteration``.
@@ -132,7 +138,10 @@ def minimize(
         ``"armijo"`` (backtracking), or a function, see below. ``preconditioner`` (not with bounds): a function g ↦ P·g
         of trees like x0, linear, symmetric and positive definite, the same throughout, about the inverse of the
         Hessian, that does not write into g: directions are computed from P·g, as if x were C⁻¹·x with P = C·Cᵀ.
-        ``every`` (10; rules): steps between looks at the value. ``runner`` (rules), see `Optimizer`.
+        ``every`` (10; rules): steps between looks at the value. ``runner`` (rules), see `Optimizer`. ``eps``: the step
+        of differences; else it is ε^(1/2) of the larger of \|x\| and 1, with three points ε^(1/3), for the coarser
+        dtype of x and of the value. ``disp``: print how it ended. SciPy's ``maxcor``, ``maxfev`` and ``maxiter`` are
+        ``history``, ``maxfun`` and the argument.
 
     Returns
     -------
@@ -142,8 +151,9 @@ def minimize(
     Raises
     ------
     TypeError, ValueError
-        For what does not fit, by name; for a value at x0 that is infinite or NaN. What ``fun`` raises comes through,
-        with an ``intermediate_result``: the best point so far; for a rule the last, whose value is then NaN.
+        For what does not fit, by name; for a value at x0 that is infinite or NaN. What ``fun`` and other functions of
+        the user raise comes through, the same object, with an ``intermediate_result`` where it can be given one: the
+        best point so far; for a rule the last, whose value is then NaN.
 
     Notes
     -----

@@ -33,7 +33,7 @@ def scipy_method(method: str | Method | None = None) -> Callable[..., Any]:
     ----------
     method
         What `minimize` calls its ``method``: ``"lbfgs"``, ``"lbfgs-b"``, ``"cg"``, ``"gd"``; or a rule or a chain.
-        None: ``"lbfgs"``, within bounds ``"lbfgs-b"``.
+        None, or ``"L-BFGS-B"``: ``"lbfgs"``, within bounds ``"lbfgs-b"``.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def scipy_method(method: str | Method | None = None) -> Callable[..., Any]:
     ``eps`` (the step of finite differences, 1e-8), ``disp`` or ``iprint`` (print how it ended). Those of `minimize` go
     too: ``target``, ``line_search``, ``every`` and the others. With ``"lbfgs"`` and ``"lbfgs-b"``, ``ftol`` and
     ``maxfun`` are those of L-BFGS-B where they are not given, 2.2e-9 and 15,000, and ``tol`` means both ``gtol`` and
-    ``ftol``; else it is ``gtol``.
+    ``ftol``; else it is ``gtol``. Bounds are rounded inwards to the dtype of x0.
 
     Without ``jac`` the gradient is that of forward differences. ``jac="3-point"`` and ``"cs"`` are forward differences
     too: SciPy does not pass them on. ``nfev`` and ``maxfun`` count their evaluations, as in SciPy.

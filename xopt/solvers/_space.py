@@ -50,13 +50,13 @@ class Space:
         """Slices of a vector, None for all of it: on a host, what stays in the cache."""
 
     def _can_write(self) -> bool:
-        """Find out what arrays of a library that is not known can do."""
-        row = self.zeros(1, 1)
+        """Find out whether arrays of a library that is not known can be written into, also through views."""
+        rows = self.zeros(1, 1)
         try:
-            row[0, slice(None)] = self.zeros(1)
+            rows[0, slice(None)][...] = self.zeros(1) + 1.0
+            return float(rows[0, 0]) == 1
         except Exception:  # in whichever way it refuses
             return False
-        return True
 
     def pieces(self, size: int) -> list[slice | None]:
         """Return slices of so many elements."""
