@@ -429,6 +429,17 @@ def test_no_number_of_the_dtype_within() -> None:
         xopt.minimize(fun, {"a": np.zeros(2), "b": np.zeros(2, "f4")}, bounds=(both, both))
 
 
+def test_bounds_that_are_far_apart_overflow_nothing() -> None:
+    """Differences of such bounds do, which is no news to anybody."""
+    fun = lambda x: (-float((x / 4).sum(dtype=float)), -np.ones_like(x) / 4)
+    for dtype, far in (("float32", 1e300), ("float64", 1.7e308)):
+        largest = float(np.finfo(dtype).max)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            got = xopt.minimize(fun, np.full(3, -0.9 * largest, dtype), bounds=(-far, far), maxiter=40)
+        assert (np.abs(got.x.astype(float)) <= far).all()
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("more", [{}, {"rounding": "stochastic"}, {"master_weights": True}], ids=str)
 def test_what_box_promises(lib: Lib, dtype: str, more: Any, rng: np.random.Generator) -> None:

@@ -18,7 +18,7 @@ from xopt.rule import Method, check_method
 from xopt.solvers._descent import CONVERGED, INTERRUPTED, STOPPED, Descent, Stop
 from xopt.solvers._differences import Differences, evaluations
 from xopt.solvers._objective import objective
-from xopt.solvers._space import is_numbers
+from xopt.solvers._space import is_numbers, numbers_of
 from xopt.solvers._stepping import Stepping
 
 
@@ -249,15 +249,7 @@ def show(found: Any) -> None:
 def checked_layout(x0: Any, name: str = "x0") -> Layout:
     """Find the arrays of x0, or say why they cannot be minimized over."""
     if is_numbers(x0):
-        try:
-            found = np.asarray(x0)
-        except ValueError:
-            raise ValueError(f"{name}: a list whose parts have different lengths") from None
-        x0 = (
-            found
-            if found.dtype.kind in "fc" and isinstance(x0, np.generic)
-            else found.astype(complex if found.dtype.kind == "c" else float)
-        )
+        x0 = numbers_of(x0, name)
     leaves, spec = _tree.flatten(x0)
     if any(map(_is_whole, leaves)):
         x0 = _tree.unflatten(spec, [_floating(x) if _is_whole(x) else x for x in leaves])

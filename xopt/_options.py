@@ -38,6 +38,8 @@ def method_name(method: Any, bounded: bool) -> str:
 
 def gathered(name: str, options: Mapping[str, Any] | None, maxiter: Any, tol: Any) -> dict[str, Any]:
     """Return all options under xopt's names; refuse those that the method does not have, or that are given twice."""
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"options: a {type(options).__name__}, but it must be a dictionary")
     given = {n: x for n, x in (options or {}).items() if x is not None}
     unknown = sorted({*map(str, given)} - OPTIONS[name])
     if unknown:

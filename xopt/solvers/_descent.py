@@ -196,7 +196,8 @@ class Descent:
 
     def _search(self) -> tuple[Point | None, Line]:
         """Choose a direction and search along it."""
-        line = self.method.direction(self.here, self.square)
+        with np.errstate(all="ignore"):  # bounds that are far apart overflow, and mean infinity
+            line = self.method.direction(self.here, self.square)
         self.seen, self.latest, self.cut = {}, math.nan, False
         try:
             return self._along(line)
@@ -211,7 +212,8 @@ class Descent:
             ready = [self._evaluate(line.d, first)]
             line = self.method.told(line, *ready[0].kept)
             if not line.slope < 0 and self.method.scaled:
-                feasible = self.method.feasible(self.here)
+                with np.errstate(all="ignore"):
+                    feasible = self.method.feasible(self.here)
                 if feasible is None:
                     return None, line
                 line, first, ready = feasible, min(1.0, feasible.longest), []
@@ -258,14 +260,15 @@ class Descent:
     def _evaluate(self, d: Array, alpha: float) -> Point:
         """Evaluate at a step along d."""
         self.seen = {a: pair for a, pair in self.seen.items() if pair[1] is self.best[1]}
-        if alpha == 1:
-            x = d + self.here.x
-        else:
-            x = alpha * d
-            x += self.here.x
-        if self.box is not None:
-            x = self.box.project(x)
-            x = self.box.reach(self.here.x, d, x) if alpha == 1 else x
+        with np.errstate(all="ignore"):
+            if alpha == 1:
+                x = d + self.here.x
+            else:
+                x = alpha * d
+                x += self.here.x
+            if self.box is not None:
+                x = self.box.project(x)
+                x = self.box.reach(self.here.x, d, x) if alpha == 1 else x
         value, new = self._call(x)
         with np.errstate(all="ignore"):  # this point may be infinite, and then another one is tried
             asked = self.method.sums(self.here, new, d)

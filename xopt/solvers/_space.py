@@ -171,16 +171,16 @@ def gradients(layout: Layout, grads: Any, name: str = "grads") -> list[Any]:
     Beside parameters of NumPy, numbers and lists of numbers go, too.
     """
     found = _tree.match(layout.spec, grads, name)
-    return [layout.accept(k, _shaped(layout, k, g), name) for k, g in enumerate(found)]
+    return [layout.accept(k, _shaped(layout, k, g, name), name) for k, g in enumerate(found)]
 
 
-def _shaped(layout: Layout, k: int, g: Any) -> Any:
+def _shaped(layout: Layout, k: int, g: Any, name: str) -> Any:
     """Bring what stands for a gradient into the shape of its parameter, where that leaves no doubt."""
     if layout.library == "numpy":
         bare = isinstance(g, list | tuple) or (isinstance(g, int | float | complex) and not isinstance(g, bool))
         if bare or (isinstance(g, np.ndarray | np.generic) and g.dtype.kind in "iu"):
-            x = np.asarray(g) if not isinstance(g, list | tuple) or is_numbers(g) else None
-            if x is not None and x.dtype.kind in ("iuf" if not layout.dtypes[k].complex else "iufc"):
+            x = numbers_of(g, layout.path(k, name)) if not bare or is_numbers(g) else None
+            if x is not None and (x.dtype.kind != "c" or layout.dtypes[k].complex):
                 g = x.astype(layout.raw_dtypes[k])
     shape = getattr(g, "shape", None)
     if shape is None or tuple(shape) == layout.shapes[k] or _arrays.library(g) != layout.library:
@@ -195,6 +195,19 @@ def is_numbers(x: Any) -> bool:
     if type(x) in (list, tuple):
         return len(x) > 0 and all(map(is_numbers, x))
     return isinstance(x, int | float | complex | np.number) and not isinstance(x, bool)
+
+
+def numbers_of(x: Any, name: str) -> np.ndarray[Any, Any]:
+    """Return numbers, or lists of them, as an array of float64 or complex128; a float of NumPy stays what it is."""
+    try:
+        found = np.asarray(x)
+        if isinstance(x, np.floating | np.complexfloating):
+            return found
+        return found.astype(complex if found.dtype.kind == "c" else float)
+    except ValueError:
+        raise ValueError(f"{name}: a list whose parts have different lengths") from None
+    except OverflowError:
+        raise ValueError(f"{name}: a number that is too large for float64") from None
 
 
 def part(x: Array, chunk: slice | None) -> Array:
