@@ -36,6 +36,7 @@ ORDER = [
         "_reduce",
         "_fields",
         "_names",
+        "_block",
         "presets",
     ],
     ["_pieces", "_emit", "_lower", "_cuda_text", "_layout"],
