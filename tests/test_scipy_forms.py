@@ -321,6 +321,9 @@ def test_the_step_of_differences_is_an_option() -> None:
     got = xopt.minimize(fun, [1.0, 2.0], jac="2-point", options={"eps": 0.25}, maxiter=0)
     assert [y.tolist() for y in fun.calls] == [[1, 2], [1.25, 2], [1, 2.25]]
     np.testing.assert_allclose(got.jac, (np.exp([1.25, 2.25]) - np.exp([1, 2])) / 0.25)
+    fun = Counted(lambda x: float(np.exp(x).sum()))
+    xopt.minimize(fun, [1.0, 2.0], jac="2-point", options={"eps": [0.25, 0.5]}, maxiter=0)
+    assert [y.tolist() for y in fun.calls] == [[1, 2], [1.25, 2], [1, 2.5]]
     fun = Counted(lambda x: float(x @ x))
     got = xopt.minimize(fun, [1e10], jac="2-point", options={"eps": 1e-8}, maxiter=0)  # which would be lost there
     np.testing.assert_allclose(got.jac, 2e10, rtol=1e-6)
@@ -383,6 +386,7 @@ def test_what_does_not_fit() -> None:
         (ValueError, r"grads: a number that is too large", lambda: run(jac=lambda x: [10**400, 3, 4], fun=rosen)),
         (TypeError, r"callback: 3, but it must be a function", lambda: run(callback=3)),
         (TypeError, r"eps: 0.1, but with jac=True no differences", lambda: run(options={"eps": 0.1})),
+        (ValueError, r"eps: \[1, 1\], but .* each of 3 reals", lambda: run(jac=None, options={"eps": [1, 1]})),
         (ValueError, r"eps: 0, but it must be a number > 0", lambda: run(jac=None, options={"eps": 0})),
         (TypeError, r"jac: 'cs', but it must be .*'3-point'", lambda: run(jac="cs")),
         (TypeError, r"value: .*, but it must be a real number", lambda: run(fun=both, jac=None)),

@@ -139,9 +139,9 @@ def minimize(
         of trees like x0, linear, symmetric and positive definite, the same throughout, about the inverse of the
         Hessian, that does not write into g: directions are computed from P·g, as if x were C⁻¹·x with P = C·Cᵀ.
         ``every`` (10; rules): steps between looks at the value. ``runner`` (rules), see `Optimizer`. ``eps``: the step
-        of differences; else it is ε^(1/2) of the larger of \|x\| and 1, with three points ε^(1/3), for the coarser
-        dtype of x and of the value. ``disp``: print how it ended. SciPy's ``maxcor``, ``maxfev`` and ``maxiter`` are
-        ``history``, ``maxfun`` and the argument.
+        of differences, or one for each real number; else it is ε^(1/2) of the larger of \|x\| and 1, with three points
+        ε^(1/3), for the coarser dtype of x and of the value. ``disp``: print how it ended. SciPy's ``maxcor``,
+        ``maxfev`` and ``maxiter`` are ``history``, ``maxfun`` and the argument.
 
     Returns
     -------

@@ -17,7 +17,7 @@ from xopt._minimize import annotate, show, solve
 from xopt._options import gathered, method_name
 from xopt._options import limits as limits_of
 from xopt.rule import Method, check_method
-from xopt.solvers._differences import Differences, checked_step
+from xopt.solvers._differences import Differences
 from xopt.solvers._sides import inward, pairs, sides
 
 _FTOL = 2.220446049250313e-09
@@ -169,7 +169,7 @@ class _Objective:
         self.nfev = self.njev = 0
         self.differences: Differences | None = None
         if not callable(jac):  # in float64: in float32 the steps would vanish
-            self.differences = Differences(self._value, Layout(x0.astype(float)), "2-point", checked_step(eps), *limits)
+            self.differences = Differences(self._value, Layout(x0.astype(float)), "2-point", eps, *limits)
 
     def __call__(self, x: Any) -> tuple[Any, Any]:
         if self.differences is None:

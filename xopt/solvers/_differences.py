@@ -22,11 +22,12 @@ class Differences:
     """
 
     def __init__(
-        self, fun: Callable[[Any], Any], layout: Layout, scheme: str, step: float | None = None,
+        self, fun: Callable[[Any], Any], layout: Layout, scheme: str, step: Any = None,
         low: Any = -math.inf, high: Any = math.inf,
     ) -> None:  # fmt: skip
-        self.fun, self.space, self.points, self.step = fun, Space(layout), SCHEMES[scheme], step
+        self.fun, self.space, self.points = fun, Space(layout), SCHEMES[scheme]
         size = self.space.size
+        self.step = checked_step(step, size)
         self.low, self.high = (np.broadcast_to(side, size).astype(float) for side in (low, high))
         self.dtypes = np.repeat([d.real for d in layout.dtypes], self.space.sizes)
         self.eps = np.where(self.dtypes == "float32", *(float(np.finfo(d).eps) for d in ("float32", "float64")))
@@ -87,10 +88,11 @@ def evaluations(fun: Any, calls: int) -> int:
     return fun.nfev if isinstance(fun, Differences) else calls
 
 
-def checked_step(step: Any) -> float | None:
-    """Check the length of a step, None for the best."""
+def checked_step(step: Any, size: int) -> Numbers | None:
+    """Check the length of a step, or those of all elements; None for the best."""
     if step is None:
         return None
-    if isinstance(step, bool) or not isinstance(step, int | float | np.integer | np.floating) or not 0 < step < np.inf:
-        raise ValueError(f"eps: {step!r}, but it must be a number > 0")
-    return float(step)
+    found = np.asarray(step)
+    if found.dtype.kind not in "iuf" or found.shape not in ((), (size,)) or not ((found > 0) & (found < np.inf)).all():
+        raise ValueError(f"eps: {step!r}, but it must be a number > 0, or one for each of {size} reals")
+    return found.astype(float)

@@ -8,7 +8,7 @@ from typing import Any
 
 from xopt import _arrays
 from xopt._layout import Layout
-from xopt.solvers._differences import SCHEMES, Differences, checked_step
+from xopt.solvers._differences import SCHEMES, Differences
 from xopt.solvers._space import gradients
 
 Fun = Callable[[Any], tuple[Any, Any]]
@@ -26,7 +26,7 @@ def objective(fun: Any, jac: Any, args: Any, layout: Layout, conjugate: bool, st
         jac = False if layout.library in _AUTODIFF else "2-point"
     if isinstance(jac, str) and jac in SCHEMES:
         sides = [] if box is None else [box.space.host(side) for _, side in box.named()]
-        return Differences(lambda x: fun(x, *args), layout, jac, checked_step(step), *sides)
+        return Differences(lambda x: fun(x, *args), layout, jac, step, *sides)
     if step is not None:
         raise TypeError(f"eps: {step!r}, but with jac={jac!r} no differences are taken")
 
