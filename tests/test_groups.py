@@ -422,16 +422,17 @@ def test_one_number_for_all_groups(rng: np.random.Generator) -> None:
         for runner in ("eager", "tiled"):
             params, one = (
                 tree(rng, *dtypes),
-                "0.treescale.norm: rate is 0.25 in one group and 0.5 in another, .* one number",
+                r"0\.treescale\.norm: rate is 0\.\d+ in one group and .* one number for all",
             )
             with pytest.raises(ValueError, match=one):
                 xopt.Optimizer(params, rule, runner=runner)  # type: ignore[arg-type]
             opt = xopt.Optimizer(params, rule._with({"group0.rate": 0.5}), runner=runner)  # type: ignore[arg-type]
             opt.step(tree(rng, *dtypes))
             before = optree.tree_map(np.copy, params)
-            for change in (lambda opt: opt.set(rate=0.25), lambda opt: opt.step(tree(rng, *dtypes), rate=0.25)):
-                with pytest.raises(ValueError, match="one number for all groups"):
-                    change(opt)
+            with pytest.raises(ValueError, match="one number for all groups"):
+                opt.set(rate=0.25)
+            with pytest.raises(ValueError, match="one number for all groups"):
+                opt.step(tree(rng, *dtypes), rate=0.25)
             assert all(map(same_bits, optree.tree_leaves(params), optree.tree_leaves(before)))
             opt.step(tree(rng, *dtypes))
 
