@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from xopt import _arrays, _scalars, _trace, _tree
+from xopt._blocks import SCALE, is_scale
 from xopt._choice import choose
 from xopt._layout import Layout
 from xopt._pieces import Chains, Piece, Work
 from xopt._plan import Plan, fitted_plan, plan
 from xopt._resolve import Resolver, places
 from xopt._runners import eager
-from xopt._storage import USUAL, Storage
+from xopt._storage import ERROR, USUAL, Storage
 
 
 class Batch:
@@ -162,6 +163,22 @@ class Stages:
         if hasattr(value, "dtype"):
             return value
         return complex(value, value) if self._split(k) else value
+
+    def renewed(self, name: str, k: int) -> Any:
+        """Make a slot of parameter ``k`` anew, of the parameter as it is now."""
+        self._likes.clear()
+        made = self.new_slot(name, k)
+        self._likes.clear()
+        return made
+
+    def owner(self, name: str) -> Piece:
+        """Return the link that a slot belongs to; scales belong where their codes do."""
+        return self._owner[name.removeprefix(SCALE)]
+
+    def follows(self, name: str) -> bool:
+        """Whether the first value of a slot hangs on the parameter, or what it holds does."""
+        first = self._owner[name].slots[name.removeprefix(f"{self._owner[name].place}.")]
+        return (isinstance(first, str) or callable(first) or name == ERROR) and not is_scale(name)
 
     def new_carry(self) -> dict[str, Any]:
         """Make the scalars that live from step to step, before the first step."""
