@@ -253,15 +253,13 @@ class Stages:
         return {**found, "": t}
 
     def given(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the caller of a step gives beside the gradients, or say what is missing or not asked for."""
+        """Return what links ask for beside the gradients, or say what is missing; what none asks for is checked too."""
         for n, x in inputs.items():
             if x is None and n in self.inputs:
                 raise TypeError(f"{n}: missing, but a link of this rule needs it: step(grads, {n}=...)")
-            if x is not None and n not in self.inputs:
-                raise TypeError(f"{n}: given, but no link of this rule asks for it")
-        return {
-            n: _scalars.taken(n, x, self.layout.library, self.runner.host) for n, x in inputs.items() if x is not None
-        }
+        library, host = self.layout.library, self.runner.host
+        found = {n: _scalars.taken(n, x, library, host) for n, x in inputs.items() if x is not None}
+        return {n: x for n, x in found.items() if n in self.inputs}
 
     def run(
         self,

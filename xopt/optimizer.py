@@ -138,7 +138,7 @@ class Optimizer:
         grads
             A tree like the parameters; None leaves its parameter and its state alone.
         value
-            The loss, for rules with a link that asks for it.
+            The loss, for rules with a link that asks for it; others take no notice of it.
         **overrides
             Hyperparameters for this step only, as for :meth:`set`.
 
