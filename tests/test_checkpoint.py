@@ -16,7 +16,7 @@ import pytest
 from conftest import Lib, tree
 
 import xopt
-from xopt import _record
+from xopt import _record, _resume
 from xopt._safetensors import File
 
 RULE = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam(lr=0.1), xopt.EMA(0.9, start="zero"))
@@ -409,7 +409,7 @@ def test_a_newer_schema_and_migrations(monkeypatch: pytest.MonkeyPatch) -> None:
         assert problems(lambda bad=bad: opt.load_state_dict(opt.state_dict() | {"schema": bad}))
     monkeypatch.setattr(_record, "SCHEMA", 3)
     add, multiply = lambda meta: {**meta, "step": meta["step"] + 1}, lambda meta: {**meta, "step": meta["step"] * 10}
-    monkeypatch.setattr(_record, "MIGRATIONS", {1: add, 2: multiply})
+    monkeypatch.setattr(_resume, "MIGRATIONS", {1: add, 2: multiply})
     old = opt.state_dict() | {"schema": 1}
     opt.load_state_dict(old)
     assert opt.state.step == 40

@@ -75,6 +75,7 @@ ORDER = [
     ["schedules._combine", "schedules._curves", "schedules._phases"],
     ["schedules"],
     ["averages", "projections", "sam", "scaling", "_record"],
+    ["_resume"],
     ["rules", "checkpoint", "_foreign"],
     ["_foreign_torch", "_foreign_optax"],
     ["wrappers"],

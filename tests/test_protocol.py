@@ -357,7 +357,7 @@ def test_the_loss_is_an_input(lib: Lib) -> None:
 
 def test_a_loss_that_does_not_fit(lib: Lib) -> None:
     p = lib.array(np.ones(2))
-    rule, plain = Polyak(), xopt.SGD()
+    rule = Polyak()
     for bad, kind, error in [
         (None, TypeError, r"value: missing, but a link of this rule needs it: step\(grads, value=...\)"),
         (p, ValueError, r"value: shape \(2,\), but it must be one number"),
@@ -367,16 +367,34 @@ def test_a_loss_that_does_not_fit(lib: Lib) -> None:
     ]:
         with pytest.raises(kind, match=error):
             rule.apply(p, p, rule.init(p), value=bad)
-    with pytest.raises(TypeError, match="value: given, but no link of this rule asks for it"):
-        plain.apply(p, p, plain.init(p), value=1.0)
     if lib.writable:
         opt, other = xopt.Optimizer(p, rule), lib.array(np.ones(2))
         with pytest.raises(TypeError, match="value: missing"):
             opt.step(other)
         assert opt.state.step == 0
         assert lib.numpy(p).tolist() == [1.0, 1.0]
-        with pytest.raises(TypeError, match="value: given"):
-            xopt.Optimizer(other, plain).step(lib.array(np.ones(2)), value=1.0)
+
+
+def test_a_loss_that_no_link_asks_for(lib: Lib) -> None:
+    """Callers that always have one may always pass it: it changes nothing, but must be a number all the same."""
+    rule, p = xopt.Adam(lr=0.1), lib.array(np.ones(2))
+    g, state = lib.array(np.asarray([0.5, -2.0])), rule.init(p)
+    want = lib.numpy(rule.apply(p, g, state)[0])
+    for value in (3.0, 7, np.float32(1), lib.array(np.asarray(5.0)), None):
+        assert np.array_equal(lib.numpy(rule.apply(p, g, state, value=value)[0]), want)
+        assert np.array_equal(lib.numpy(rule.updates(p, g, state, value=value)[0]) + 1.0, want)
+    if lib.guise == "jit":
+        jitted = lib.module().jit(lambda p, g, s, v: rule.apply(p, g, s, value=v))
+        np.testing.assert_allclose(lib.numpy(jitted(p, g, state, 5.0)[0]), want, rtol=1e-7)
+    for bad in ("1", [1.0], True):
+        with pytest.raises(TypeError, match="value: "):
+            rule.apply(p, g, state, value=bad)
+    with pytest.raises(ValueError, match=r"value: shape \(2,\), but it must be one number"):
+        rule.apply(p, g, state, value=g)
+    if lib.writable or lib.name == "jax":
+        opt = xopt.Optimizer(p, rule)
+        opt.step(g, value=lib.array(np.asarray(3.0)))
+        np.testing.assert_allclose(lib.numpy(opt.params), want, rtol=1e-7)
 
 
 def test_the_loss_on_every_runner(runner: Any, rng: np.random.Generator) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xopt import _arrays, _record, _tree
+from xopt import _arrays, _record, _resume, _tree
 from xopt._layout import Layout
 from xopt._names import qualified_names
 from xopt._part import routed
@@ -219,7 +219,7 @@ class Leaving(Side):
         super().__init__(rule, params, there, library)
         self.source = _record.Memory(state_dict)
         run = Run(rule, self.layout, self.stages, self.slots, self.stages.new_carry())
-        loaded = _record.check(self.source, run, strict=True, cast=True, hyper=True)
+        loaded = _resume.check(self.source, run, strict=True, cast=True, hyper=True)
         self.use(loaded.rule)
         self.step = int(self.stages.clocks(loaded.step, loaded.carry)[""])
         """Steps that were taken, without those that a guard left out."""
@@ -247,7 +247,7 @@ class Leaving(Side):
         """Return an array of the state as one of the library, device and dtype of another one."""
         name = f"state/{self.wanted(k)[slot]}/{self.keys[k]}"
         self.names.discard(name)
-        return _record.taken(self.source, name, like)
+        return _resume.taken(self.source, name, like)
 
     def done(self) -> None:
         """Raise one error with everything that does not fit, and with what was not taken."""

@@ -164,7 +164,7 @@ class Method(ABC):
         state
             From :meth:`init` or the step before.
         value
-            The loss, for rules with a link that asks for it.
+            The loss, for rules with a link that asks for it; others take no notice of it.
         runner
             ``"eager"``, ``"tiled"``, ``"numba"`` or ``"cuda"``; None is the best available.
         **overrides

@@ -14,6 +14,7 @@ import numpy as np
 
 from xopt import _arrays, _scalars, _trace, _tree
 from xopt._algebra import Count
+from xopt._blocks import SCALE, is_scale
 from xopt._choice import choose
 from xopt._hooks import check_groups
 from xopt._layout import Layout
@@ -21,7 +22,7 @@ from xopt._pieces import Chains, Piece, Work
 from xopt._plan import Plan, fitted_plan, plan
 from xopt._resolve import Resolver, places
 from xopt._runners import eager
-from xopt._storage import USUAL, Storage
+from xopt._storage import ERROR, USUAL, Storage
 
 
 class Batch:
@@ -166,6 +167,22 @@ class Stages:
             return value
         return complex(value, value) if self._split(k) else value
 
+    def renewed(self, name: str, k: int) -> Any:
+        """Make a slot of parameter ``k`` anew, of the parameter as it is now."""
+        self._likes.clear()
+        made = self.new_slot(name, k)
+        self._likes.clear()
+        return made
+
+    def owner(self, name: str) -> Piece:
+        """Return the link that a slot belongs to; scales belong where their codes do."""
+        return self._owner[name.removeprefix(SCALE)]
+
+    def follows(self, name: str) -> bool:
+        """Whether the first value of a slot hangs on the parameter, or what it holds does."""
+        first = self._owner[name].slots[name.removeprefix(f"{self._owner[name].place}.")]
+        return (isinstance(first, str) or callable(first) or name == ERROR) and not is_scale(name)
+
     def new_carry(self) -> dict[str, Any]:
         """Make the scalars that live from step to step, before the first step."""
         return {n: self.scalars.first(piece, v) for n, (piece, v) in self.carried.items()}
@@ -250,15 +267,13 @@ class Stages:
         return Count(self.layout.xp.astype(x, self.layout.xp.int32), self.scalars.wide)
 
     def given(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the caller of a step gives beside the gradients, or say what is missing or not asked for."""
+        """Return what links ask for beside the gradients, or say what is missing; what none asks for is checked too."""
         for n, x in inputs.items():
             if x is None and n in self.inputs:
                 raise TypeError(f"{n}: missing, but a link of this rule needs it: step(grads, {n}=...)")
-            if x is not None and n not in self.inputs:
-                raise TypeError(f"{n}: given, but no link of this rule asks for it")
-        return {
-            n: _scalars.taken(n, x, self.layout.library, self.runner.host) for n, x in inputs.items() if x is not None
-        }
+        library, host = self.layout.library, self.runner.host
+        found = {n: _scalars.taken(n, x, library, host) for n, x in inputs.items() if x is not None}
+        return {n: x for n, x in found.items() if n in self.inputs}
 
     def run(
         self,

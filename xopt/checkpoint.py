@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xopt import _record
+from xopt import _record, _resume
 from xopt._layout import Layout
 from xopt._record import Memory, Run
 from xopt._safetensors import CheckpointError, File, write
@@ -211,7 +211,7 @@ def load_state(
         not changed.
     strict
         Whether arrays, links and scalars must be the same on both sides. False: what is missing is as
-        :meth:`Rule.init` makes it, and what is too much is left out.
+        :meth:`Rule.init` makes it of the parameters that were loaded, and what is too much is left out.
     cast
         Whether numbers may be rounded to other dtypes than they were saved in. Complex ones never become real.
     checksums
@@ -237,18 +237,14 @@ def load_state(
     """
     check_method(rule)
     layout = Layout(params)
-    leaves = list(layout.leaves)
     with source_of(source, checksums) as found:
-        run, said = _record.begun(found, rule, layout)
-        loaded = _record.check(found, run, strict=strict, cast=cast, hyper=False)
-        for name, place in loaded.places.items():
-            column = place.column if place.slot else leaves
-            column[place.k] = _record.taken(found, name, place.array)
-        for place, x in _record.derived(run, loaded, leaves):
-            place.column[place.k] = x
+        run, said = _resume.begun(found, rule, layout)
+        loaded = _resume.check(found, run, strict=strict, cast=cast, hyper=False)
+        new = {name: _resume.taken(found, name, place.array) for name, place in loaded.places.items()}
+        _resume.replace(new, run, loaded)
     slots = {n: layout.tree(column) for n, column in run.slots.items()} | said
     state = State(run.stages.new_step(loaded.step), slots, {**run.carry, **loaded.carry})
-    return Restored(layout.tree(leaves), state, loaded.extra)
+    return Restored(layout.tree(layout.leaves), state, loaded.extra)
 
 
 def source_of(source: str | os.PathLike[str] | Mapping[str, Any], checksums: bool) -> File | Memory:

@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from xopt import _arrays, _buffers, _kept, _record
+from xopt import _arrays, _buffers, _kept, _record, _resume
 from xopt._block import block
 from xopt._kept import Rounding, StateDType
 from xopt._layout import Layout, Memory
@@ -138,7 +138,7 @@ class Optimizer:
         grads
             A tree like the parameters; None leaves its parameter and its state alone.
         value
-            The loss, for rules with a link that asks for it.
+            The loss, for rules with a link that asks for it; others take no notice of it.
         **overrides
             Hyperparameters for this step only, as for :meth:`set`.
 
@@ -322,7 +322,8 @@ class Optimizer:
             A file, or a directory, of which the checkpoint of the highest step is taken.
         strict
             Whether arrays, links, schedules and scalars must be the same on both sides. False: what is missing stays
-            as it is, and what is too much is left out.
+            as it is, and what is too much is left out. But a link whose state begins as the parameter (an average, slow
+            weights, a first point) begins anew at the parameter that was loaded, if the checkpoint has none of it.
         cast
             Whether numbers may be rounded to other dtypes than they were saved in. Complex ones never become real.
         checksums
@@ -393,19 +394,16 @@ class Optimizer:
     def _load(self, source: _record.Source, strict: bool, cast: bool) -> dict[str, Any]:
         layout, run = self._layout, self._run()
         layout.check_writable()
-        loaded = _record.check(source, run, strict=strict, cast=cast, hyper=True, whole=self._stages.torn)
+        loaded = _resume.check(source, run, strict=strict, cast=cast, hyper=True, whole=self._stages.torn)
         chains = self._stages.checked(loaded.rule._chains(layout).chains)
         source.verify()
         if self._writes:
             self._stages.torn = True
-            _record.overwrite(source, run, loaded)
+            _resume.overwrite(source, run, loaded)
         else:
-            new = {name: _record.taken(source, name, place.array) for name, place in loaded.places.items()}
+            new = {name: _resume.taken(source, name, place.array) for name, place in loaded.places.items()}
             self._stages.torn = True
-            for name, place in loaded.places.items():
-                place.column[place.k] = new[name]
-            for place, x in _record.derived(run, loaded, layout.leaves):
-                place.column[place.k] = x
+            _resume.replace(new, run, loaded)
             self._tree = layout.tree(layout.leaves)
         self._stages.chains, self._rule = chains, loaded.rule
         self._taken, self._carry = loaded.step, {**self._carry, **loaded.carry}
