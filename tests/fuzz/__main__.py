@@ -9,6 +9,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
 import conftest  # noqa: F401  # sets the environment before a library is imported
+
 import xopt
 from fuzz import campaign, paths
 
@@ -25,10 +26,8 @@ def main() -> int:
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(given.processes, context) as pool:
         known = manager.dict()
-        jobs = [
-            pool.submit(campaign.worker, given.seed * 1_000_000 + k, given.processes, 60 * given.minutes, given.libraries, known)
-            for k in range(given.processes)
-        ]  # fmt: skip
+        words = given.processes, 60 * given.minutes, given.libraries, known
+        jobs = [pool.submit(campaign.worker, given.seed * 1_000_000 + k, *words) for k in range(given.processes)]
         done = [job.result() for job in jobs]
         report(done, dict(known))
         return 1 if known else 0

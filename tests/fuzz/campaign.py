@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Callable, MutableMapping
 from typing import Any, NamedTuple
 
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
 from fuzz import compare, paths
 from fuzz.cases import Case, made
 from fuzz.compare import Difference, Excused, Reference
 from fuzz.paths import Path
 from fuzz.reduce import smaller
 from fuzz.strategies import compositions
-from hypothesis import HealthCheck, Phase, given, seed, settings
 
 REDUCE = 20.0
 """Seconds for which a failure is made smaller."""

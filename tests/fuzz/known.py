@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from fuzz import cases
 from fuzz.cases import Case
 from fuzz.paths import Path, Record
@@ -52,6 +53,9 @@ def _shared(case: Case, *layouts: str) -> bool:
     return any(x.layout in layouts and (x.shape or x.layout == "read-only") for x in cases.leaves(case.params))
 
 
+UNWRITABLE = {"numpy": cases.SHARED, "torch": ("broadcast",)}
+"""Layouts that can be told from others there."""
+
 SKIPS = [
     Skip(
         "array-api-strict has no half precision",
@@ -74,15 +78,7 @@ SKIPS = [
     ),
     Skip(
         "parameters that nobody may write into: Optimizer refuses them, which a test of its own sees",
-        lambda case, path: (
-            path.form == "place"
-            and (
-                path.library == "numpy"
-                and _shared(case, *cases.SHARED)
-                or path.library == "torch"
-                and _shared(case, "broadcast")
-            )
-        ),
+        lambda case, path: path.form == "place" and _shared(case, *UNWRITABLE.get(path.library, ())),
     ),
 ]
 

@@ -15,10 +15,10 @@ import ml_dtypes
 import numpy as np
 import optree
 from conftest import MODULES, available
-from fuzz import cases
-from fuzz.cases import Array, Case, Evaluate, Leaf, Perturb, Resume, Set, Step
 
 import xopt
+from fuzz import cases
+from fuzz.cases import Array, Case, Evaluate, Leaf, Perturb, Resume, Set, Step
 from xopt import _blocks
 from xopt._runners.tiled import Tiled
 

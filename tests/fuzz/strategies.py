@@ -10,11 +10,11 @@ from typing import Any
 import catalog
 import numpy as np
 from catalog.links import LINKS
-from fuzz import cases
-from fuzz.cases import Array, Case, Evaluate, Leaf, Perturb, Resume, Set, Step, made
 from hypothesis import strategies as st
 
 import xopt
+from fuzz import cases
+from fuzz.cases import Array, Case, Evaluate, Leaf, Perturb, Resume, Set, Step, made
 from xopt.presets import PRESETS
 
 SHAPES = [(3,), (3, 2), (2, 3), (), (1,), (0,), (2, 1, 2), (0, 3)]
@@ -148,10 +148,8 @@ def rules(draw: Any) -> str:
     if draw(st.integers(0, 5)) == 5:
         extra["complex"] = "split"
     if draw(st.integers(0, 7)) == 7:
-        extra |= {
-            "like": like
-            for like in draw(st.permutations([n for n, t in PRESETS.items() if row.rule.__name__ in t]))[:1]
-        }
+        others = [n for n, table in PRESETS.items() if row.rule.__name__ in table]
+        extra |= {"like": draw(st.sampled_from(others))} if others else {}
     more = draw(hypers(row.rule, own))
     options = [own | extra | more, own | extra, own, plain]
     return first_that_works(*(call(name, x) for x in options))
@@ -161,12 +159,13 @@ def rules(draw: Any) -> str:
 def predicates(draw: Any, tree: Any, k: int) -> str:
     """Draw a predicate that matches leaf ``k``, and perhaps others."""
     name = cases.names(tree)[k]
-    last = name.rpartition("/")[2]
     plain = name if name and not set("*?[]") & set(name) else "**"
-    return draw(st.sampled_from([
-        repr(plain), repr("**/" + last) if last == name or "/" in name else repr(plain), f"re.compile({'^' + re.escape(name) + '$'!r})",
-        "lambda path, x: True" if k else repr(plain), "xopt.no_decay_1d" if len(cases.leaves(tree)[k].shape) < 2 else repr(plain),
-    ]))  # fmt: skip
+    found = [repr(plain), f"re.compile({'^' + re.escape(name) + '$'!r})", "lambda path, x: True"]
+    if "/" in name:
+        found.append(repr("**/" + name.rpartition("/")[2]))
+    if len(cases.leaves(tree)[k].shape) < 2:
+        found.append("xopt.no_decay_1d")
+    return draw(st.sampled_from(found))
 
 
 @st.composite
