@@ -16,8 +16,9 @@ from test_runners import RULES, awkward, same_bits, trajectory
 
 import xopt
 from xopt import _choice, _cuda_text
+from xopt._algebra import Value
 from xopt._layout import Layout
-from xopt._pieces import Column, Values
+from xopt._pieces import Values
 from xopt._runners import eager
 from xopt._runners.cuda import Cuda
 
@@ -220,8 +221,8 @@ def test_scalars_of_the_host_the_device_and_a_leaf(driver: HostDriver, rng: np.r
         opt.step(p)
     [(w, values, loads)] = work
     w, named = replace(w, loads=loads), values.pieces[0]
-    by_leaf = Column(np.asarray([1.0, 2.0, 4.0]))
-    mixed = Values([{**named, "lr": np.asarray(0.125), "weight_decay": by_leaf}], by_leaf=True)
+    by_leaf = Value(np.asarray([1.0, 2.0, 4.0]))
+    mixed = Values([{**named, "lr": Value(np.asarray(0.125)), "weight_decay": by_leaf}], by_leaf=True)
     fresh = replace(w, loads={n: [x.copy() for x in column] for n, column in w.loads.items()}, kept=None)
     runner.prepare(fresh, mixed, {n: fresh.loads[n] for n in fresh.outputs})()
     for k, decay in enumerate([1.0, 2.0, 4.0]):
@@ -255,6 +256,15 @@ def test_cupy_without_a_gpu() -> None:
     assert _choice.choose(Layout(p)) is eager
 
 
+def kept(params: Any, state: Any) -> Any:
+    """Return parameters and state; with what rounding lost the sum, because of a tie either neighbour is right."""
+    slots, name = dict(state.slots), "precision.error"
+    wide = lambda x: x.detach().cdouble() if x.is_complex() else x.detach().double()
+    if name in slots:
+        slots[name] = optree.tree_map(lambda p, e: wide(p) + wide(e), params, slots[name])
+    return params, slots
+
+
 @pytest.mark.needs("torch")
 @pytest.mark.skipif(not available("torch"), reason="torch is not installed")
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
@@ -283,7 +293,7 @@ def test_torch_tensors(rule: Any, dtype: str, driver: HostDriver, rng: np.random
     assert addresses == [p.data_ptr() for p in optree.tree_leaves(params)]
     assert all(p.requires_grad and p._version for p in optree.tree_leaves(params))
     tolerance = {"rtol": 2.0**-7 if dtype == "bfloat16" else 1e-5, "atol": 1e-5}
-    for x, y in zip(*map(optree.tree_leaves, ((params, opt.state.slots), (want, state.slots))), strict=True):
+    for x, y in zip(*map(optree.tree_leaves, (kept(params, opt.state), kept(want, state))), strict=True):
         torch.testing.assert_close(x.detach(), y.detach(), **tolerance)
 
 

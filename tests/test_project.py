@@ -38,8 +38,9 @@ ORDER = [
         "_names",
         "presets",
     ],
+    ["_algebra"],
     ["_pieces", "_emit", "_lower", "_cuda_text", "_layout"],
-    ["_storage"],
+    ["_storage", "_hooks"],
     ["_compose"],
     ["_emit_numba", "_emit_cuda"],
     [

@@ -10,6 +10,7 @@ import pytest
 
 import xopt
 from xopt import _pieces, _plan
+from xopt._algebra import Value
 from xopt._emit import numpy_kernel
 from xopt._runners.tiled import Tiled
 from xopt._trace import Scalar, Tape, replay
@@ -371,10 +372,10 @@ def test_scalars_of_all_leaves_are_those_of_each_leaf_to_the_bit(rng: np.random.
     rate = h["lr_0"] * (1 - h["b2_0"] ** h["t"]) ** 0.5 / (1 - h["b1_0"] ** h["t"]) * 0.96 ** h["b1_0"]
     program = tape.finish({"p": tape.emit("multiply", x, rate)}, [*h])
     columns = [*rng.random((3, 500))]
-    [found] = program.compute_by_leaf([*columns, 7])
+    [found] = program.compute([*map(Value, columns), 7])
     assert type(found) is np.ndarray
     assert found.tolist() == [program.compute([*(float(x[k]) for x in columns), 7])[0] for k in range(500)]
     columns[1][3] = 1.5
     columns[2][3] = 1.5
     with pytest.raises(ValueError, match="a root or power of a negative number"):
-        program.compute_by_leaf([*columns, 7])
+        program.compute([*map(Value, columns), 7])

@@ -248,7 +248,7 @@ class Part:
         return Piece(
             place, (cls, *fixed.items()), update, first, fixed, hypers, self._resolve, constants, reduce, cls.host,
             cls.scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.after, cls.whole, cls.inputs,
-            cls.gates, cls.clock, cls.refuses, cls.readout, moments=cls.moments,
+            cls.gates, cls.clock, cls.refuses, cls.readout, given=numbers, moments=cls.moments,
         )  # fmt: skip
 
     def _first(self, value: float | str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xopt import _arrays
+from xopt._algebra import Value, merged, same
 from xopt._trace import Program
 
 
@@ -60,6 +60,8 @@ class Piece(NamedTuple):
     """What makes the parameters to evaluate of those that are trained and of the state."""
     storage: Any = None
     """Of the one that says how parameters and state are kept: a `Storage`."""
+    given: Mapping[str, Any] = {}
+    """The hyperparameters as they were given: numbers, arrays, schedules."""
     moments: Mapping[str, str] = {}
     """Slots that may be kept in 8 bits, and which of `CODES` they need."""
 
@@ -76,29 +78,25 @@ class Chains(NamedTuple):
     """For each leaf, which chain is its own; None for a leaf that stays as it is."""
 
 
-class Column(NamedTuple):
-    """A scalar with one value a leaf: a vector of the library that computes the step."""
-
-    vector: Any
-
-    def at(self, k: int) -> Any:
-        """Return the value of leaf ``k``: a Python float, or a 0-d array of another library than NumPy."""
-        x = self.vector[k]
-        return x.item() if isinstance(x, np.generic) else x
-
-
 class Values:
-    """The scalars of one step: for each piece of the chain, its static fields, hyperparameters, sums and the step."""
+    """The scalars of one step: for each piece of the chain, its static fields, hyperparameters, sums and the step.
+
+    A scalar is a Python number or a `Value`.
+    """
 
     def __init__(self, pieces: list[dict[str, Any]], by_leaf: bool = False) -> None:
         self.pieces, self.by_leaf = pieces, by_leaf
-        """Whether any scalar is a `Column`."""
+        """Whether any scalar differs from leaf to leaf."""
         self.sets: list[dict[str, Any]] = []
         """The scalars of the last piece: one set for all leaves, or several."""
         self._which: Any = None
 
     def add(self, sets: list[dict[str, Any]], which: Any) -> None:
-        """Append a piece that has several sets of scalars, and for each leaf which is its own."""
+        """Append a piece that has one or several sets of scalars, and for each leaf which is its own."""
+        if all(same(h[n], x) for h in sets[1:] for n, x in sets[0].items()):
+            self.sets = sets[:1]
+            self.pieces.append(self.sets[0])
+            return
         self.sets, self._which = [{} for _ in sets], which
         self.pieces.append({})
         self.merge(sets)
@@ -107,65 +105,38 @@ class Values:
         """Add scalars to each set of the last piece."""
         for h, new in zip(self.sets, more, strict=True):
             h |= new
-        found = {n: _merged([h[n] for h in more], self._which) for n in more[0]}
-        self.pieces[-1] |= found
-        self.by_leaf = self.by_leaf or Column in map(type, found.values())
+        if len(more) > 1:
+            self.pieces[-1] |= {n: merged([h[n] for h in more], self._which) for n in more[0]}
+        self.by_leaf = self.by_leaf or any(map(differs, self.pieces[-1].values()))
 
     def share(self, scalars: dict[str, Any]) -> None:
-        """Add scalars that all sets of the last piece have; each may be a `Column`."""
-        for h in self.sets:
-            h |= scalars
-        self.pieces[-1] |= scalars
-        self.by_leaf = self.by_leaf or Column in map(type, scalars.values())
-
-    @property
-    def on_device(self) -> bool:
-        """Whether any scalar is a 0-d array, which nobody may read."""
-        found = [v.vector if type(v) is Column else v for piece in self.pieces for v in piece.values()]
-        return any(not isinstance(v, int | float | str | np.ndarray | None) for v in found)
+        """Add scalars that all sets of the last piece have."""
+        self.merge([scalars] * len(self.sets))
 
     def leaf(self, k: int, cast: Callable[[Any], Any], upto: int | None = None) -> list[SimpleNamespace]:
-        """Return what a rule sees as ``h`` for leaf ``k``, piece by piece. ``cast`` is applied to arrays."""
+        """Return numbers and arrays for ``h`` of leaf ``k``, piece by piece. ``cast`` is applied to arrays."""
         return [
-            SimpleNamespace(**{n: _enter(v.at(k) if type(v) is Column else v, cast) for n, v in piece.items()})
+            SimpleNamespace(**{n: plain(x.at(k), cast) if isinstance(x, Value) else x for n, x in piece.items()})
             for piece in self.pieces[:upto]
         ]
 
+    def of(self, leaves: list[int]) -> Values:
+        """Return the scalars of some leaves."""
+        pieces = [{n: x.of(leaves) if differs(x) else x for n, x in piece.items()} for piece in self.pieces]
+        return Values(pieces, self.by_leaf)
+
     def scalars(self, program: Program) -> tuple[Any, ...]:
-        """Compute the scalars of a program; what differs from leaf to leaf as a vector."""
-        given = [self.pieces[place][name] for place, name in _places(program.inputs)]
-        if not self.by_leaf:
-            return program.compute(given)
-        given = [x.vector if type(x) is Column else x for x in given]
-        vectors = np.ndarray in map(type, given) and not any(getattr(x, "ndim", 1) == 0 for x in given)
-        return (program.compute_by_leaf if vectors else program.compute)(given)
-
-    def check(self, program: Program, leaves: int) -> None:
-        """Compute the scalars of a program leaf by leaf, to see whether that raises."""
-        for k in range(leaves if self.by_leaf else min(1, leaves)):
-            given = [self.pieces[place][name] for place, name in _places(program.inputs)]
-            program.compute([x.at(k) if type(x) is Column else x for x in given])
+        """Compute the scalars of a program: numbers, 0-d arrays, and vectors of what differs from leaf to leaf."""
+        return program.compute([self.pieces[place][name] for place, name in scalar_places(program.inputs)])
 
 
-def _merged(values: list[Any], which: Any) -> Any:
-    """Return what is the same for all, or a column that has for each leaf its own."""
-    first = values[0]
-    if type(first) is Column or all(x is first or (type(x) is type(first) in _PLAIN and x == first) for x in values):
-        return first
-    if all(type(x) in (int, float) for x in values):
-        return Column(np.asarray(values, np.float64)[which])
-    like = next(x for x in values if hasattr(x, "dtype"))
-    xp = _arrays.namespace(like)
-    row = xp.stack([x if hasattr(x, "dtype") else xp.full_like(like, x) for x in values])
-    return Column(xp.take(row, xp.asarray(np.asarray(which, np.int32), **_arrays.beside(like)), axis=0))
+def differs(x: Any) -> bool:
+    """Whether a scalar has a value for each leaf."""
+    return isinstance(x, Value) and x.by_leaf
 
 
-_PLAIN = (int, float, str, bool, type(None))
-
-
-def _enter(x: Any, cast: Callable[[Any], Any]) -> Any:
-    if hasattr(x, "cast"):  # a step counter
-        return x.cast(cast)
+def plain(x: Any, cast: Callable[[Any], Any]) -> Any:
+    """Return a number, or an array in the dtype of a computation."""
     return cast(x) if hasattr(x, "dtype") else x
 
 
@@ -178,7 +149,7 @@ def scalar_name(name: str, place: int) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _places(names: tuple[str, ...]) -> tuple[tuple[int, str], ...]:
+def scalar_places(names: tuple[str, ...]) -> tuple[tuple[int, str], ...]:
     """Undo `scalar_name`."""
     parts = (name.rpartition("_") for name in names)
     return tuple((int(place), name) if name else (-1, "t") for name, _, place in parts)

@@ -10,28 +10,10 @@ from collections.abc import Callable, Hashable
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
-from xopt import _scalars, _trace
+from xopt import _trace
 from xopt._compose import Outcome, compose
-from xopt._pieces import Piece, scalar_name
-
-
-class _Recorded:
-    """What a rule sees as ``h`` while it is recorded: static fields as they are, all else as symbols."""
-
-    def __init__(self, piece: Piece, place: int, extra: tuple[str, ...], used: dict[str, None]) -> None:
-        self._piece, self._place, self._used = piece, place, used
-        self._names = {"t", *piece.hypers, *piece.carry, *piece.inputs, *extra}
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self._piece.statics:
-            return self._piece.statics[name]
-        if name not in self._names:
-            known = ", ".join(sorted({*self._names, *self._piece.statics}))
-            raise AttributeError(f"{self._piece.place} has no hyperparameter {name!r}; it has {known}")
-        self._used[scalar_name(name, self._place)] = None
-        return _trace.Scalar(scalar_name(name, self._place))
+from xopt._hooks import Recorded, extra, terms
+from xopt._pieces import Piece
 
 
 class Plan:
@@ -110,7 +92,7 @@ class Plan:
         tape, used = _trace.Tape(any(piece.inexact for piece in self.pieces)), dict[str, None]()
         loads: dict[str, Any] = {"p": tape.load("p", first), "g": tape.load("g", first)}
         loads |= {name: tape.load(name, kind) for name, kind in kinds.items()}
-        hs = [_Recorded(piece, i, _extra(piece), used) for i, piece in enumerate(self.pieces)]
+        hs = [Recorded(piece, i, extra(piece), used) for i, piece in enumerate(self.pieces)]
         return tape, used, loads, hs
 
     def _sum(self, place: int, first: str, kinds: dict[str, str]) -> _trace.Program:
@@ -126,53 +108,6 @@ class Plan:
 
 def _kind(x: Any) -> str:
     return f"a {x.kind} array" if isinstance(x, _trace.Symbol) else f"a {type(x).__name__}"
-
-
-def terms(piece: Piece) -> tuple[str, ...]:
-    """Name what ``reduce`` sums, found by calling it once."""
-    if piece.reduce is None:
-        return ()
-    tape, probe = _trace.Tape(piece.inexact), _Recorded(piece, 0, (), {})
-    slots = {n: tape.load(n, _trace.REAL) for n in piece.slots}
-    p, g = tape.load("p", _trace.REAL), tape.load("g", _trace.REAL)
-    return tuple(piece.reduce(probe, tape, p, g, **slots, **({"grad": g} if piece.asks_sum else {})))
-
-
-def _extra(piece: Piece) -> tuple[str, ...]:
-    """Name what ``reduce`` and ``host`` add to ``h``, found by calling them once."""
-    names = terms(piece)
-    if piece.host:
-        try:
-            hypers = piece.resolve(1, "numpy", read=True)
-        except Exception:  # a schedule that fails says so in the step, not where a chain is recorded first
-            hypers = dict.fromkeys(piece.hypers, 0.5)
-        leaf = piece.scope == "leaf" and names
-        one: Any = np.ones(2) if leaf else 1.0
-        carry = {n: one * v for n, v in piece.carry.items()}
-        h = {
-            **piece.statics,
-            **hypers,
-            **carry,
-            **dict.fromkeys(names, one),
-            **dict.fromkeys(piece.inputs, 1.0),
-            "t": 1,
-        }
-        try:
-            names += tuple(host_scalars(piece, h))
-        except (TypeError, ValueError) as error:
-            if not leaf:
-                raise
-            raise TypeError(
-                f"{piece.place}: host is given vectors, with a value a leaf, and could not compute with them: {error}; "
-                f"use xp.where, not if"
-            ) from error
-    names += ("leaf",) if piece.storage else ()
-    clash = {*names} & {"t", *piece.hypers, *piece.statics}
-    if clash:
-        raise TypeError(
-            f"{piece.place}: reduce or host returns {sorted(clash)}, which are names of its hyperparameters"
-        )
-    return names
 
 
 def namespace(values: Any) -> Any:
@@ -209,12 +144,3 @@ def fitted_plan(chain: tuple[Piece, ...], dtype: Any, complex: bool, size: int, 
     usual = stored({})
     codes = storage.codes(chain, usual.live, dtype, size, path)
     return stored(codes) if codes else usual
-
-
-def host_scalars(piece: Piece, h: dict[str, Any]) -> dict[str, Any]:
-    """Call the ``host`` of a piece."""
-    numbers = [x for x in h.values() if isinstance(x, _scalars.Step) or hasattr(x, "dtype")]
-    if len(numbers) > 1:
-        numbers.sort(key=lambda x: -getattr(x, "ndim", 0))  # a vector lifts numbers to vectors
-    found: dict[str, Any] = piece.host(SimpleNamespace(**h), _scalars.space(*numbers))  # type: ignore[misc]
-    return found

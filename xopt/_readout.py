@@ -47,7 +47,8 @@ def _column(stages: Stages, work: Work, state: Any, taken: Any) -> list[Any]:
     i = places[-1]
     piece = work.pieces[i]
     assert piece.readout is not None
-    names = [n for n in list(inspect.signature(piece.readout).parameters)[3:] if piece.slot(n) in work.loads]
+    readout: Any = piece.readout
+    names = [n for n in list(inspect.signature(readout).parameters)[3:] if piece.slot(n) in work.loads]
     t = taken if isinstance(taken, int) else xp.maximum(taken, xp.ones_like(taken))
     values = Values([])
     stages.scalars.open(piece, i, stages.step(t), stages.resolve(t), work, values, state.carry)
@@ -55,9 +56,12 @@ def _column(stages: Stages, work: Work, state: Any, taken: Any) -> list[Any]:
     with _arrays.no_grad(work.library):
         for k in range(len(work.leaves)):
             arrays = eager.compute_arrays(work, k, work.real)
-            [h] = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, work.real)))
             digits = Digits(work.pieces, [None] * len(work.pieces), xp, arrays)
-            own = {n: digits.read(piece.slot(n)) for n in names}
-            x = piece.readout(h, eager.namespace(work), _whole(arrays), **own)
+            own = {"p": _whole(arrays), **{n: digits.read(piece.slot(n)) for n in names}}
+            [x] = eager.run_hook(work, piece, "readout", _call(readout), own, values.pieces[0], k, work.real).values()
             found.append(eager.restore(work, xp.asarray(x, copy=True), work.loads["p"][k]))
     return found
+
+
+def _call(readout: Any) -> Any:
+    return lambda h, xp, x: readout(h, xp, x["p"], **{n: own for n, own in x.items() if n != "p"})

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from xopt import _arrays
+from xopt._algebra import Value, functions
+from xopt._hooks import host_scalars, terms
 from xopt._layout import Layout
-from xopt._pieces import Column, Piece, Values, Work
-from xopt._plan import host_scalars, terms
+from xopt._pieces import Piece, Values, Work
 
 H = dict[str, Any]
 
@@ -58,6 +61,22 @@ class Resolver:
     def _real_name(self) -> str:
         return "float64" if any(d.real == "float64" for d in self._layout.dtypes) else "float32"
 
+    @functools.cached_property
+    def wide(self) -> Any:
+        """The dtype in which scalars that are arrays are computed: float64 where the device has it."""
+        layout, real = self._layout, self._real_name()
+        device = _arrays.device(layout.leaves[0]) if layout.leaves else None
+        return getattr(layout.xp, _arrays.widest_real(layout.xp, device, real))
+
+    def scalars(self, given: Mapping[str, Any]) -> H:
+        """Return numbers as they are, and arrays as scalars that nobody may look at."""
+        if self._host:
+            return {**given}
+        return {n: self._value(x) if hasattr(x, "dtype") else x for n, x in given.items()}
+
+    def _value(self, x: Any) -> Value:
+        return Value(x if isinstance(x, np.ndarray) else _arrays.cast(self._layout.xp, x, self.wide))
+
     def _plain(self) -> bool:
         """Whether a vector of scalars is one of NumPy."""
         return self._host or self._layout.library == "numpy"
@@ -75,13 +94,24 @@ class Resolver:
         ``clocks`` has the step for links by name, under "" for those without a clock of their own; ``given`` the
         hyperparameters, chain by chain.
         """
-        values, carry = [Values([]) for _ in works], dict(carry)
+        with nullcontext() if self._host else _arrays.no_grad(self._layout.library):
+            return self._run(clocks, given, places, works, dict(carry))
+
+    def _run(
+        self,
+        clocks: dict[str, Any],
+        given: list[list[H]],
+        places: list[Place],
+        works: list[Work],
+        carry: dict[str, Any],
+    ) -> tuple[list[Values], dict[str, Any]]:
+        values = [Values([]) for _ in works]
         go: Any = None  # 1 or 0, if a link may hold the step back
         for piece, (c, at), members in places:
             step = clocks[piece.place if piece.place in clocks else ""]
             before = {piece.slot(n): carry[piece.slot(n)] for n in piece.carry} if piece.carry else {}
             if not members:
-                own_go = self._alone(piece, {**piece.statics, **given[c][at], "t": step}, carry)
+                own_go = self._alone(piece, {**piece.statics, **self.scalars(given[c][at]), "t": step}, carry)
             for w, i in members:
                 self.open(piece, i, step, given, works[w], values[w], carry)
             if members and piece.reduce:
@@ -99,23 +129,26 @@ class Resolver:
         self, piece: Piece, i: int, step: Any, given: list[list[H]], work: Work, own: Values, carry: dict[str, Any]
     ) -> None:
         """Append the scalars of the ``i``-th piece of a work, as far as they are known before any sum."""
-        if work.which is None:
-            own.sets = [{**piece.statics, **given[work.chains[0]][i], "t": step}]
-            own.pieces.append(own.sets[0])
-        else:
-            own.add([{**piece.statics, **given[c][i], "t": step} for c in work.chains], work.which)
+        chains = work.chains if piece.hypers else work.chains[:1]
+        own.add([{**piece.statics, **self.scalars(given[c][i]), "t": step} for c in chains], work.which)
         if piece.carry:
             own.share(self._carried(piece, work, carry))
         if piece.storage and piece.host:
-            own.share({"leaf": Column(self._taken(self._vector(np.arange(float(len(self._layout.leaves)))), work))})
+            own.share({"leaf": Value(self._taken(self._vector(np.arange(float(len(self._layout.leaves)))), work))})
 
     def _held(self, go: Any, new: Any, old: Any) -> Any:
         """Return a carried number after a step that may have been held back."""
         if isinstance(go, float):
             return new if go else old
-        xp = self._layout.xp
-        new, old = (x if hasattr(x, "dtype") else xp.full_like(go, x) for x in (new, old))
-        return xp.where(go > 0.5, new, old)
+        new, old = (Value(x) if hasattr(x, "dtype") else x for x in (new, old))
+        return self._stored(functions.where(go > 0.5, new, old))
+
+    def _stored(self, x: Any) -> Any:
+        """Return a scalar as it is carried to the next step: a number or an array."""
+        x = x.array if isinstance(x, Value) else x
+        if self._layout.library == "jax":
+            return self._layout.xp.asarray(x, dtype=self.real())
+        return x
 
     def _refuse(self, works: list[Work], members: list[tuple[int, int]], counts: list[Any]) -> None:
         """Raise for the first leaf whose count is not 0. This waits for the device."""
@@ -138,8 +171,14 @@ class Resolver:
     def _carried(self, piece: Piece, work: Work, carry: dict[str, Any]) -> H:
         """Return what a piece has from the step before, which another runner may have taken."""
         if piece.scope == "leaf":
-            return {n: Column(self._taken(self._vector(carry[piece.slot(n)]), work)) for n in piece.carry}
-        return {n: float(carry[piece.slot(n)]) if self._host else carry[piece.slot(n)] for n in piece.carry}
+            return {n: Value(self._taken(self._vector(carry[piece.slot(n)]), work)) for n in piece.carry}
+        return {n: self._number(carry[piece.slot(n)]) for n in piece.carry}
+
+    def _number(self, x: Any) -> Any:
+        """Return a carried number of the whole tree."""
+        if self._host:
+            return float(x)
+        return self._value(x) if hasattr(x, "dtype") else x
 
     def _sum(self, piece: Piece, members: list[tuple[int, int]], works: list[Work], values: list[Values]) -> None:
         """Add what ``reduce`` sums over the leaves or over the tree."""
@@ -147,12 +186,13 @@ class Resolver:
         if self.mixed:
             sums = [{n: np.asarray(x, np.float64) for n, x in found.items()} for found in sums]
         if piece.scope == "tree":
-            totals = {n: self._total(n, sums, members, works) for n in sums[0]}
+            found = {n: self._total(n, sums, members, works) for n in sums[0]}
+            totals = {n: Value(x) if hasattr(x, "dtype") else x for n, x in found.items()}
             for w, _ in members:
                 values[w].share(totals)
         else:
             for (w, _), found in zip(members, sums, strict=True):
-                values[w].share({n: Column(x) for n, x in found.items()})
+                values[w].share({n: Value(x) for n, x in found.items()})
         if piece.refuses:
             self._refuse(works, members, [found[piece.refuses] for found in sums])
 
@@ -169,50 +209,23 @@ class Resolver:
             new = {n: self._vector(carry[piece.slot(n)]) for n in piece.carry}
             for w, _ in members:
                 with np.errstate(all="ignore"):
-                    found = host_scalars(piece, self._alike(values[w].pieces[-1]))
+                    found = host_scalars(piece, values[w].pieces[-1])
                 new = {n: self._spread(x, found[n], works[w]) if n in found else x for n, x in new.items()}
-                values[w].share({n: Column(x) if getattr(x, "ndim", 0) else x for n, x in found.items()})
+                values[w].share(found)
             carry |= {piece.slot(n): x for n, x in new.items()}
             return
-        every: list[H] = []
         for w, _ in members:
-            if works[w].which is None:
-                every.append(host_scalars(piece, values[w].sets[0]))
-                values[w].share(every[-1])
-            else:
-                many = [host_scalars(piece, h) for h in values[w].sets]
-                values[w].merge(many)
-                every += many
-        for n in piece.carry:
-            if n in every[0]:
-                self._keep(piece.slot(n), [h[n] for h in every], carry)
-
-    def _alike(self, h: H) -> H:
-        """Return scalars with vectors for columns, all of one library."""
-        found = {n: x.vector if type(x) is Column else x for n, x in h.items()}
-        mixed = not self._plain() and any(hasattr(x, "dtype") and not isinstance(x, np.ndarray) for x in found.values())
-        return {n: self._vector(x) if isinstance(x, np.ndarray) else x for n, x in found.items()} if mixed else found
-
-    def _keep(self, name: str, new: list[Any], carry: dict[str, Any]) -> None:
-        """Keep a scalar of the whole tree for the next step, if all groups have the same."""
-        if all(isinstance(x, int | float) for x in new) and any(x != new[0] and x == x for x in new):
-            raise ValueError(
-                f"{name}: {new}, but what is carried from step to step is one number for all groups; give the "
-                f"hyperparameters that it depends on once"
-            )
-        x, layout = new[0], self._layout
-        carry[name] = layout.xp.asarray(x, dtype=self.real()) if layout.library == "jax" else x
+            many = [host_scalars(piece, h) for h in values[w].sets]
+            values[w].merge(many)
+        carry |= {piece.slot(n): self._stored(many[0][n]) for n in piece.carry if n in many[0]}
 
     def _alone(self, piece: Piece, h: H, carry: dict[str, Any]) -> Any:
         """Keep what is carried in a step in which no leaf takes part, and say whether it would be held back."""
         if not (piece.carry or piece.gates) or not piece.host or piece.scope == "leaf":
             return None
-        for n in piece.carry:
-            h[n] = float(carry[piece.slot(n)]) if self._host else carry[piece.slot(n)]
+        h |= {n: self._number(carry[piece.slot(n)]) for n in piece.carry}
         found = host_scalars(piece, h | dict.fromkeys(terms(piece), 0.0))
-        for n in piece.carry:
-            if n in found:
-                self._keep(piece.slot(n), [found[n]], carry)
+        carry |= {piece.slot(n): self._stored(found[n]) for n in piece.carry if n in found}
         return found.get("go")
 
     def _vector(self, x: Any) -> Any:
@@ -233,7 +246,7 @@ class Resolver:
 
     def _spread(self, old: Any, new: Any, work: Work) -> Any:
         """Put the values of the leaves of a work back among those of all leaves."""
-        xp = self._layout.xp
+        xp, new = self._layout.xp, new.array if isinstance(new, Value) else new
         if self._plain():
             made = old.copy()
             made[work.leaves] = new

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from xopt import _arrays, _scalars, _trace, _tree
+from xopt._algebra import Count
 from xopt._choice import choose
+from xopt._hooks import check_groups
 from xopt._layout import Layout
 from xopt._pieces import Chains, Piece, Work
 from xopt._plan import Plan, fitted_plan, plan
@@ -54,6 +56,7 @@ class Stages:
     def __init__(self, chains: Chains, layout: Layout, runner: Any = None) -> None:
         self.layout = layout
         self.chains = chains.chains
+        check_groups(self.chains)
         pieces = {piece.place: piece for chain in self.chains for piece in chain}
         self.runner = choose(layout, runner)
         self.scalars = Resolver(layout, self.runner.host)
@@ -214,8 +217,10 @@ class Stages:
     def resolve(self, t: Any, chains: list[tuple[Piece, ...]] | None = None) -> list[list[dict[str, Any]]]:
         """Return the hyperparameters of step ``t``, checked, piece by piece of every chain."""
         if not isinstance(t, int):
-            t = _arrays.cast(self.layout.xp, t, self.scalars.real())
+            t = _arrays.cast(self.layout.xp, t, self.scalars.wide)
         library, host = self.layout.library, self.runner.host
+        if chains is not None:
+            check_groups(chains)
         return [
             [piece.constants or piece.resolve(t, library, host) for piece in chain] for chain in chains or self.chains
         ]
@@ -227,13 +232,18 @@ class Stages:
         """
         if not self._clocks:
             return {"": t}
-        found = {}
+        found, t = {}, self.step(t)
         for piece in self._clocks:
             found[piece.place] = t
-            own = {n: carry[piece.slot(n)] for n in piece.carry}
-            own = {n: int(x) if self.runner.host or isinstance(x, float) else x for n, x in own.items()}
+            own = {n: self._whole(carry[piece.slot(n)]) for n in piece.carry}
             t = piece.clock(SimpleNamespace(**piece.statics), t, own)  # type: ignore[misc]
-        return {**found, "": t}
+        return {n: x.exact if isinstance(x, Count) else x for n, x in {**found, "": t}.items()}
+
+    def _whole(self, x: Any) -> Any:
+        """Return a carried number of steps."""
+        if self.runner.host or isinstance(x, float):
+            return int(x)
+        return Count(self.layout.xp.astype(x, self.layout.xp.int32), self.scalars.wide)
 
     def given(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the caller of a step gives beside the gradients, or say what is missing or not asked for."""
@@ -321,7 +331,7 @@ class Stages:
 
     def step(self, t: Any) -> Any:
         """Return what rules see as ``h.t``."""
-        return t if isinstance(t, int | float) else _scalars.Step(_arrays.cast(self.layout.xp, t, self.scalars.real()))
+        return t if isinstance(t, int | float) else Count(t, self.scalars.wide)
 
     def works(
         self,

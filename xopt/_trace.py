@@ -7,6 +7,7 @@ that they take. The recorder accepts what gives one answer on every library, and
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -271,41 +272,31 @@ class Program:
         return self.compute([values[n] for n in self.inputs])
 
     def compute(self, given: list[Any]) -> tuple[Any, ...]:
-        """Do what :meth:`evaluate` does with the values in the order of :attr:`inputs`."""
+        """Do what :meth:`evaluate` does with the values in the order of :attr:`inputs`.
+
+        What is a :class:`~xopt._algebra.Value` comes out as an array.
+        """
+        arrays = [x.array for x in given if hasattr(x, "array")]
+        if arrays and all(isinstance(x, np.ndarray) and x.ndim == 1 for x in arrays):
+            return self._compute_by_leaf(given)
         found = self._scalars(*given)
         if {*map(type, found)} == {float}:
             return found
-        return tuple(_real(x) if isinstance(x, int | float | complex) else x for x in found)
+        return tuple(_real(x) if isinstance(x, int | float | complex) else x.array for x in found)
 
-    def compute_by_leaf(self, given: list[Any]) -> tuple[Any, ...]:
+    def _compute_by_leaf(self, given: list[Any]) -> tuple[Any, ...]:
         """Do the same for all leaves at once: a NumPy vector has a value for each of them."""
-        vectors = [x.view(_Leaves) if isinstance(x, np.ndarray) else x for x in given]
         try:
             with np.errstate(over="ignore", under="ignore", divide="raise", invalid="raise"):
-                found = self._scalars(*vectors)
+                found = [getattr(x, "array", x) for x in self._scalars(*given)]
             if not any(map(np.iscomplexobj, found)):
-                return tuple(x.view(np.ndarray) if isinstance(x, np.ndarray) else _real(x) for x in found)
+                return tuple(x if isinstance(x, np.ndarray) else _real(x) for x in found)
         except FloatingPointError:
             pass  # let Python say what it thinks of that
-        count = next(len(x) for x in given if isinstance(x, np.ndarray))
-        leaves = ([x.item(k) if isinstance(x, np.ndarray) else x for x in given] for k in range(count))
+        count = next(len(x.array) for x in given if hasattr(x, "array"))
+        leaves = ([x.at(k) if hasattr(x, "array") else x for x in given] for k in range(count))
         rows = [[_real(x) for x in self._scalars(*own)] for own in leaves]
         return tuple(np.asarray(column) for column in zip(*rows, strict=True))
-
-
-class _Leaves(np.ndarray[Any, Any]):
-    """A vector with the powers of Python, which NumPy's are not to the last bit."""
-
-    def __pow__(self, power: Any) -> Any:  # type: ignore[override]
-        return _powers(self, power)
-
-    def __rpow__(self, base: Any) -> Any:  # type: ignore[override]
-        return _powers(base, self)
-
-
-def _powers(bases: Any, powers: Any) -> Any:
-    pairs = zip(*(x.tolist() for x in np.broadcast_arrays(bases, powers)), strict=True)
-    return np.asarray([x**y for x, y in pairs]).view(_Leaves)
 
 
 def pruned(
@@ -336,13 +327,42 @@ def _real(x: Any) -> float:
     return float(x)
 
 
-def replay(program: Program, xp: Any, arrays: Mapping[str, Any], scalars: tuple[Any, ...]) -> dict[str, Any]:
-    """Run a program one whole-array operation at a time with a library's own functions: the plainest interpreter."""
+_OPERATORS_OF: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "divide": operator.truediv,
+    "negative": operator.neg,
+    "less": operator.lt,
+    "less_equal": operator.le,
+    "greater": operator.gt,
+    "greater_equal": operator.ge,
+    "equal": operator.eq,
+    "not_equal": operator.ne,
+}
+"""Operations that a scalar may come first in; functions of some libraries want an array there."""
+
+
+def replay(
+    program: Program,
+    xp: Any,
+    arrays: Mapping[str, Any],
+    scalars: Sequence[Any],
+    special: Mapping[str, Callable[..., Any]] = {},
+) -> dict[str, Any]:
+    """Run a program one whole-array operation at a time with a library's own functions: the plainest interpreter.
+
+    An array is let go after its last use. ``special`` has what no library has.
+    """
     done: list[Any] = []
-    for op, args, _ in program.nodes:
+    wanted = {*program.outputs.values()}
+    for i, (op, args, _) in enumerate(program.nodes):
         if op == "load":
             done.append(arrays[str(args[0])])
-        else:
-            given = [done[a] if isinstance(a, int) else scalars[int(a[1:])] for a in args]
-            done.append(getattr(xp, op)(*given))
+            continue
+        given = [done[a] if isinstance(a, int) else scalars[int(a[1:])] for a in args]
+        done.append((special.get(op) or _OPERATORS_OF.get(op) or getattr(xp, op))(*given))
+        for a in args:
+            if isinstance(a, int) and program.last_use[a] == i and a not in wanted:
+                done[a] = None
     return {name: done[i] for name, i in program.outputs.items()}

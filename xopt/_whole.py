@@ -61,7 +61,10 @@ def finite_eigh(xp: Any, x: Array) -> tuple[Array, Array]:
 
 
 def either(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
-    """Return what one of two functions makes: arrays of the same shapes, if nobody may read the condition."""
-    if isinstance(condition, bool):
-        return yes() if condition else no()
-    return _arrays.either(condition, yes, no)
+    """Return what one of two functions makes: arrays of the same shapes.
+
+    The condition is looked at, but on JAX, which may be tracing it. It depends on the step alone.
+    """
+    if _arrays.library(condition) == "jax":
+        return _arrays.either(condition, yes, no)
+    return yes() if bool(condition) else no()

@@ -169,7 +169,7 @@ class Optimizer:
             if stages.refuses:
                 stages.scalars.checked = True
                 layout.refuse_nonfinite(gs)
-            clocks = {n: float(x) if isinstance(x, int) else x for n, x in clocks.items()}
+            clocks = {n: stages.new_step(x) if isinstance(x, int) else x for n, x in clocks.items()}
             out = stages.donated(layout.leaves, gs, self._slots, self._carry, clocks, given, inputs)
         else:
             out = stages.run(

@@ -160,4 +160,4 @@ class AddNoise(Transform):
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:
-        return g + h.sigma * random.normal(g, (h.seed, h.leaf), getattr(h.t, "value", h.t))
+        return g + h.sigma * random.normal(g, (h.seed, h.leaf), h.t)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from xopt._pieces import Column, Values, Work
+from xopt._pieces import Values, Work
 
 NDArray = np.ndarray[Any, Any]
 
@@ -35,7 +35,7 @@ class Shared:
         for runner, leaves in self._parts:
             loads = {n: [column[k] for k in leaves] for n, column in self._work.loads.items()}
             work = replace(self._work, loads=loads, arenas=None, kept=None, where=None)
-            yield runner, leaves, work, _of(self._values, leaves)
+            yield runner, leaves, work, self._values.of(leaves)
 
     def prepare(self, into: dict[str, list[Any]] | None) -> Callable[[], dict[str, list[Any]]]:
         """Return a function that runs the whole chain over every leaf."""
@@ -61,13 +61,3 @@ class Shared:
             for n, x in runner.sums(work, values, place).items():
                 found[n][leaves] = x
         return found
-
-
-def _of(values: Values, leaves: list[int]) -> Values:
-    """Return the scalars of some leaves."""
-    if not values.by_leaf:
-        return values
-    pieces = [
-        {n: Column(v.vector[leaves]) if type(v) is Column else v for n, v in piece.items()} for piece in values.pieces
-    ]
-    return Values(pieces, by_leaf=True)

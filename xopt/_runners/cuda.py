@@ -15,7 +15,7 @@ import numpy as np
 
 from xopt import _arrays, _cuda_text, _emit_cuda
 from xopt._lower import Unsupported
-from xopt._pieces import Column, Values, Work
+from xopt._pieces import Values, Work
 from xopt._runners import eager
 from xopt._runners._cuda_driver import Driver, Queue
 
@@ -246,13 +246,15 @@ class _Call:
         )  # fmt: skip
         numbers = words.view(np.float64)
         with _arrays.no_grad(self._work.library):
-            scalars = (self._wide(values) if values.on_device else values).scalars(kernel.program)
+            scalars = values.scalars(kernel.program)
         for k, x in enumerate(scalars):
             if isinstance(x, int | float):
                 numbers[5 + 3 * k] = x
             else:
                 if isinstance(x, np.ndarray) and self._work.library != "numpy":
                     x = self._column(kernel, k, x.astype(np.float64))
+                else:
+                    x = _arrays.cast(self._work.xp, x, self._work.xp.float64)
                 if not _arrays.contiguous(self._work.library, [x])[0]:
                     x = _arrays.c_order(self._work.xp, self._work.library, x)
                 self._held.append(x)
@@ -265,17 +267,6 @@ class _Call:
         if key not in known or not np.array_equal(known[key][0].view(np.uint64), x.view(np.uint64)):
             known[key] = x, self.uploaded(x.view(np.uint64))
         return known[key][1]
-
-    def _wide(self, values: Values) -> Values:
-        """Compute with scalars of the device in float64, like the host does with its own."""
-        xp = self._work.xp
-
-        def wide(x: Any) -> Any:
-            if type(x) is Column:
-                return Column(wide(x.vector))
-            return _arrays.cast(xp, x, xp.float64) if hasattr(x, "dtype") else x
-
-        return Values([{n: wide(x) for n, x in piece.items()} for piece in values.pieces], values.by_leaf)
 
     def launch(self, function: Any, grid: int, threads: int, words: Words) -> None:
         """Launch a kernel over all chunks, if there are any."""

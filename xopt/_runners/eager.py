@@ -1,22 +1,22 @@
-"""The eager runner: a rule called with a library's own arrays and functions, leaf by leaf. The definition of correct.
+"""The eager runner: a program run with a library's own arrays and functions, leaf by leaf. The definition of correct.
 
 Parameters, gradients and state are cast to the compute dtype, 0-d leaves are seen as (1,), and every result is rounded
-once when it is stored.
+once when it is stored. Links of whole arrays are called as they are, those beside them by a program of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from xopt import _arrays, _reduce
+from xopt import _arrays, _blocks, _reduce, random
 from xopt._compose import compose
-from xopt._pieces import Values, Work
-from xopt._scalars import Unwrapped
-from xopt._trace import Program
+from xopt._hooks import hook
+from xopt._pieces import Piece, Values, Work, plain, scalar_places
+from xopt._trace import COMPLEX, REAL, Program, replay
 
 name = "eager"
 host = False
@@ -30,12 +30,12 @@ def prepare(work: Work, values: Values, into: dict[str, list[Any]] | None) -> Ca
     """
     work.stored = 0
     if work.plan.whole:  # matrices may be singular: all is computed before anything is written
-        found = _body(work, values, None, {*work.outputs})
+        found = _body(work, partial(_whole_leaf, work, values), None, {*work.outputs})
         return partial(_store, work, found, into)
     program = work.plan.body(work.outputs)
-    if not values.on_device:
-        values.check(program, len(work.loads["p"]))
-    return partial(_body, work, values, into, _aliases(program))
+    with _arrays.no_grad(work.library):
+        scalars = values.scalars(program)
+    return partial(_body, work, partial(_leaf, work, program, scalars), into, _aliases(program))
 
 
 def _aliases(program: Program) -> set[str]:
@@ -45,14 +45,16 @@ def _aliases(program: Program) -> set[str]:
     return found | {n for n, i in program.outputs.items() if indices.count(i) > 1}
 
 
-def _body(work: Work, values: Values, into: dict[str, list[Any]] | None, aliases: set[str]) -> dict[str, list[Any]]:
+def _body(
+    work: Work, leaf: Callable[[int], dict[str, Any]], into: dict[str, list[Any]] | None, aliases: set[str]
+) -> dict[str, list[Any]]:
     outputs: dict[str, list[Any]] = {n: [] for n in work.outputs}
     with _arrays.no_grad(work.library):
         for k in range(len(work.loads["p"])):
-            results = _leaf(work, values, k)
+            results = leaf(k)
             for n, x in results.items():
                 own = work.xp.asarray(x, copy=True) if n in aliases and x is not None else x
-                results[n] = restore(work, own, work.loads["p" if n == "u" else n][k])
+                results[n] = restore(work, own, work.loads["p" if n == "u" else n][k], n)
             work.stored = k + 1
             for n, x in results.items():
                 outputs[n].append(x if into is None else _stored(work, into[n][k], x))
@@ -72,30 +74,101 @@ def _stored(work: Work, home: Any, x: Any) -> Any:
     return home
 
 
-def _leaf(work: Work, values: Values, k: int) -> dict[str, Any]:
-    xp = work.xp
-    arrays = compute_arrays(work, k, work.real)
+def _leaf(work: Work, program: Program, scalars: Sequence[Any], k: int) -> dict[str, Any]:
+    return _replayed(work, program, compute_arrays(work, k, work.real), scalars, k, work.real)
+
+
+def _replayed(
+    work: Work, program: Program, arrays: Mapping[str, Any], scalars: Sequence[Any], k: int, real: str
+) -> dict[str, Any]:
+    """Run a program over leaf ``k``."""
+    xp, p = work.xp, arrays["p"]
+    arrays = {n: _blocks.spread(xp, x, p) if _blocks.is_scale(n) else x for n, x in arrays.items()}
+
+    def scalar(x: Any) -> Any:
+        x = x[k] if getattr(x, "ndim", 0) else x
+        return x.item() if isinstance(x, np.generic) else plain(x, lambda x: _arrays.cast(xp, x, getattr(xp, real)))
+
+    special = {
+        "noise": lambda *key: random.noise(xp, p, *key),
+        "largest": lambda size: _blocks.spread(xp, _blocks.largest(xp, size), size),
+    }
+    return replay(program, xp, arrays, [*map(scalar, scalars)], special)
+
+
+def _whole_leaf(work: Work, values: Values, k: int) -> dict[str, Any]:
+    xp, arrays, found = work.xp, compute_arrays(work, k, work.real), list[dict[str, Any]]()
     hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, work.real)))
-    if work.plan.whole:
-        _number(work, hs, 2 * work.leaves[k])
-    if not (work.plan.whole and work.split):
-        return _outcome(work, hs, arrays)
-    re = _outcome(work, hs, {n: xp.real(x) if x is not None else x for n, x in arrays.items()})
-    _number(work, hs, 2 * work.leaves[k] + 1)
-    im = _outcome(work, hs, {n: xp.imag(x) if x is not None else x for n, x in arrays.items()})
+    pieces = _beside(work, values, k, work.real)
+    for part, x in enumerate(_parts(work, arrays)):
+        _number(work, hs, 2 * work.leaves[k] + part)
+        found.append(_outcome(work, pieces, hs, x))
+    if not work.split:
+        return found[0]
+    re, im = found
     return {n: None if x is None else _arrays.join_complex(xp, work.library, x, im[n]) for n, x in re.items()}
+
+
+def _beside(work: Work, values: Values, k: int, real: str) -> tuple[Piece, ...]:
+    """Return the pieces with hooks that take arrays of leaf ``k``; those of whole arrays have them already."""
+    return tuple(
+        piece if piece.whole or piece.storage else _bound(work, piece, own, k, real)
+        for piece, own in zip(work.pieces, values.pieces, strict=False)
+    )
+
+
+def _bound(work: Work, piece: Piece, values: Mapping[str, Any], k: int, real: str) -> Piece:
+    """Return a piece whose hooks run their programs with its scalars for leaf ``k``."""
+
+    def run(what: str, call: Callable[..., Any], arrays: dict[str, Any]) -> dict[str, Any]:
+        return run_hook(work, piece, what, call, arrays, values, k, real)
+
+    def update(_h: Any, _xp: Any, p: Any, g: Any, **own: Any) -> tuple[Any, ...]:
+        found = run("update", lambda h, xp, x: piece.update(h, xp, x["p"], x["g"], **rest(x)), {"p": p, "g": g, **own})
+        return tuple(found.values())
+
+    def reduce(_h: Any, _xp: Any, p: Any, g: Any, **own: Any) -> dict[str, Any]:
+        hook: Any = piece.reduce
+        return run("reduce", lambda h, xp, x: hook(h, xp, x["p"], x["g"], **rest(x)), {"p": p, "g": g, **own})
+
+    def enter(_h: Any, g: Any) -> Any:
+        hook: Any = piece.enter
+        return run("enter", lambda h, xp, x: hook(h, x["p"]), {"p": g})["0"]
+
+    def rest(arrays: dict[str, Any]) -> dict[str, Any]:
+        return {n: x for n, x in arrays.items() if n not in ("p", "g")}
+
+    return piece._replace(update=update, reduce=piece.reduce and reduce, enter=piece.enter and enter)
+
+
+def run_hook(
+    work: Work,
+    piece: Piece,
+    what: str,
+    call: Callable[..., Any],
+    arrays: dict[str, Any],
+    values: Mapping[str, Any],
+    k: int,
+    real: str,
+) -> dict[str, Any]:
+    """Run one hook of a piece over arrays of leaf ``k``: ``call(h, xp, arrays)``. What it returns has names."""
+    kinds = {n: COMPLEX if _arrays.is_complex(x) else REAL for n, x in arrays.items()}
+    program, results = hook(piece, what, call, kinds)
+    scalars = program.compute([values[n] for _, n in scalar_places(program.inputs)])
+    made = _replayed(work, program, arrays, scalars, k, real)
+    return {n: made.get(n, x) for n, x in results.items()}
 
 
 def _number(work: Work, hs: list[Any], leaf: int) -> None:
     """Say which array of the tree it is; the two parts of a complex one have numbers of their own."""
-    for h, piece in zip(hs, work.pieces, strict=True):
+    for h, piece in zip(hs, work.pieces, strict=False):
         if not piece.storage:  # that counts parameters
             h.leaf = leaf
 
 
-def _outcome(work: Work, hs: list[Any], arrays: dict[str, Any]) -> dict[str, Any]:
+def _outcome(work: Work, pieces: tuple[Piece, ...], hs: list[Any], arrays: dict[str, Any]) -> dict[str, Any]:
     p = arrays["p"]
-    out, new = compose(work.pieces, hs, namespace(work), p, arrays["g"], arrays)
+    out, new = compose(pieces, hs, work.xp, p, arrays["g"], arrays)
     result = {"p": out.params(p)} if "p" in work.outputs else {"u": out.change(p)}
     return result | {n: new[n] for n in work.outputs if n in new}
 
@@ -105,18 +178,38 @@ def sums(work: Work, values: Values, place: int) -> dict[str, Any]:
     xp, found = work.xp, []
     real = _arrays.widest_real(xp, _arrays.device(work.loads["p"][0]), work.real) if work.loads["p"] else work.real
     with _arrays.no_grad(work.library):
+        program = None if work.plan.whole else work.plan.sums[place]
+        scalars = () if program is None else values.scalars(program)
         for k in range(len(work.loads["p"])):
             arrays = compute_arrays(work, k, real)
-            hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, real)), upto=place + 1)
-            _, terms = compose(work.pieces, hs, namespace(work), arrays["p"], arrays["g"], arrays, upto=place)
-            found.append([_reduce.array_sum(xp, x) for x in terms.values()])
+            if program is None:
+                found.append(_whole_sums(work, values, arrays, k, place, real))
+            else:
+                terms = _replayed(work, program, arrays, scalars, k, real)
+                found.append([_reduce.array_sum(xp, terms[n]) for n in work.plan.terms[place]])
     columns = zip(work.plan.terms[place], zip(*found, strict=True), strict=True)
     return {n: np.asarray(column) if xp is np else xp.stack(column) for n, column in columns}
 
 
-def namespace(work: Work) -> Any:
-    """Return what a link sees as ``xp``."""
-    return Unwrapped(work.xp) if work.library == "jax" else work.xp
+def _whole_sums(work: Work, values: Values, arrays: dict[str, Any], k: int, place: int, real: str) -> list[Any]:
+    """Sum the terms of a leaf behind links of whole arrays; of a complex one, those of its two parts."""
+    xp = work.xp
+    hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, real)), upto=place + 1)
+    pieces, sums = _beside(work, values, k, real), list[Any]()
+    for part, x in enumerate(_parts(work, arrays)):
+        _number(work, hs, 2 * work.leaves[k] + part)
+        _, terms = compose(pieces, hs, xp, x["p"], x["g"], x, upto=place)
+        own = [_reduce.array_sum(xp, terms[n]) for n in work.plan.terms[place]]
+        sums = [a + b for a, b in zip(sums, own, strict=True)] if sums else own
+    return sums
+
+
+def _parts(work: Work, arrays: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the arrays of a leaf, or those of its real and imaginary part where these are computed apart."""
+    if not work.split:
+        return [arrays]
+    xp = work.xp
+    return [{n: x if x is None else part(x) for n, x in arrays.items()} for part in (xp.real, xp.imag)]
 
 
 def compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
@@ -142,11 +235,13 @@ def compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
     return arrays
 
 
-def restore(work: Work, x: Any, like: Any) -> Any:
+def restore(work: Work, x: Any, like: Any, name: str = "") -> Any:
     """Return a result in the shape and dtype of the array whose place it takes."""
     xp = work.xp
     if like is None:
         return None
     if work.split and _arrays.is_complex(like) and not work.plan.whole:
         x = _arrays.join_complex(xp, work.library, x[..., 0], x[..., 1])
+    if _blocks.is_scale(name) and not work.plan.whole:
+        x = xp.reshape(x, (-1,))[:: _blocks.BLOCK]
     return _arrays.cast(xp, xp.reshape(x, like.shape), like.dtype)
