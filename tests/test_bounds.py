@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from fractions import Fraction
 from typing import Any
 
 import mgh
@@ -13,6 +14,7 @@ from conftest import Lib
 
 import xopt
 from xopt.solvers import _space
+from xopt.solvers._sides import inward
 
 
 def scipys(problem: Any, x0: Any, lower: Any, upper: Any) -> Any:
@@ -116,7 +118,9 @@ def test_bounds_of_any_form(lib: Lib) -> None:
         ),
     ]:
         if want is None:
-            with pytest.raises(ValueError, match=r'x0\["a"\]: element 2 has the bounds inf and 7.0, and no number'):
+            with pytest.raises(
+                ValueError, match=r'x0\["a"\]: element 2 has the bounds inf and 7, and no number of float64'
+            ):
                 xopt.minimize(fun, x0, bounds=bounds)
             continue
         got = xopt.minimize(fun, x0, bounds=bounds, options={"gtol": 1e-9})
@@ -294,18 +298,196 @@ def test_looks_at_the_device(monkeypatch: pytest.MonkeyPatch, rng: np.random.Gen
     assert len(looks) == got.nfev + 1
 
 
+def exact(x: Any) -> Fraction:
+    """A number, or a NumPy scalar of any width, as a fraction: what comparisons are right with."""
+    return Fraction(*x.as_integer_ratio()) if hasattr(x, "as_integer_ratio") else Fraction(int(x))
+
+
+WIDE = [2**53 + 1, -(2**63) - 1, 2**70 + 1, 3, 0, -0.0, 2**24 + 1, 0.1, 1 - 1e-9, 5e-324, 1e-45, 1e300, -1e300, 10**400]
+WIDE += [np.int64(2**62 + 3), np.uint64(2**64 - 1), np.longdouble(1) / 3, np.float32(0.1), np.float16(0.1)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("normal", [False, True])
+def test_inward_is_the_nearest_number_within(dtype: str, sign: int, normal: bool, rng: np.random.Generator) -> None:
+    """With fractions as the oracle; one at a time, in arrays, and with None among them."""
+    drawn = rng.standard_normal(400) * 10.0 ** rng.integers(-330, 308, 400)
+    numbers, kind = [*drawn.tolist(), *WIDE, *(-x for x in WIDE if not isinstance(x, np.uint64))], np.dtype(dtype)
+    together = inward(np.asarray([*numbers, None], object), dtype, sign, normal=normal)
+    assert together[-1] == sign * np.inf
+    for x, found in zip(numbers, together, strict=False):
+        assert inward(x, dtype, sign, normal=normal) == found
+        if not np.isfinite(found):  # only where there is no number on that side
+            assert sign * exact(x) < -exact(np.finfo(kind).max)
+            continue
+        assert sign * exact(found) <= sign * exact(x)
+        assert not normal or found == 0 or abs(found) >= np.finfo(kind).tiny
+        with np.errstate(all="ignore"):
+            beyond = np.nextafter(found, kind.type(sign * np.inf))
+        if np.isfinite(beyond) and not normal:
+            assert sign * exact(beyond) > sign * exact(x)
+    for width in ("int8", "uint16", "int32", "int64", "float16", "float64", "longdouble"):
+        some = np.asarray([0, 1, 100, 127], width)
+        assert inward(some, dtype, sign).tolist() == [0, 1, 100, 127]
+
+
+FORMS: list[tuple[str, Any, Any]] = [
+    ("numbers", lambda lib: (0.1, 1 - 1e-9), lambda a: (0.1, 1 - 1e-9)),
+    ("half open", lambda lib: (None, 0.1), lambda a: (-np.inf, 0.1)),
+    ("the other half", lambda lib: (0.7 + 1e-10, np.inf), lambda a: (0.7 + 1e-10, np.inf)),
+    ("integers", lambda lib: (-(2**24) - 1, 2**53 + 1), lambda a: (-(2**24) - 1, 2**53 + 1)),
+    ("integers of 64 bits", lambda lib: (None, np.asarray([3, -(2**60) - 1, 2**62 + 1])), [3, -(2**60) - 1, 2**62 + 1]),
+    ("float64", lambda lib: (np.asarray([0.1, 0.7, 0.3]), None), [0.1, 0.7, 0.3]),
+    ("float64 of the library", lambda lib: (None, lib.array(np.asarray([0.1, 0.7, 0.3]))), [0.1, 0.7, 0.3]),
+    (
+        "long double",
+        lambda lib: (None, np.asarray([1, 2, 5], "longdouble") / 7),
+        np.asarray([1, 2, 5], "longdouble") / 7,
+    ),
+    ("pairs", lambda lib: [(0.1, 0.7), (None, 0.3), (1e-60, None)], ([0.1, -np.inf, 1e-60], [0.7, 0.3, np.inf])),
+    ("beyond float32", lambda lib: (-1e300, 1e300), lambda a: (-1e300, 1e300)),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("form", "want"), [f[1:] for f in FORMS], ids=[f[0] for f in FORMS])
+@pytest.mark.parametrize("far", [-1e9, 1e9, 0.0])
+def test_every_evaluation_is_within_the_bounds_as_written(
+    lib: Lib, dtype: str, form: Any, want: Any, far: float
+) -> None:
+    """Not within bounds that were rounded to the nearest number of the parameters."""
+    if lib.name == "dask":
+        pytest.skip("minimize refuses it")
+    bounds = form(lib)
+    if callable(want):
+        low, high = ([side] * 3 for side in want(None))
+    elif isinstance(want, tuple):
+        low, high = want
+    else:
+        low, high = ([-np.inf] * 3, want) if bounds[0] is None else (want, [np.inf] * 3)
+    seen: list[Any] = []
+
+    def fun(x: Any) -> Any:
+        seen.append(lib.numpy(x).copy())
+        return ((x - far) * (x - far)).sum() if lib.name != "strict" else xp.sum((x - far) ** 2), 2 * (x - far)
+
+    x0 = lib.array(np.asarray([0.1, 0.7, 2.0], dtype))
+    xp = None if lib.name != "strict" else x0.__array_namespace__()
+    found = [xopt.minimize(fun, x0, bounds=bounds, maxiter=20).x]
+    solver = xopt.LBFGS(bounds=bounds)
+    solver.init(x0)
+    solver.step(fun)
+    for x in [*seen, *map(lib.numpy, [*found, solver.x])]:
+        assert x.dtype == dtype
+        for one, a, b in zip(x, low, high, strict=True):
+            assert a == -np.inf or exact(one) >= exact(a)
+            assert b == np.inf or exact(one) <= exact(b)
+
+
+@pytest.mark.parametrize("jac", [True, "2-point", "3-point"])
+def test_a_mixed_tree_has_bounds_of_its_dtypes(jac: Any) -> None:
+    """float64 is not rounded to float32 because that is beside it; differences are taken within."""
+    x0, top = {"a": np.zeros(2, "f4"), "b": np.zeros(2)}, 1 - 1e-9
+
+    def fun(p: Any) -> Any:
+        assert all(float(x) <= top for leaf in p.values() for x in leaf)
+        value = float(np.sum((p["a"] - 5) ** 2, dtype=float) + np.sum((p["b"] - 5) ** 2))
+        return (value, {n: 2 * (x - 5) for n, x in p.items()}) if jac is True else value
+
+    got = xopt.minimize(fun, x0, jac=jac, bounds=(None, top))
+    assert got.x["a"].tolist() == [float(np.nextafter(np.float32(1), np.float32(0)))] * 2
+    assert got.x["b"].tolist() == [top] * 2
+
+
+def test_scipys_form_rounds_inwards_too() -> None:
+    from scipy import optimize
+
+    def fun(x: Any) -> Any:
+        assert x.dtype == "f4" or jac is None
+        assert (x.astype(float) <= 1 - 1e-9).all()
+        assert (x.astype(float) >= 0.1).all()
+        return float(np.sum((x - 5) ** 2))
+
+    for jac in (None, lambda x: 2 * (x - 5)):
+        for bounds in ([(0.1, 1 - 1e-9)] * 2, optimize.Bounds([0.1] * 2, 1 - 1e-9)):
+            got = optimize.minimize(fun, np.zeros(2, "f4"), jac=jac, method=xopt.scipy_method(), bounds=bounds)
+            assert got.x.tolist() == [float(np.nextafter(np.float32(1), np.float32(0)))] * 2
+
+
+def test_no_number_of_the_dtype_within() -> None:
+    fun = lambda x: (np.sum(x * x), 2 * x)
+    low, high = 1 + 1e-9, 1 + 2e-9
+    for bounds in ((low, high), [(low, high)] * 2, (np.full(2, low), np.full(2, high)), (np.float64(low), high)):
+        with pytest.raises(
+            ValueError, match=r"x0: element 0 has the bounds 1.000000001 and 1.000000002, and no .*float32"
+        ):
+            xopt.minimize(fun, np.zeros(2, "f4"), bounds=bounds)
+        assert xopt.minimize(fun, np.zeros(2), bounds=bounds).x.tolist() == [low] * 2
+    both = {"a": 0.1, "b": np.asarray([1, 0.1])}
+    with pytest.raises(ValueError, match=r'x0\["b"\]: element 1 has the bounds 0.1 and 0.1, and no number of float32'):
+        xopt.minimize(fun, {"a": np.zeros(2), "b": np.zeros(2, "f4")}, bounds=(both, both))
+
+
+def test_bounds_that_are_far_apart_overflow_nothing() -> None:
+    """Differences of such bounds do, which is no news to anybody."""
+    fun = lambda x: (-float((x / 4).sum(dtype=float)), -np.ones_like(x) / 4)
+    for dtype, far in (("float32", 1e300), ("float64", 1.7e308)):
+        largest = float(np.finfo(dtype).max)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            got = xopt.minimize(fun, np.full(3, -0.9 * largest, dtype), bounds=(-far, far), maxiter=40)
+        assert (np.abs(got.x.astype(float)) <= far).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("more", [{}, {"rounding": "stochastic"}, {"master_weights": True}], ids=str)
+def test_what_box_promises(lib: Lib, dtype: str, more: Any, rng: np.random.Generator) -> None:
+    """Bounds rounded to the nearest numbers of the dtype; with noise, one number more on either side."""
+    if lib.name == "dask" or not lib.writable:
+        pytest.skip("nothing to write into, or nothing to look at yet")
+    if more and dtype in ("float32", "float64"):
+        pytest.skip("of half precision")
+    w = lib.array(np.zeros(200), dtype)
+    rule = xopt.chain(xopt.SGD(0.3), xopt.Box(-0.7, 0.1))
+    try:
+        opt = xopt.Optimizer(w, rule, **more)
+    except TypeError as error:
+        pytest.skip(str(error))
+    low, high = (float(lib.numpy(lib.array(np.asarray(x), dtype))) for x in (-0.7, 0.1))
+    room = {"float16": 2.0**-10, "bfloat16": 2.0**-7}.get(dtype, 0.0) if more == {"rounding": "stochastic"} else 0.0
+    seen = []
+    for _ in range(10):
+        opt.step(lib.array(rng.standard_normal(200), dtype))
+        seen.append(lib.numpy(w).astype(float))
+        assert seen[-1].min() >= low * (1 + room)
+        assert seen[-1].max() <= high * (1 + room)
+    assert any((x == low).any() and (x == high).any() for x in seen)
+
+
 def test_what_does_not_fit() -> None:
     x0 = np.zeros(3)
     fun = lambda x: (x @ x, 2 * x)
     run = lambda bounds=(0, 1), x=x0, **more: xopt.minimize(fun, x, bounds=bounds, **more)
     for error, match, call in [
-        (TypeError, r"bounds: \[0, 1\], but it must be \(lower, upper\)", lambda: run([0, 1])),
-        (TypeError, r"bounds: \(0, 1, 2\), but it must be", lambda: run((0, 1, 2))),
-        (ValueError, r"x0: element 0 has the bounds 2.0 and 1.0, and no number is within them", lambda: run((2, 1))),
-        (ValueError, r"x0: element 1 has the bounds 5.0 and 1.0", lambda: run((np.asarray([0.0, 5, 5]), 1))),
-        (ValueError, r"x0: element 0 has the bounds nan and 1.0", lambda: run((np.nan, 1))),
+        (ValueError, r"bounds: a list of length 2, but .* a pair \(low, high\) for each of 3", lambda: run([0, 1])),
+        (ValueError, r"bounds: a tuple with entries that are none, but", lambda: run((0, 1, 2))),
+        (TypeError, r"bounds: 3, but it must be \(lower, upper\)", lambda: run(3)),
+        (TypeError, r"bounds: \[\(0, 1\)\], but it must be \(lower, upper\)", lambda: run([(0, 1)], [x0])),
+        (
+            ValueError,
+            r"x0: element 0 has the bounds 2 and 1, and no number of float64 is within them",
+            lambda: run((2, 1)),
+        ),
+        (ValueError, r"x0: element 1 has the bounds 5.0 and 1,", lambda: run((np.asarray([0.0, 5, 5]), 1))),
+        (ValueError, r"x0: element 0 has the bounds nan and 1,", lambda: run((np.nan, 1))),
         (ValueError, r"bounds: upper: shape \(2,\), but the parameter has \(3,\)", lambda: run((0, np.ones(2)))),
-        (TypeError, r"bounds: lower: a tuple, but .* pairs of bounds go into scipy", lambda: run(((0, 1), (0, 2)))),
+        (
+            TypeError,
+            r"bounds: .* may be two pairs or two sides",
+            lambda: run(((0, 1), (0, 2)), x0[:2]),
+        ),
+        (ValueError, r"bounds: lower: shape \(2,\), but the parameter has \(3,\)", lambda: run(([0, 1], [0, 2, 3]))),
         (TypeError, r"bounds: lower: a bool", lambda: run((True, None))),
         (TypeError, r"bounds: lower: a str", lambda: run(("a", None))),
         (TypeError, r"bounds: upper: a complex", lambda: run((None, 1j))),

@@ -375,7 +375,12 @@ def test_minimize_keeps_the_shape_of_x0() -> None:
             assert seen
             assert all(np.array_equal(a, b) for a, b in [*seen, *given]), method
             given.clear()
-        for other in {(3, 1), (1, 3), (3,)} - {shape}:
+        for other in {(3, 1), (1, 3), (3,)} - {shape} if shape else {(1,), (1, 1)}:  # which leave no doubt
+            given_so = lambda x, other=other: (np.sum((x - 1) ** 2), np.reshape(2 * (x - 1), other))
+            got = xopt.minimize(given_so, start)
+            assert got.x.shape == got.jac.shape == shape
+            assert np.array_equal(got.x, xopt.minimize(bowl, start).x)
+        for other in {(2,), (3, 3), (3, 2)}:
             with pytest.raises(ValueError, match="shape .* but the parameter has"):
                 xopt.minimize(lambda x, other=other: (0.0, np.ones(other)), start)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import tracemalloc
 import warnings
@@ -119,6 +120,32 @@ def test_every_library(lib: Lib, method: Any, dtype: str, rng: np.random.Generat
     assert optree.tree_structure(got.jac) == optree.tree_structure(x0)
 
 
+@pytest.mark.parametrize("writes", [None, False], ids=["asked", "read-only"])
+@pytest.mark.parametrize("bounds", [None, (-9.0, 0.5)])
+def test_a_library_that_is_not_known(lib: Lib, writes: Any, bounds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked what it can do, and not taken for JAX; the steps are those of NumPy."""
+    if lib.name != "strict":
+        pytest.skip("one that stands for those that are not known")
+    monkeypatch.setattr(_space._arrays, "_IN_PLACE", {"numpy"})
+    if writes is not None:
+        monkeypatch.setattr(_space.Space, "_can_write", lambda self: writes)
+    x0, seen = lib.array(np.asarray([-1.2, 1.0, 3.0], "float32")), []
+    weights = lib.array(np.asarray([1.0, 10.0, 100.0], "float32"))
+
+    def fun(x: Any) -> Any:
+        seen.append(lib.numpy(x).copy())
+        return (x - 1.0) @ (weights * (x - 1.0)), 2.0 * weights * (x - 1.0)
+
+    found = xopt.minimize(fun, x0, bounds=bounds, options={"gtol": 1e-3})
+    assert found.success
+    np.testing.assert_allclose(lib.numpy(found.x), 1.0 if bounds is None else 0.5, atol=1e-3)
+    ours = [*seen]
+    seen.clear()
+    monkeypatch.undo()
+    xopt.minimize(fun, x0, bounds=bounds, options={"gtol": 1e-3})
+    np.testing.assert_allclose(ours, seen, rtol=1e-5)
+
+
 @pytest.mark.needs("torch")
 @pytest.mark.parametrize("method", ["lbfgs", xopt.Adam(0.05)], ids=str)
 def test_torch_differentiates(method: Any) -> None:
@@ -169,7 +196,13 @@ def test_options() -> None:
     run = lambda **options: xopt.minimize(rosenbrock, x0, options=options)
     plain = run()
     assert run(gtol=1e-2).nit < plain.nit < run(gtol=1e-12).nit
-    assert xopt.minimize(rosenbrock, x0, tol=1e-2).nit == run(gtol=1e-2).nit
+    assert xopt.minimize(rosenbrock, x0, tol=1e-2).nit == run(gtol=1e-2, ftol=1e-2).nit < run(gtol=1e-2).nit
+    for method in ("cg", "gd"):
+        loose = [
+            xopt.minimize(rosenbrock, x0, method=method, **given)
+            for given in ({"tol": 1e-2}, {"options": {"gtol": 1e-2}})
+        ]
+        assert loose[0].nit == loose[1].nit
     assert "ftol" in run(ftol=1e-2, gtol=0.0).message
     assert "xtol" in run(xtol=1e-3, gtol=0.0).message
     assert (run(maxfun=9).nfev, run(maxfun=9).status) == (9, 1)
@@ -309,6 +342,162 @@ def test_what_is_raised(chosen: Any, error: Any) -> None:
     assert x0.tolist() == [0, 0, 0]
 
 
+class Unset(Exception):
+    """Its text needs what its ``__init__`` did not set."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __str__(self) -> str:
+        return str(self.never)  # type: ignore[attr-defined]
+
+    __repr__ = __str__
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    code: int = 7
+
+
+class Bare(Exception):
+    """Takes no attribute and no note."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise RuntimeError("no attributes")
+
+    def add_note(self, note: str) -> None:
+        raise RuntimeError("no notes")
+
+
+class Noted(Exception):
+    __notes__ = ("of the class", "and no list")  # type: ignore[assignment]
+
+
+class Held(Exception):
+    @property
+    def intermediate_result(self) -> Any:
+        raise ZeroDivisionError
+
+
+class Interrupt(KeyboardInterrupt):
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise RuntimeError("no attributes")
+
+
+def raised(call: Any) -> BaseException | None:
+    """Return what a call raises; `pytest.raises` would look at it."""
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
+
+
+ERRORS = [
+    Unset(1),
+    Frozen(3),
+    Bare("a", 2),
+    Noted("x"),
+    Held(),
+    StopIteration("of fun"),
+    OSError(2, "gone"),
+    ValueError(),
+]
+
+
+def raised_by(where: str, error: BaseException) -> tuple[Any, dict[str, Any]]:
+    """Return what to minimize, and how, so that the error is raised after some calls."""
+    calls: list[Any] = []
+
+    def late(returned: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 3:
+            raise error
+        return returned
+
+    fun, options = bowl, dict[str, Any]()
+    given: dict[str, Any] = {"options": options}
+    if where in ("fun", "rule", "bounds", "differences"):
+        fun = lambda x: late(bowl(x))
+    if where == "rule":
+        given["rule"] = xopt.Adam(0.1)
+    elif where == "bounds":
+        given["bounds"] = (-1, 5)
+    elif where == "differences":
+        fun, given["jac"] = lambda x: late(bowl(x)[0]), "3-point"
+    elif where == "jac":
+        fun, given["jac"] = lambda x: bowl(x)[0], lambda x: late(bowl(x)[1])
+    elif where == "callback":
+        given["callback"] = late
+    elif where == "preconditioner":
+        options["preconditioner"] = late
+    elif where == "line_search":
+        options["line_search"] = lambda along, start, first, **_: late(along(first))
+    return fun, given
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "where", ["fun", "rule", "bounds", "differences", "jac", "callback", "preconditioner", "line_search"]
+)
+def test_the_error_of_a_user_comes_through_as_it_is(where: str, error: Exception) -> None:
+    """The same object, also where nothing can be added to it; a callback alone may end a run by ``StopIteration``."""
+    fun, given = raised_by(where, error)
+    if where == "callback" and isinstance(error, StopIteration):
+        assert xopt.minimize(fun, np.zeros(6), **given).status == 99
+        return
+    args = error.args
+    caught = raised(lambda: xopt.minimize(fun, np.zeros(6), **given))
+    assert caught is error
+    assert error.args is args
+    assert error.__cause__ is None
+    if type(error) in (ValueError, OSError):
+        assert error.intermediate_result.nit >= 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_the_error_comes_through_at_the_start_and_from_lbfgs(error: Exception) -> None:
+    def fun(x: Any) -> Any:
+        raise error
+
+    assert raised(lambda: xopt.minimize(fun, np.zeros(3))) is error
+    solver = xopt.LBFGS()
+    solver.init(np.zeros(3))
+    assert raised(lambda: solver.step(fun)) is error
+    solver.step(bowl)
+    assert raised(lambda: solver.step(fun)) is error
+
+
+def test_the_error_comes_through_where_nothing_can_be_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that is lost, or no memory, fails the next call too."""
+    from xopt.solvers import _descent, _directions
+
+    def broken(*args: Any, **more: Any) -> Any:
+        raise MemoryError
+
+    error = ValueError("the first")
+    fun, given = raised_by("fun", error)
+    monkeypatch.setattr(_descent.Descent, "settle", broken)
+    monkeypatch.setattr(_directions.LimitedMemory, "clean", broken)
+    with pytest.raises(ValueError, match="the first") as caught:
+        xopt.minimize(fun, np.zeros(3), **given)
+    assert caught.value is error
+
+
+def test_scipy_raises_the_interrupt_that_was_raised() -> None:
+    from scipy import optimize
+
+    for error in (KeyboardInterrupt("of a handler"), Interrupt("which takes nothing")):
+        fun, _ = raised_by("fun", error)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            optimize.minimize(fun, np.zeros(3), jac=True, method=xopt.scipy_method())
+        assert caught.value is error
+        if type(error) is KeyboardInterrupt:
+            assert error.intermediate_result.nfev == 4  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("chosen", [{}, {"method": "cg"}, {"rule": xopt.Adam(0.1)}], ids=str)
 def test_the_result_belongs_to_its_point(chosen: Any) -> None:
     """Wherever the evaluations end, and of a solver it is the best of them."""
@@ -377,6 +566,11 @@ def test_searches_that_return_nonsense() -> None:
         assert (got.status, got.nit) == (2, 0)
     with pytest.raises(TypeError, match="line_search: returned a float, but it must return a point"):
         xopt.minimize(bowl, x0, options={"line_search": lambda *a, **k: 0.5})
+
+
+def test_a_callback_without_a_signature() -> None:
+    """Such as what is written in C and tells nothing about itself."""
+    assert xopt.minimize(bowl, np.zeros(3), callback=str).success
 
 
 def test_a_callback_may_do_as_it_likes() -> None:
@@ -469,7 +663,9 @@ def test_what_does_not_fit() -> None:
     x0 = np.zeros(3)
     run = lambda fun=bowl, x=x0, **more: xopt.minimize(fun, x, **more)
     for error, match, call in [
-        (TypeError, r"x0: dtype int64", lambda: run(x=np.zeros(3, int))),
+        (TypeError, r"x0: dtype bool", lambda: run(x=np.zeros(3, bool))),
+        (TypeError, r"x0\[0\]: True, a Python bool", lambda: run(x=[True, 1.0])),
+        (ValueError, r"x0: a list whose parts have different lengths", lambda: run(x=[[1, 2], [3]])),
         (TypeError, r"x0: dtype float16, but a solver needs", lambda: run(x=np.zeros(3, "float16"))),
         (TypeError, r"x0\[1\]: 3, a Python int", lambda: run(x=[x0, 3])),
         (ValueError, r"x0: no arrays", lambda: run(x={})),
@@ -486,7 +682,7 @@ def test_what_does_not_fit() -> None:
         (TypeError, r"fun: returned a ndarray, but with jac=True", lambda: run(lambda x: x)),
         (TypeError, r"fun: 3, but it must be a function", lambda: run(3)),
         (TypeError, r"jac: False, but numpy does not differentiate", lambda: run(jac=False)),
-        (TypeError, r"jac: None", lambda: run(jac=None)),
+        (TypeError, r"jac: 'cs', but it must be", lambda: run(jac="cs")),
         (TypeError, r"method: 'cg', but a rule is given too", lambda: run(rule=xopt.Adam(), method="cg")),
         (TypeError, r"options: hist, but for lbfgs there are", lambda: run(options={"hist": 3})),
         (

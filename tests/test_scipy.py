@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import xopt
+from xopt import _minimize
 
 scipy = pytest.importorskip("scipy.optimize")
 ROSEN: dict[str, Any] = {"fun": scipy.rosen, "x0": np.asarray([-1.2, 1.0]), "jac": scipy.rosen_der}
@@ -232,11 +233,11 @@ def test_bounds_are_passed_on(bounds: Any, want: Any, dtype: str, monkeypatch: p
     seen: dict[str, Any] = {}
     calls: list[Any] = []
 
-    def minimize(fun: Any, x0: Any, **given: Any) -> Any:
-        seen.update(given, x0=x0)
-        return xopt.minimize(fun, x0, options=given["options"])
+    def solve(fun: Any, x0: Any, rule: Any, **given: Any) -> Any:
+        seen.update(given, x0=x0, rule=rule)
+        return _minimize.solve(fun, x0, None, method=None, bounds=None, callback=None, options=given["options"])
 
-    monkeypatch.setattr("xopt._scipy.minimize", minimize)
+    monkeypatch.setattr("xopt._scipy.solve", solve)
     run(
         "lbfgs-b",
         fun=lambda x: calls.append(x) or float(x @ x),
@@ -244,10 +245,9 @@ def test_bounds_are_passed_on(bounds: Any, want: Any, dtype: str, monkeypatch: p
         jac=None,
         bounds=bounds,
     )
-    assert seen["method"] == "lbfgs-b"
-    for got, side in zip(seen["bounds"], want, strict=True):
-        assert got.dtype == dtype
-        assert got.tolist() == side
+    assert (seen["rule"], seen["method"]) == (None, "lbfgs-b")
+    for got, side, none in zip(seen["bounds"], want, (-np.inf, np.inf), strict=True):
+        assert [none if x is None else x for x in got] == side
     assert seen["x0"].tolist() == np.asarray([0.5, 0.4], dtype).tolist()
     assert all(np.all(x >= want[0]) and np.all(x <= want[1]) for x in calls[:3])
 
@@ -296,7 +296,7 @@ def test_what_does_not_fit() -> None:
         (TypeError, r"rule", lambda: xopt.scipy_method(xopt.Adam)),
         (ValueError, r"bounds: given, but .*'lbfgs'.* cannot have any; use \"lbfgs-b\"", lambda: run(bounds=pairs)),
         (ValueError, r"use a chain with xopt.Box", lambda: run(xopt.Adam(), bounds=scipy.Bounds([0, 0], 1))),
-        (ValueError, r"bounds: 1 of them, but .* each of 2", lambda: run(bounds=pairs[:1])),
+        (ValueError, r"bounds: a list of length 1, but .* each of 2", lambda: run(bounds=pairs[:1])),
         (ValueError, r"bounds: of shape \(3,\), but x0 has shape \(2,\)", lambda: run(bounds=scipy.Bounds([0] * 3))),
         (ValueError, r"constraints: given", lambda: run(constraints={"type": "eq", "fun": np.sum})),
         (ValueError, r"fun: returned an array of shape \(2,\)", lambda: run(fun=lambda x: x)),

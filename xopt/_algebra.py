@@ -26,6 +26,10 @@ def on_host(x: Any) -> bool:
     return isinstance(x, np.ndarray) and x.ndim == 1
 
 
+class Looked(TypeError):
+    """Somebody wanted to know the value of a scalar."""
+
+
 class Value:
     """A scalar that is an array, which nobody may read: 0-d, or a vector with an element for each leaf."""
 
@@ -60,7 +64,7 @@ class Value:
         return x if isinstance(x, float) else type(self)(x) if self.by_leaf else self
 
     def _refuse(self, *_: Any) -> NoReturn:
-        raise TypeError("a scalar of a step may live on a device, and nobody may look at it: use xp.where, not if")
+        raise Looked("a scalar of a step may live on a device, and nobody may look at it: use xp.where, not if")
 
     __bool__ = __float__ = __int__ = __index__ = _refuse
 
@@ -140,6 +144,19 @@ class Power(Value):
         if isinstance(other, int | float) and other == 1:
             return Value(-Zeros(self.exponent).expm1(self.exponent))
         return self._reversed(operator.sub, other)
+
+
+class Square(Value):
+    """A sum of squares of which the root is at hand: that may be in range where the square is not."""
+
+    __slots__ = ("root",)
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+        super().__init__(root * root)
+
+    def leaf(self, k: int) -> Any:
+        return Square(self.root[k]) if self.by_leaf else self
 
 
 class Count(Value):
@@ -284,6 +301,8 @@ class _Functions:
             if probes:
                 names = frozenset[str]().union(*(x.names for x in probes))
                 return _ProbedTest(names) if name in ("isfinite", "isnan") else Probe(names)
+            if name == "sqrt" and isinstance(args[0], Square):
+                return Value(args[0].root)
             if name == "where" and isinstance(args[0], bool):
                 return args[1] if args[0] else args[2]
             like, *met = _met(max((x.like for x in likes), key=lambda x: len(x.shape)), *map(_raw, args))

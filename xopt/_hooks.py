@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from xopt import _scalars, _trace
-from xopt._algebra import Value, functions, probed, probes, same
+from xopt._algebra import Looked, Value, functions, probed, probes, same
 from xopt._pieces import Piece, scalar_name
 
 
@@ -59,10 +59,8 @@ def depends(piece: Piece) -> dict[str, frozenset[str]]:
     names = ("t", *piece.hypers, *piece.carry, *piece.inputs, *terms(piece), *(("leaf",) if piece.storage else ()))
     try:
         return probed(piece.host, {**piece.statics, **probes(names)})
-    except TypeError as error:
-        raise TypeError(
-            f"{piece.place}: host could not compute with scalars that have no value yet: {error}"
-        ) from error
+    except Looked as error:
+        raise TypeError(f"{piece.place}: host could not compute without values: {error}") from error
 
 
 def check_groups(chains: Iterable[tuple[Piece, ...]]) -> None:

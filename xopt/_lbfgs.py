@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xopt._minimize import OptimizeResult, checked_layout, solver_options
+from xopt import _arrays, _tree
+from xopt._layout import Layout
+from xopt._minimize import OptimizeResult, checked_layout
+from xopt._options import solver_options
 from xopt.solvers._descent import CONVERGED, Descent, Limits, Stop
 from xopt.solvers._directions import LimitedMemory
 from xopt.solvers._objective import objective
@@ -117,10 +120,12 @@ class LBFGS:
         x0
             An array, or a tree of arrays, as in `minimize`. It is not changed.
         warm
-            A state, of a run on the same or on a similar function: its steps and changes of the gradient are used.
+            A state, of a run on the same or on a similar function, perhaps within other bounds: its steps and changes
+            of the gradient are used.
         """
         run = self._made(x0)
         if warm is not None:
+            self._check_form(run, warm)
             _memory(run).load(warm)
         self._run, self._warm, self._begun = run, warm is not None, False
 
@@ -163,23 +168,75 @@ class LBFGS:
         """Return all that the next step depends on.
 
         A dictionary of copies: ``x`` as x0 is, ``vectors`` in its library, of shape (2·history + 2, number of reals),
-        and small arrays of NumPy.
+        with bounds ``lower`` and ``upper``, and small arrays of NumPy.
         """
         run = self._running()
         if not self._begun:
             raise ValueError("state: no step was taken yet")
         found = _memory(run).state(run.here.x, run.here.g)
-        return {"x": run.x, **found, "numbers": np.asarray(run.numbers())}
+        sides = {} if run.box is None else {name: run.space.copied(side) for name, side in run.box.named()}
+        preconditioned = np.asarray(run.preconditioner is not None)
+        return {"x": run.x, **found, **sides, "preconditioned": preconditioned, "numbers": np.asarray(run.numbers())}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on where another one was: the next step has the same bits."""
+        """Go on where another one was: the next step has the same bits.
+
+        A state of another ``history``, within other ``bounds``, or where only one of both has a ``preconditioner`` is
+        refused; ``init(x, warm=state)`` begins anew within other bounds.
+        """
         missing = [n for n in ("x", "numbers") if n not in state]
         if missing:
             raise ValueError(f"state: {', '.join(missing)} missing")
         run = self._made(state["x"])
+        self._check_form(run, state)
         x, g = _memory(run).load(state)
-        run.restore(x, g, [float(n) for n in state["numbers"]])
+        self._check_place(run, state, x)
+        run.restore(x, g, state["numbers"])
         self._run, self._warm, self._begun = run, False, True
+
+    def _check_form(self, run: Descent, state: Mapping[str, Any]) -> None:
+        """Refuse the state of a solver of another form, or of other parameters."""
+        sides = [n for n in ("lower", "upper") if n in state]
+        missing = [n for n in ("x", "preconditioned") if n not in state] + ["lower", "upper"] * (len(sides) == 1)
+        if missing:
+            raise ValueError(f"state: {', '.join(n for n in missing if n not in sides)} missing")
+        for what, theirs, mine in (
+            ("bounds", bool(sides), run.box is not None),
+            ("a preconditioner", bool(state["preconditioned"]), run.preconditioner is not None),
+        ):
+            if theirs != mine:
+                has = "without", "with"
+                raise ValueError(f"state: of a solver {has[theirs]} {what}, but this one is {has[mine]} {what}")
+        layout, name = run.space.layout, 'state["x"]'
+        for k, x in enumerate(_tree.match(layout.spec, state["x"], name, "x0")):
+            if _arrays.library(x) is None:
+                raise TypeError(f"{layout.path(k, name)}: a {type(x).__name__}, but it must be an array")
+            was = f"shape {tuple(x.shape)}, dtype {_arrays.dtype_name(x)}"
+            now = f"shape {layout.shapes[k]}, dtype {layout.dtypes[k].name}"
+            if was != now:
+                raise ValueError(f"{layout.path(k, name)}: {was}, but x0 has {now}")
+
+    def _check_place(self, run: Descent, state: Mapping[str, Any], x: Any) -> None:
+        """Refuse bounds that are others, and an x that is not that of the vectors, or not within bounds."""
+        space = run.space
+        rows = [
+            ("x", "the vectors have", space.vector(space.layout.leaves), space.vector(Layout(space.tree(x)).leaves))
+        ]
+        if run.box is not None:
+            sides = [(n, "this solver has", space.beside(state[n]), side) for n, side in run.box.named()]
+            rows = [*sides, *rows, ("x", "within the bounds it is", x, run.box.project(space.copied(x)))]
+        for name, owner, theirs, mine in rows:
+            if tuple(theirs.shape) not in ((), (space.size,)):
+                raise ValueError(f"state: {name} has shape {tuple(theirs.shape)}, but x0 needs ({space.size},)")
+            if not bool(space.xp.all(theirs == mine)):
+                was, now = (np.broadcast_to(space.host(v), space.size) for v in (theirs, mine))
+                at = int(np.argmax(was != now))
+                k, i = space.place(at)
+                advice = "" if name == "x" else "; init(x, warm=state) begins anew within other bounds"
+                raise ValueError(
+                    f'{space.layout.path(k, f"""state["{name}"]""")}: element {i} is {was[at]}, but {owner} {now[at]}'
+                    f"{advice}"
+                )
 
 
 def _memory(run: Descent) -> LimitedMemory:

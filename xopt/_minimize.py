@@ -6,36 +6,28 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext
-from typing import Any, Literal, TypeAlias
+from contextlib import closing, nullcontext, suppress
+from typing import Any, Literal
 
 import numpy as np
 
+from xopt import _arrays, _tree
 from xopt._layout import Layout
+from xopt._options import MethodName, count, gathered, limits, method_name, solver_options
 from xopt.rule import Method, check_method
-from xopt.solvers._descent import CONVERGED, INTERRUPTED, METHODS, SEARCHES, STOPPED, Descent, Limits, Stop
+from xopt.solvers._descent import CONVERGED, INTERRUPTED, STOPPED, Descent, Stop
+from xopt.solvers._differences import Differences, evaluations
 from xopt.solvers._objective import objective
+from xopt.solvers._space import is_numbers, numbers_of
 from xopt.solvers._stepping import Stepping
-
-MethodName: TypeAlias = Literal["lbfgs", "lbfgs-b", "cg", "gd"]
-_RULE = {"gtol", "ftol", "maxfun", "target", "max_time", "every", "runner"}
-_SEARCH = {"gtol", "ftol", "xtol", "maxfun", "target", "max_time", "maxls", "line_search"}
-OPTIONS = {
-    "rule": _RULE,
-    "lbfgs": {*_SEARCH, "history", "preconditioner"},
-    "lbfgs-b": {*_SEARCH, "history"},
-    "cg": {*_SEARCH, "preconditioner"},
-    "gd": {*_SEARCH, "preconditioner"},
-}
 
 
 class OptimizeResult(dict[str, Any]):
     """What `minimize` found, under SciPy's names, as attributes and as keys.
 
-    ``x`` the parameters, ``fun`` the value there, ``jac`` the gradient there, ``nit`` iterations, ``nfev`` and
-    ``njev`` evaluations, ``status`` (0 converged, 1 a limit was reached, 2 no better point was found, or the value is
-    infinite or NaN, 3 interrupted,
-    99 stopped by the callback), ``success`` (status 0), ``message``.
+    ``x`` the parameters, ``fun`` the value there, ``jac`` the gradient there, ``nit`` iterations, ``nfev`` evaluations,
+    ``njev`` of the gradient, ``status`` (0 converged, 1 a limit was reached, 2 no better point was found, or the value
+    is infinite or NaN, 3 interrupted, 99 stopped by the callback), ``success`` (status 0), ``message``.
 
     Examples
     --------
@@ -45,15 +37,31 @@ class OptimizeResult(dict[str, Any]):
     (0.5, 3)
     """
 
+    __slots__ = ()
+
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"{name}: there is {', '.join(self)}") from None
+            raise AttributeError(f"{name}: there is {', '.join(map(str, self))}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        if name not in self:
+            raise AttributeError(f"{name}: there is {', '.join(map(str, self))}")
+        del self[name]
+
+    def __dir__(self) -> list[str]:
+        return [*map(str, self)]
 
     def __repr__(self) -> str:
-        width = max(map(len, self), default=0)
-        return "\n".join(f"{name:>{width}}: {value!r}" for name, value in self.items())
+        width = max((len(str(name)) for name in self), default=0)
+        lines = (
+            f"{name!s:>{width}}: " + repr(value).replace("\n", "\n" + " " * (width + 2)) for name, value in self.items()
+        )
+        return "\n".join(lines) or f"{type(self).__name__}()"
 
 
 def minimize(
@@ -62,11 +70,11 @@ def minimize(
     rule: Method | None = None,
     *,
     method: MethodName | None = None,
-    args: tuple[Any, ...] = (),
-    jac: bool | Callable[..., Any] = True,
+    args: Any = (),
+    jac: bool | Callable[..., Any] | Literal["2-point", "3-point"] | None = True,
     conjugate: bool = False,
     bounds: Any = None,
-    maxiter: int | None = None,
+    maxiter: float | None = None,
     tol: float | None = None,
     callback: Callable[..., Any] | None = None,
     progress: bool = False,
@@ -82,31 +90,38 @@ def minimize(
     Parameters
     ----------
     fun
-        ``fun(x, *args)`` returns the value, a number or a 0-d array, and the gradient, which is like x. It must not
-        write into what it is given; it may keep that, but for a rule, which goes on in the same arrays.
+        ``fun(x, *args)`` returns the value, a number or an array of one, and the gradient, which is like x, but may
+        have more or fewer dimensions of 1; beside NumPy also a list of numbers. It must not write into what it is
+        given; it may keep that, but for a rule, which goes on in the same arrays.
     x0
         Where to begin: an array of any library, float32, float64 or complex (for a rule any parameters), or a tree of
-        arrays. It is not changed.
+        arrays. It is not changed. Integers become float64 (the widest floats of the library), and so do numbers and
+        lists of numbers, as an array of NumPy.
     rule
         A rule or a chain. None: ``method``.
     method
-        ``"lbfgs"`` (the default), ``"lbfgs-b"`` (the default with bounds), ``"cg"`` or ``"gd"``.
+        ``"lbfgs"`` (the default), ``"lbfgs-b"`` (the default with bounds), ``"cg"`` or ``"gd"``, in letters of either
+        case; SciPy's ``"L-BFGS-B"`` is the first without bounds and the second with bounds.
     args
-        More arguments of ``fun`` and ``jac``.
+        More arguments of ``fun`` and ``jac``; what is no tuple is one argument.
     jac
         True: ``fun`` returns value and gradient. A function: ``jac(x, *args)`` returns the gradient, ``fun`` the value.
-        False: ``fun`` returns the value, and torch or JAX differentiates it.
+        False: ``fun`` returns the value, and torch or JAX differentiates it. ``"2-point"``, ``"3-point"``: ``fun``
+        returns the value, and the gradient comes from differences of values, forward or central, of any library; that
+        takes one or two evaluations more for each real number of x, each with a transfer. None: False for torch and
+        JAX, else ``"2-point"``.
     conjugate
         The gradient of complex parameters is ∂f/∂Re + i·∂f/∂Im, torch's. True: the one that is given is the conjugate
-        of that, JAX's. With ``jac=False`` nothing need be said.
+        of that, JAX's. With ``jac=False`` and with differences nothing need be said.
     bounds
-        ``(lower, upper)``, each None, a number, an array like x0, or a tree of these like x0; or SciPy's ``Bounds``.
-        Equal bounds hold a variable still. Every evaluation is within them; x0 is moved there. Of complex parameters
-        there are none.
+        A tuple ``(lower, upper)``, each None, a number, an array like x0, or a tree of these like x0; where x0 is one
+        array also SciPy's forms: a list of pairs ``[(low, high), …]``, one an element, with None for what is open, or
+        ``Bounds``. Equal bounds hold a variable still. Every evaluation is within them, those of differences too: they
+        are rounded inwards to the dtype of the parameters, and x0 is moved there. Of complex parameters there are none.
     maxiter
-        Iterations, ≥ 0. None: 15,000, for a rule 1,000.
+        Iterations, ≥ 0, or infinite. None: 15,000, for a rule 1,000.
     tol
-        The same as the option ``gtol``.
+        ``gtol``, and for ``"lbfgs"`` and ``"lbfgs-b"`` also ``ftol``, as in SciPy, where these are not given.
     callback
         Called after every iteration with x, or, if its argument is called ``intermediate_result``, with an
         `OptimizeResult` of ``x, fun, nit, nfev``. It ends the run by returning True or raising ``StopIteration``.
@@ -123,7 +138,10 @@ def minimize(
         ``"armijo"`` (backtracking), or a function, see below. ``preconditioner`` (not with bounds): a function g ↦ P·g
         of trees like x0, linear, symmetric and positive definite, the same throughout, about the inverse of the
         Hessian, that does not write into g: directions are computed from P·g, as if x were C⁻¹·x with P = C·Cᵀ.
-        ``every`` (10; rules): steps between looks at the value. ``runner`` (rules), see `Optimizer`.
+        ``every`` (10; rules): steps between looks at the value. ``runner`` (rules), see `Optimizer`. ``eps``: the step
+        of differences, or one for each real number; else it is ε^(1/2) of the larger of \|x\| and 1, with three points
+        ε^(1/3), for the coarser dtype of x and of the value. ``disp``: print how it ended. SciPy's ``maxcor``,
+        ``maxfev`` and ``maxiter`` are ``history``, ``maxfun`` and the argument.
 
     Returns
     -------
@@ -133,8 +151,9 @@ def minimize(
     Raises
     ------
     TypeError, ValueError
-        For what does not fit, by name; for a value at x0 that is infinite or NaN. What ``fun`` raises comes through,
-        with an ``intermediate_result``: the best point so far; for a rule the last, whose value is then NaN.
+        For what does not fit, by name; for a value at x0 that is infinite or NaN. What ``fun`` and other functions of
+        the user raise comes through, the same object, with an ``intermediate_result`` where it can be given one: the
+        best point so far; for a rule the last, whose value is then NaN.
 
     Notes
     -----
@@ -181,61 +200,80 @@ def minimize(
     >>> xopt.minimize(lambda x: (x @ x, 2 * x), np.ones(3), xopt.Adam(lr=0.1), maxiter=500).fun < 1e-9
     True
     """
+    found, _ = solve(
+        fun, x0, rule, method=method, args=args, jac=jac, conjugate=conjugate, bounds=bounds, maxiter=maxiter, tol=tol,
+        callback=callback, progress=progress, options=options,
+    )  # fmt: skip
+    return found
+
+
+def solve(
+    fun: Any, x0: Any, rule: Method | None, *, method: Any, bounds: Any, options: Any, callback: Any,
+    maxiter: Any = None, tol: Any = None, args: Any = (), jac: Any = True, conjugate: bool = False,
+    progress: bool = False,
+) -> tuple[OptimizeResult, KeyboardInterrupt | None]:  # fmt: skip
+    """Do what `minimize` does; return also what interrupted it."""
     if rule is not None and method is not None:
         raise TypeError(f"method: {method!r}, but a rule is given too; choose one of both")
-    given = {**(options or {})}
-    if tol is not None:
-        given.setdefault("gtol", tol)
-    name: str = "rule" if rule is not None else method or ("lbfgs" if bounds is None else "lbfgs-b")
+    name = "rule" if rule is not None else method_name(method, bounds is not None)
     if bounds is not None and name != "lbfgs-b":
         chosen = "a rule, which xopt.Box behind it keeps within bounds" if rule is not None else f"method {name!r}"
         raise TypeError(f"bounds: given with {chosen}; 'lbfgs-b' has bounds")
-    if rule is None:
-        if name not in METHODS:
-            raise ValueError(
-                f"method: {method!r}, but it must be one of {', '.join(map(repr, METHODS))}, or give a rule"
-            )
-    else:
+    if rule is not None:
         check_method(rule)
-    unknown = sorted({*given} - OPTIONS[name])
-    if unknown:
-        raise TypeError(f"options: {', '.join(unknown)}, but for {name} there are {', '.join(sorted(OPTIONS[name]))}")
-    limits = _limits(given, maxiter if maxiter is not None else 1000 if rule is not None else 15000)
-    layout = checked_layout(x0)
-    both = objective(fun, jac, args, layout, conjugate)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: {callback!r}, but it must be a function")
+    given = gathered(name, options, maxiter, tol)
+    when, layout, step = limits(given), checked_layout(x0), given.get("eps")
     run: Descent | Stepping
     if rule is not None:
-        every = _count("every", given.get("every", 10), 1)
-        run = Stepping(both, layout, rule, limits, every=every, runner=given.get("runner"))
+        both = objective(fun, jac, args, layout, conjugate, step)
+        every = count("every", given.get("every", 10), 1)
+        run = Stepping(both, layout, rule, when, every=every, runner=given.get("runner"))
     else:
-        run = Descent(layout, name, limits, bounds=bounds, **solver_options(given, name))
-        run.fun = both
-    return _run(run, callback, progress, limits.maxiter)
+        run = Descent(layout, name, when, bounds=bounds, **solver_options(given, name))
+        run.fun = objective(fun, jac, args, layout, conjugate, step, run.box)
+    if isinstance(run.fun, Differences):
+        run.limits = when._replace(maxfun=max(1.0, when.maxfun / run.fun.cost))
+    found, interrupt = _run(run, callback, progress, when.maxiter)
+    if given.get("disp"):
+        show(found)
+    return found, interrupt
 
 
-def checked_layout(x0: Any) -> Layout:
+def show(found: Any) -> None:
+    """Print how a run ended."""
+    print(f"{found.message}\n  value {found.fun:.8g}, {found.nit} iterations, {found.nfev} evaluations")
+
+
+def checked_layout(x0: Any, name: str = "x0") -> Layout:
     """Find the arrays of x0, or say why they cannot be minimized over."""
-    layout = Layout(x0, name="x0")
+    if is_numbers(x0):
+        x0 = numbers_of(x0, name)
+    leaves, spec = _tree.flatten(x0)
+    if any(map(_is_whole, leaves)):
+        x0 = _tree.unflatten(spec, [_floating(x) if _is_whole(x) else x for x in leaves])
+    layout = Layout(x0, name=name)
     if layout.library == "dask":
-        raise TypeError("x0: an array of dask, which computes nothing until the end; minimize must look at values")
+        raise TypeError(f"{name}: an array of dask, which computes nothing until the end; minimize must look at values")
     return layout
 
 
-def solver_options(given: Mapping[str, Any], name: str = "lbfgs") -> dict[str, Any]:
-    """Check what the solvers have in common, and fill in the defaults."""
-    search = given.get("line_search", "strong-wolfe" if name == "cg" else "hager-zhang")
-    preconditioner = given.get("preconditioner")
-    if not callable(search) and search not in SEARCHES:
-        raise ValueError(f"line_search: {search!r}, but it must be one of {', '.join(SEARCHES)}, or a function")
-    if preconditioner is not None and not callable(preconditioner):
-        raise TypeError(f"preconditioner: {preconditioner!r}, but it must be a function of the gradient")
-    return {
-        "history": _count("history", given.get("history", 10), 1), "maxls": _count("maxls", given.get("maxls", 40), 1),
-        "search": search if callable(search) else SEARCHES[search], "preconditioner": preconditioner,
-    }  # fmt: skip
+def _is_whole(x: Any) -> bool:
+    """Whether something is an array of integers."""
+    return _arrays.library(x) is not None and "int" in _arrays.dtype_name(x)
 
 
-def _run(run: Descent | Stepping, callback: Any, progress: bool, total: float) -> OptimizeResult:
+def _floating(x: Any) -> Any:
+    """Return integers as float64, or as the widest that there is."""
+    xp = _arrays.namespace(x)
+    x = np.asarray(x) if isinstance(x, np.generic) else x
+    return _arrays.cast(xp, x, getattr(xp, _arrays.widest_real(xp, _arrays.device(x), "float32")))
+
+
+def _run(
+    run: Descent | Stepping, callback: Any, progress: bool, total: float
+) -> tuple[OptimizeResult, KeyboardInterrupt | None]:
     call, begun = _callback(callback), False
     bar: Any = importlib.import_module("tqdm.auto").tqdm(total=total) if progress else None
     with closing(bar) if bar is not None else nullcontext():
@@ -252,38 +290,48 @@ def _run(run: Descent | Stepping, callback: Any, progress: bool, total: float) -
         except Stop as stop:
             if stop.status not in (CONVERGED, STOPPED):
                 run.settle()
-            return _result(run, stop.status, stop.message)
-        except KeyboardInterrupt:
+            return _result(run, stop.status, stop.message), None
+        except KeyboardInterrupt as interrupt:
             run.settle()
-            return _result(run, INTERRUPTED, "stopped: interrupted")
+            return _result(run, INTERRUPTED, "stopped: interrupted"), interrupt
         except Exception as error:
             if begun:
-                run.settle()
-                error.intermediate_result = _result(run, INTERRUPTED, f"stopped: {error}")  # type: ignore[attr-defined]
-                error.add_note(
-                    f"after {run.nfev} evaluations; this exception's intermediate_result has what was reached"
-                )
+                with suppress(Exception):  # some exceptions cannot be written to, and the user is owed this one
+                    run.settle()
+                    annotate(error, _result(run, INTERRUPTED, f"stopped: by a {type(error).__name__}"))
             raise
+
+
+def annotate(error: BaseException, result: Any) -> None:
+    """Give an exception what was reached, if it can be given anything; nothing else is raised."""
+    with suppress(Exception):
+        error.intermediate_result = result  # type: ignore[attr-defined]
+        error.add_note(f"after {result['nfev']} evaluations; this exception's intermediate_result has what was reached")
 
 
 def _result(run: Descent | Stepping, status: int, message: str) -> OptimizeResult:
     value = float(run.value)
     return OptimizeResult(
-        x=run.x, fun=value, jac=None if math.isnan(value) else run.gradient, nit=run.nit, nfev=run.nfev, njev=run.nfev,
-        status=status, success=status == CONVERGED, message=message,
+        x=run.x, fun=value, jac=None if math.isnan(value) else run.gradient, nit=run.nit,
+        nfev=evaluations(run.fun, run.nfev), njev=run.nfev, status=status, success=status == CONVERGED,
+        message=message,
     )  # fmt: skip
 
 
 def _callback(callback: Any) -> Callable[[Descent | Stepping], bool] | None:
     if callback is None:
         return None
-    named = "intermediate_result" in inspect.signature(callback).parameters
+    try:
+        named = "intermediate_result" in inspect.signature(callback).parameters
+    except ValueError:  # of a function written in C
+        named = False
 
     def call(run: Descent | Stepping) -> bool:
         x = run.x
         try:
             if named:
-                found = OptimizeResult(x=x, fun=float(run.value), nit=run.nit, nfev=run.nfev)
+                nfev = evaluations(run.fun, run.nfev)
+                found = OptimizeResult(x=x, fun=float(run.value), nit=run.nit, nfev=nfev)
                 return _is_true(callback(intermediate_result=found))
             return _is_true(callback(x))
         except StopIteration:
@@ -295,22 +343,3 @@ def _callback(callback: Any) -> Callable[[Descent | Stepping], bool] | None:
 def _is_true(found: Any) -> bool:
     """Whether a callback returned True, of any library; it may return anything else, as in SciPy."""
     return found is True or ("bool" in str(getattr(found, "dtype", "")) and tuple(found.shape) == () and bool(found))
-
-
-def _limits(given: Mapping[str, Any], maxiter: Any) -> Limits:
-    values = {n: given[n] for n in Limits._field_defaults if n in given}
-    for n, x in values.items():
-        if isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating) or math.isnan(x):
-            raise TypeError(f"{n}: {x!r}, but it must be a number")
-        least = {"target": -math.inf, "maxfun": 1}.get(n, 0)
-        if x < least:
-            raise ValueError(f"{n}: {x!r}, but it must be ≥ {least}")
-    return Limits(_count("maxiter", maxiter, 0), **{n: float(x) for n, x in values.items()})
-
-
-def _count(name: str, x: Any, least: int) -> int:
-    if isinstance(x, bool) or not isinstance(x, int | np.integer):
-        raise TypeError(f"{name}: {x!r}, but it must be a whole number")
-    if x < least:
-        raise ValueError(f"{name}: {x}, but it must be ≥ {least}")
-    return int(x)

@@ -5,7 +5,7 @@ The order depends on the shape of a leaf alone, so a norm has the same bits for 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,34 @@ def ordered(parts: Any) -> Any:
 def total(xp: Any, leaves: Any) -> Any:
     """Sum a vector of the sums of leaves, on NumPy in their order."""
     return ordered(leaves.tolist()) if isinstance(leaves, np.ndarray) else xp.sum(leaves)
+
+
+class Roots(NamedTuple):
+    """Sums of squares of which the roots are at hand, where there is no float64 that would hold the squares."""
+
+    roots: Any
+
+
+def root_of_squares(xp: Any, *arrays: Any) -> Any:
+    """Return the root of the sum of all squares, which neither overflow nor vanish; in float32, in one pass.
+
+    Three sums: of large numbers, of small ones, both scaled, and of the rest (Blue 1978, A portable Fortran program to
+    find the Euclidean norm of a vector; the constants of Anderson 2017, Algorithm 978).
+    """
+    big, middle, small = (0.0, 0.0, 0.0)
+    for x in arrays:
+        size, zero = xp.abs(x), xp.zeros_like(x)
+        high, low = size > 2.0**52, size < 2.0**-63
+        # squared outside of the selection: XLA makes x²·c² of (x·c)², which is inf·0
+        big = big + xp.sum(xp.where(high, x * 2.0**-76, zero) ** 2)
+        small = small + xp.sum(xp.where(low, x * 2.0**75, zero) ** 2)
+        middle = middle + xp.sum(xp.where(high | low, zero, x) ** 2)
+    root, least = xp.sqrt(middle), xp.sqrt(small) * 2.0**-75
+    one = xp.ones_like(root)
+    rest = root * xp.sqrt(one + (least / xp.where(root > 0, root, one)) ** 2)
+    rest = xp.where(root == 0, least, rest)
+    large = xp.sqrt(big + (root * 2.0**-76) ** 2) * 2.0**76
+    return xp.where(big == 0, rest, large)
 
 
 def array_sum(xp: Any, x: Any) -> Any:

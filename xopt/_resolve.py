@@ -10,10 +10,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from xopt import _arrays
-from xopt._algebra import Value, functions
+from xopt._algebra import Square, Value, functions
 from xopt._hooks import host_scalars, terms
 from xopt._layout import Layout
 from xopt._pieces import Piece, Values, Work
+from xopt._reduce import Roots, root_of_squares
 
 H = dict[str, Any]
 
@@ -187,12 +188,12 @@ class Resolver:
             sums = [{n: np.asarray(x, np.float64) for n, x in found.items()} for found in sums]
         if piece.scope == "tree":
             found = {n: self._total(n, sums, members, works) for n in sums[0]}
-            totals = {n: Value(x) if hasattr(x, "dtype") else x for n, x in found.items()}
+            totals = {n: _sum_of(x) for n, x in found.items()}
             for w, _ in members:
                 values[w].share(totals)
         else:
             for (w, _), found in zip(members, sums, strict=True):
-                values[w].share({n: Value(x) for n, x in found.items()})
+                values[w].share({n: _sum_of(x) for n, x in found.items()})
         if piece.refuses:
             self._refuse(works, members, [found[piece.refuses] for found in sums])
 
@@ -265,13 +266,20 @@ class Resolver:
     def _total(self, n: str, sums: list[H], members: list[tuple[int, int]], works: list[Work]) -> Any:
         """Sum over the tree, in the order of its leaves."""
         xp, total = self._layout.xp, works[members[0][0]].runner.total
-        if len(members) == 1:
-            return total(xp, sums[0][n])
         columns = [found[n] for found in sums]
+        if isinstance(columns[0], Roots):
+            return Roots(root_of_squares(xp, *(x.roots for x in columns)))
+        if len(members) == 1:
+            return total(xp, columns[0])
         order = np.argsort([k for w, _ in members for k in works[w].leaves])
         if self._host or self._layout.library == "numpy":
             return total(xp, np.concatenate(columns)[order])
         return total(xp, xp.take(xp.concat(columns), self._index(columns[0], order), axis=0))
+
+
+def _sum_of(x: Any) -> Any:
+    """Return a sum as a scalar."""
+    return Square(x.roots) if isinstance(x, Roots) else Value(x) if hasattr(x, "dtype") else x
 
 
 Place: TypeAlias = tuple[Piece, tuple[int, int], list[tuple[int, int]]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from xopt._minimize import minimize
+from xopt._layout import Layout
+from xopt._minimize import annotate, show, solve
+from xopt._options import gathered, method_name
+from xopt._options import limits as limits_of
 from xopt.rule import Method, check_method
-from xopt.solvers._descent import METHODS
+from xopt.solvers._differences import Differences
+from xopt.solvers._sides import inward, pairs, sides
 
 _FTOL = 2.220446049250313e-09
 _MAXFUN = 15000
@@ -28,7 +33,7 @@ def scipy_method(method: str | Method | None = None) -> Callable[..., Any]:
     ----------
     method
         What `minimize` calls its ``method``: ``"lbfgs"``, ``"lbfgs-b"``, ``"cg"``, ``"gd"``; or a rule or a chain.
-        None: ``"lbfgs"``, within bounds ``"lbfgs-b"``.
+        None, or ``"L-BFGS-B"``: ``"lbfgs"``, within bounds ``"lbfgs-b"``.
 
     Returns
     -------
@@ -48,7 +53,7 @@ def scipy_method(method: str | Method | None = None) -> Callable[..., Any]:
     ``eps`` (the step of finite differences, 1e-8), ``disp`` or ``iprint`` (print how it ended). Those of `minimize` go
     too: ``target``, ``line_search``, ``every`` and the others. With ``"lbfgs"`` and ``"lbfgs-b"``, ``ftol`` and
     ``maxfun`` are those of L-BFGS-B where they are not given, 2.2e-9 and 15,000, and ``tol`` means both ``gtol`` and
-    ``ftol``; else it is ``gtol``.
+    ``ftol``; else it is ``gtol``. Bounds are rounded inwards to the dtype of x0.
 
     Without ``jac`` the gradient is that of forward differences. ``jac="3-point"`` and ``"cs"`` are forward differences
     too: SciPy does not pass them on. ``nfev`` and ``maxfun`` count their evaluations, as in SciPy.
@@ -69,9 +74,9 @@ def scipy_method(method: str | Method | None = None) -> Callable[..., Any]:
     >>> minimize(rosen, [-1.2, 1.0], jac=rosen_der, method=adam, options={"maxiter": 3000}).fun < 1e-6
     True
     """
-    if isinstance(method, str) and method not in METHODS:
-        raise ValueError(f"method: {method!r}, but it must be one of {', '.join(map(repr, METHODS))}, or a rule")
-    if method is not None and not isinstance(method, str):
+    if isinstance(method, str):
+        method = None if method.lower() == "l-bfgs-b" else method_name(method, False)
+    elif method is not None:
         check_method(method)
     return _SciPyMethod(method)
 
@@ -87,9 +92,9 @@ class _SciPyMethod:
         hessp: Any = None, bounds: Any = None, constraints: Any = (), callback: Any = None, **options: Any,
     ) -> Any:  # fmt: skip
         scipy: Any = importlib.import_module("scipy.optimize")
-        for name, given in (("hess", hess), ("hessp", hessp)):
+        for unused, given in (("hess", hess), ("hessp", hessp)):
             if given is not None:
-                warnings.warn(f"{name}: given, but {self._name} does not use it", RuntimeWarning, stacklevel=3)
+                warnings.warn(f"{unused}: given, but {self._name} does not use it", RuntimeWarning, stacklevel=3)
         if constraints is not None and not (isinstance(constraints, tuple | list) and not constraints):
             raise ValueError(f"constraints: given, but {self._name} cannot have any")
         x0 = np.atleast_1d(np.asarray(x0))
@@ -97,32 +102,37 @@ class _SciPyMethod:
             x0 = x0.astype(float)
         if x0.dtype.kind == "c" and not callable(jac):
             raise TypeError(f"jac: {jac!r}, but x0 is complex; give a function that returns the gradient")
-        limits = _bounds(scipy, bounds, x0)
-        chosen: dict[str, Any] = {"method" if self._solves else "rule": self.method}
-        if limits is not None:
+        name = self.method if isinstance(self.method, str) else None
+        rule = None if isinstance(self.method, str) else self.method
+        given = self._options(options)
+        layout, limits = Layout(x0, name="x0"), list[Any]()
+        two = _bounds(scipy, bounds, layout)
+        if two is not None:
             if self.method not in (None, "lbfgs-b"):
                 advice = '"lbfgs-b"' if self._solves else "a chain with xopt.Box(low, high) behind it"
                 raise ValueError(f"bounds: given, but {self._name} cannot have any; use {advice}")
-            x0, chosen["bounds"] = np.clip(x0, *limits), limits  # clipped as SciPy does
-        given = self._options(options)
-        disp, eps, maxiter = (given.pop(name, None) for name in ("disp", "eps", "maxiter"))
-        if not callable(jac) and "maxfun" in given:
-            given["maxfun"] = max(1, given["maxfun"] / (x0.size + 1))
-        both = _Objective(scipy, fun, jac, args, limits, _EPS if eps is None else eps)
+            limits = [inward(side, layout.dtypes[0].real, sign) for side, sign in zip(two, (-1, 1), strict=True)]
+            x0 = np.clip(x0, *limits)  # as SciPy does
+        both = _Objective(fun, jac, args, x0, limits, given.pop("eps", _EPS))
+        if both.differences is not None and "maxfun" in given:
+            given["maxfun"] = max(1.0, limits_of(given).maxfun / both.differences.cost)
+        disp = given.pop("disp", False)
         found: Any
+        interrupt: KeyboardInterrupt | None = None
         try:
-            found = minimize(both, x0, **chosen, maxiter=maxiter, callback=_callback(scipy, callback), options=given)
+            found, interrupt = solve(
+                both, x0, rule, method=name, bounds=two, callback=_callback(scipy, callback), options=given
+            )
         except _NotFinite as error:
             value, g = error.args
             found = {"x": x0.copy(), "fun": value, "jac": g, "nit": 0, "status": 2, "success": False}
             found["message"] = f"stopped: at x0 the value is {value}, the largest slope {np.max(np.abs(g))}"
         result = scipy.OptimizeResult({**found, "nfev": both.nfev, "njev": both.njev})
-        if result.status == 3:  # who uses SciPy relies on Ctrl-C to end more than this run
-            interrupt = KeyboardInterrupt()
-            interrupt.intermediate_result = result  # type: ignore[attr-defined]
+        if interrupt is not None:  # who uses SciPy relies on Ctrl-C to end more than this run
+            annotate(interrupt, result)
             raise interrupt
         if disp:
-            print(f"{result.message}\n  value {result.fun:.8g}, {result.nit} iterations, {result.nfev} evaluations")
+            show(result)
         return result
 
     @property
@@ -135,20 +145,15 @@ class _SciPyMethod:
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the options under the names of `minimize`, with ``disp``, ``eps`` and ``maxiter`` among them."""
-        given = {name: _plain(value) for name, value in options.items() if value is not None}
+        given = {name: value for name, value in options.items() if value is not None}
         memory = self.method in (None, "lbfgs", "lbfgs-b")
-        names = {"maxfev": "maxfun", "maxcor": "history"} if memory else {"maxfev": "maxfun"}
-        for theirs, ours in names.items():
-            if theirs in given:
-                if ours in given:
-                    raise TypeError(f"options: {theirs} and {ours} are the same; give one of them")
-                given[ours] = given.pop(theirs)
         tol = given.pop("tol", None)
         for name in ("gtol", "ftol") if memory else ("gtol",):
             if tol is not None:
                 given.setdefault(name, tol)
         if given.pop("iprint", -1) >= 0:
             given["disp"] = True
+        given = gathered(self.method or "lbfgs" if isinstance(self.method, str | None) else "rule", given, None, None)
         return {"ftol": _FTOL, "maxfun": _MAXFUN, **given} if memory else given
 
 
@@ -159,12 +164,18 @@ class _NotFinite(Exception):
 class _Objective:
     """What a user of SciPy gives, as a function that returns value and gradient, with SciPy's counts."""
 
-    def __init__(self, scipy: Any, fun: Any, jac: Any, args: tuple[Any, ...], limits: Any, eps: Any) -> None:
-        self.scipy, self.fun, self.jac, self.args, self.limits, self.eps = scipy, fun, jac, args, limits, eps
+    def __init__(self, fun: Any, jac: Any, args: tuple[Any, ...], x0: Any, limits: list[Any], eps: Any) -> None:
+        self.fun, self.jac, self.args = fun, jac, args
         self.nfev = self.njev = 0
+        self.differences: Differences | None = None
+        if not callable(jac):  # in float64: in float32 the steps would vanish
+            self.differences = Differences(self._value, Layout(x0.astype(float)), "2-point", eps, *limits)
 
     def __call__(self, x: Any) -> tuple[Any, Any]:
-        value, g = (self._value(x), self.jac(x.copy(), *self.args)) if callable(self.jac) else self._differences(x)
+        if self.differences is None:
+            value, g = self._value(x), self.jac(x.copy(), *self.args)
+        else:
+            value, g = self.differences(x.astype(float))
         self.njev += 1
         if np.iscomplexobj(g) and not np.iscomplexobj(x):
             raise TypeError("jac: returned complex numbers, but x0 is real")
@@ -180,42 +191,23 @@ class _Objective:
             raise ValueError(f"fun: returned an array of shape {value.shape}, but it must return a number")
         return value.item()
 
-    def _differences(self, x: Any) -> tuple[Any, Any]:
-        x = x.astype(float)  # in float32 the steps would vanish
-        value, steps = self._value(x), np.full(x.shape, self.eps, float)
-        if self.limits is not None:  # towards the inside, and no further
-            below, above = x - self.limits[0], self.limits[1] - x
-            steps = np.where(above >= below, np.minimum(steps, above), -np.minimum(steps, below))
-        g, free = np.zeros(x.shape), steps != 0
 
-        def moved(y: Any) -> Any:
-            if np.array_equal(y, x[free]):
-                return value
-            z = x.copy()
-            z[free] = y
-            return self._value(z if self.limits is None else np.clip(z, *self.limits))
-
-        if free.any():
-            g[free] = self.scipy.approx_fprime(x[free], moved, steps[free])
-        return value, g
-
-
-def _bounds(scipy: Any, bounds: Any, x0: Any) -> tuple[Any, Any] | None:
+def _bounds(scipy: Any, bounds: Any, layout: Layout) -> tuple[Any, Any] | None:
     """Return lower and upper bounds as arrays like x0, from either of SciPy's two forms; None where none is finite."""
     if bounds is None:
         return None
+    shape = layout.shapes[0]
     if isinstance(bounds, scipy.Bounds):
-        sides = [bounds.lb, bounds.ub]
+        two = [np.asarray(side) for side in (bounds.lb, bounds.ub)]
     else:
-        pairs = [tuple(pair) for pair in bounds]
-        if len(pairs) != x0.size or any(len(pair) != 2 for pair in pairs):
-            raise ValueError(f"bounds: {len(pairs)} of them, but there must be a pair for each of {x0.size} parameters")
-        sides = [[-np.inf if low is None else low for low, _ in pairs], [np.inf if b is None else b for _, b in pairs]]
+        two = [*pairs(bounds, math.prod(shape))]
     try:
-        low, high = (np.broadcast_to(np.asarray(side, x0.dtype), x0.shape).copy() for side in sides)
+        low, high = (np.broadcast_to(side, shape) for side in two)
     except ValueError:
-        raise ValueError(f"bounds: of shape {np.shape(sides[0])}, but x0 has shape {x0.shape}") from None
-    return None if np.all(low == -np.inf) and np.all(high == np.inf) else (low, high)
+        raise ValueError(f"bounds: of shape {two[0].shape}, but x0 has shape {shape}") from None
+    lower, upper = sides((low, high), layout)
+    binds = any(np.isfinite(inward(side[0], "float64", s)).any() for side, s in ((lower, -1), (upper, 1)))
+    return (low, high) if binds else None
 
 
 def _callback(scipy: Any, callback: Any) -> Callable[..., None] | None:
@@ -231,9 +223,3 @@ def _callback(scipy: Any, callback: Any) -> Callable[..., None] | None:
             callback(intermediate_result.x)
 
     return call
-
-
-def _plain(x: Any) -> Any:
-    """Return a number of NumPy as one of Python, and 1e4 as 10000: SciPy takes both where it counts."""
-    x = x.item() if isinstance(x, np.generic) else x
-    return int(x) if isinstance(x, float) and x.is_integer() else x

@@ -219,11 +219,15 @@ class Stages:
         if not isinstance(t, int):
             t = _arrays.cast(self.layout.xp, t, self.scalars.wide)
         library, host = self.layout.library, self.runner.host
-        if chains is not None:
-            check_groups(chains)
         return [
-            [piece.constants or piece.resolve(t, library, host) for piece in chain] for chain in chains or self.chains
+            [piece.constants or piece.resolve(t, library, host) for piece in chain]
+            for chain in (self.chains if chains is None else self.checked(chains))
         ]
+
+    def checked(self, chains: list[tuple[Piece, ...]]) -> list[tuple[Piece, ...]]:
+        """Return chains with other hyperparameters, or say which of these must be one for all groups."""
+        check_groups(chains)
+        return chains
 
     def clocks(self, t: Any, carry: Mapping[str, Any]) -> dict[str, Any]:
         """Return which step step ``t`` is, for links by name, and under "" for all others.

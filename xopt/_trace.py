@@ -6,6 +6,7 @@ that they take. The recorder accepts what gives one answer on every library, and
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -325,6 +326,31 @@ def _real(x: Any) -> float:
     if isinstance(x, complex):
         raise ValueError(f"a root or power of a negative number among the hyperparameters is {x}; it must be real")
     return float(x)
+
+
+@functools.lru_cache(maxsize=256)
+def rooted(program: Program) -> tuple[Program, dict[str, tuple[str, ...]]]:
+    """Return a program that stops before the squares, and for each output that is a sum of squares, what is squared.
+
+    These are outputs in its place; others stay as they are.
+    """
+
+    def roots(i: int) -> list[int]:
+        op, args, _ = program.nodes[i]
+        if op == "multiply" and args[0] == args[1] and isinstance(args[0], int):
+            return [args[0]]
+        if op == "add" and all(isinstance(a, int) for a in args):
+            parts = [roots(int(a)) for a in args]
+            return [x for own in parts for x in own] if all(parts) else []
+        return []
+
+    names: dict[str, tuple[str, ...]] = {}
+    outputs: dict[str, int] = {}
+    for n, i in program.outputs.items():
+        found = {f"{n}.{j}": x for j, x in enumerate(roots(i))}
+        names |= {n: tuple(found)} if found else {}
+        outputs |= found or {n: i}
+    return pruned(program.nodes, outputs, program.scalars, program.inputs), names
 
 
 _OPERATORS_OF: dict[str, Callable[..., Any]] = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 from xopt import _arrays, _buffers, _kept, _record
+from xopt._block import block
 from xopt._kept import Rounding, StateDType
 from xopt._layout import Layout, Memory
 from xopt._names import qualified_names
@@ -224,7 +224,7 @@ class Optimizer:
             For a name that there is not, a static field, a value out of range. Nothing is changed then.
         """
         rule = self._rule._with(values)
-        self._stages.chains = rule._chains(self._layout).chains
+        self._stages.chains = self._stages.checked(rule._chains(self._layout).chains)
         self._rule = rule
 
     def hyperparams(self) -> dict[str, Any]:
@@ -232,8 +232,8 @@ class Optimizer:
         names = qualified_names(self._rule._parts())
         return {name: link.part._values()[field] for name, (link, field) in names.items()}
 
-    @contextmanager
-    def averaged(self) -> Iterator[Any]:
+    @block
+    def averaged(self) -> Generator[Any, None, None]:
         """Put what :meth:`eval_params` returns in place of the parameters for the length of a ``with`` block.
 
         Afterwards, also after an exception, the parameters are what they were to the bit; what the block wrote into
@@ -394,7 +394,7 @@ class Optimizer:
         layout, run = self._layout, self._run()
         layout.check_writable()
         loaded = _record.check(source, run, strict=strict, cast=cast, hyper=True, whole=self._stages.torn)
-        chains = loaded.rule._chains(layout).chains
+        chains = self._stages.checked(loaded.rule._chains(layout).chains)
         source.verify()
         if self._writes:
             self._stages.torn = True

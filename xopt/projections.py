@@ -25,8 +25,10 @@ class Box(Transform):
 
     Notes
     -----
-    No state. Real parameters only. NaN stays NaN. The bounds are rounded to the dtype of the parameters, and no result
-    is outside those. The same as ``optax.projections.projection_box`` of every new parameter.
+    No state. Real parameters only. NaN stays NaN. The bounds are rounded to the nearest numbers of the dtype of the
+    parameters, and no result is outside those; so it may be beyond a bound as it was written by half a unit in the last
+    place, and with ``rounding="stochastic"`` by a unit. `minimize` and `LBFGS` round their bounds inwards. The same as
+    ``optax.projections.projection_box`` of every new parameter.
 
     Examples
     --------

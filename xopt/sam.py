@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from typing import Any
 
 from xopt import _arrays
+from xopt._block import block
 from xopt._layout import Layout
 from xopt.rule import Array, Chain, H, Hyper, Part, abs2, hyper, static
 
@@ -112,8 +112,8 @@ class SAM(Part):
         value, grads = function(params)
         return value, function(self.perturb(params, grads))[1]
 
-    @contextmanager
-    def perturbed(self, params: Any, grads: Any) -> Iterator[Any]:
+    @block
+    def perturbed(self, params: Any, grads: Any) -> Generator[Any, None, None]:
         """Move the parameters themselves to p + e for the length of a ``with`` block: for models that own them.
 
         Afterwards, also after an exception, they are what they were to the bit. For libraries whose arrays can be

@@ -16,7 +16,7 @@ from xopt import _arrays, _blocks, _reduce, random
 from xopt._compose import compose
 from xopt._hooks import hook
 from xopt._pieces import Piece, Values, Work, plain, scalar_places
-from xopt._trace import COMPLEX, REAL, Program, replay
+from xopt._trace import COMPLEX, REAL, Program, replay, rooted
 
 name = "eager"
 host = False
@@ -155,7 +155,7 @@ def run_hook(
     kinds = {n: COMPLEX if _arrays.is_complex(x) else REAL for n, x in arrays.items()}
     program, results = hook(piece, what, call, kinds)
     scalars = program.compute([values[n] for _, n in scalar_places(program.inputs)])
-    made = _replayed(work, program, arrays, scalars, k, real)
+    made = (_terms if what == "reduce" else _replayed)(work, program, arrays, scalars, k, real)
     return {n: made.get(n, x) for n, x in results.items()}
 
 
@@ -185,10 +185,34 @@ def sums(work: Work, values: Values, place: int) -> dict[str, Any]:
             if program is None:
                 found.append(_whole_sums(work, values, arrays, k, place, real))
             else:
-                terms = _replayed(work, program, arrays, scalars, k, real)
-                found.append([_reduce.array_sum(xp, terms[n]) for n in work.plan.terms[place]])
+                terms = _terms(work, program, arrays, scalars, k, real)
+                found.append([_summed(xp, terms[n]) for n in work.plan.terms[place]])
     columns = zip(work.plan.terms[place], zip(*found, strict=True), strict=True)
-    return {n: np.asarray(column) if xp is np else xp.stack(column) for n, column in columns}
+    return {n: _column(xp, column) for n, column in columns}
+
+
+def _terms(
+    work: Work, program: Program, arrays: Mapping[str, Any], scalars: Sequence[Any], k: int, real: str
+) -> dict[str, Any]:
+    """Return what is to be summed; where float32 is all there is, of squares what is squared."""
+    if real == "float64":
+        return _replayed(work, program, arrays, scalars, k, real)
+    program, names = rooted(program)
+    made = _replayed(work, program, arrays, scalars, k, real)
+    return {**made, **{n: _reduce.Roots([made[x] for x in own]) for n, own in names.items()}}
+
+
+def _summed(xp: Any, x: Any) -> Any:
+    if isinstance(x, _reduce.Roots):
+        return _reduce.Roots(_reduce.root_of_squares(xp, *x.roots))
+    return _reduce.array_sum(xp, x)
+
+
+def _column(xp: Any, sums: Sequence[Any]) -> Any:
+    """Return the sums of all leaves."""
+    if isinstance(sums[0], _reduce.Roots):
+        return _reduce.Roots(xp.stack([x.roots for x in sums]))
+    return np.asarray(sums) if xp is np else xp.stack(sums)
 
 
 def _whole_sums(work: Work, values: Values, arrays: dict[str, Any], k: int, place: int, real: str) -> list[Any]:
@@ -199,9 +223,15 @@ def _whole_sums(work: Work, values: Values, arrays: dict[str, Any], k: int, plac
     for part, x in enumerate(_parts(work, arrays)):
         _number(work, hs, 2 * work.leaves[k] + part)
         _, terms = compose(pieces, hs, xp, x["p"], x["g"], x, upto=place)
-        own = [_reduce.array_sum(xp, terms[n]) for n in work.plan.terms[place]]
-        sums = [a + b for a, b in zip(sums, own, strict=True)] if sums else own
+        own = [_summed(xp, terms[n]) for n in work.plan.terms[place]]
+        sums = [_added(xp, a, b) for a, b in zip(sums, own, strict=True)] if sums else own
     return sums
+
+
+def _added(xp: Any, a: Any, b: Any) -> Any:
+    if isinstance(a, _reduce.Roots):
+        return _reduce.Roots(_reduce.root_of_squares(xp, a.roots, b.roots))
+    return a + b
 
 
 def _parts(work: Work, arrays: dict[str, Any]) -> list[dict[str, Any]]:

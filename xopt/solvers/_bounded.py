@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from xopt import _arrays, _tree
+from xopt import _arrays
+from xopt._transfer import to_host
 from xopt.solvers._directions import Asked, LimitedMemory, Line, Numbers
+from xopt.solvers._sides import Side, inward, is_infinite, sides
 from xopt.solvers._space import CHUNK, Array, Space, Vectors, part
 
 ROUNDS = 10
+_WITHIN = {"float32": {"float16", "bfloat16", "int8", "uint8", "int16", "uint16", "float32"}}
+_WITHIN["float64"] = {*_WITHIN["float32"], "int32", "uint32", "float64"}
+"""Of which dtypes all numbers are numbers of another one too."""
 
 
 class Box:
@@ -20,64 +25,56 @@ class Box:
 
     def __init__(self, space: Space, bounds: Any) -> None:
         self.space = space
-        if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
-            bounds = tuple(self._scipys(np.asarray(x)) for x in (bounds.lb, bounds.ub))
-        if not isinstance(bounds, tuple) or len(bounds) != 2:
-            raise TypeError(f"bounds: {bounds!r}, but it must be (lower, upper), each None, a number or like x0")
-        self.lower, self.upper = (self._side(*x) for x in zip(("lower", "upper"), bounds, (-1, 1), strict=True))
+        given = sides(bounds, space.layout)
+        self.lower, self.upper = (self._vector(*x) for x in zip(given, (-1, 1), strict=True))
         xp = space.xp
         empty = xp.max(_arrays.cast(xp, xp.logical_not(_some(self.lower, self.upper)), space.dtype))
         _, *ends, none = space.numbers(0.0, [space.largest(self.lower), space.largest(self.upper), empty])
         if none:
-            self._explain()
+            self._explain(given)
         self.boxed = all(map(math.isfinite, ends))
         """Whether all bounds are finite."""
 
-    def _scipys(self, side: np.ndarray[Any, Any]) -> Any:
-        """Return a side of SciPy's class, which has one dimension."""
-        if side.size == 1:
-            return float(side.reshape(()))
-        shapes = self.space.layout.shapes
-        return side.reshape(shapes[0]) if len(shapes) == 1 and side.size == math.prod(shapes[0]) else side
-
-    def _side(self, name: str, bound: Any, sign: int) -> Array:
+    def _vector(self, side: Side, sign: int) -> Array:
+        """Return a side in numbers of the parameters: a vector, or one number if it is the same for all."""
         space, layout = self.space, self.space.layout
-        alone = bound is None or _is_number(bound)
-        entries = [bound] * len(layout.leaves) if alone else _tree.match(layout.spec, bound, f"bounds: {name}", "x0")
-        entries = [sign * math.inf if x is None else x for x in entries]
+        entries = side if isinstance(side, list) else [side] * len(layout.leaves)
         for k, x in enumerate(entries):
-            if layout.dtypes[k].complex and not (_is_number(x) and x == sign * math.inf):
+            if layout.dtypes[k].complex and not is_infinite(x, sign):
                 raise TypeError(f"{layout.path(k)}: dtype {layout.dtypes[k].name}, but only real numbers have bounds")
-        if alone:
-            return space.uploaded(np.asarray(float(entries[0])))
-        parts = [self._leaf(name, k, x) for k, x in enumerate(entries)]
+        if not isinstance(side, list) and (len({d.real for d in layout.dtypes}) == 1 or is_infinite(side, sign)):
+            return space.uploaded(self._inward(side, layout.dtypes[0].real, sign))
+        parts = [self._leaf(k, x, sign) for k, x in enumerate(entries)]
         return space.copied(parts[0]) if len(parts) == 1 else space.xp.concat(parts)
 
-    def _leaf(self, name: str, k: int, x: Any) -> Array:
+    def _leaf(self, k: int, x: Any, sign: int) -> Array:
         """Return a bound as a vector."""
-        space, layout, path = self.space, self.space.layout, f"bounds: {name}"
-        if _is_number(x):
-            return space.zeros(space.sizes[k]) + float(x)
-        if _arrays.library(x) not in ("numpy", layout.library):
-            raise TypeError(
-                f"{layout.path(k, path)}: a {type(x).__name__}, but it must be None, a number or an array; pairs of "
-                f"bounds go into scipy.optimize.Bounds"
-            )
-        if tuple(x.shape) != layout.shapes[k]:
-            raise ValueError(
-                f"{layout.path(k, path)}: shape {tuple(x.shape)}, but the parameter has {layout.shapes[k]}"
-            )
-        return space.xp.reshape(space.beside(_arrays.detached(layout.library, x)), (-1,))
+        space, dtype = self.space, self.space.layout.dtypes[k].real
+        if not hasattr(x, "shape") or x.shape == ():
+            return space.zeros(space.sizes[k]) + float(self._inward(x, dtype, sign))
+        if _arrays.library(x) != "numpy":
+            x = _arrays.detached(space.library, x)
+            if _arrays.dtype_name(x) in _WITHIN[dtype]:
+                return space.xp.reshape(space.beside(x), (-1,))
+            x = to_host(x)
+        return space.beside(self._inward(x, dtype, sign).reshape(-1))
 
-    def _explain(self) -> None:
-        size, layout, start = self.space.size, self.space.layout, 0
-        low, high = (np.broadcast_to(self.space.numbers(0.0, [x])[1:], size) for x in (self.lower, self.upper))
-        none = ~_some(low, high)
-        for k, length in enumerate(self.space.sizes):
-            for i in np.flatnonzero(none[start : start + length])[:1]:
-                pair = f"{low[start + i]} and {high[start + i]}"
-                raise ValueError(f"{layout.path(k)}: element {i} has the bounds {pair}, and no number is within them")
-            start += length
+    def _inward(self, x: Any, dtype: str, sign: int) -> Numbers:
+        return inward(x, dtype, sign, normal=self.space.library != "numpy")
+
+    def _explain(self, given: tuple[Side, Side]) -> NoReturn:
+        space = self.space
+        low, high = (np.broadcast_to(space.host(x), space.size) for x in (self.lower, self.upper))
+        k, i = space.place(int(np.argmin(_some(low, high))))
+        low, high = (_element(side, k, i, sign) for side, sign in zip(given, (-1, 1), strict=True))
+        raise ValueError(
+            f"{space.layout.path(k)}: element {i} has the bounds {low} and {high}, and no number of "
+            f"{space.layout.dtypes[k].real} is within them"
+        )
+
+    def named(self) -> list[tuple[str, Array]]:
+        """Return both sides and what they are called."""
+        return [("lower", self.lower), ("upper", self.upper)]
 
     def project(self, x: Array) -> Array:
         """Return the nearest point within the bounds, in place where arrays can be written into."""
@@ -129,11 +126,12 @@ def _of(side: Array, c: slice | None) -> Array:
     return part(side, c) if side.ndim else side
 
 
-def _is_number(x: Any) -> bool:
-    if isinstance(x, bool | np.bool_):
-        return False
-    real = isinstance(x, int | float | np.integer | np.floating)
-    return real or (_arrays.library(x) is not None and tuple(x.shape) == () and "complex" not in str(x.dtype))
+def _element(side: Side, k: int, i: int, sign: int) -> Any:
+    """Return what a user gave as the bound of an element."""
+    x = side[k] if isinstance(side, list) else side
+    if hasattr(x, "shape") and x.shape != ():
+        x = to_host(x).reshape(-1)[i] if _arrays.dtype_name(x) != "bfloat16" else float(x.reshape(-1)[i])
+    return sign * math.inf if x is None else x
 
 
 class Bounded(LimitedMemory):

@@ -6,6 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from xopt._layout import Layout
 from xopt.solvers import _line
 from xopt.solvers._bounded import Bounded, Box
+from xopt.solvers._differences import evaluations
 from xopt.solvers._directions import Asked, Direction, LimitedMemory, Line, Numbers, PolakRibiere, Steepest
 from xopt.solvers._line import Point
 from xopt.solvers._objective import Fun
@@ -147,10 +149,15 @@ class Descent:
             self.better, self.bottomless,
         ]  # fmt: skip
 
-    def restore(self, x: Array, g: Array, numbers: list[float]) -> None:
+    def restore(self, x: Array, g: Array, given: Any) -> None:
         """Go on at a point that was evaluated before."""
-        if len(numbers) != len(self.numbers()):
-            raise ValueError(f"state: {len(numbers)} numbers, but there must be {len(self.numbers())}")
+        found = np.asarray(given)
+        if found.dtype.kind != "f" or found.shape != (len(self.numbers()),):
+            what = f"an array of {found.dtype} of shape {found.shape}"
+            raise ValueError(f"state: numbers is {what}, but there must be {len(self.numbers())} floats")
+        numbers: list[float] = found.tolist()
+        if not np.isfinite(np.delete(found, [1, 3, 4])).all():
+            raise ValueError(f"state: numbers are {numbers}, but the value and what is counted must be finite")
         self.value, square, largest, alpha, slope, nit, nfev, self.lowest, self.least, better, bottomless = numbers
         self.known = Known(np.asarray([0.0, square]), np.asarray([largest]))
         self.last = None if math.isnan(alpha) else (alpha, slope)
@@ -189,12 +196,14 @@ class Descent:
 
     def _search(self) -> tuple[Point | None, Line]:
         """Choose a direction and search along it."""
-        line = self.method.direction(self.here, self.square)
+        with np.errstate(all="ignore"):  # bounds that are far apart overflow, and mean infinity
+            line = self.method.direction(self.here, self.square)
         self.seen, self.latest, self.cut = {}, math.nan, False
         try:
             return self._along(line)
         except BaseException:
-            self.method.clean()
+            with suppress(Exception):  # nothing may come in place of what was raised
+                self.method.clean()
             raise
 
     def _along(self, line: Line) -> tuple[Point | None, Line]:
@@ -203,7 +212,8 @@ class Descent:
             ready = [self._evaluate(line.d, first)]
             line = self.method.told(line, *ready[0].kept)
             if not line.slope < 0 and self.method.scaled:
-                feasible = self.method.feasible(self.here)
+                with np.errstate(all="ignore"):
+                    feasible = self.method.feasible(self.here)
                 if feasible is None:
                     return None, line
                 line, first, ready = feasible, min(1.0, feasible.longest), []
@@ -250,14 +260,15 @@ class Descent:
     def _evaluate(self, d: Array, alpha: float) -> Point:
         """Evaluate at a step along d."""
         self.seen = {a: pair for a, pair in self.seen.items() if pair[1] is self.best[1]}
-        if alpha == 1:
-            x = d + self.here.x
-        else:
-            x = alpha * d
-            x += self.here.x
-        if self.box is not None:
-            x = self.box.project(x)
-            x = self.box.reach(self.here.x, d, x) if alpha == 1 else x
+        with np.errstate(all="ignore"):
+            if alpha == 1:
+                x = d + self.here.x
+            else:
+                x = alpha * d
+                x += self.here.x
+            if self.box is not None:
+                x = self.box.project(x)
+                x = self.box.reach(self.here.x, d, x) if alpha == 1 else x
         value, new = self._call(x)
         with np.errstate(all="ignore"):  # this point may be infinite, and then another one is tried
             asked = self.method.sums(self.here, new, d)
@@ -271,8 +282,8 @@ class Descent:
         return point
 
     def _call(self, x: Array) -> tuple[Any, Vectors]:
-        if self.nfev >= self.limits.maxfun:
-            raise Stop(LIMIT, f"stopped: maxfun = {self.nfev} evaluations")
+        if self.nfev + 1 > self.limits.maxfun:
+            raise Stop(LIMIT, f"stopped: maxfun = {evaluations(self.fun, self.nfev)} evaluations")
         space = self.space
         value, grads = self.fun(space.tree(x))
         self.nfev += 1

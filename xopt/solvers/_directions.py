@@ -172,12 +172,21 @@ class LimitedMemory:
                 raise ValueError(
                     f"state: {n} has shape {tuple(state[n].shape)}, but x0 and history={self.history} need {want}"
                 )
+            kind, want_kind = _arrays.dtype_name(state[n]), self.space.real if n == "vectors" else "float64"
+            if kind != want_kind:
+                raise TypeError(f"state: {n} has dtype {kind}, but x0 and history={self.history} need {want_kind}")
         vectors = self.space.beside(state["vectors"])
         self.memory = self.space.copied(vectors[:size, :])
         for n in self.tables:
             setattr(self, n, np.array(state[n], float))
-        order = [int(i) for i in state["order"]]
-        if {*order} - {*range(self.history)} or len({*order}) < len(order):
+        given = np.asarray(state["order"])
+        order = [int(i) for i in given.reshape(-1)]
+        if (
+            given.ndim != 1
+            or given.dtype.kind not in "iu"
+            or {*order} - {*range(self.history)}
+            or len({*order}) < len(order)
+        ):
             raise ValueError(f"state: order is {order}, but it must be different numbers below {self.history}")
         self.order = order
         return [self.space.copied(vectors[k, :]) for k in (size, size + 1)]
@@ -230,7 +239,7 @@ class LimitedMemory:
     @property
     def used(self) -> int:
         """How many pairs of rows there are to multiply; JAX would compile anew for each number."""
-        return max([*self.order, self.slot]) + 1 if _arrays.in_place(self.space.library) else self.history
+        return self.history if self.space.library == "jax" else max([*self.order, self.slot]) + 1
 
     def _rows(self, c: slice | None) -> Array:
         """Return a chunk of the rows that there are."""
@@ -302,4 +311,4 @@ class LimitedMemory:
     def clean(self) -> None:
         """Forget what a search has left, which may be infinite."""
         for i in (2 * self.slot, 2 * self.slot + 1):
-            self.memory = self.space.put(self.memory, i, None, self.space.zeros(self.space.size))
+            self.memory = self.space.put(self.memory, i, None, 0.0)

@@ -8,14 +8,27 @@ from typing import Any
 
 from xopt import _arrays
 from xopt._layout import Layout
+from xopt.solvers._differences import SCHEMES, Differences
+from xopt.solvers._space import gradients
 
 Fun = Callable[[Any], tuple[Any, Any]]
 
 
-def objective(fun: Any, jac: Any, args: tuple[Any, ...], layout: Layout, conjugate: bool) -> Fun:
-    """Return a function of the parameters alone that returns the value and the gradient ∂f/∂Re + i·∂f/∂Im."""
+def objective(fun: Any, jac: Any, args: Any, layout: Layout, conjugate: bool, step: Any = None, box: Any = None) -> Fun:
+    """Return a function of the parameters alone that returns the value and the gradient ∂f/∂Re + i·∂f/∂Im.
+
+    ``step`` and ``box`` are of differences.
+    """
     if not callable(fun):
         raise TypeError(f"fun: {fun!r}, but it must be a function")
+    args = args if isinstance(args, tuple) else (args,)
+    if jac is None:
+        jac = False if layout.library in _AUTODIFF else "2-point"
+    if isinstance(jac, str) and jac in SCHEMES:
+        sides = [] if box is None else [box.space.host(side) for _, side in box.named()]
+        return Differences(lambda x: fun(x, *args), layout, jac, step, *sides)
+    if step is not None:
+        raise TypeError(f"eps: {step!r}, but with jac={jac!r} no differences are taken")
 
     def both(x: Any) -> tuple[Any, Any]:
         return _pair(fun(x, *args)) if jac is True else (fun(x, *args), jac(x, *args))
@@ -25,10 +38,13 @@ def objective(fun: Any, jac: Any, args: tuple[Any, ...], layout: Layout, conjuga
     if jac is False:
         raise TypeError(
             f"jac: False, but {layout.library} does not differentiate; return the gradient with the value, give "
-            f"jac=function, or use arrays of torch or JAX"
+            f'jac=function, use arrays of torch or JAX, or take differences with jac="2-point"'
         )
     if jac is not True and not callable(jac):
-        raise TypeError(f"jac: {jac!r}, but it must be True (fun returns value and gradient), a function, or False")
+        raise TypeError(
+            f"jac: {jac!r}, but it must be True (fun returns value and gradient), a function, False (torch or JAX "
+            f"differentiates), None, '2-point' or '3-point' (differences of values)"
+        )
     return _conjugated(both, layout) if conjugate else both
 
 
@@ -45,7 +61,7 @@ def _conjugated(fun: Fun, layout: Layout) -> Fun:
         value, grads = fun(x)
         xp = layout.xp
         return value, layout.tree([g if g is None or not _arrays.is_complex(g) else xp.conj(g)
-                                   for g in layout.gradients(grads)])  # fmt: skip
+                                   for g in gradients(layout, grads)])  # fmt: skip
 
     return both
 
@@ -60,8 +76,9 @@ def _by_torch(fun: Any, args: tuple[Any, ...], layout: Layout) -> Fun:
             if not isinstance(value, torch.Tensor) or not value.requires_grad:
                 raise TypeError(
                     f"fun: returned {value!r}, but with jac=False it must return a tensor that torch can differentiate"
+                    f'; jac="2-point" takes differences'
                 )
-            grads = torch.autograd.grad(value, leaves, allow_unused=True)
+            grads = torch.autograd.grad(value.reshape(()) if value.numel() == 1 else value, leaves, allow_unused=True)
         found = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
         return value.detach(), layout.tree(found)
 

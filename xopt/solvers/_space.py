@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xopt import _arrays
+from xopt import _arrays, _tree
 from xopt._layout import Layout
 
 Array = Any
@@ -43,13 +43,24 @@ class Space:
         if not self.size:
             raise ValueError("x0: no elements, so there is nothing to minimize over")
         self.eps = float(max(np.finfo(d.real).eps for d in layout.dtypes))
+        self.writes = _arrays.in_place(self.library) or (self.library != "jax" and self._can_write())
+        """Whether arrays can be written into."""
         host = _arrays.in_place(self.library) and _arrays.device_name(layout.leaves[0]) == "cpu"
         self.chunks = self.pieces(CHUNK) if host else [None]
         """Slices of a vector, None for all of it: on a host, what stays in the cache."""
 
+    def _can_write(self) -> bool:
+        """Find out whether arrays of a library that is not known can be written into, also through views."""
+        rows = self.zeros(1, 1)
+        try:
+            rows[0, slice(None)][...] = self.zeros(1) + 1.0
+            return float(rows[0, 0]) == 1
+        except Exception:  # in whichever way it refuses
+            return False
+
     def pieces(self, size: int) -> list[slice | None]:
         """Return slices of so many elements."""
-        if size >= self.size or not _arrays.in_place(self.library):
+        if size >= self.size or not self.writes:
             return [None]
         return [slice(k, min(k + size, self.size)) for k in range(0, self.size, size)]
 
@@ -64,7 +75,7 @@ class Space:
 
     def gradient(self, grads: Any, name: str = "grads") -> Array:
         """Return a gradient as a vector in memory of its own, or say what does not fit the parameters."""
-        leaves = self.layout.gradients(grads, name)
+        leaves = gradients(self.layout, grads, name)
         for k, g in enumerate(leaves):
             if g is None:
                 raise ValueError(f"{self.layout.path(k, name)}: None, but a solver needs every gradient")
@@ -83,9 +94,21 @@ class Space:
             leaves.append(xp.reshape(_arrays.cast(xp, part, raw), shape))
         return self.layout.tree(leaves)
 
+    def place(self, i: int) -> tuple[int, int]:
+        """Return which parameter an element of a vector belongs to, and its number there."""
+        for k, size in enumerate(self.sizes):
+            if i < size:
+                return k, i % math.prod(self.layout.shapes[k])
+            i -= size
+        raise IndexError(i)
+
     def numbers(self, value: Any, arrays: list[Array]) -> list[float]:
         """Bring a value and 0-d or 1-d arrays to the host, in one transfer."""
         return numbers(self.xp, value, [self.xp.reshape(x, (-1,)) for x in arrays])
+
+    def host(self, x: Array) -> np.ndarray[Any, Any]:
+        """Bring a vector, or a number of 0 dimensions, to the host in float64."""
+        return np.asarray(self.numbers(0.0, [x])[1:])
 
     def total(self, rows: list[Array], function: Any = np.sum) -> np.ndarray[Any, Any]:
         """Bring one row a chunk to the host, and add them up, or whatever the function does."""
@@ -108,14 +131,17 @@ class Space:
 
     def put(self, rows: Array, i: int, chunk: slice | None, values: Array) -> Array:
         """Write into a row of a matrix, in place also on JAX, whose old matrix is gone then."""
-        if not _arrays.in_place(self.library):
+        if self.library == "jax":
             return _jax_put()(rows, i, values)
+        if not self.writes:
+            row = self.zeros(1, self.size) + values
+            return self.xp.concat([rows[:i, :], row, rows[i + 1 :, :]])
         rows[i, slice(None) if chunk is None else chunk] = values
         return rows
 
     def put_difference(self, rows: Array, i: int, chunk: slice | None, a: Array, b: Array) -> Array:
         """Write a - b into a row of a matrix, without a temporary where the library can."""
-        if not _arrays.in_place(self.library):
+        if not self.writes:
             return self.put(rows, i, chunk, a - b)
         row = rows[i, slice(None) if chunk is None else chunk]
         row[...] = a
@@ -124,7 +150,7 @@ class Space:
 
     def scale(self, rows: Array, i: int, chunk: slice | None, factor: float) -> Array:
         """Multiply a row of a matrix."""
-        if not _arrays.in_place(self.library):
+        if not self.writes:
             return self.put(rows, i, chunk, factor * rows[i, :])
         row = rows[i, slice(None) if chunk is None else chunk]
         row *= factor
@@ -137,6 +163,51 @@ class Space:
     def copied(self, x: Array) -> Array:
         """Return a vector in memory of its own."""
         return self.xp.asarray(x, copy=True)
+
+
+def gradients(layout: Layout, grads: Any, name: str = "grads") -> list[Any]:
+    """Return gradients leaf by leaf as `Layout` does; dimensions of 1 may be more or fewer than in the parameters.
+
+    Beside parameters of NumPy, numbers and lists of numbers go, too.
+    """
+    found = _tree.match(layout.spec, grads, name)
+    return [layout.accept(k, _shaped(layout, k, g, name), name) for k, g in enumerate(found)]
+
+
+def _shaped(layout: Layout, k: int, g: Any, name: str) -> Any:
+    """Bring what stands for a gradient into the shape of its parameter, where that leaves no doubt."""
+    if layout.library == "numpy":
+        bare = isinstance(g, list | tuple) or (isinstance(g, int | float | complex) and not isinstance(g, bool))
+        if bare or (isinstance(g, np.ndarray | np.generic) and g.dtype.kind in "iu"):
+            x = numbers_of(g, layout.path(k, name)) if not bare or is_numbers(g) else None
+            if x is not None and (x.dtype.kind != "c" or layout.dtypes[k].complex):
+                g = x.astype(layout.raw_dtypes[k])
+    shape = getattr(g, "shape", None)
+    if shape is None or tuple(shape) == layout.shapes[k] or _arrays.library(g) != layout.library:
+        return g
+    if [n for n in shape if n != 1] != [n for n in layout.shapes[k] if n != 1]:
+        return g
+    return layout.xp.reshape(np.asarray(g) if isinstance(g, np.generic) else g, layout.shapes[k])
+
+
+def is_numbers(x: Any) -> bool:
+    """Whether something is a list of numbers, or of such lists."""
+    if type(x) in (list, tuple):
+        return len(x) > 0 and all(map(is_numbers, x))
+    return isinstance(x, int | float | complex | np.number) and not isinstance(x, bool)
+
+
+def numbers_of(x: Any, name: str) -> np.ndarray[Any, Any]:
+    """Return numbers, or lists of them, as an array of float64 or complex128; a float of NumPy stays what it is."""
+    try:
+        found = np.asarray(x)
+        if isinstance(x, np.floating | np.complexfloating):
+            return found
+        return found.astype(complex if found.dtype.kind == "c" else float)
+    except ValueError:
+        raise ValueError(f"{name}: a list whose parts have different lengths") from None
+    except OverflowError:
+        raise ValueError(f"{name}: a number that is too large for float64") from None
 
 
 def part(x: Array, chunk: slice | None) -> Array:
@@ -156,8 +227,10 @@ def checked_value(library: str, x: Any) -> Any:
         raise TypeError(f"value: {x!r} is a {type(x).__name__}, but it must be a real number")
     if not hasattr(x, "dtype"):
         return float(x)
-    if tuple(x.shape) != ():
+    if any(n != 1 for n in x.shape):
         raise ValueError(f"value: shape {tuple(x.shape)}, but it must be one number")
+    if tuple(x.shape) != ():
+        x = _arrays.namespace(x).reshape(x, ())
     if isinstance(x, np.generic | np.ndarray) and x.dtype.kind in "iuf":
         return float(x)
     if "float" not in str(x.dtype):

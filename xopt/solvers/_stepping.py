@@ -11,8 +11,9 @@ from xopt._layout import Layout
 from xopt.optimizer import Optimizer
 from xopt.rule import Method, RunnerName
 from xopt.solvers._descent import LIMIT, STUCK, Limits, Stop
+from xopt.solvers._differences import evaluations
 from xopt.solvers._objective import Fun
-from xopt.solvers._space import checked_value, numbers
+from xopt.solvers._space import checked_value, gradients, numbers
 
 
 class Stepping:
@@ -74,8 +75,8 @@ class Stepping:
             raise self.end
         if self.nit % self.every == 0 or self.nit >= self.limits.maxiter:
             self.limits.check(self.seen, self.largest, self.nit, self.began)
-        if self.nfev >= self.limits.maxfun:
-            raise Stop(LIMIT, f"stopped: maxfun = {self.nfev} evaluations")
+        if self.nfev + 1 > self.limits.maxfun:
+            raise Stop(LIMIT, f"stopped: maxfun = {evaluations(self.fun, self.nfev)} evaluations")
         given = {"value": self.value} if self.takes_value else {}
         self.known = False
         self.optimizer.step(self.g, **given)
@@ -91,7 +92,8 @@ class Stepping:
     def _evaluate(self) -> None:
         value, g = self.fun(self.optimizer.params)
         self.nfev += 1
-        self.value, self.g, self.known = checked_value(self.layout.library, value), g, True
+        value, found = checked_value(self.layout.library, value), gradients(self.layout, g)
+        self.value, self.g, self.known = value, self.layout.tree(found), True
 
     def _look(self) -> tuple[float, float]:
         """Bring the value and the largest slope to the host."""
