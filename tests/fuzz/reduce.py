@@ -24,10 +24,17 @@ def smaller(case: Case, fails: Callable[[Case], bool], seconds: float) -> Case:
             tried.add(repr(new))
             if time.monotonic() > stop:
                 return case
-            if fails(new):
+            if _fails(fails, new):
                 case, again = new, True
                 break
     return case
+
+
+def _fails(fails: Callable[[Case], bool], case: Case) -> bool:
+    try:
+        return fails(case)
+    except Exception:  # of text that makes no rule
+        return False
 
 
 def candidates(case: Case) -> Iterator[Case]:
