@@ -26,6 +26,7 @@ RUNNERS = {"tiles": Tiled(4, 2)}
 """Runners that have no name: tiles of four elements, on two threads."""
 
 QUIET = [
+    (RuntimeWarning, "", "dask"),  # of NumPy, which computes at last, where nobody can say that it is meant
     (UserWarning, "Casting complex values to real discards the imaginary part", "torch"),
 ]
 """Warnings that are the library's own affair: kind, text, library."""
@@ -249,6 +250,8 @@ class Run:
                 change, _ = self.call("updates", grads, words)
                 out = self.tree("change", change)
             self.params, self.state = self.call("apply", grads, words)
+            if self.path.library == "dask":  # else each array is computed from the first step on
+                self.params, self.state = importlib.import_module("dask").persist(self.params, self.state)
             return out
         finally:
             self.touched = "" if self.bits(grads) == before else "the gradients"

@@ -17,7 +17,6 @@ from fuzz.compare import Difference, Reference
 from fuzz.kept import KEPT, OPEN
 from fuzz.paths import Path
 from fuzz.strategies import compositions
-from xopt._runners import numba
 
 SECONDS = 45
 """Of each library: what has been drawn until then has been tried."""
@@ -44,9 +43,10 @@ def differences(case: Case, which: list[Path]) -> list[str]:
 
 @pytest.mark.parametrize("case", KEPT, ids=[case.rule for case in KEPT])
 def test_kept(library: str, case: Case) -> None:
-    few = library in ("jax", "numba", "dask")  # compilers take their time; the others are tried with all
-    which = paths.paths(library)[: 1 if few else None]
-    assert not differences(case, which)
+    if library in ("numba", "dask") and KEPT.index(case) % 4:
+        pytest.skip("each takes seconds there: every fourth is tried")
+    which = paths.paths(library)
+    assert not differences(case, which[:1] if library in ("jax", "numba", "dask") else which)
 
 
 @pytest.mark.needs("strict")
