@@ -420,13 +420,20 @@ def test_one_number_for_all_groups(rng: np.random.Generator) -> None:
     rule = xopt.Groups(xopt.chain(TreeScale(), xopt.SGD()), ("head/*", {"rate": 0.25}))
     for dtypes in (("float32",), ("float32", "float64")):
         for runner in ("eager", "tiled"):
-            params = tree(rng, *dtypes)
-            opt = xopt.Optimizer(params, rule, runner=runner)  # type: ignore[arg-type]
+            params, one = (
+                tree(rng, *dtypes),
+                r"0\.treescale\.norm: rate is 0\.\d+ in one group and .* one number for all",
+            )
+            with pytest.raises(ValueError, match=one):
+                xopt.Optimizer(params, rule, runner=runner)  # type: ignore[arg-type]
+            opt = xopt.Optimizer(params, rule._with({"group0.rate": 0.5}), runner=runner)  # type: ignore[arg-type]
+            opt.step(tree(rng, *dtypes))
             before = optree.tree_map(np.copy, params)
-            with pytest.raises(ValueError, match=r"0.treescale.norm: .* one number for all groups"):
-                opt.step(tree(rng, *dtypes))
+            with pytest.raises(ValueError, match="one number for all groups"):
+                opt.set(rate=0.25)
+            with pytest.raises(ValueError, match="one number for all groups"):
+                opt.step(tree(rng, *dtypes), rate=0.25)
             assert all(map(same_bits, optree.tree_leaves(params), optree.tree_leaves(before)))
-            opt.set(**{"group0.rate": 0.5})
             opt.step(tree(rng, *dtypes))
 
 
