@@ -69,6 +69,10 @@ LINKS_AT["front"] = FRONT + LINKS_AT["front"]
 LINKS_AT["behind"] = BEHIND + LINKS_AT["behind"]
 
 
+REAL = {f"xopt.{link.link.__name__}" for link in LINKS if not link.complex}
+"""Links that refuse complex parameters: few of these are drawn for them."""
+
+
 def source(value: Any) -> str:
     """Return a value as Python."""
     return value.__name__ if callable(value) and not isinstance(value, xopt.schedules.Schedule) else repr(value)
@@ -171,7 +175,10 @@ def predicates(draw: Any, tree: Any, k: int) -> str:
 @st.composite
 def links(draw: Any, place: str, tree: Any) -> str:
     """Draw a link for a place in a chain."""
-    name, options = draw(st.sampled_from(LINKS_AT[place]))
+    found = LINKS_AT[place]
+    if any("complex" in x.dtype for x in cases.leaves(tree)) and draw(st.integers(0, 9)) < 9:
+        found = [x for x in found if x[0] not in REAL]
+    name, options = draw(st.sampled_from(found))
     own = draw(st.sampled_from(options))
     more = draw(hypers(getattr(xopt, name.removeprefix("xopt.")), own))
     text = first_that_works(call(name, own | more), call(name, own))
@@ -250,11 +257,8 @@ def groups(draw: Any, tree: Any, depth: int) -> str:
 @st.composite
 def methods(draw: Any, tree: Any, depth: int, chained: bool = True) -> str:
     """Draw a rule, a chain or Groups."""
-    how = (
-        draw(st.sampled_from(["rule", "rule", "groups", "chain"] if chained else ["rule", "rule", "groups"]))
-        if depth
-        else "rule"
-    )
+    hows = ["rule", "groups", "rule", "groups", *(["chain"] if chained else [])]
+    how = draw(st.sampled_from(hows)) if depth else "rule"
     if how == "chain":
         return draw(chains(tree, depth))
     return draw(groups(tree, depth)) if how == "groups" else draw(rules())
