@@ -38,6 +38,7 @@ COMPOSITIONS: dict[str, Callable[[], Any]] = {
     "carried beside columns": lambda: xopt.LossScale(
         xopt.Groups(xopt.Prodigy(0.1, weight_decay=0.1), ("b", {"weight_decay": 0.5}))
     ),
+    "numbers of groups, carried by leaf": lambda: xopt.Groups(xopt.ScheduleFreeSGD(0.1), ("b", {"b1": 1.0})),
     "schedules in groups": lambda: xopt.Guard(
         xopt.Groups(xopt.Adan(0.1), ("b", {"lr": xopt.schedules.exponential(0.1, rate=0.5), "b1": 0.5})),
         "skip",

@@ -252,7 +252,7 @@ class Resolver:
             made = old.copy()
             made[work.leaves] = new
             return made
-        new = _arrays.cast(xp, new, old.dtype) if hasattr(new, "dtype") else new
+        new = _arrays.cast(xp, self._vector(new), old.dtype) if hasattr(new, "dtype") else new
         new = new if getattr(new, "ndim", 0) else xp.zeros_like(self._taken(old, work)) + new
         if len(work.leaves) == len(self._layout.leaves):
             return new

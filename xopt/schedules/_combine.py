@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xopt.schedules._maths import Number, whole
+from xopt.schedules._maths import Number, turns
 from xopt.schedules._schedule import Follows, schedule
 
 
@@ -82,7 +82,7 @@ def staircase(done: Number, xp: Any, schedule: Follows, *, every: float) -> Numb
     >>> [lr(t) for t in range(1, 7)]
     [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
     """
-    return schedule(whole(done, xp, every) * every + 1)
+    return schedule(done - turns(done, xp, every)[1] + 1)
 
 
 @schedule

@@ -11,12 +11,21 @@ from xopt import _scalars
 Number: TypeAlias = Any
 
 
-def whole(done: Number, xp: Any, every: float) -> Number:
-    """Return ⌊done / every⌋. XLA makes a product of the quotient, which may then be one too small."""
+def turns(done: Number, xp: Any, every: float) -> tuple[Number, Number]:
+    """Return how many whole periods are done, and the steps since the last one, from 0 to less than ``every``.
+
+    The remainder is exact where the product of the periods is not: in float32 beyond 2²⁴ steps, in float64 beyond 2⁵³.
+    """
+    every = int(every) if every % 1 == 0 else every
     if isinstance(done, int) and isinstance(every, int):
-        return done // every
-    n = xp.floor(done / every)
-    return n + xp.where(done >= (n + 1) * every, 1.0, 0.0)
+        return divmod(done, every)
+    since = done % every
+    return xp.floor((done - since) / every + 0.5), since
+
+
+def whole(done: Number, xp: Any, every: float) -> Number:
+    """Return ⌊done / every⌋."""
+    return turns(done, xp, every)[0]
 
 
 def power(xp: Any, base: float, exponent: Number) -> Number:

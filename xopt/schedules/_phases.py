@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from xopt.schedules._maths import Number, cosine_fall, fractions, half_cosine, path, power, ramp, swing, whole
+from xopt.schedules._maths import Number, cosine_fall, fractions, half_cosine, path, power, ramp, swing, turns
 from xopt.schedules._schedule import schedule
 
 
@@ -246,14 +246,13 @@ def cosine_restarts(
     [1.0, 0.5, 0.5, 0.25, 0.25, 0.125]
     """
     if growth == 1:
-        n = whole(done, xp, steps)
-        begin, length = n * steps, steps
+        (n, since), length = turns(done, xp, steps), steps
     else:
         n = xp.floor(xp.log(1 + done * (growth - 1) / steps) / math.log(growth))
         n = n + xp.where(done >= _restart(xp, n + 1, steps, growth), 1.0, 0.0)  # logarithms are rounded
         n = n - xp.where(done < _restart(xp, n, steps, growth), 1.0, 0.0)
-        begin, length = _restart(xp, n, steps, growth), steps * growth**n
-    rest, gone = fractions(done - begin, xp, length)
+        since, length = done - _restart(xp, n, steps, growth), steps * growth**n
+    rest, gone = fractions(since, xp, length)
     return swing(xp, start, end, half_cosine(xp, gone), half_cosine(xp, rest), power(xp, factor, n))
 
 
@@ -297,8 +296,7 @@ def cyclic(
     [0.0, 0.5, 1.0, 0.5, 0.0, 0.25, 0.5, 0.25]
     """
     down = up if down is None else down
-    n = whole(done, xp, up + down)
-    s = done - n * (up + down)
+    n, s = turns(done, xp, up + down)
     high = xp.where(s < up, s / up, (up + down - s) / down)
     low = xp.where(s < up, (up - s) / up, (s - up) / down)
     if shape == "cosine":
