@@ -121,6 +121,14 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Run random compositions of everything on every path: `nox -s fuzz -- --minutes 30 --seed 1`."""
+    every = [need for name in LIBRARIES if GPU or name != "cupy" for need in LIBRARIES[name]]
+    session.install(*every, *group("test"), "-e", ".")
+    session.run("python", "-m", "fuzz", *session.posargs, env={**THREADS, "PYTHONPATH": "tests", "JAX_ENABLE_X64": "1"})
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Take ten million tiny steps: nothing may grow or drift. `nox -s soak -- 1000000` for fewer. It takes an hour."""
     [steps] = session.posargs or ["10000000"]

@@ -1,0 +1,60 @@
+"""Compositions that failed once. The short test runs them again, on every path of a library."""
+
+from __future__ import annotations
+
+from fuzz.cases import Array, Case, Leaf, Step
+
+W, B = Leaf((3, 2)), Leaf((3,))
+TREE = {"w": W, "b": B}
+TWO = (Step(), Step())
+
+KEPT = [
+    # a sum that is taken before noise has the number of its array
+    Case(TREE, "xopt.chain(xopt.AddNoise(), xopt.ClipByGlobalNorm(1.0), xopt.SGD(0.1))", TWO),
+    Case(TREE, "xopt.chain(xopt.AddNoise(), xopt.SGD(0.1), xopt.Cautious())", TWO),
+    # scalars that are arrays: a counted step, a schedule beside it
+    Case(TREE, "xopt.LossScale(xopt.RAdam(0.1))", (*TWO, *TWO)),
+    Case(TREE, "xopt.LossScale(xopt.Adam(0.1, b1=S.warmup(0.9, steps=4, start=0.5)))", TWO),
+    Case(TREE, "xopt.LossScale(xopt.LAMB(0.1, b1=S.warmup(0.9, steps=3, start=0.9)))", TWO),
+    Case(TREE, "xopt.LossScale(xopt.AdaBelief(0.05, b1=S.warmup(0.9, steps=3, start=0.9)))", TWO),
+    # and columns of them, of groups, with what is carried and held back
+    Case(
+        TREE,
+        "xopt.Accumulate(xopt.LossScale(xopt.Groups(xopt.RMSProp(0.1, centered=True), ('b', {'lr': 0.05}))), 3)",
+        (*TWO, *TWO),
+    ),
+    Case(TREE, "xopt.Guard(xopt.Accumulate(xopt.Groups(xopt.Rprop(0.1), ('b', {'lr': 0.05})), 2), 'skip')", TWO),
+    Case(TREE, "xopt.Accumulate(xopt.Guard(xopt.Groups(xopt.StableAdamW(), ('b', {})), 'skip'), every=3)", TWO),
+    Case(TREE, "xopt.LossScale(xopt.Groups(xopt.LDoG(0.1), ('b', {'lr': xopt.scaled(0.5)})))", TWO),
+    Case(TREE, "xopt.LossScale(xopt.Groups(xopt.DAdaptAdam(0.1), ('b', {'b1': 0.5})))", TWO),
+    Case(TREE, "xopt.LossScale(xopt.Groups(xopt.DAdaptSGD(), ('b', {})))", TWO),
+    Case(TREE, "xopt.Groups(xopt.DAdaptSGD(), ('b', {'lr': xopt.scaled(2.0)}))", TWO),
+    Case(TREE, "xopt.Groups(xopt.Prodigy(), ('b', {'lr': xopt.scaled(2.0)}))", TWO),
+    # branches that are taken every so many steps
+    Case(TREE, "xopt.LossScale(xopt.SOAP(0.01))", (*TWO, Step())),
+    Case(TREE, "xopt.Guard(xopt.Shampoo(0.1, update_every=2), 'skip')", (*TWO, Step())),
+    # a link without a maximum, for complex parameters
+    Case(
+        {"w": W._replace(dtype="complex64"), "b": B._replace(dtype="complex64")},
+        "xopt.Accumulate(xopt.chain(xopt.AddDecay(0.6), xopt.Masked(xopt.AdaptiveGradientClip(0.5), 'w'), "
+        "xopt.StableAdamW(0.05, complex='split')), 2)",
+        (*TWO, Step()),
+    ),
+    Case(TREE, "xopt.chain(xopt.SGD(0.1), xopt.Masked(xopt.L1(0.05), 'w'))", TWO),
+    Case(TREE, "xopt.chain(xopt.SGD(0.1), xopt.Masked(xopt.Simplex(), 'w'))", TWO),
+    Case(TREE, "xopt.Adam(0.1)", (Step(overrides={"lr": Array(0.05)}), Step(("none", "normal")))),
+    # what the eager runner called a branch of JAX for
+    Case(B, "xopt.Guard(xopt.Shampoo(update_every=3), 'skip')", TWO),
+    Case(B, "xopt.LossScale(xopt.ScheduleFreeSGD())", TWO),
+    # squares that only float64 can hold, where there is none
+    Case(B, "xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(0.1))", (Step("huge"), Step("tiny"))),
+    Case(TREE, "xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Prodigy(0.5, d0=0.03))", (Step(("normal", "huge")),)),
+]
+
+OPEN = [
+    # a square that float32 cannot hold, in a scalar whose 0 means that there was no step
+    Case(B, "xopt.NovoGrad()", (Step("tiny"), Step())),
+    # a carried scalar whose dtype is asked for
+    Case((B, Leaf(()), B), "xopt.Groups(xopt.ScheduleFreeSGD(), ('2', {'b1': 1.0}))", TWO),
+]
+"""Those that are not mended: the test sees them fail on array-api-strict, and fails itself when they do not."""
