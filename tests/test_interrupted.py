@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import xopt
+from xopt._runners import eager
 from xopt._runners.tiled import Tiled
 from xopt.rule import Array, H, Hyper, Rule, hyper
 
@@ -21,29 +22,19 @@ TRIALS = 600
 TORN = "a step, or a load, was interrupted while it wrote"
 
 
-class Interrupts(Rule):
-    """Is interrupted at its second leaf, if it is armed."""
-
-    lr: Hyper = hyper(default=1.0)
-
-    @staticmethod
-    def update(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0) -> tuple[Array, ...]:
-        if isinstance(p, np.ndarray) and armed:
-            armed.pop()
-            if not armed:
-                raise KeyboardInterrupt
-        return -h.lr * g, m + g
-
-
-armed: list[int] = []
-
-
-def test_ctrl_c_between_leaves_is_noticed() -> None:
+def test_ctrl_c_between_leaves_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     params = [np.zeros(3), np.zeros(2)]
-    opt = xopt.Optimizer(params, Interrupts(), runner="eager")
+    opt = xopt.Optimizer(params, xopt.SGD(1.0), runner="eager")
     opt.step([np.ones(3), np.ones(2)])
-    kept = opt.state_dict(only_state=False)
-    armed.extend([1, 1])
+    kept, stores = opt.state_dict(only_state=False), []
+
+    def stored(work: Any, home: Any, x: Any, real: Any = eager._stored) -> Any:
+        stores.append(home)
+        if len(stores) == 2:
+            raise KeyboardInterrupt
+        return real(work, home, x)
+
+    monkeypatch.setattr(eager, "_stored", stored)
     with pytest.raises(KeyboardInterrupt):
         opt.step([np.ones(3), np.ones(2)])
     assert [x[0] for x in params] == [-2.0, -1.0]  # half a step
@@ -114,6 +105,7 @@ def test_signals_at_any_moment(runner: str) -> None:
 class Waits(Rule):
     """Waits for the test in the middle of a step."""
 
+    whole = True
     lr: Hyper = hyper(default=1.0)
 
     @staticmethod
