@@ -77,7 +77,7 @@ ORDER = [
     ["rules", "checkpoint", "_foreign"],
     ["_foreign_torch", "_foreign_optax"],
     ["wrappers"],
-    ["precision"],
+    ["precision", "_saving"],
     ["optimizer", "_config", "_explain", "groups", "masked", "solvers", "solvers._line", "solvers._space"],
     ["solvers._directions", "solvers._objective"],
     ["solvers._bounded"],
