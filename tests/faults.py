@@ -330,7 +330,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "carry-reinitialised": Fault(
         "mlx PR 1329",
-        (("xopt.optimizer", "loaded.step, {**self._carry, **loaded.carry}", "loaded.step, self._carry"),),
+        (("xopt._saving", "loaded.step, {**self._carry, **loaded.carry}", "loaded.step, self._carry"),),
         ("tests/test_resume.py::test_every_rule_resumes_to_the_same_bits_in_another_process[numpy-plain]",),
         kinds=("KeyError",),
     ),
@@ -395,7 +395,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "half-a-load": Fault(
         "a load that fails in the middle",
-        (("xopt.optimizer", "        source.verify()\n", ""),),
+        (("xopt._saving", "        source.verify()\n", ""),),
         ("tests/test_file_faults.py::test_a_file_that_cannot_be_read",),
     ),
     "interrupt-unnoticed": Fault(

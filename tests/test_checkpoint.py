@@ -453,12 +453,6 @@ def test_there_is_a_file_of_this_schema() -> None:
     assert (GOLDEN / f"schema-{_record.SCHEMA}.safetensors").exists()
 
 
-def test_an_optimizer_is_not_pickled() -> None:
-    for call in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match=r"an Optimizer cannot be pickled or copied; save it"):
-            call(optimizer())
-
-
 def test_frozen_parameters_and_other_memory(tmp_path: Path) -> None:
     """Arrays that are not in C order, parameters without state, arrays in other memory order on the other side."""
     rule = xopt.Groups(xopt.Adam(lr=0.1), ("frozen", xopt.Freeze))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -38,9 +40,15 @@ def test_ctrl_c_between_leaves_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(KeyboardInterrupt):
         opt.step([np.ones(3), np.ones(2)])
     assert [x[0] for x in params] == [-2.0, -1.0]  # half a step
-    for call in (lambda: opt.step([np.ones(3), np.ones(2)]), opt.state_dict, opt.eval_params, lambda: opt.save("none")):
+    calls = [lambda: opt.step([np.ones(3), np.ones(2)]), opt.state_dict, opt.eval_params, lambda: opt.save("none")]
+    calls += [lambda: opt.set(lr=0.5), lambda: opt.averaged().__enter__(), lambda: copy.deepcopy(opt)]
+    for call in (*calls, lambda: pickle.dumps(opt)):
         with pytest.raises(RuntimeError, match=TORN):
             call()
+    assert opt.hyperparams()["lr"] == 1.0  # what only looks, answers: to see what there is
+    assert (opt.state.step, opt.loss_scale, opt.rule, opt.runner) == (1, 1.0, xopt.SGD(1.0), "eager")
+    assert opt.params is params
+    assert "step=1" in repr(opt)
     with pytest.raises(xopt.CheckpointError):
         opt.load_state_dict({})
     with pytest.raises(RuntimeError, match=TORN):

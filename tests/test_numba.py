@@ -293,7 +293,8 @@ def test_the_inspector_accepts_what_is_plainly_right_and_nothing_else(rng: np.ra
     assert inspect is not None
     wide = rng.standard_normal((3, 8))
     good = [rng.standard_normal((3, 4)), np.ones(()), np.zeros((0, 2)), wide[1, 2:7]]
-    found = inspect(good)
+    found, same = inspect(good)
+    assert same
     assert found is not None
     assert found.tolist() == [g.ctypes.data for g in good]
     inside = np.frombuffer(params[0].data, np.float64)[7:12]
@@ -313,11 +314,21 @@ def test_the_inspector_accepts_what_is_plainly_right_and_nothing_else(rng: np.ra
         (3, np.ones(4)),
         (1, np.float64(1.0)),
     ]:
-        assert inspect([bad if j == k else g for j, g in enumerate(good)]) is None, (k, bad)
+        assert inspect([bad if j == k else g for j, g in enumerate(good)]) == (None, True), (k, bad)
     params[3].flags.writeable = False
-    assert inspect(good) is None
+    assert inspect(good) == (None, False)
     params[3].flags.writeable = True
-    assert inspect(good) is not None
+    assert inspect(good)[0] is not None
+    for change, back in [(("shape", (4, 3)), ("shape", (3, 4))), (("shape", (12,)), ("shape", (3, 4)))]:
+        setattr(params[0], *change)
+        assert inspect(good) == (None, False)
+        setattr(params[0], *back)
+        assert inspect(good)[0] is not None
+    for dtype in ("i8", "f8"):
+        params[3].dtype = dtype
+        assert inspect(good)[1] == (dtype == "f8")
+    params[3].resize(50, refcheck=False)
+    assert inspect(good) == (None, False)
 
 
 def test_a_step_is_looked_at_in_one_loop(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ ORDER = [
     ["rules", "checkpoint", "_foreign"],
     ["_foreign_torch", "_foreign_optax"],
     ["wrappers"],
-    ["precision"],
+    ["precision", "_saving"],
     [
         "optimizer",
         "_config",

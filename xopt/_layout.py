@@ -14,7 +14,8 @@ from xopt import _arrays, _tree
 _base = operator.attrgetter("base")
 _writeable = operator.attrgetter("flags.writeable")
 _conj = operator.methodcaller("is_conj")
-_MOVING: list[Any] = [operator.methodcaller("stride"), operator.attrgetter("shape"), operator.attrgetter("dtype")]
+_MOVING: list[Any] = [operator.attrgetter("shape"), operator.attrgetter("dtype")]
+_stride = operator.methodcaller("stride")
 
 
 class Layout:
@@ -183,30 +184,37 @@ class Memory:
         self._known = known
 
     def _fingerprints(self) -> list[Any]:
-        """Say of each torch parameter what assigning to ``p.data`` changes."""
-        if self._layout.library != "torch":
+        """Say of each parameter what can change without it: by ``p.data = x`` of torch, ``p.shape = x`` of NumPy."""
+        library, leaves = self._layout.library, self._layout.leaves
+        if library not in ("torch", "numpy", "cupy"):
             return []
-        leaves = self._layout.leaves
-        wide = any(d.complex for d in self._layout.dtypes)
-        return [
-            list(map(_conj, leaves)) if wide else None,
-            _arrays.addresses("torch", leaves),
-            *(list(map(fact, leaves)) for fact in _MOVING),
-        ]
+        found: list[Any] = [list(map(fact, leaves)) for fact in _MOVING]
+        if library == "torch":
+            wide = any(d.complex for d in self._layout.dtypes)
+            found += [list(map(_conj, leaves)) if wide else None, list(map(_stride, leaves))]
+        if library == "torch" or self._inspector is not None:
+            found.append(_arrays.addresses(library, leaves))
+        return found
 
-    def gradients(self, grads: Any) -> tuple[list[Any], Any]:
+    def gradients(self, grads: Any) -> tuple[list[Any], Any, bool]:
         """Return the gradients leaf by leaf, checked, and refuse one that shares memory with what the step writes.
 
-        The second result is the addresses of the gradients, if they are known and all are in C order, else None.
+        The second result is the addresses of the gradients, if they are known and all are in C order, else None; the
+        third is that of `moved`.
 
         Gradients that are all plainly right are looked at in loops that run in C: a step over a thousand of them should
         not cost more here than in the arithmetic.
         """
         layout = self._layout
         found = _tree.match(layout.spec, grads, "grads")
-        where = self._inspect(found) if self._inspect is not None else None
+        where, same = self._inspect(found) if self._inspect is not None else (None, False)
         if where is not None:
-            return found, where
+            return found, where, False
+        moved = not same and self.moved()
+        return *self._checked(found), moved
+
+    def _checked(self, found: list[Any]) -> tuple[list[Any], Any]:
+        layout = self._layout
         layout.check_writable()
         plain = layout.facts and {*map(type, found)} <= layout.kinds
         if plain and layout.facts == _arrays.facts(layout.library, found):
@@ -247,16 +255,16 @@ class Memory:
                 raise ValueError(f"{path}: shares memory with {what}, which the step writes; pass a copy")
 
     def moved(self) -> bool:
-        """Whether torch parameters have new memory since the last look; refuse another shape or dtype."""
+        """Whether parameters have new memory since the last look; refuse another shape or dtype."""
         if self._known == self._fingerprints():
             return False
-        layout = self._layout  # somebody assigned p.data
+        layout = self._layout
         for k, (x, shape, dtype) in enumerate(zip(layout.leaves, layout.shapes, layout.raw_dtypes, strict=True)):
             was, now = (shape, dtype, layout.devices[k]), (tuple(x.shape), x.dtype, _arrays.device(x))
             if was != now:
-                words = ["shape {}, dtype {}, device {}".format(*x) for x in (now, was)]
+                words = [f"shape {x[0]}, dtype {x[1]}" + (f", device {x[2]}" if x[2] else "") for x in (now, was)]
                 raise ValueError(f"{layout.path(k)}: {words[0]} now, but {words[1]} when the optimizer was made")
-            if x.is_conj() or x.is_neg():
+            if layout.library == "torch" and (x.is_conj() or x.is_neg()):
                 raise ValueError(
                     f"{layout.path(k)}: now a view that stands for the conjugate or the negative of another, which "
                     f"cannot be written as it is; assign p.data.resolve_conj().resolve_neg()"

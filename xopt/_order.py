@@ -8,7 +8,7 @@ from xopt._part import Part
 def check_order(links: list[Part], at: int) -> None:
     """Refuse a link that cannot stand where it does."""
     rule = links[at]
-    of, landed = type(rule).__name__, next((type(part).__name__ for part in _all_in(rule) if part.after), "")
+    of, landed = type(rule).__name__, next((type(part).__name__ for part in all_in(rule) if part.after), "")
     for i, link in enumerate(links):
         name, places = type(link).__name__, link._stands()
         if i == at:
@@ -29,6 +29,6 @@ def check_order(links: list[Part], at: int) -> None:
         link._check_before(rule)
 
 
-def _all_in(part: Part) -> list[Part]:
+def all_in(part: Part) -> list[Part]:
     """Return the links inside one, and those inside these."""
-    return [x for inner in part._inner() for x in (inner, *_all_in(inner))]
+    return [x for inner in part._inner() for x in (inner, *all_in(inner))]

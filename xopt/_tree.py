@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import json
+import operator
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import optree
 
 _SPACE = "xopt"
+GIVEN = "the arrays that the optimizer was given"
 
 
 def flatten(tree: Any) -> tuple[list[Any], optree.PyTreeSpec]:
@@ -82,6 +85,60 @@ def match(spec: optree.PyTreeSpec, tree: Any, name: str, like: str = "the parame
     except ValueError as error:
         skeleton = unflatten(spec, [_LEAF] * spec.num_leaves)
         raise ValueError(_difference(skeleton, tree, name, like) or f"{name}: {error}") from None
+
+
+class Watch:
+    """Notices that a tree has other arrays than it had.
+
+    Containers that can change are asked for what is in them, which for dicts and lists costs no more than a comparison
+    of addresses; the tree is flattened again only where something is another one.
+    """
+
+    def __init__(self, tree: Any, spec: optree.PyTreeSpec, leaves: list[Any]) -> None:
+        self._tree, self._spec, self._leaves = tree, spec, leaves
+        self._nodes = [(inside, list(inside)) for inside in _live(tree)]
+
+    def changed(self, name: str) -> int | None:
+        """Return which array is another one, if any is; a ValueError says what is of another structure."""
+        for inside, known in self._nodes:
+            if len(inside) != len(known) or not all(map(operator.is_, inside, known)):
+                break
+        else:
+            return None
+        found = match(self._spec, self._tree, name, GIVEN)
+        for k, (now, x) in enumerate(zip(found, self._leaves, strict=True)):
+            if now is not x:
+                return k
+        self._nodes = [(inside, list(inside)) for inside in _live(self._tree)]
+        return None
+
+
+class _Children:
+    """What is in a node that shows it only when it is taken apart."""
+
+    def __init__(self, node: Any) -> None:
+        self._node = node
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(optree.tree_flatten_one_level(self._node, namespace=_SPACE).children)
+
+    def __len__(self) -> int:
+        return len(optree.tree_flatten_one_level(self._node, namespace=_SPACE).children)
+
+
+def _live(node: Any) -> Iterator[Any]:
+    """Yield, for each container of a tree that can change, what shows what is in it at any time."""
+    if node is None or optree.tree_is_leaf(node, namespace=_SPACE):
+        return
+    children = optree.tree_flatten_one_level(node, namespace=_SPACE).children
+    if isinstance(node, dict):
+        yield node.values()
+    elif isinstance(node, list):
+        yield node
+    elif not isinstance(node, tuple):
+        yield _Children(node)
+    for child in children:
+        yield from _live(child)
 
 
 class _Leaf:

@@ -30,11 +30,11 @@ class Turns:
             raise RuntimeError(f"{what}: another thread is in a step, or another method, of this optimizer")
         return self._lock
 
-    def check(self, what: str) -> None:
-        """Say why this is no time for a call; a call that makes torn arrays whole does not ask."""
-        if self.swapped:
+    def check(self, what: str, *, torn: bool = False, swapped: bool = False) -> None:
+        """Say why this is no time for a call, unless it makes torn arrays whole, or needs no parameters."""
+        if self.swapped and not swapped:
             raise RuntimeError(f"{what}: the parameters are averages until the block of averaged() ends")
-        if self._stages.torn and not what.startswith("load"):
+        if self._stages.torn and not torn:
             raise RuntimeError(
                 f"{what}: a step, or a load, was interrupted while it wrote: some arrays are new and some are old; "
                 f"load a checkpoint, or make another optimizer"

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Generator, Mapping
-from pathlib import Path
+from collections.abc import Generator
 from typing import Any
 
-from xopt import _arrays, _buffers, _kept, _record, _resume
+from xopt import _arrays, _buffers, _kept, _tree
 from xopt._block import block
 from xopt._kept import Rounding, StateDType
 from xopt._layout import Layout, Memory
 from xopt._names import qualified_names
+from xopt._saving import Saving
 from xopt._scalars import after
 from xopt._stages import Stages
 from xopt._turns import Turns
-from xopt._version import __version__
-from xopt.checkpoint import opened, save_run
 from xopt.precision import Precision
 from xopt.rule import Method, RunnerName, State, check_method
 from xopt.wrappers import Guard, OnNonFinite
 
 
-class Optimizer:
+class Optimizer(Saving):
     """A rule and its state for one tree of parameters, updated in place.
 
     Parameters
@@ -57,7 +54,10 @@ class Optimizer:
     the parameters. Everything is checked before the first write: a step that raises has changed nothing. What stops a
     step while it writes (Ctrl-C, no memory for a thread) leaves some arrays new and some old; this is noticed, and
     every later call but :meth:`load` refuses. So does a call while another thread is in one: two optimizers in two
-    threads are fine. An optimizer cannot be pickled or copied; :meth:`save` it, or take its :meth:`state_dict`.
+    threads are fine. Properties, :meth:`hyperparams` and ``repr`` only look, and answer at any time. The tree keeps the
+    arrays that it had: every call refuses when one was replaced (``params["w"] = x``), has another shape or dtype, or
+    is gone; where :attr:`params` is rebound, the tree is that one, and no longer yours. ``pickle`` and
+    ``copy.deepcopy`` make an optimizer with arrays of its own that goes on with the same bits.
 
     Examples
     --------
@@ -86,15 +86,20 @@ class Optimizer:
             rule = Precision(rule, rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed)
         if on_nonfinite != "propagate":
             rule = Guard(rule, on_nonfinite)
-        self._rule = rule
+        self._begin(rule, params, runner)
+
+    def _begin(self, rule: Method, params: Any, runner: Any) -> None:
+        """Make everything that hangs on parameters, as before the first step."""
+        self._rule, self._wanted, self._taken = rule, runner, 0
         self._layout = Layout(params, writable=True)
         self._stages = Stages(rule._chains(self._layout), self._layout, runner)
         self._tree = params
         self._writes = _arrays.in_place(self._layout.library)
         if self._layout.library == "jax":  # the step donates its buffers; the caller's stay alive
             self._layout.leaves = [self._layout.xp.asarray(p, dtype=p.dtype, copy=True) for p in self._layout.leaves]
+        if not self._writes:
             self._tree = self._layout.tree(self._layout.leaves)
-        self._taken = 0
+        self._watch = _tree.Watch(params, self._layout.spec, list(self._layout.leaves)) if self._writes else None
         self._slots, self._kept = _buffers.new_slots(self._stages)
         self._carry = self._stages.new_carry()
         inspector = getattr(self._stages.runner, "inspector", None)
@@ -152,14 +157,14 @@ class Optimizer:
             thread is in a method of this optimizer.
         """
         with self._turns.free("step"):
-            self._turns.check("step")
+            self._fit("step")
             return self._step(grads, value, overrides)
 
     def _step(self, grads: Any, value: Any, overrides: dict[str, Any]) -> Any:
         layout, stages = self._layout, self._stages
-        if self._memory.moved():
-            self._kept = [(arenas, {}) for arenas, _ in self._kept]
-        gs, where = self._memory.gradients(grads)
+        gs, where, moved = self._memory.gradients(grads)
+        if moved:
+            self._forget()
         t = after(self._taken)
         rule = self._rule._with(overrides) if overrides else self._rule
         clocks = stages.clocks(t, self._carry)
@@ -197,6 +202,25 @@ class Optimizer:
         stages.torn = False
         return self._tree
 
+    def _fit(self, what: str, torn: bool = False) -> None:
+        """Refuse a call at the wrong time, and one after the arrays of the tree were replaced by others."""
+        self._turns.check(what, torn=torn)
+        if self._watch is not None:
+            k = self._watch.changed("params")
+        else:
+            now = _tree.match(self._layout.spec, self._tree, "params", _tree.GIVEN)
+            k = next((k for k, (x, p) in enumerate(zip(now, self._layout.leaves, strict=True)) if x is not p), None)
+        if k is not None:
+            how = "write into that one (p[...] = x)" if self._writes else "use load_state_dict"
+            raise ValueError(
+                f"{self._layout.path(k)}: not the array that this optimizer trains, but another one that was put in "
+                f"its place; {how}, or make another optimizer"
+            )
+
+    def _forget(self) -> None:
+        """Drop what runners know of where parameters lie."""
+        self._kept = [(arenas, {}) for arenas, _ in self._kept]
+
     def eval_params(self) -> Any:
         """Return the parameters to evaluate or to ship, in new arrays: see :meth:`Rule.eval_params`.
 
@@ -209,7 +233,7 @@ class Optimizer:
         (array([1.]), array([1.5]))
         """
         with self._turns.free("eval_params"):
-            self._turns.check("eval_params")
+            self._fit("eval_params")
             return self._rule.eval_params(self.params, self.state)
 
     def set(self, **values: Any) -> None:
@@ -222,10 +246,14 @@ class Optimizer:
         ------
         TypeError, ValueError
             For a name that there is not, a static field, a value out of range. Nothing is changed then.
+        RuntimeError
+            As for :meth:`step`; but the block of :meth:`averaged` is no hindrance.
         """
-        rule = self._rule._with(values)
-        self._stages.chains = self._stages.checked(rule._chains(self._layout).chains)
-        self._rule = rule
+        with self._turns.free("set"):
+            self._turns.check("set", swapped=True)
+            rule = self._rule._with(values)
+            self._stages.chains = self._stages.checked(rule._chains(self._layout).chains)
+            self._rule = rule
 
     def hyperparams(self) -> dict[str, Any]:
         """Return every hyperparameter under the name that :meth:`set` takes; a schedule is returned as such."""
@@ -259,7 +287,7 @@ class Optimizer:
         """
         layout, tree = self._layout, self._tree
         with self._turns.free("averaged"):
-            self._turns.check("averaged")
+            self._fit("averaged")
             new = self._rule.eval_params(self.params, self.state)
             held = [_arrays.detached(layout.library, p) for p in layout.leaves]
             old = [layout.xp.asarray(p, copy=True) for p in held] if self._writes else []
@@ -276,139 +304,6 @@ class Optimizer:
             if self._writes:
                 _arrays.overwrite(layout.library, layout.leaves, old)
             self._stages.torn = False
-
-    def __reduce__(self) -> Any:
-        raise TypeError("an Optimizer cannot be pickled or copied; save it, or take its state_dict()")
-
-    def save(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        only_state: bool = False,
-        extra: Mapping[str, Any] | None = None,
-        keep: int | None = None,
-        fsync: bool = True,
-    ) -> Path:
-        """Save parameters, state and hyperparameters: :func:`xopt.save_state` has the arguments and the format.
-
-        Examples
-        --------
-        >>> import tempfile
-        >>> import numpy as np
-        >>> import xopt
-        >>> opt = xopt.Optimizer(np.ones(2), xopt.Adam(lr=0.1))
-        >>> _ = opt.step(np.ones(2))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = opt.save(folder, keep=3, extra={"epoch": 1})
-        ...     other = xopt.Optimizer(np.zeros(2), xopt.Adam())
-        ...     other.load(folder)
-        {'epoch': 1}
-        >>> other  # doctest: +ELLIPSIS
-        Optimizer(Adam(lr=0.1), 1 arrays of numpy, 2 parameters, runner=..., step=1)
-        """
-        with self._turns.free("save"):
-            self._turns.check("save")
-            more: Any = {"only_state": only_state, "extra": extra, "keep": keep, "fsync": fsync}
-            return save_run(path, self._run(), self._taken, **more)
-
-    def load(
-        self, path: str | os.PathLike[str], *, strict: bool = True, cast: bool = False, checksums: bool = True
-    ) -> dict[str, Any]:
-        """Go on from a checkpoint, of whatever library and device: the next step has the bits that it would have had.
-
-        Parameters
-        ----------
-        path
-            A file, or a directory, of which the checkpoint of the highest step is taken.
-        strict
-            Whether arrays, links, schedules and scalars must be the same on both sides. False: what is missing stays
-            as it is, and what is too much is left out. But a link whose state begins as the parameter (an average, slow
-            weights, a first point) begins anew at the parameter that was loaded, if the checkpoint has none of it.
-        cast
-            Whether numbers may be rounded to other dtypes than they were saved in. Complex ones never become real.
-        checksums
-            Whether to read the whole file once before, and compare each array with its checksum.
-
-        Returns
-        -------
-        dict
-            What was saved as ``extra``.
-
-        Raises
-        ------
-        CheckpointError
-            With everything that is damaged, missing, unexpected or of another shape, dtype or rule. Nothing has been
-            written then.
-        OSError
-            Where the file cannot be read. If that happens, or it changes, after it was found in order, some arrays are
-            new; later calls but :meth:`load` refuse.
-
-        Notes
-        -----
-        Hyperparameters that are numbers are those of the checkpoint afterwards; :meth:`set` them to something else if
-        you like. Schedules and other functions are not in the file, but how they were written is: they must be the
-        same here. One array at a time is in memory besides those of the optimizer, where arrays can be written.
-        """
-        with self._turns.free("load"), opened(path, checksums) as source:
-            self._turns.check("load")
-            return self._load(source, strict, cast)
-
-    def state_dict(self, *, only_state: bool = True, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return copies of state and hyperparameters, with ``only_state=False`` also of the parameters, in plain dicts.
-
-        ``["state"]["0.adam.m"]["layer1/w"]`` is an array, ``["step"]`` an int, ``["rule"]`` what the rule was.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import xopt
-        >>> opt = xopt.Optimizer({"w": np.ones(2)}, xopt.SGD(lr=0.5, momentum=0.9))
-        >>> _ = opt.step({"w": np.ones(2)})
-        >>> before = opt.state_dict(only_state=False)
-        >>> before["state"], before["params"]
-        ({'0.sgd.m': {'w': array([1., 1.])}}, {'w': array([0.5, 0.5])})
-        >>> _ = opt.step({"w": np.full(2, np.nan)})
-        >>> opt.load_state_dict(before)
-        {}
-        >>> opt.params
-        {'w': array([0.5, 0.5])}
-        """
-        with self._turns.free("state_dict"):
-            self._turns.check("state_dict")
-            run = self._run()
-            meta = _record.metadata(run, self._taken, extra, __version__)
-            return _record.state_dict(run, meta, not only_state)
-
-    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True, cast: bool = False) -> dict[str, Any]:
-        """Go on from what :meth:`state_dict` returned; arguments, result and errors are those of :meth:`load`."""
-        with self._turns.free("load_state_dict"), _record.Memory(state) as source:
-            self._turns.check("load_state_dict")
-            return self._load(source, strict, cast)
-
-    def _run(self) -> _record.Run:
-        """Return parameters and state as they are; torch parameters may have been given other memory."""
-        if self._memory.moved():
-            self._kept = [(arenas, {}) for arenas, _ in self._kept]
-        return _record.Run(self._rule, self._layout, self._stages, self._slots, self._carry)
-
-    def _load(self, source: _record.Source, strict: bool, cast: bool) -> dict[str, Any]:
-        layout, run = self._layout, self._run()
-        layout.check_writable()
-        loaded = _resume.check(source, run, strict=strict, cast=cast, hyper=True, whole=self._stages.torn)
-        chains = self._stages.checked(loaded.rule._chains(layout).chains)
-        source.verify()
-        if self._writes:
-            self._stages.torn = True
-            _resume.overwrite(source, run, loaded)
-        else:
-            new = {name: _resume.taken(source, name, place.array) for name, place in loaded.places.items()}
-            self._stages.torn = True
-            _resume.replace(new, run, loaded)
-            self._tree = layout.tree(layout.leaves)
-        self._stages.chains, self._rule = chains, loaded.rule
-        self._taken, self._carry = loaded.step, {**self._carry, **loaded.carry}
-        self._stages.torn = False
-        return loaded.extra
 
     def __repr__(self) -> str:
         n = sum(math.prod(shape) for shape in self._layout.shapes)

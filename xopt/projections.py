@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+from xopt._order import all_in
 from xopt._pieces import Piece
-from xopt.rule import Array, H, Hyper, Transform, abs2, hyper, is_complex, static
+from xopt.rule import Array, H, Hyper, Rule, Transform, abs2, hyper, is_complex, static
 
 __all__ = ["L1", "L2", "Ball", "Box", "NonNegative", "Project", "Simplex"]
 
@@ -82,7 +83,19 @@ class NonNegative(Transform):
         return xp.maximum(g, 0.0)
 
 
-class L1(Transform):
+class _Proximal(Transform):
+    """The proximal step of a penalty, whose weight is as long as the gradient step in front of it."""
+
+    after = True
+
+    def _check_before(self, rule: Any) -> None:
+        for part in (rule, *all_in(rule)):
+            why = part._not_a_gradient_step() if isinstance(part, Rule) else ""
+            if why:
+                raise ValueError(f"chain: {type(self).__name__} is the proximal step of a penalty, but {why}")
+
+
+class L1(_Proximal):
     r"""Soft threshold: the proximal step of ‖p‖₁, which makes parameters exactly 0.
 
     ::
@@ -92,13 +105,18 @@ class L1(Transform):
     Parameters
     ----------
     strength
-        τ ≥ 0. It is not multiplied by a learning rate: for ISTA on f(p) + λ·‖p‖₁, that is τ = lr·λ behind ``SGD(lr)``;
-        where lr is a schedule, give τ one too.
+        τ ≥ 0. It is not multiplied by a learning rate: for ISTA on f(p) + λ·‖p‖₁, that is τ = lr·λ behind ``SGD(lr)``,
+        with or without momentum of ``form="ema"``; where lr is a schedule, or a `Scale` stands between, τ follows it.
 
     Notes
     -----
-    No state. Of a complex element the modulus shrinks and the phase stays. NaN stays NaN. Behind an adaptive rule,
-    whose steps have other lengths, it is a heuristic and not a proximal gradient method.
+    No state. Of a complex element the modulus shrinks and the phase stays. NaN stays NaN.
+
+    Raises
+    ------
+    ValueError
+        By ``chain``, behind a rule whose steps are not lr times the gradients: with ``SGD(lr, momentum=μ)`` they are
+        lr/(1 - μ) times these, and adaptive rules, whose steps have other lengths, minimize no f(p) + λ·‖p‖₁ at all.
 
     References
     ----------
@@ -115,7 +133,6 @@ class L1(Transform):
     """
 
     strength: Hyper = hyper(ge=0)
-    after = True
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:
@@ -125,7 +142,7 @@ class L1(Transform):
         return g - xp.minimum(xp.maximum(g, -h.strength), h.strength)
 
 
-class L2(Transform):
+class L2(_Proximal):
     r"""Shrink: the proximal step of ½·‖p‖₂².
 
     ::
@@ -139,7 +156,13 @@ class L2(Transform):
 
     Notes
     -----
-    No state. p - p·τ/(1 + τ), so that a small τ is not lost in float32.
+    No state. p - p·τ/(1 + τ), so that a small τ is not lost in float32. For decoupled decay behind an adaptive rule,
+    rules have ``weight_decay=`` and ``decay="lr"``.
+
+    Raises
+    ------
+    ValueError
+        By ``chain``, where `L1` would be refused too.
 
     References
     ----------
@@ -155,7 +178,6 @@ class L2(Transform):
     """
 
     strength: Hyper = hyper(ge=0)
-    after = True
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:
@@ -179,7 +201,8 @@ class Ball(Transform):
     Notes
     -----
     No state. The norm is summed in float64 and rounded once; that of the result is at most ``radius`` up to the
-    rounding of its elements. Arrays whose gradient is None have no part in it. The same as
+    rounding of its elements. Arrays whose gradient is None have no part in it. Behind a rule that scales each element
+    by itself the point that is reached is in the ball, but is not where the loss is least in it. The same as
     ``optax.projections.projection_l2_ball``.
 
     Examples

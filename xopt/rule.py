@@ -68,6 +68,13 @@ class Rule(Part, Method):
     """What ``decay="lr"`` multiplies the decay with: a hyperparameter, or what ``host`` returns under this name. None:
     ``update`` sees to decoupled decay itself, with ``shrunk``."""
 
+    def _not_a_gradient_step(self) -> str:
+        """Say why the steps do not add up to lr times the gradients, and what to do; nothing, if they do."""
+        return (
+            f"the steps of {type(self).__name__} are not lr times the gradient, so that no weight is right; "
+            "use SGD, or the penalty of FTRL(l1=, l2=)"
+        )
+
     def _defaults(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         like = given.get("like")
         if not isinstance(like, str) or like not in PRESETS:  # what is wrong with it is said later

@@ -12,7 +12,7 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,8 @@ _DATA, _DIMENSIONS, _SHAPE, _DTYPE, _FLAGS = (_HEADER + 8 * k for k in (0, 1, 2,
 _CONTIGUOUS, _WRITEABLE = 0x1, 0x400
 
 SOURCE = f'''"""The headers of arrays: how many gradients, from the first on, are plainly what they must be.
+
+-1 where a parameter is not what it was.
 
 Made by xopt. The name of this file is a digest of its text.
 """
@@ -39,10 +41,18 @@ def kernel(grads, params, array_type, facts, sizes, starts, reach, out):
     grads = load(i8_at(grads + {_ITEMS}), 0, 99)
     params = load(i8_at(params + {_ITEMS}), 0, 99)
     for k in range(facts.shape[0]):
-        dtype, dimensions, first, bytes_ = facts[k, 0], facts[k, 1], facts[k, 2], facts[k, 3]
+        dtype, dimensions, first, place = facts[k, 0], facts[k, 1], facts[k, 2], facts[k, 4]
         p = load(i8_at(params), k, 99)
-        if load(i4_at(p + {_FLAGS}), 0, 99) & {_WRITEABLE} == 0:
-            return k
+        if load(i4_at(p + {_FLAGS}), 0, 99) & {_WRITEABLE} == 0 or load(i8_at(p + {_DATA}), 0, 99) != place:
+            return -1
+        if load(i8_at(p + {_DTYPE}), 0, 99) != dtype or load(i4_at(p + {_DIMENSIONS}), 0, 99) != dimensions:
+            return -1
+        shape = load(i8_at(p + {_SHAPE}), 0, 99)
+        for j in range(dimensions):
+            if load(i8_at(shape), j, 99) != sizes[first + j]:
+                return -1
+    for k in range(facts.shape[0]):
+        dtype, dimensions, first, bytes_ = facts[k, 0], facts[k, 1], facts[k, 2], facts[k, 3]
         g = load(i8_at(grads), k, 99)
         if load(i8_at(g + {_TYPE}), 0, 99) != array_type:
             return k
@@ -95,10 +105,14 @@ def readable() -> bool:
     return True
 
 
-def inspector(params: list[Any], starts: NDArray, reach: NDArray) -> Callable[[list[Any]], NDArray | None] | None:
+Inspect: TypeAlias = Callable[[list[Any]], tuple[NDArray | None, bool]]
+
+
+def inspector(params: list[Any], starts: NDArray, reach: NDArray) -> Inspect | None:
     """Return a function that says where gradients lie, if all of them are plainly right; None if it cannot be told.
 
-    ``starts`` and ``reach`` say where lies what they must not overlap, as `Memory` has them.
+    It also says whether the parameters are what they were. ``starts`` and ``reach`` say where lies what gradients must
+    not overlap, as `Memory` has them.
     """
     if not readable() or not params:
         return None
@@ -106,14 +120,14 @@ def inspector(params: list[Any], starts: NDArray, reach: NDArray) -> Callable[[l
 
     look, count, array_type = _cache.kernel(SOURCE), len(params), id(np.ndarray)
     firsts = [0, *itertools.accumulate(x.ndim for x in params)]
-    facts = [(id(x.dtype), x.ndim, first, x.nbytes) for x, first in zip(params, firsts, strict=False)]
+    facts = [(id(x.dtype), x.ndim, first, x.nbytes, x.ctypes.data) for x, first in zip(params, firsts, strict=False)]
     table = np.asarray(facts, np.int64)
     sizes = np.asarray([n for x in params for n in x.shape], np.int64)
     held = [x.dtype for x in params]  # an address says nothing of an object that is gone
 
-    def inspect(grads: list[Any]) -> NDArray | None:
+    def inspect(grads: list[Any]) -> tuple[NDArray | None, bool]:
         out = np.empty(count, np.int64)
         right = look(id(grads), id(params), array_type, table, sizes, starts, reach, out)
-        return out if right == count and held else None
+        return (out if right == count and held else None), right >= 0
 
     return inspect

@@ -75,6 +75,14 @@ class SGD(Rule):
     form: Literal["lr_outside", "lr_inside", "ema"] = "lr_outside"
     moments: ClassVar[Moments] = {"m": "signed"}
 
+    def _not_a_gradient_step(self) -> str:
+        if self.momentum is None or self.form == "ema":
+            return ""
+        return (
+            "the steps of SGD with momentum add up to lr/(1 - momentum) times the gradients, and the weight has to "
+            'follow that: give form="ema", with which they are lr times these, and lr and weight as large as you want'
+        )
+
     def _check(self) -> None:
         super()._check()
         extras = [n for n in ("dampening", "nesterov", "form") if self._given.get(n)]
