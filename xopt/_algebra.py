@@ -192,11 +192,11 @@ class Count(Value):
         return super()._compare(function, other)
 
     def __rpow__(self, base: Any) -> Value:
-        xp, x = Zeros(self.array), _raw(base)
-        if isinstance(x, int | float) and x <= 0:
-            return super().__rpow__(x)
-        log = xp.log(x) if hasattr(x, "dtype") else floats.log(float(x))
-        return Power(xp.where(self.array == 0, 0.0, self.array * log))  # log 0 is -inf, and 0⁰ is 1
+        if isinstance(base, int | float) and base <= 0:
+            return super().__rpow__(base)
+        log = functions.log(base)
+        array, log = _met(self.array, _raw(log))
+        return Power(Zeros(array).where(array == 0, 0.0, array * log))  # log 0 is -inf, and 0⁰ is 1
 
 
 _WHOLE = (operator.add, operator.sub, operator.floordiv, operator.mod)

@@ -50,14 +50,10 @@ class Resolver:
         if piece.scope == "leaf":
             return host if self._plain() else self._vector(host)
         if layout.library == "jax":
-            return layout.xp.asarray(host, dtype=self.real())
+            return layout.xp.asarray(host, dtype=self.wide)
         if dtype is None or self._plain():
             return host.item()
         return layout.xp.asarray(host, dtype=getattr(layout.xp, dtype), **_arrays.beside(layout.leaves[0]))
-
-    def real(self) -> Any:
-        """Return the dtype of scalars that are arrays."""
-        return getattr(self._layout.xp, self._real_name())
 
     def _real_name(self) -> str:
         return "float64" if any(d.real == "float64" for d in self._layout.dtypes) else "float32"
@@ -148,7 +144,7 @@ class Resolver:
         """Return a scalar as it is carried to the next step: a number or an array."""
         x = x.array if isinstance(x, Value) else x
         if self._layout.library == "jax":
-            return self._layout.xp.asarray(x, dtype=self.real())
+            return self._layout.xp.asarray(x, dtype=self.wide)
         return x
 
     def _refuse(self, works: list[Work], members: list[tuple[int, int]], counts: list[Any]) -> None:
@@ -234,7 +230,7 @@ class Resolver:
         if self._plain():
             return np.asarray(x, np.float64)
         if isinstance(x, np.ndarray):
-            x = self._layout.xp.asarray(x, dtype=self.real(), **_arrays.beside(self._layout.leaves[0]))
+            x = self._layout.xp.asarray(x, dtype=self.wide, **_arrays.beside(self._layout.leaves[0]))
         return x
 
     def _taken(self, vector: Any, work: Work) -> Any:
