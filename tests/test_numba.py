@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -537,8 +538,8 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert first[:3] == ["3", "0", "3"]  # what looks at arrays, the sums, the step
     assert second[:3] == ["3", "3", "0"]
     assert first[3:] == second[3:]
-    assert Path(second[4]) == tmp_path
-    sources = [path.read_text() for path in tmp_path.glob("*.py")]
+    assert Path(second[4]) == tmp_path / "kernels"
+    sources = [path.read_text() for path in (tmp_path / "kernels").glob("*.py")]
     assert len(sources) == 3
     assert any("store(" in x and "# 1.adam.m" in x and "0.clipbyglobalnorm | 1.adam, float32" in x for x in sources)
 
@@ -581,18 +582,89 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     found = step(
         tmp_path / "file" / "cache", XDG_CACHE_HOME=str(tmp_path / "file"), LOCALAPPDATA=str(tmp_path / "file")
     )
-    assert found[2] == "3"
-    assert "xopt-" in found[4]
+    assert found[1:3] == ["0", "3"]
+    assert found[4] == "None"
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners on this system")
+def test_a_cache_can_be_turned_off(tmp_path: Path) -> None:
+    found = step("off", XDG_CACHE_HOME=str(tmp_path), LOCALAPPDATA=str(tmp_path))
+    assert (found[1:3], found[4]) == (["0", "3"], "None")
+    assert not any(tmp_path.iterdir())
+
+
+owners = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners on this system")
+
+
+@owners
 def test_a_cache_that_others_can_write_is_not_used(tmp_path: Path) -> None:
-    shared = tmp_path / "shared"
-    shared.mkdir()
+    """Not read either: what is in it would be run. An own one takes its place, and the user is told."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    assert step(shared)[1:3] == ["0", "3"]
     shared.chmod(0o777)
-    found = step(shared, XDG_CACHE_HOME=str(tmp_path / "own"))
-    assert Path(found[4]) == tmp_path / "own" / "xopt"
-    assert not any(shared.iterdir())
+    before = {path: path.stat().st_mtime_ns for path in shared.rglob("*")}
+    code = f"import warnings\nwarnings.simplefilter('ignore', RuntimeWarning)\n{STEP}"
+    found = step(shared, code, XDG_CACHE_HOME=str(own))
+    assert (found[1:3], Path(found[4])) == (["0", "3"], own / "xopt" / "kernels")
+    assert {path: path.stat().st_mtime_ns for path in shared.rglob("*")} == before
+    shared.chmod(0o755)
+    assert step(shared)[1:3] == ["3", "0"]
+
+
+@owners
+def test_numba_keeps_nothing_where_others_can_write(tmp_path: Path) -> None:
+    cache, numbas = tmp_path / "cache", tmp_path / "numba"
+    env = {"NUMBA_CACHE_DIR": str(numbas)}
+    assert step(cache, **env)[1:3] == ["0", "3"]
+    assert step(cache, **env)[1:3] == ["3", "0"]
+    numbas.chmod(0o777)
+    assert step(cache, **env)[1:3] == ["0", "3"]
+    numbas.chmod(0o755)
+    for path in numbas.iterdir():
+        path.chmod(0o775)
+    assert step(cache, **env)[1:3] == ["0", "3"]
+
+
+@owners
+def test_who_may_write_into_a_folder_or_replace_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outer = tmp_path / "a"
+    inner, why = _cache._private(str(outer / "b"))
+    assert (inner, why) == (outer / "b" / "kernels", "")
+    assert inner is not None
+    assert inner.stat().st_mode & 0o077 == 0
+    for place, mode, words in [
+        (outer / "b", 0o775, f"others may write into {outer / 'b'}"),
+        (outer / "b", 0o757, f"others may write into {outer / 'b'}"),
+        (outer, 0o777, f"others may write into {outer}"),
+        (outer, 0o1777, ""),  # sticky: what is in it is its owners'
+        (inner, 0o755, f"others may use {inner}"),
+        (outer / "b", 0o755, ""),
+    ]:
+        usual = place.stat().st_mode & 0o7777
+        place.chmod(mode)
+        assert _cache._private(str(outer / "b"))[1] == words
+        place.chmod(usual)
+    (tmp_path / "link").symlink_to(outer)
+    assert _cache._private(str(tmp_path / "link" / "b"))[0] == inner  # by the path that has no links
+    inner.rename(tmp_path / "elsewhere")
+    inner.symlink_to(tmp_path / "elsewhere")
+    assert "is a link" in _cache._private(str(outer / "b"))[1]
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    assert "belongs to another user" in _cache._private(str(outer / "b"))[1]
+
+
+@owners
+def test_a_refused_cache_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    monkeypatch.setattr(_cache, "_found", [])
+    monkeypatch.setenv("XOPT_CACHE_DIR", str(tmp_path / "open"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.warns(RuntimeWarning, match="XOPT_CACHE_DIR: others may write into .*: compiled code is not kept"):
+        _cache.folder()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _cache.folder() is not None
+    assert not any((tmp_path / "open").iterdir())
 
 
 def test_a_cache_that_goes_away_is_done_without(tmp_path: Path) -> None:

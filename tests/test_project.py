@@ -256,8 +256,8 @@ def test_rule_docstrings_are_complete(rule: Any) -> None:
         assert field in doc, field
 
 
-def test_adding_a_rule_touches_two_files() -> None:
-    """The machinery names no rule: the family's file and the catalogue do (and peers and articles, which may)."""
+def test_adding_a_rule_touches_three_files() -> None:
+    """The machinery names no rule: the family's file, the stub and the catalogue do (peers and articles may)."""
     for name in ("Adadelta", "AdamW"):
         tables = {PACKAGE / "presets.py"}  # what is known of other libraries
         naming = {
@@ -269,6 +269,7 @@ def test_adding_a_rule_touches_two_files() -> None:
         naming = {p.name for p in PACKAGE.glob("_*.py") if f"{name}(" in p.read_text(encoding="utf-8")}
         assert naming <= {"_select.py"}  # an example of use
     assert "Adadelta" not in (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    assert (PACKAGE / "__init__.pyi").read_text(encoding="utf-8").count("import Adadelta as Adadelta\n") == 1
 
 
 def test_seterr_of_the_caller_is_untouched() -> None:
