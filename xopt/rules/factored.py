@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any, Literal
 
-from xopt._whole import at_least, mean, real_zeros, rms
+from xopt._whole import at_least, mean, positive, real_zeros, rms
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
 
 __all__ = ["SM3", "Adafactor"]
@@ -135,7 +135,8 @@ class Adafactor(Rule):
         g2 = g2 + (1e-30 if h.eps1 is None else h.eps1) if h.eps_mode == "square" else g2
         if r is None:
             v = (1 - new) * v + new * g2
-            u = g / xp.sqrt(v if h.eps_mode == "square" else at_least(xp, v, _eps(h, xp, v) ** 2))
+            root = xp.sqrt(positive(xp, v))
+            u = g / (root if h.eps_mode == "square" else at_least(xp, root, _eps(h, xp, v)))
         else:
             axes = _axes(h, p.shape)
             assert axes is not None
@@ -169,11 +170,13 @@ def _eps(h: H, xp: Any, x: Array) -> Any:
 
 
 def _divided(h: H, xp: Any, g: Array, r: Array, total: Array, c: Array) -> Array:
-    """Divide by the root of r·c/total; r·c alone could underflow."""
+    """Divide by the root of r·c/total. The squares alone would underflow: r·c, and r/total of a row of zeros."""
     if h.eps_mode == "square":
-        return g / (xp.sqrt(r / total) * xp.sqrt(c))
+        r, total, c = (xp.sqrt(positive(xp, x)) for x in (r, total, c))
+        return g / (r / total) / c
     eps = _eps(h, xp, r)
-    return g / xp.sqrt(at_least(xp, r / at_least(xp, total, eps) * c, eps**2))
+    root = xp.sqrt(r) / xp.sqrt(at_least(xp, total, eps)) * xp.sqrt(c)
+    return g / positive(xp, at_least(xp, root, eps))
 
 
 class SM3(Rule):

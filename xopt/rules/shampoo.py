@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from xopt._whole import adjoint, at_least, conj, either, finite_eigh, norm, real_zeros, rms, zeros
+from xopt import _whole
+from xopt._whole import adjoint, at_least, conj, digits, either, finite_eigh, norm, positive, real_zeros, zeros
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, is_complex, static
 
 __all__ = ["SOAP", "Shampoo"]
@@ -50,10 +51,20 @@ class Shampoo(Rule):
     added when the root is taken, so that b2 does not wear it down. A NaN in the gradient makes the array NaN. dask has
     no eigenvalues.
 
+    Before ε is added, an eigenvalue is at least n·u times the largest, where n is the length of the axis and u the
+    distance from 1 to the next number of the dtype (1.2e-7 in float32): what is smaller is rounding error, and any
+    gradient of a low rank has such eigenvalues. PyTorch's distributed Shampoo has the same tolerance for matrices that
+    lack rank (Shi et al. 2023); the ridge of Anil et al. is relative to the largest eigenvalue too, 1e-6 of it. In
+    float32 a step has an error of some √(u/n) for a vector, and less for other arrays. A direction that no gradient had
+    when the roots were computed gets the floor: with ``update_every`` its first steps may be large. S holds squares:
+    gradients above 1e18 overflow in float32.
+
     References
     ----------
     V. Gupta, T. Koren, Y. Singer (2018), Shampoo: preconditioned stochastic tensor optimization, arXiv:1802.09568,
-    Algorithms 1 and 2.
+    Algorithms 1 and 2. R. Anil, V. Gupta, T. Koren, K. Regan, Y. Singer (2020), Scalable second order optimization for
+    deep learning, arXiv:2002.09018. H.-J. M. Shi et al. (2023), A distributed data-parallel PyTorch implementation of
+    the distributed Shampoo optimizer, arXiv:2309.06497.
 
     Examples
     --------
@@ -141,12 +152,14 @@ def _moment(xp: Any, g: Array, axis: int, full: bool) -> Array:
 
 
 def _root(h: H, xp: Any, x: Array, rank: int) -> Array:
-    """Return the root of the inverse of x + εI."""
+    """Return the root of the inverse of x + εI, with eigenvalues of x that can be told from 0."""
     power = -1 / (2 * rank)
     if x.ndim == 1:
-        return ((xp.real(x) if is_complex(x) else x) + h.eps) ** power * xp.ones_like(x)
-    values, vectors = finite_eigh(xp, x)
-    return xp.matmul(vectors * (at_least(xp, values, 0.0) + h.eps) ** power, adjoint(xp, vectors))
+        return positive(xp, (xp.real(x) if is_complex(x) else x) + h.eps) ** power * xp.ones_like(x)
+    values, unit, vectors = finite_eigh(xp, x, h.eps)
+    values = at_least(xp, values, x.shape[0] * digits(xp, values) * xp.max(values))
+    powers = positive(xp, values + h.eps / unit) ** power * unit**power
+    return xp.matmul(vectors * powers, adjoint(xp, vectors))
 
 
 def _along(xp: Any, root: Array, u: Array, axis: int) -> Array:
@@ -205,8 +218,11 @@ class SOAP(Rule):
     the authors' code does that, the paper does not say so. Where the first gradient has a lower rank than an axis is
     long, by two or more, the first basis is partly the library's choice, and so are the steps: of this rule, libraries
     give the same numbers only for gradients of full rank. The authors' code decays the weights after a step, and not in
-    the first. A NaN in the gradient makes the array NaN. dask has no
-    eigenvalues.
+    the first. A NaN in the gradient makes the array NaN. dask has no eigenvalues.
+
+    An element of m' that is no larger than the rounding errors of turning m and of averaging it counts as 0: some units
+    in the last place of the norms of its row and its column. Otherwise a gradient of a low rank, of which v' is as
+    small, would make full steps of them. The authors' code does that.
 
     References
     ----------
@@ -277,9 +293,9 @@ class SOAP(Rule):
         m = m + h.moving * (1 - h.b1) * (g - m)
         v = v + h.moving * (1 - h.b2) * (abs2(xp, _turned(xp, g, back)) - v)
         eps = h.eps if h.eps_mode == "hat" else h.eps * h.c2**0.5
-        u = _turned(xp, _turned(xp, m, back) / (xp.sqrt(v) + eps), bases)
+        u = _turned(xp, _cleared(h, xp, _turned(xp, m, back), m, axes) / (xp.sqrt(v) + eps), bases)
         if h.normalize:
-            u = u / (rms(xp, u) + 1e-30)
+            u = u / (_whole.rms(xp, u) + 1e-30)
         if axes:
             b = h.b2 if h.shampoo_b is None else h.shampoo_b
             s = b * s + (1 - b) * _joined(xp, [_moment(xp, g, i, True) for i in axes])
@@ -307,11 +323,20 @@ def _turned(xp: Any, x: Array, matrices: dict[int, Array]) -> Array:
     return x
 
 
+def _cleared(h: H, xp: Any, turned: Array, m: Array, axes: dict[int, int]) -> Array:
+    """Make 0 of what may be rounding error of turning m and of averaging it: divided by √v it would be a full step."""
+    if not axes:
+        return turned
+    unit = digits(xp, m)
+    noise = 8 * unit * sum(norm(xp, turned, (i,)) for i in axes) + unit / (1 - h.b1) * xp.max(xp.abs(m))
+    return xp.where(xp.abs(turned) < noise, xp.zeros_like(turned), turned)
+
+
 def _renewed(h: H, xp: Any, moments: dict[int, Array], bases: dict[int, Array], v: Array) -> tuple[Array, Array]:
     """Return the eigenvectors in step 1, then a step of the power iteration; v is sorted as its columns are."""
 
     def first() -> tuple[Array, Array]:
-        return _joined(xp, [xp.flip(finite_eigh(xp, s)[1], axis=1) for s in moments.values()]), v
+        return _joined(xp, [xp.flip(finite_eigh(xp, s)[2], axis=1) for s in moments.values()]), v
 
     def later() -> tuple[Array, Array]:
         found, sorted_v = [], v
