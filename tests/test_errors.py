@@ -51,7 +51,7 @@ def refuses(exception: Any, message: str, params: Any, grads: Any, rule: Any = N
         ({"w": ones(2)}, {"w": ones(2), "b": ones(1)}, 'grads["b"]: not among the parameters'),
         ({"a": {"w": ones(2)}}, {"a": ones(2)}, 'grads["a"]: a ndarray, but the parameters have a dict'),
         ({"a": [ones(2), ones(1)]}, {"a": [ones(2)]}, 'grads["a"][1]: missing, but the parameters have it'),
-        ({"a": [ones(2)]}, {"a": (ones(2),)}, 'grads["a"]: a tuple of 1, but the parameters have a list of 1'),
+        ({"a": [ones(2)]}, {"a": {"0": ones(2)}}, 'grads["a"]: a dict, but the parameters have a list of 1'),
         ([ones(2), None], [ones(2), ones(3)], "grads[1]: a ndarray, but the parameters have None"),
         (NT(ones(2), ones(1)), (ones(2), ones(1)), "grads: a tuple of 2, but the parameters have a NT"),
         ({"a": [ones(2)]}, None, "grads: None, but the parameters have a dict"),

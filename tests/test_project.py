@@ -24,7 +24,7 @@ PACKAGE = ROOT / "xopt"
 
 # each module may import modules of earlier rows only
 ORDER = [
-    ["_arrays", "_version", "_atomic", "_blocks"],
+    ["_arrays", "_nodes", "_version", "_atomic", "_blocks"],
     [
         "_tree",
         "_transfer",

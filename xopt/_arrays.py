@@ -77,6 +77,8 @@ _FACTS = {
     }.items()
 }
 _IN_PLACE = {"numpy", "torch", "cupy", "array_api_strict"}
+LIBRARIES = frozenset(_LIBRARIES.values()) | {"array_api_strict"}
+"""Those whose arrays are arrays and nothing else."""
 _seen: dict[type, str | None] = {}
 
 
@@ -89,10 +91,13 @@ def library(x: object) -> str | None:
 
 
 def _find_library(x: object, kind: type) -> str | None:
-    if kind is np.ndarray or issubclass(kind, (np.generic, np.memmap)):
+    if issubclass(kind, np.ndarray):  # of which matrices, masked arrays and units mean other things by + and *
+        other = issubclass(kind, np.matrix | np.ma.MaskedArray) or hasattr(kind, "unit") or hasattr(kind, "units")
+        return None if other else "numpy"
+    if issubclass(kind, np.generic):
         return "numpy"
-    if isinstance(x, np.ndarray) or not (hasattr(x, "shape") and hasattr(x, "dtype")):
-        return None  # matrices and masked arrays mean other things by + and *
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        return None
     for base in kind.__mro__:
         found = _LIBRARIES.get(base.__module__.partition(".")[0])
         if found is not None:

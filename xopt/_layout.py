@@ -36,8 +36,9 @@ class Layout:
             if writable:
                 self._check_writable(k, x)
         self.library = libraries[0] or "numpy" if libraries else "numpy"
-        if not writable:
-            self.leaves = [np.asarray(x) if isinstance(x, np.generic) else x for x in self.leaves]
+        self.given = self.leaves
+        """The parameters as they came; those of classes of their own are computed with as arrays."""
+        self.leaves = list(map(_plain, self.leaves))
         self.xp: Any = _arrays.namespace(self.leaves[0]) if self.leaves else np
         self.shapes = [tuple(x.shape) for x in self.leaves]
         self.dtypes = [self._dtype(k, x) for k, x in enumerate(self.leaves)]
@@ -93,8 +94,7 @@ class Layout:
         """Return the gradient of leaf ``k`` as an array that can be computed with, or say why it does not fit."""
         if g is None:
             return None
-        if isinstance(g, np.generic):
-            g = np.asarray(g)  # NumPy makes scalars of 0-d results
+        g = _plain(g)
         self.same(name, k, g, self.raw_dtypes[k])
         return g.resolve_conj().resolve_neg() if self.library == "torch" else g
 
@@ -129,6 +129,21 @@ class Layout:
     def tree(self, leaves: list[Any]) -> Any:
         """Put one array a parameter back into the structure."""
         return _tree.unflatten(self.spec, leaves)
+
+    def params(self, leaves: list[Any]) -> Any:
+        """Put new parameters back into the structure, in the classes of those that came."""
+        if self.library == "numpy" and {*map(type, self.given)} != {np.ndarray}:
+            leaves = [
+                x.__array_wrap__(y) if isinstance(x, np.ndarray) and x is not p else y
+                for x, p, y in zip(self.given, self.leaves, leaves, strict=True)
+            ]
+        return self.tree(leaves)
+
+
+def _plain(x: Any) -> Any:
+    """Return the array in a scalar of NumPy, which makes such of 0-d results, and in an array of another class."""
+    odd = isinstance(x, np.generic | np.ndarray) and type(x) is not np.ndarray and _arrays.library(x) == "numpy"
+    return np.asarray(x) if odd else x
 
 
 def _what(x: Any) -> str:

@@ -104,8 +104,10 @@ class Method(ABC):
         Parameters
         ----------
         params
-            An array of any library, or any nest of dict, list, tuple, namedtuple and dataclass of them, in float16,
-            bfloat16, float32, float64, complex64 or complex128.
+            An array of any library, or any nest of dict, list, tuple, namedtuple, dataclass, subclasses of these, and
+            what JAX knows as a pytree, in float16, bfloat16, float32, float64, complex64 or complex128. Arrays of
+            subclasses of ``numpy.ndarray`` are computed with as arrays, and new parameters are of that class again;
+            matrices, masked arrays and those with units are refused.
         rounding, master_weights, state_dtype, seed
             In how many digits parameters and state are kept, see :class:`~xopt.Precision`. The state remembers it, by
             one more key in its slots that has no arrays, and each step from it goes on so. What takes a state apart
@@ -159,7 +161,8 @@ class Method(ABC):
         Parameters
         ----------
         params, grads
-            Trees of one structure; shapes, dtypes, library and device agree leaf by leaf. A gradient of None leaves
+            Trees of one structure, in which lists and tuples may stand for each other, and so may mappings; shapes,
+            dtypes, library and device agree leaf by leaf. A gradient of None leaves
             its parameter and its state alone.
         state
             From :meth:`init` or the step before.
@@ -238,7 +241,7 @@ class Method(ABC):
         ps, slots, carry = stages.run(
             clocks, given, layout.leaves, gs, slots, state.carry, inputs=inputs, change=change
         )
-        return layout.tree(ps), State(t, {n: layout.tree(column) for n, column in slots.items()} | said, carry)
+        return layout.params(ps), State(t, {n: layout.tree(column) for n, column in slots.items()} | said, carry)
 
 
 def check_method(rule: object) -> None:

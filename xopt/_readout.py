@@ -30,7 +30,7 @@ def evaluated(stages: Stages, state: Any) -> Any:
             out[k] = xp.asarray(_arrays.detached(layout.library, p), copy=True)
         elif not isinstance(taken, int):
             out[k] = xp.where(taken > 0, out[k], p)
-    return layout.tree(out)
+    return layout.params(out)
 
 
 def _whole(arrays: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Trees of arrays: any nest of dict, list, tuple, namedtuple and dataclass, or a single array. Built on optree.
+"""Trees of arrays: any nest of dict, list, tuple, namedtuple, dataclass and node of JAX, or a single array; of optree.
 
 ``None`` in a tree of parameters is an empty place; ``None`` in a tree of gradients is a parameter without one.
 """
@@ -7,40 +7,25 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import optree
 
-_SPACE = "xopt"
+from xopt import _arrays
+from xopt._nodes import SPACE as _SPACE
+from xopt._nodes import plain_key, register
+
 GIVEN = "the arrays that the optimizer was given"
 
 
 def flatten(tree: Any) -> tuple[list[Any], optree.PyTreeSpec]:
-    """Return the leaves of a tree and its structure. A dataclass is recognised when its first instance arrives."""
+    """Return the leaves of a tree and its structure. A container is made known when its first instance arrives."""
     while True:
         leaves, spec = optree.tree_flatten(tree, namespace=_SPACE)
-        fresh = {type(x) for x in leaves if is_dataclass(x)}
-        if not fresh:
+        fresh = {type(x): x for x in leaves}
+        if not any(_arrays.library(x) not in _arrays.LIBRARIES and register(x) for x in fresh.values()):
             return leaves, spec
-        for kind in fresh:
-            _register(kind)
-
-
-def _register(kind: type) -> None:
-    names = tuple(f.name for f in fields(kind))
-
-    def take(x: Any) -> tuple[tuple[Any, ...], None, tuple[str, ...]]:
-        return tuple(getattr(x, n) for n in names), None, names
-
-    def make(_: None, children: Any) -> Any:
-        new: Any = object.__new__(kind)  # not __init__, which may check or convert what are no arrays now
-        for name, child in zip(names, children, strict=True):
-            object.__setattr__(new, name, child)
-        return new
-
-    optree.register_pytree_node(kind, take, make, path_entry_type=optree.DataclassEntry, namespace=_SPACE)  # type: ignore[arg-type]
 
 
 def unflatten(spec: optree.PyTreeSpec, leaves: list[Any]) -> Any:
@@ -75,16 +60,64 @@ def _keys(spec: optree.PyTreeSpec) -> list[list[str]]:
 
 
 def match(spec: optree.PyTreeSpec, tree: Any, name: str, like: str = "the parameters") -> list[Any]:
-    """Return what stands in ``tree`` at each leaf of ``spec``; a ValueError names the first place that differs."""
+    """Return what stands in ``tree`` at each leaf of ``spec``; a ValueError names the first place that differs.
+
+    Lists and tuples may stand for each other, and so may mappings: what belongs together is plain then.
+    """
+    own = type(tree) is not spec.type and not spec.is_leaf()
+    found = _paired(spec, tree) if own else None  # first, because the errors of optree show every array
+    if found is not None:
+        return found
     try:
         return spec.flatten_up_to(tree)
     except ValueError:
-        flatten(tree)  # a dataclass that was never seen
+        flatten(tree)  # a container that was never seen
     try:
         return spec.flatten_up_to(tree)
     except ValueError as error:
+        found = _paired(spec, tree)
+        if found is not None:
+            return found
         skeleton = unflatten(spec, [_LEAF] * spec.num_leaves)
         raise ValueError(_difference(skeleton, tree, name, like) or f"{name}: {error}") from None
+
+
+def _paired(spec: optree.PyTreeSpec, tree: Any) -> list[Any] | None:
+    """Return what stands in a tree at each leaf of a structure, if its containers are as good as those."""
+    if spec.is_leaf():
+        return [tree]
+    if spec.type is type(None):
+        return [] if tree is None else None
+    if tree is None or optree.tree_is_leaf(tree, namespace=_SPACE):
+        return None
+    node, family = optree.tree_flatten_one_level(tree, namespace=_SPACE), _family(spec.type)
+    if family is not _family(node.type) or (family is spec.type and not _same_frame(spec, tree)):
+        return None
+    inside = dict(zip(map(plain_key, node.entries), node.children, strict=True))
+    keys = list(map(plain_key, spec.entries()))
+    if {*keys} != {*inside}:
+        return None
+    if spec.num_leaves == spec.num_nodes - 1:  # nothing but leaves
+        return [inside[key] for key in keys]
+    found: list[Any] = []
+    for key, child in zip(keys, spec.children(), strict=True):
+        below = _paired(child, inside[key])
+        if below is None:
+            return None
+        found += below
+    return found
+
+
+def _same_frame(spec: optree.PyTreeSpec, tree: Any) -> bool:
+    """Whether the node of a tree is that of a structure, with all that is fixed in it."""
+    return spec.one_level() == optree.tree_structure(tree, is_leaf=lambda x: x is not tree, namespace=_SPACE)
+
+
+def _family(kind: Any) -> Any:
+    """Return what types of containers that may stand for each other have in common."""
+    if issubclass(kind, Mapping):
+        return "mapping"
+    return "sequence" if issubclass(kind, list | tuple) and not hasattr(kind, "_fields") else kind
 
 
 class Watch:
@@ -132,7 +165,7 @@ def _live(node: Any) -> Iterator[Any]:
         return
     children = optree.tree_flatten_one_level(node, namespace=_SPACE).children
     if isinstance(node, dict):
-        yield node.values()
+        yield dict.values(node)
     elif isinstance(node, list):
         yield node
     elif not isinstance(node, tuple):
@@ -157,24 +190,24 @@ def _difference(want: Any, got: Any, path: str, like: str) -> str | None:
     if got is None or optree.tree_is_leaf(got, namespace=_SPACE):
         return f"{path}: {_kind(got)}, but {like} have {_kind(want)}"
     b = optree.tree_flatten_one_level(got, namespace=_SPACE)
-    if a.kind != b.kind and not {a.kind, b.kind} <= _DICTS:
+    if _family(a.type) is not _family(b.type):
         return f"{path}: {_kind(got)}, but {like} have {_kind(want)}"
-    children = dict(zip(b.entries, b.children, strict=True))
-    kind = a.path_entry_type
-    steps = {e: path + _step(kind(e, a.type, a.kind)) for e in (*a.entries, *b.entries)}
-    for entry, child in zip(a.entries, a.children, strict=True):
+    kinds = [(x.path_entry_type, x.type, x.kind) for x in (a, b)]
+    ours, theirs = ([*map(plain_key, x.entries)] for x in (a, b))
+    children = dict(zip(theirs, b.children, strict=True))
+    named = [(e, x) for x, node in zip(kinds, (a, b), strict=True) for e in node.entries]
+    steps = {plain_key(e): path + _step(kind(e, *more)) for e, (kind, *more) in reversed(named)}
+    for entry, child in zip(ours, a.children, strict=True):
         if entry not in children:
             return f"{steps[entry]}: missing, but {like} have it"
         found = _difference(child, children[entry], steps[entry], like)
         if found:
             return found
-    for entry in b.entries:
-        if entry not in a.entries:
+    for entry in theirs:
+        if entry not in ours:
             return f"{steps[entry]}: not among {like}"
-    return None if a.type is b.type or a.kind in _DICTS else f"{path}: {_kind(got)}, but {like} have {_kind(want)}"
-
-
-_DICTS = {optree.PyTreeKind.DICT, optree.PyTreeKind.ORDEREDDICT, optree.PyTreeKind.DEFAULTDICT}
+    same = _family(a.type) is not a.type or a.metadata == b.metadata
+    return None if same else f"{path}: what is fixed in this {a.type.__name__} is not what {like} have there"
 
 
 def _kind(x: Any) -> str:

@@ -26,7 +26,8 @@ class Optimizer(Saving):
     Parameters
     ----------
     params
-        An array, or any nest of dict, list, tuple, namedtuple and dataclass of arrays of one library. NumPy, CuPy,
+        An array, or any nest of dict, list, tuple, namedtuple, dataclass, subclasses of these, and what JAX knows as a
+        pytree (if it is imported), of arrays of one library. NumPy, CuPy,
         torch and array-api-strict arrays are written into; where arrays are immutable (JAX, dask), or not known to be
         writable, :attr:`params` is rebound instead.
     rule
@@ -99,7 +100,7 @@ class Optimizer(Saving):
             self._layout.leaves = [self._layout.xp.asarray(p, dtype=p.dtype, copy=True) for p in self._layout.leaves]
         if not self._writes:
             self._tree = self._layout.tree(self._layout.leaves)
-        self._watch = _tree.Watch(params, self._layout.spec, list(self._layout.leaves)) if self._writes else None
+        self._watch = _tree.Watch(params, self._layout.spec, self._layout.given) if self._writes else None
         self._slots, self._kept = _buffers.new_slots(self._stages)
         self._carry = self._stages.new_carry()
         inspector = getattr(self._stages.runner, "inspector", None)

@@ -56,7 +56,7 @@ KEPT = [
 ]
 
 OPEN = [
-    # squares that float32 cannot hold, in scalars whose 0 means that there was no step
+    # squares that float32 cannot hold, carried by a device without float64, where their 0 means that there was no step
     Case(B, "xopt.NovoGrad()", (Step("tiny"), Step())),
     Case(B, "xopt.NovoGrad()", (Step("huge"),)),
     Case(B, "xopt.DoG()", (Step("tiny"), Set({"reps_rel": 0.01}), Step())),
