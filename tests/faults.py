@@ -323,6 +323,16 @@ FAULTS: dict[str, Fault] = {
         ("tests/test_resume.py::test_every_rule_resumes_to_the_same_bits_in_another_process[numpy-plain]",
          "tests/test_checkpoint.py::test_names_are_paths"),
     ),
+    "replaced-array": Fault(
+        "xopt: the array that was put in the place of a parameter never moved",
+        (("xopt._tree", "if len(inside) != len(known) or not all(map(operator.is_, inside, known)):", "if False:"),),
+        ("tests/test_replaced.py::test_an_array_that_was_replaced",),
+    ),
+    "set-when-torn": Fault(
+        "xopt: a rate was set after an interrupted step",
+        (("xopt.optimizer", '            self._turns.check("set", swapped=True)\n', ""),),
+        ("tests/test_interrupted.py::test_ctrl_c_between_leaves_is_noticed",),
+    ),
     "slow-weights-of-other-parameters": Fault(
         "xopt: slow weights of zeros pulled what was loaded to 0",
         (("xopt._stages", "isinstance(first, str) or callable(first) or name == ERROR", "name == ERROR"),),
