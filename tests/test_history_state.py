@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_file_faults import parts, signed
-from test_interrupted import Interrupts, armed
+from test_interrupted import interrupt
 
 import xopt
 from xopt import _arrays, _safetensors
@@ -24,12 +24,12 @@ from xopt._runners import _pool
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and permissions of POSIX")
 
 
-def test_a_load_of_the_state_alone_makes_no_torn_parameters_whole() -> None:
+def test_a_load_of_the_state_alone_makes_no_torn_parameters_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     params = [np.zeros(3), np.zeros(2)]
-    opt = xopt.Optimizer(params, Interrupts(), runner="eager")
+    opt = xopt.Optimizer(params, xopt.SGD(1.0), runner="eager")
     opt.step([np.ones(3), np.ones(2)])
     kept = opt.state_dict()  # only_state=True is the default
-    armed.extend([1, 1])
+    interrupt(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         opt.step([np.ones(3), np.ones(2)])
     with pytest.raises(xopt.CheckpointError, match="params/0: missing, and a step was interrupted while it wrote"):

@@ -24,11 +24,9 @@ TRIALS = 600
 TORN = "a step, or a load, was interrupted while it wrote"
 
 
-def test_ctrl_c_between_leaves_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    params = [np.zeros(3), np.zeros(2)]
-    opt = xopt.Optimizer(params, xopt.SGD(1.0), runner="eager")
-    opt.step([np.ones(3), np.ones(2)])
-    kept, stores = opt.state_dict(only_state=False), []
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt the eager runner once, where it stores the second array from now on."""
+    stores: list[Any] = []
 
     def stored(work: Any, home: Any, x: Any, real: Any = eager._stored) -> Any:
         stores.append(home)
@@ -37,6 +35,14 @@ def test_ctrl_c_between_leaves_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
         return real(work, home, x)
 
     monkeypatch.setattr(eager, "_stored", stored)
+
+
+def test_ctrl_c_between_leaves_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = [np.zeros(3), np.zeros(2)]
+    opt = xopt.Optimizer(params, xopt.SGD(1.0), runner="eager")
+    opt.step([np.ones(3), np.ones(2)])
+    kept = opt.state_dict(only_state=False)
+    interrupt(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         opt.step([np.ones(3), np.ones(2)])
     assert [x[0] for x in params] == [-2.0, -1.0]  # half a step

@@ -107,7 +107,7 @@ AVERAGED = xopt.chain(xopt.ClipByGlobalNorm(35.0), xopt.AdamW(lr=0.1, weight_dec
 STORED = [
     xopt.Precision(AVERAGED, rounding="kahan"),
     xopt.Precision(xopt.Adam(0.1), rounding="stochastic", seed=2**20 + 5),
-    xopt.Precision(xopt.chain(xopt.Adam(0.1), xopt.Box(-2.0, 2.0)), master_weights=True),
+    xopt.Precision(xopt.chain(xopt.Adam(0.1), xopt.Ball(30.0)), master_weights=True),
     xopt.Precision(xopt.Accumulate(xopt.Adam(0.1), every=2), rounding="kahan", state_dtype="float32"),
 ]
 CHAINS = [CHAIN, GATED, SCALED, LINKED]
