@@ -214,7 +214,8 @@ def test_a_gpu_has_so_much_shared_memory(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("rule", [xopt.Adam(0.1), xopt.chain(xopt.ClipByGlobalNorm(5.0), xopt.Lion(0.1))], ids=str)
 def test_libraries(lib: Lib, rule: Any, rng: np.random.Generator) -> None:
-    """The codes, scales and parameters of NumPy, on JAX but for roundings."""
+    """The codes, scales and parameters of NumPy; but for roundings on JAX, and of norms where there is no float64."""
+    rounds = lib.name == "jax" or (lib.guise in ("no_float64", "no_x64") and "Clip" in repr(rule))
     shapes = {"large": (67, 65), "small": (5,)}
     params = {n: rng.standard_normal(shape).astype("float32") for n, shape in shapes.items()}
     grads = [{n: rng.standard_normal(x.shape).astype("float32") for n, x in params.items()} for _ in range(3)]
@@ -225,7 +226,7 @@ def test_libraries(lib: Lib, rule: Any, rng: np.random.Generator) -> None:
     found = theirs.init(now)
     for g in grads:
         now, found = lib.settled(*apply(now, optree.tree_map(lib.array, g), found))
-    if lib.name != "jax":
+    if not rounds:
         assert all(same_bits(lib.numpy(now[n]), want[n]) for n in shapes)
     for name, column in state.slots.items():
         for n, x in column.items():
@@ -234,7 +235,7 @@ def test_libraries(lib: Lib, rule: Any, rng: np.random.Generator) -> None:
             if x is not None:
                 assert str(got.dtype).rpartition(".")[2] == x.dtype.name
                 near = 1 if x.dtype.name in ("int8", "uint8") else 1e-5
-                np.testing.assert_allclose(lib.numpy(got).astype("float64"), x, atol=near * (lib.name == "jax"))
+                np.testing.assert_allclose(lib.numpy(got).astype("float64"), x, atol=near * rounds)
     for n in shapes:
         np.testing.assert_allclose(lib.numpy(now[n]), want[n], rtol=1e-4, atol=1e-4)
 
