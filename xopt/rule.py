@@ -70,10 +70,7 @@ class Rule(Part, Method):
 
     def _not_a_gradient_step(self) -> str:
         """Say why the steps do not add up to lr times the gradients, and what to do; nothing, if they do."""
-        return (
-            f"the steps of {type(self).__name__} are not lr times the gradient, so that no weight is right; "
-            "use SGD, or the penalty of FTRL(l1=, l2=)"
-        )
+        return f"the steps of {type(self).__name__} are not lr times the gradient, so that no weight is right; use SGD"
 
     def _defaults(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         like = given.get("like")
