@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -57,11 +58,6 @@ class Value:
     def of(self, leaves: list[int]) -> Value:
         """Return the same for some leaves, of what the host has one a leaf."""
         return Value(self.array[leaves])
-
-    def leaf(self, k: int) -> Any:
-        """Return the scalar of leaf ``k``."""
-        x = self.at(k)
-        return x if isinstance(x, float) else type(self)(x) if self.by_leaf else self
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise Looked("a scalar of a step may live on a device, and nobody may look at it: use xp.where, not if")
@@ -137,9 +133,6 @@ class Power(Value):
         self.exponent = exponent
         super().__init__(Zeros(exponent).exp(exponent))
 
-    def leaf(self, k: int) -> Any:
-        return Power(self.exponent[k]) if self.by_leaf else self
-
     def __rsub__(self, other: Any) -> Value:
         if isinstance(other, int | float) and other == 1:
             return Value(-Zeros(self.exponent).expm1(self.exponent))
@@ -154,9 +147,6 @@ class Square(Value):
     def __init__(self, root: Any) -> None:
         self.root = root
         super().__init__(root * root)
-
-    def leaf(self, k: int) -> Any:
-        return Square(self.root[k]) if self.by_leaf else self
 
 
 class Count(Value):
@@ -318,13 +308,8 @@ functions = _Functions()
 
 def probed(hook: Callable[..., Mapping[str, Any]], h: Mapping[str, Any]) -> dict[str, frozenset[str]]:
     """Try a hook of scalars with probes in the place of ``h``: on whom each of its results depends."""
-    found = hook(_Namespace(h), functions)
+    found = hook(SimpleNamespace(**h), functions)
     return {n: x.names if isinstance(x, Probe) else frozenset() for n, x in found.items()}
-
-
-class _Namespace:
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        vars(self).update(values)
 
 
 def probes(names: Iterable[str]) -> dict[str, Probe]:

@@ -105,9 +105,11 @@ class Values:
         """Add scalars to each set of the last piece."""
         for h, new in zip(self.sets, more, strict=True):
             h |= new
+        found = more[0]
         if len(more) > 1:
-            self.pieces[-1] |= {n: merged([h[n] for h in more], self._which) for n in more[0]}
-        self.by_leaf = self.by_leaf or any(map(differs, self.pieces[-1].values()))
+            found = {n: merged([h[n] for h in more], self._which) for n in more[0]}
+            self.pieces[-1] |= found
+        self.by_leaf = self.by_leaf or any(map(differs, found.values()))
 
     def share(self, scalars: dict[str, Any]) -> None:
         """Add scalars that all sets of the last piece have."""

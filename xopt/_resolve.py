@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
@@ -65,10 +65,10 @@ class Resolver:
         device = _arrays.device(layout.leaves[0]) if layout.leaves else None
         return getattr(layout.xp, _arrays.widest_real(layout.xp, device, real))
 
-    def scalars(self, given: Mapping[str, Any]) -> H:
+    def scalars(self, given: H) -> H:
         """Return numbers as they are, and arrays as scalars that nobody may look at."""
         if self._host:
-            return {**given}
+            return given
         return {n: self._value(x) if hasattr(x, "dtype") else x for n, x in given.items()}
 
     def _value(self, x: Any) -> Value:
@@ -91,36 +91,27 @@ class Resolver:
         ``clocks`` has the step for links by name, under "" for those without a clock of their own; ``given`` the
         hyperparameters, chain by chain.
         """
+        carry = dict(carry)
         with nullcontext() if self._host else _arrays.no_grad(self._layout.library):
-            return self._run(clocks, given, places, works, dict(carry))
-
-    def _run(
-        self,
-        clocks: dict[str, Any],
-        given: list[list[H]],
-        places: list[Place],
-        works: list[Work],
-        carry: dict[str, Any],
-    ) -> tuple[list[Values], dict[str, Any]]:
-        values = [Values([]) for _ in works]
-        go: Any = None  # 1 or 0, if a link may hold the step back
-        for piece, (c, at), members in places:
-            step = clocks[piece.place if piece.place in clocks else ""]
-            before = {piece.slot(n): carry[piece.slot(n)] for n in piece.carry} if piece.carry else {}
-            if not members:
-                own_go = self._alone(piece, {**piece.statics, **self.scalars(given[c][at]), "t": step}, carry)
-            for w, i in members:
-                self.open(piece, i, step, given, works[w], values[w], carry)
-            if members and piece.reduce:
-                self._sum(piece, members, works, values)
-            if members and piece.host:
-                self._after(piece, members, works, values, carry)
-            if go is not None:
-                carry |= {n: self._held(go, carry[n], x) for n, x in before.items()}
-            if piece.gates:
-                own_go = values[members[0][0]].pieces[-1]["go"] if members else own_go
-                go = own_go if go is None else go * own_go
-        return values, carry
+            values = [Values([]) for _ in works]
+            go: Any = None  # 1 or 0, if a link may hold the step back
+            for piece, (c, at), members in places:
+                step = clocks[piece.place if piece.place in clocks else ""]
+                before = {piece.slot(n): carry[piece.slot(n)] for n in piece.carry} if piece.carry else {}
+                if not members:
+                    own_go = self._alone(piece, {**piece.statics, **self.scalars(given[c][at]), "t": step}, carry)
+                for w, i in members:
+                    self.open(piece, i, step, given, works[w], values[w], carry)
+                if members and piece.reduce:
+                    self._sum(piece, members, works, values)
+                if members and piece.host:
+                    self._after(piece, members, works, values, carry)
+                if go is not None:
+                    carry |= {n: self._held(go, carry[n], x) for n, x in before.items()}
+                if piece.gates:
+                    own_go = values[members[0][0]].pieces[-1]["go"] if members else own_go
+                    go = own_go if go is None else go * own_go
+            return values, carry
 
     def open(
         self, piece: Piece, i: int, step: Any, given: list[list[H]], work: Work, own: Values, carry: dict[str, Any]
