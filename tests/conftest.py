@@ -202,6 +202,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Of the tests of the catalogue, libraries are given those that may differ between libraries: see `_spared`.
     """
+    if moving := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"{moving[0]}: the name holds an address, so that workers cannot agree on it; pass ids")
     chosen = config.getoption("--library", default=None)
     keep, drop = [], []
     for item in items:

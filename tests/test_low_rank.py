@@ -94,7 +94,7 @@ def reference_run(rule: xopt.Rule, reference: Any, gs: list[A]) -> A:
 
 
 @pytest.mark.parametrize("scale", SCALES, ids=lambda x: f"{x:.0e}")
-@pytest.mark.parametrize(("rule", "reference", "bound"), RULES, ids=lambda x: x if isinstance(x, str) else repr(x))
+@pytest.mark.parametrize(("rule", "reference", "bound"), RULES, ids=lambda x: getattr(x, "__name__", None) or repr(x))
 def test_a_sample_again_and_again(lib: Lib, rule: xopt.Rule, reference: Any, bound: float, scale: float) -> None:
     if lib.name == "dask":
         pytest.skip("dask has no eigenvalues, and dozens of leaves are dozens of graphs")
