@@ -169,6 +169,14 @@ def widest_real(xp: Any, dev: Any, default: str) -> str:
     return "float64" if "float64" in known else default
 
 
+def as_real(x: Any) -> Any:
+    """Return whole numbers in an array as real ones, in the widest dtype that their device has; all else as it is."""
+    if isinstance(x, int | float) or "int" not in str(x.dtype):
+        return x
+    xp = namespace(x)
+    return xp.astype(x, getattr(xp, widest_real(xp, device(x), "float32")))
+
+
 def cast(xp: Any, x: Array, dtype: Any) -> Array:
     """Cast without a copy where nothing changes."""
     if x.dtype == dtype:

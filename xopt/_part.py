@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, dataclass_transform
 
 from xopt._blocks import CODES
-from xopt._fields import MISSING, Field, check, declared, hyper, number, signature, static
+from xopt._fields import MISSING, Field, check, declared, hyper, number, signature, static, value_at
 from xopt._layout import Layout
 from xopt._pieces import Piece
 
@@ -280,7 +280,7 @@ class Part:
             where = f"{type(self).__name__}.{n}"
             if callable(value):
                 when = f" at step {t}" if isinstance(t, int) else ""  # an array may not be read
-                value, why = value(t), f"the schedule returned this{when}"
+                value, why = value_at(value, t), f"the schedule returned this{when}"
             found[n] = number(where, f, value, why, library, read)
         return found
 

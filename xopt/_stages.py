@@ -233,8 +233,6 @@ class Stages:
 
     def resolve(self, t: Any, chains: list[tuple[Piece, ...]] | None = None) -> list[list[dict[str, Any]]]:
         """Return the hyperparameters of step ``t``, checked, piece by piece of every chain."""
-        if not isinstance(t, int):
-            t = _arrays.cast(self.layout.xp, t, self.scalars.wide)
         library, host = self.layout.library, self.runner.host
         return [
             [piece.constants or piece.resolve(t, library, host) for piece in chain]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from xopt._fields import Field, check, number
@@ -12,6 +12,7 @@ from xopt._layout import Layout
 from xopt._names import locate, named, qualified_names, replaced
 from xopt._select import Predicate, check_predicate, check_unmatched, chosen, shown
 from xopt.rule import Chain, Link, Method, Part, Rule, check_method, routed
+from xopt.schedules._schedule import combined
 
 __all__ = ["Freeze", "Groups", "layerwise_decay", "scaled"]
 
@@ -44,23 +45,10 @@ class Scaled(NamedTuple):
 
     def of(self, value: Any) -> Any:
         """Return the value that is meant, of what the rule itself has."""
-        return _Product(value, self.factor) if callable(value) else self.factor * value
+        return combined("*", self.factor, value) if callable(value) else self.factor * value
 
     def __repr__(self) -> str:
         return f"scaled({self.factor!r})"
-
-
-class _Product(NamedTuple):
-    """A schedule times a number."""
-
-    schedule: Callable[[Any], Any]
-    factor: float
-
-    def __call__(self, t: Any) -> Any:
-        return self.factor * self.schedule(t)
-
-    def __repr__(self) -> str:
-        return f"{self.factor!r} * {self.schedule!r}"
 
 
 def scaled(factor: float) -> Scaled:

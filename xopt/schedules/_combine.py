@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xopt.schedules._maths import Number, turns
-from xopt.schedules._schedule import Follows, schedule
+from xopt.schedules._maths import Number, at_least_0, periods, reached, since
+from xopt.schedules._schedule import Follows, followed, schedule
 
 
 @schedule
@@ -33,9 +33,10 @@ def join(done: Number, xp: Any, schedules: Sequence[Follows], boundaries: Sequen
     >>> [lr(t) for t in range(1, 7)]
     [0.0, 0.5, 1.0, 1.0, 0.1, 0.1]
     """
-    value = schedules[0](done + 1)
+    value = followed(schedules[0], done)
     for begin, follows in zip(boundaries, schedules[1:], strict=True):
-        value = xp.where(done >= begin, follows(xp.maximum(done - begin, 0) + 1), value)
+        own = followed(follows, at_least_0(since(done, begin), xp))
+        value = xp.where(reached(done, begin), own, value)
     return value
 
 
@@ -52,7 +53,7 @@ def scale(done: Number, xp: Any, schedule: Follows, factor: float) -> Number:
     >>> lr(1), lr(2)
     (0.5, 0.25)
     """
-    return factor * xp.lift(schedule(done + 1))
+    return factor * xp.lift(followed(schedule, done))
 
 
 @schedule
@@ -66,7 +67,7 @@ def delay(done: Number, xp: Any, schedule: Follows, *, steps: float) -> Number:
     >>> [lr(t) for t in range(1, 6)]
     [1.0, 1.0, 1.0, 0.5, 0.25]
     """
-    return schedule(xp.maximum(done - steps, 0) + 1)
+    return followed(schedule, at_least_0(since(done, steps), xp))
 
 
 @schedule
@@ -82,7 +83,7 @@ def staircase(done: Number, xp: Any, schedule: Follows, *, every: float) -> Numb
     >>> [lr(t) for t in range(1, 7)]
     [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
     """
-    return schedule(done - turns(done, xp, every)[1] + 1)
+    return followed(schedule, periods(done, xp, every).begin)
 
 
 @schedule
@@ -98,6 +99,6 @@ def clip(done: Number, xp: Any, schedule: Follows, *, low: float | None = None, 
     """
     if low is not None and high is not None and low > high:
         raise ValueError(f"schedules.clip: low is {low!r}, but it must not be more than high, {high!r}")
-    value: Number = schedule(done + 1)
+    value: Number = followed(schedule, done)
     value = value if low is None else xp.maximum(value, low)
     return value if high is None else xp.minimum(value, high)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xopt.schedules._maths import Number, cosine_fall, fractions, path, power, whole
+from xopt import _arrays
+from xopt.schedules._maths import Number, cosine_fall, fractions, path, periods, power
 from xopt.schedules._schedule import schedule
 
 
@@ -33,7 +34,7 @@ def step(done: Number, xp: Any, value: float, *, every: float, factor: float) ->
     >>> [lr(t) for t in (1, 10, 11, 21)]
     [1.0, 1.0, 0.5, 0.25]
     """
-    return value * power(xp, factor, whole(done, xp, every))
+    return value * power(xp, factor, periods(done, xp, every).number)
 
 
 @schedule
@@ -61,7 +62,7 @@ def exponential(done: Number, xp: Any, value: float, *, rate: float, every: floa
     >>> [lr(t) for t in (1, 6, 11)]
     [1.0, 0.5, 0.25]
     """
-    return value * power(xp, rate, done / every)
+    return value * power(xp, rate, _arrays.as_real(done) / every)
 
 
 @schedule
@@ -75,7 +76,7 @@ def inverse_time(done: Number, xp: Any, value: float, *, rate: float, every: flo
     >>> [lr(t) for t in (1, 2, 4)]
     [1.0, 0.5, 0.25]
     """
-    return value / (1 + rate * done / every)
+    return value / (1 + rate * _arrays.as_real(done) / every)
 
 
 @schedule
@@ -97,12 +98,18 @@ def polynomial(
     >>> [lr(t) for t in (1, 2, 5, 6, 7, 9)]
     [1.0, 0.75, 0.0, 0.375, 0.25, 0.0]
     """
-    total = steps * xp.maximum(-whole(-done, xp, steps), 1) if cycle else steps
-    rest, gone = fractions(done, xp, total)
+    rest, gone = _cycle(done, xp, steps) if cycle else fractions(done, xp, steps)
     if power == 1:
         return start * rest + end * gone
     share = rest**power
     return start * share + end * (1 - share)
+
+
+def _cycle(done: Number, xp: Any, steps: float) -> tuple[Number, Number]:
+    """Return the fractions that are left and gone of as many periods as have begun, the first at 0."""
+    present, done = periods(done, xp, steps).gone, _arrays.as_real(done)
+    left = xp.where(present > 0, steps - present, xp.where(done > 0, 0.0, steps))
+    return left / (done + left), done / (done + left)
 
 
 @schedule

@@ -6,7 +6,20 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from xopt.schedules._maths import Number, cosine_fall, fractions, half_cosine, path, power, ramp, swing, turns
+from xopt import _arrays
+from xopt.schedules._maths import (
+    Number,
+    cosine_fall,
+    fractions,
+    half_cosine,
+    path,
+    periods,
+    power,
+    ramp,
+    reached,
+    since,
+    swing,
+)
 from xopt.schedules._schedule import schedule
 
 
@@ -93,8 +106,8 @@ def warmup_cosine(
     """
     if warmup >= steps:
         raise ValueError(f"schedules.warmup_cosine: warmup is {warmup!r}, but it must be less than steps, {steps!r}")
-    falling = cosine_fall(done - warmup, xp, peak, steps - warmup, end, power)
-    return xp.where(done < warmup, ramp(done, xp, start, peak, warmup), falling)
+    falling = cosine_fall(since(done, warmup), xp, peak, steps - warmup, end, power)
+    return xp.where(reached(done, warmup), falling, ramp(done, xp, start, peak, warmup))
 
 
 @schedule
@@ -133,8 +146,8 @@ def wsd(
         raise ValueError(
             f"schedules.wsd: warmup {warmup!r} and cooldown {cooldown!r} are more steps together than steps, {steps!r}"
         )
-    falling = path(done - (steps - cooldown), xp, [peak, end], [cooldown], shape)
-    return xp.where(done < warmup, ramp(done, xp, start, peak, warmup), falling)
+    falling = path(since(done, steps - cooldown), xp, [peak, end], [cooldown], shape)
+    return xp.where(reached(done, warmup), falling, ramp(done, xp, start, peak, warmup))
 
 
 @schedule
@@ -206,8 +219,8 @@ def inverse_sqrt(
     tau = warmup if timescale is None else timescale
     if tau == 0:
         raise ValueError("schedules.inverse_sqrt: timescale must be given where warmup is 0")
-    falling = peak / xp.sqrt(1 + xp.maximum(done - warmup, 0) / tau)
-    return xp.where(done < warmup, ramp(done, xp, start, peak, warmup), falling)
+    falling = peak / xp.sqrt(1 + xp.maximum(_arrays.as_real(since(done, warmup)), 0) / tau)
+    return xp.where(reached(done, warmup), falling, ramp(done, xp, start, peak, warmup))
 
 
 @schedule
@@ -225,7 +238,7 @@ def noam(done: Number, xp: Any, d_model: float, *, warmup: float, factor: float 
     """
     if warmup == 0:
         raise ValueError("schedules.noam: warmup is 0, but it must be a positive number of steps")
-    t = done + 1
+    t = _arrays.as_real(done) + 1
     return factor / math.sqrt(d_model) * xp.minimum(1 / xp.sqrt(t), t / warmup**1.5)
 
 
@@ -246,13 +259,15 @@ def cosine_restarts(
     [1.0, 0.5, 0.5, 0.25, 0.25, 0.125]
     """
     if growth == 1:
-        (n, since), length = turns(done, xp, steps), steps
+        n, _, late = periods(done, xp, steps)
+        length: Number = steps
     else:
-        n = xp.floor(xp.log(1 + done * (growth - 1) / steps) / math.log(growth))
-        n = n + xp.where(done >= _restart(xp, n + 1, steps, growth), 1.0, 0.0)  # logarithms are rounded
-        n = n - xp.where(done < _restart(xp, n, steps, growth), 1.0, 0.0)
-        since, length = done - _restart(xp, n, steps, growth), steps * growth**n
-    rest, gone = fractions(since, xp, length)
+        s = _arrays.as_real(done)
+        n = xp.floor(xp.log(1 + s * (growth - 1) / steps) / math.log(growth))
+        n = n + xp.where(s >= _restart(xp, n + 1, steps, growth), 1.0, 0.0)  # logarithms are rounded
+        n = n - xp.where(s < _restart(xp, n, steps, growth), 1.0, 0.0)
+        late, length = s - _restart(xp, n, steps, growth), steps * growth**n
+    rest, gone = fractions(late, xp, length)
     return swing(xp, start, end, half_cosine(xp, gone), half_cosine(xp, rest), power(xp, factor, n))
 
 
@@ -296,9 +311,10 @@ def cyclic(
     [0.0, 0.5, 1.0, 0.5, 0.0, 0.25, 0.5, 0.25]
     """
     down = up if down is None else down
-    n, s = turns(done, xp, up + down)
-    high = xp.where(s < up, s / up, (up + down - s) / down)
-    low = xp.where(s < up, (up - s) / up, (s - up) / down)
+    n, _, s = periods(done, xp, up + down)
+    high = xp.where(s < up, s / up, xp.minimum((up + down - s) / down, 1.0))
+    low = xp.where(s < up, (up - s) / up, xp.minimum((s - up) / down, 1.0))
     if shape == "cosine":
         high, low = half_cosine(xp, high), half_cosine(xp, low)
-    return swing(xp, peak, start, low, high, power(xp, factor, n) * power(xp, rate, done))
+    amplitude = power(xp, factor, n) * power(xp, rate, _arrays.as_real(done))
+    return swing(xp, peak, start, low, high, amplitude)

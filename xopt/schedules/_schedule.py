@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, get_args
 
 import numpy as np
 
-from xopt import _arrays, _scalars
+from xopt import _arrays, _fields, _scalars
 from xopt.schedules._maths import Number
 
 P = ParamSpec("P")
@@ -45,6 +45,8 @@ class Schedule:
 
     __slots__ = ("__weakref__", "args", "function", "kwargs", "name")  # jax.jit takes weak references
     __array_ufunc__ = None  # a NumPy number times a schedule is a schedule
+    counts = True
+    """It takes an array of a whole number as that."""
 
     def __init__(
         self, name: str, function: Callable[..., Number], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -55,11 +57,11 @@ class Schedule:
         """Return the value at step ``t`` ≥ 1: a Python float, or a 0-d array when ``t`` is one."""
         done = t - 1
         done = done.item() if isinstance(done, np.generic) else done
-        if not isinstance(done, int | float) and "int" in str(done.dtype):
-            xp = _arrays.namespace(done)
-            done = xp.astype(done, getattr(xp, _arrays.widest_real(xp, _arrays.device(done), "float32")))
-        xp = _scalars.space(done)
-        return xp.lift(self.function(done, xp, *self.args, **self.kwargs))
+        xp = _scalars.space(_arrays.as_real(done))
+        if xp is _scalars.floats:
+            return xp.lift(self.function(done, xp, *self.args, **self.kwargs))
+        given = {n: _as_float(x) for n, x in self.kwargs.items()}
+        return xp.lift(self.function(done, xp, *map(_as_float, self.args), **given))
 
     def plot(self, steps: int, ax: Any = None, **style: Any) -> Any:
         """Draw the values of the first ``steps`` steps with matplotlib.
@@ -97,37 +99,37 @@ class Schedule:
         return ax
 
     def __add__(self, other: Any) -> Schedule:
-        return _combined("+", self, other)
+        return combined("+", self, other)
 
     def __radd__(self, other: Any) -> Schedule:
-        return _combined("+", other, self)
+        return combined("+", other, self)
 
     def __sub__(self, other: Any) -> Schedule:
-        return _combined("-", self, other)
+        return combined("-", self, other)
 
     def __rsub__(self, other: Any) -> Schedule:
-        return _combined("-", other, self)
+        return combined("-", other, self)
 
     def __mul__(self, other: Any) -> Schedule:
-        return _combined("*", self, other)
+        return combined("*", self, other)
 
     def __rmul__(self, other: Any) -> Schedule:
-        return _combined("*", other, self)
+        return combined("*", other, self)
 
     def __truediv__(self, other: Any) -> Schedule:
-        return _combined("/", self, other)
+        return combined("/", self, other)
 
     def __rtruediv__(self, other: Any) -> Schedule:
-        return _combined("/", other, self)
+        return combined("/", other, self)
 
     def __pow__(self, other: Any) -> Schedule:
-        return _combined("**", self, other)
+        return combined("**", self, other)
 
     def __rpow__(self, other: Any) -> Schedule:
-        return _combined("**", other, self)
+        return combined("**", other, self)
 
     def __neg__(self) -> Schedule:
-        return _combined("neg", self)
+        return combined("neg", self)
 
     def __repr__(self) -> str:
         if self.name == "neg":
@@ -152,13 +154,21 @@ class Schedule:
         return hash(self._key())
 
 
+def _as_float(x: Any) -> Any:
+    """Return whole numbers as floats: an array of float32 meets none that an int32 cannot hold."""
+    if isinstance(x, tuple):
+        return tuple(map(_as_float, x))
+    return float(x) if isinstance(x, int) and not isinstance(x, bool) else x
+
+
 def _operand(x: Any, rank: int) -> str:
     text = repr(x)
     own = _RANK.get(x.name, 9) if isinstance(x, Schedule) else 3 if text.startswith("-") else 9
     return f"({text})" if own < rank else text
 
 
-def _combined(sign: str, *operands: Any) -> Schedule:
+def combined(sign: str, *operands: Any) -> Schedule:
+    """Return the schedule of schedules, functions of the step and numbers that an operator makes."""
     found = []
     for x in operands:
         if not callable(x) and (isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating)):
@@ -167,8 +177,13 @@ def _combined(sign: str, *operands: Any) -> Schedule:
     return Schedule(sign, functools.partial(_arithmetic, sign), tuple(found), {})
 
 
+def followed(schedule: Follows, done: Number) -> Number:
+    """Return the value of a schedule, or of a function of the step, after so many updates."""
+    return _fields.value_at(schedule, done + 1)
+
+
 def _arithmetic(sign: str, done: Number, xp: Any, *operands: Any) -> Number:
-    values = [xp.lift(x(done + 1) if callable(x) else x) for x in operands]
+    values = [xp.lift(followed(x, done) if callable(x) else x) for x in operands]
     if sign == "neg":
         return -values[0]
     if xp is _scalars.floats:  # 1 / 0 is inf, as it is for arrays
@@ -178,7 +193,7 @@ def _arithmetic(sign: str, done: Number, xp: Any, *operands: Any) -> Number:
 
 
 def _rebuild(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return _combined(name, *args) if name in _RANK else _made[name](*args, **kwargs)
+    return combined(name, *args) if name in _RANK else _made[name](*args, **kwargs)
 
 
 def schedule(function: Callable[Concatenate[Number, Any, P], Number]) -> Callable[P, Schedule]:
