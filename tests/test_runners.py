@@ -108,6 +108,7 @@ STORED = [
     xopt.Precision(AVERAGED, rounding="kahan"),
     xopt.Precision(xopt.Adam(0.1), rounding="stochastic", seed=2**20 + 5),
     xopt.Precision(xopt.chain(xopt.Adam(0.1), xopt.Ball(30.0)), master_weights=True),
+    xopt.Precision(xopt.chain(xopt.SGD(0.1, momentum=0.5), xopt.L1(0.01), xopt.L2(0.02)), master_weights=True),
     xopt.Precision(xopt.Accumulate(xopt.Adam(0.1), every=2), rounding="kahan", state_dtype="float32"),
 ]
 CHAINS = [CHAIN, GATED, SCALED, LINKED]

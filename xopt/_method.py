@@ -15,6 +15,7 @@ from xopt._pieces import Chains, Piece
 from xopt._readout import evaluated
 from xopt._scalars import after
 from xopt._stages import Stages
+from xopt._steady import weighted
 
 RunnerName: TypeAlias = Literal["eager", "tiled", "numba", "cuda"]
 
@@ -52,7 +53,8 @@ class Method(ABC):
         return named(self._parts())
 
     def _pieces(self) -> tuple[Piece, ...]:
-        return tuple(part._piece(f"{i}.{part._place()}", (i,)) for i, part in enumerate(self._parts()))
+        parts = self._parts()
+        return weighted(parts, [part._piece(f"{i}.{part._place()}", (i,)) for i, part in enumerate(parts)])
 
     def _chains(self, layout: Layout) -> Chains:
         """Return the links that each leaf goes through."""
@@ -70,7 +72,8 @@ class Method(ABC):
             key = tuple((link.label, link.role) for link in links)  # not the values: they may be set to others
             if key not in numbers:
                 numbers[key] = len(chains)
-                chains.append(tuple(link.part._piece(link.label, link.order) for link in links))
+                pieces = [link.part._piece(link.label, link.order) for link in links]
+                chains.append(weighted([link.part for link in links], pieces))
             of.append(numbers[key])
         return Chains(chains, of)
 

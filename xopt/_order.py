@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xopt._part import Part
+from xopt._steady import check_weights
 
 
 def check_order(links: list[Part], at: int) -> None:
@@ -27,6 +28,7 @@ def check_order(links: list[Part], at: int) -> None:
             )
         landed = landed or (name if "after" in places else "")
         link._check_before(rule)
+    check_weights(links)
 
 
 def all_in(part: Part) -> list[Part]:

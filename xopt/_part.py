@@ -46,6 +46,7 @@ _RESERVED = {
     "state",
     "runner",
     "scope",
+    "steady",
     "carry",
     "after",
     "whole",
@@ -97,6 +98,11 @@ class Part:
     moments: ClassVar[Moments] = {}
     """Slots that begin with 0 and may be kept in 8 bits (``state_dtype="int8"``): averages of numbers of both signs, or
     averages of squares. A subclass with another ``update`` says so anew."""
+    steady: ClassVar[Callable[..., Any] | None] = None
+    """``steady(h)``: what a gradient that stays the same is multiplied by once all averages have settled; of a rule,
+    the step divided by -lr times it. None: there is no such number, and ``L1`` and ``L2`` may not stand behind."""
+    _penalty: ClassVar[str] = ""
+    """Of a penalty: the hyperparameter that is multiplied by ``steady`` of all links in front."""
     inputs: ClassVar[tuple[str, ...]] = ()
     """What the caller of a step must give beside the gradients, to be found in ``h``: ``("value",)`` is the loss."""
 
@@ -125,6 +131,7 @@ class Part:
         if "update" in vars(cls):
             cls._slots = _slots_of(cls)
             cls.moments = vars(cls).get("moments", {})  # of another formula, those of the base may be anything
+            cls.steady = vars(cls).get("steady")
         if "moments" in vars(cls):
             _check_moments(cls)
         cls._asking = _asks(getattr(cls, "update", None)), _asks(cls.reduce)
@@ -283,6 +290,11 @@ class Part:
                 value, why = value_at(value, t), f"the schedule returned this{when}"
             found[n] = number(where, f, value, why, library, read)
         return found
+
+
+def unchanged(h: Any) -> float:
+    """Say as ``steady`` of a link that it leaves a gradient that stays the same as it is, at the end."""
+    return 1.0
 
 
 def routed(parts: Iterable[Part], places: Iterable[str], layout: Layout, k: int) -> list[Link] | None:

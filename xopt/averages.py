@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, H, Hyper, Transform, hyper, static
+from xopt.rule import Array, H, Hyper, Transform, hyper, static, unchanged
 
 __all__ = ["EMA", "SWA", "Lookahead"]
 
@@ -70,6 +70,7 @@ class EMA(Transform):
     gamma: Hyper = hyper(default=1.0, gt=0)
     power: Hyper = hyper(default=2 / 3, gt=0)
     after = True
+    steady = staticmethod(unchanged)
     carry: ClassVar[Mapping[str, float]] = {"weight": 0.0}
 
     def _check(self) -> None:
@@ -137,6 +138,7 @@ class SWA(Transform):
     start: int = static(default=1, ge=1)
     every: int = static(default=1, ge=1)
     after = True
+    steady = staticmethod(unchanged)
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:

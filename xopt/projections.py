@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from xopt._order import all_in
 from xopt._pieces import Piece
-from xopt.rule import Array, H, Hyper, Rule, Transform, abs2, hyper, is_complex, static
+from xopt.rule import Array, H, Hyper, Transform, abs2, hyper, is_complex, static, unchanged
 
 __all__ = ["L1", "L2", "Ball", "Box", "NonNegative", "Project", "Simplex"]
 
@@ -83,40 +82,34 @@ class NonNegative(Transform):
         return xp.maximum(g, 0.0)
 
 
-class _Proximal(Transform):
-    """The proximal step of a penalty, whose weight is as long as the gradient step in front of it."""
-
-    after = True
-
-    def _check_before(self, rule: Any) -> None:
-        for part in (rule, *all_in(rule)):
-            why = part._not_a_gradient_step() if isinstance(part, Rule) else ""
-            if why:
-                raise ValueError(f"chain: {type(self).__name__} is the proximal step of a penalty, but {why}")
-
-
-class L1(_Proximal):
+class L1(Transform):
     r"""Soft threshold: the proximal step of ‖p‖₁, which makes parameters exactly 0.
 
     ::
 
-        p ← sign(p)·max(|p| - τ, 0)       argmin over q of τ·‖q‖₁ + ½·‖q - p‖₂²
+        p ← sign(p)·max(|p| - τ·k, 0)     argmin over q of τ·k·‖q‖₁ + ½·‖q - p‖₂²
 
     Parameters
     ----------
     strength
-        τ ≥ 0. It is not multiplied by a learning rate: for ISTA on f(p) + λ·‖p‖₁, that is τ = lr·λ behind ``SGD(lr)``,
-        with or without momentum of ``form="ema"``; where lr is a schedule, or a `Scale` stands between, τ follows it.
+        τ ≥ 0: lr·λ behind ``SGD(lr)``, with any momentum, for the minimum of f(p) + λ·‖p‖₁. Where lr is a schedule,
+        give τ one too.
 
     Notes
     -----
     No state. Of a complex element the modulus shrinks and the phase stays. NaN stays NaN.
 
+    k is what the links in front make of a gradient that stays the same: 1 for plain ``SGD`` (ISTA), 1/(1-μ) with
+    momentum μ, whose steps become as many times longer, and the factor of a ``Scale``. With k the point where the
+    steps end is the minimum. In front may stand ``SGD``, clips (which must not act at the end), ``Scale``,
+    ``AddDecay``, ``AddNoise``, averages and another ``L1``; of two penalties ``L1`` comes first. Constraints and
+    ``Lookahead`` stand behind: ``Box`` and ``NonNegative`` keep the minimum right, and so does ``Ball``.
+
     Raises
     ------
     ValueError
-        By ``chain``, behind a rule whose steps are not lr times the gradients: with ``SGD(lr, momentum=μ)`` they are
-        lr/(1 - μ) times these, and adaptive rules, whose steps have other lengths, minimize no f(p) + λ·‖p‖₁ at all.
+        By ``chain``, or when the parameters are known, behind any other link: the steps of adaptive rules, and of rules
+        of signs, norms and matrices, are no fixed multiple of the gradient, and no one weight is right.
 
     References
     ----------
@@ -133,6 +126,9 @@ class L1(_Proximal):
     """
 
     strength: Hyper = hyper(ge=0)
+    after = True
+    _penalty = "strength"
+    steady = staticmethod(unchanged)
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:
@@ -142,27 +138,27 @@ class L1(_Proximal):
         return g - xp.minimum(xp.maximum(g, -h.strength), h.strength)
 
 
-class L2(_Proximal):
+class L2(Transform):
     r"""Shrink: the proximal step of ½·‖p‖₂².
 
     ::
 
-        p ← p / (1 + τ)       argmin over q of ½·τ·‖q‖₂² + ½·‖q - p‖₂²
+        p ← p / (1 + τ·k)       argmin over q of ½·τ·k·‖q‖₂² + ½·‖q - p‖₂²
 
     Parameters
     ----------
     strength
-        τ ≥ 0, not multiplied by a learning rate: τ = lr·λ is an implicit step of weight decay λ.
+        τ ≥ 0: lr·λ behind ``SGD(lr)``, with any momentum, is an implicit step of weight decay λ.
 
     Notes
     -----
-    No state. p - p·τ/(1 + τ), so that a small τ is not lost in float32. For decoupled decay behind an adaptive rule,
-    rules have ``weight_decay=`` and ``decay="lr"``.
+    No state. p - p·τk/(1 + τk), so that a small τ is not lost in float32. k, and what may stand in front, is as for
+    :class:`L1`. For decoupled decay behind an adaptive rule, rules have ``weight_decay=`` and ``decay="lr"``.
 
     Raises
     ------
     ValueError
-        By ``chain``, where `L1` would be refused too.
+        As for :class:`L1`.
 
     References
     ----------
@@ -178,6 +174,8 @@ class L2(_Proximal):
     """
 
     strength: Hyper = hyper(ge=0)
+    after = True
+    _penalty = "strength"
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:
@@ -200,10 +198,10 @@ class Ball(Transform):
 
     Notes
     -----
-    No state. The norm is summed in float64 and rounded once; that of the result is at most ``radius`` up to the
-    rounding of its elements. Arrays whose gradient is None have no part in it. Behind a rule that scales each element
-    by itself the point that is reached is in the ball, but is not where the loss is least in it. The same as
-    ``optax.projections.projection_l2_ball``.
+    No state. Behind a rule with a metric of its own, such as ``Adam``, the parameters end in the ball, but not at the
+    minimum there: that needs the nearest point in the metric of the rule. The norm is summed in float64 and rounded
+    once; that of the result is at most ``radius`` up to the rounding of its elements. Arrays whose gradient is None have
+    no part in it. The same as ``optax.projections.projection_l2_ball``.
 
     Examples
     --------
@@ -250,8 +248,9 @@ class Simplex(Transform):
 
     Notes
     -----
-    No state. Real parameters only. An element is never negative; the sum is right up to rounding. θ is found by
-    sorting, so the chain is computed with whole arrays, by the eager runner, and not on dask. The same as
+    No state. Real parameters only. Behind a rule with a metric of its own the parameters end in the simplex, but not at
+    the minimum there, as with :class:`Ball`. An element is never negative; the sum is right up to rounding. θ is found
+    by sorting, so the chain is computed with whole arrays, by the eager runner, and not on dask. The same as
     ``optax.projections.projection_simplex`` of one array.
 
     References
@@ -304,7 +303,8 @@ class Project(Transform):
 
     Notes
     -----
-    No state. The chain is computed with whole arrays, by the eager runner. With optax:
+    No state. The chain is computed with whole arrays, by the eager runner. A projection ends at a minimum of the set
+    behind ``SGD``, behind other rules only if the set is one of elements, as for ``Box``. With optax:
     ``Project(optax.projections.projection_l1_ball)``.
 
     Raises

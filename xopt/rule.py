@@ -28,6 +28,7 @@ from xopt._part import Link as Link
 from xopt._part import Moments as Moments
 from xopt._part import Part as Part
 from xopt._part import routed as routed
+from xopt._part import unchanged as unchanged
 from xopt.presets import PRESETS, REQUIRED, Like, preset
 
 
@@ -67,10 +68,6 @@ class Rule(Part, Method):
     decay_by: ClassVar[str | None] = "lr"
     """What ``decay="lr"`` multiplies the decay with: a hyperparameter, or what ``host`` returns under this name. None:
     ``update`` sees to decoupled decay itself, with ``shrunk``."""
-
-    def _not_a_gradient_step(self) -> str:
-        """Say why the steps do not add up to lr times the gradients, and what to do; nothing, if they do."""
-        return f"the steps of {type(self).__name__} are not lr times the gradient, so that no weight is right; use SGD"
 
     def _defaults(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         like = given.get("like")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from xopt._pieces import Piece
-from xopt.rule import Array, H, Hyper, Transform, abs2, hyper, is_complex, static
+from xopt.rule import Array, H, Hyper, Transform, abs2, hyper, is_complex, static, unchanged
 
 __all__ = ["AddDecay", "Cautious", "Normalize", "ReduceOnPlateau", "Scale", "TrustRatio"]
 
@@ -34,6 +34,10 @@ class Scale(Transform):
     """
 
     factor: Hyper = hyper()
+
+    @staticmethod
+    def steady(h: H) -> Any:
+        return abs(h.factor)
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:
@@ -79,6 +83,7 @@ class AddDecay(Transform):
 
     weight_decay: Hyper = hyper(ge=0)
     decay: Literal["l2", "independent"] = "l2"
+    steady = staticmethod(unchanged)
 
     def _stands(self) -> tuple[str, ...]:
         return ("front",) if self.decay == "l2" else ("behind",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xopt.rule import Array, H, Hyper, Transform, abs2, hyper, is_complex
+from xopt.rule import Array, H, Hyper, Transform, abs2, hyper, is_complex, unchanged
 
 
 class ClipByValue(Transform):
@@ -30,6 +30,7 @@ class ClipByValue(Transform):
     """
 
     limit: Hyper = hyper(gt=0)
+    steady = staticmethod(unchanged)
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:
@@ -72,6 +73,7 @@ class ClipByNorm(Transform):
 
     max_norm: Hyper = hyper(gt=0)
     scope = "leaf"
+    steady = staticmethod(unchanged)
     host = staticmethod(_clip)
 
     @staticmethod

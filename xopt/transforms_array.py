@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from xopt import random
 from xopt._whole import at_least, mean, norm
-from xopt.rule import Array, H, Hyper, Transform, hyper, static
+from xopt.rule import Array, H, Hyper, Transform, hyper, static, unchanged
 
 
 def _unit_axes(units: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -153,6 +153,7 @@ class AddNoise(Transform):
     gamma: Hyper = hyper(default=0.55, ge=0)
     seed: int = static(default=0, ge=0, le=2**32 - 1)
     whole = True
+    steady = staticmethod(unchanged)
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:

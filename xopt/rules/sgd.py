@@ -75,14 +75,6 @@ class SGD(Rule):
     form: Literal["lr_outside", "lr_inside", "ema"] = "lr_outside"
     moments: ClassVar[Moments] = {"m": "signed"}
 
-    def _not_a_gradient_step(self) -> str:
-        if self.momentum is None or self.form == "ema":
-            return ""
-        return (
-            "the steps of SGD with momentum add up to lr/(1 - momentum) times the gradients, and the weight has to "
-            'follow that: give form="ema", with which they are lr times these, and lr and weight as large as you want'
-        )
-
     def _check(self) -> None:
         super()._check()
         extras = [n for n in ("dampening", "nesterov", "form") if self._given.get(n)]
@@ -94,6 +86,13 @@ class SGD(Rule):
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:
         return {"gain": 1.0 if h.dampening is None else xp.where(h.t > 1, 1 - h.dampening, 1.0)}
+
+    @staticmethod
+    def steady(h: H) -> Any:
+        if h.momentum is None or h.form == "ema":
+            return 1.0
+        m = (1.0 if h.dampening is None else 1 - h.dampening) / (1 - h.momentum)
+        return h.momentum * m + 1 if h.nesterov else m
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0) -> tuple[Array, ...]:
