@@ -9,7 +9,7 @@ import numpy as np
 from xopt import _arrays
 
 STEP_LIMIT = 2**63 - 1
-_NAMES = "sqrt exp expm1 log log1p sin cos tanh abs floor ceil maximum minimum where sign isfinite isnan"
+_NAMES = "sqrt exp expm1 log log1p sin cos tanh abs floor ceil maximum minimum hypot where sign isfinite isnan"
 FUNCTIONS = frozenset(_NAMES.split())
 """Every function of scalars that a ``host`` or a schedule may call."""
 

@@ -198,10 +198,10 @@ class Ball(Transform):
 
     Notes
     -----
-    No state. Behind a rule with a metric of its own, such as ``Adam``, the parameters end in the ball, but not at the
-    minimum there: that needs the nearest point in the metric of the rule. The norm is summed in float64 and rounded
-    once; that of the result is at most ``radius`` up to the rounding of its elements. Arrays whose gradient is None have
-    no part in it. The same as ``optax.projections.projection_l2_ball``.
+    No state. The norm is summed in float64 and rounded once; that of the result is at most ``radius`` up to the
+    rounding of its elements. Arrays whose gradient is None have no part in it. Behind a rule with a metric of its own,
+    such as ``Adam``, the parameters end in the ball, but not at the minimum there: that needs the nearest point in the
+    metric of the rule. The same as ``optax.projections.projection_l2_ball``.
 
     Examples
     --------

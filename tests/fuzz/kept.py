@@ -53,13 +53,17 @@ KEPT = [
     # squares that only float64 can hold, where there is none
     Case(B, "xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(0.1))", (Step("huge"), Step("tiny"))),
     Case(TREE, "xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Prodigy(0.5, d0=0.03))", (Step(("normal", "huge")),)),
-]
-
-OPEN = [
-    # squares that float32 cannot hold, carried by a device without float64, where their 0 means that there was no step
+    # and the same carried from step to step, as roots
     Case(B, "xopt.NovoGrad()", (Step("tiny"), Step())),
     Case(B, "xopt.NovoGrad()", (Step("huge"),)),
     Case(B, "xopt.DoG()", (Step("tiny"), Set({"reps_rel": 0.01}), Step())),
     Case(B, "xopt.LDoG(weight_decay=0.3, decay='lr')", (Step("tiny"), Step())),
+    Case(B, "xopt.DAdaptSGD()", (Step("huge"), Step("huge"), Step())),
+    # a penalty whose weight follows the momentum, of groups and in the middle of a run
+    Case(
+        TREE,
+        "xopt.chain(xopt.Groups(xopt.SGD(0.1, momentum=0.5), ('b', {'momentum': S.warmup(0.9, steps=3)})), "
+        "xopt.L1(0.05))",
+        (*TWO, Step(overrides={"momentum": Array(0.25)}), Set({"momentum": 0.75}), Step()),
+    ),
 ]
-"""Those that are not mended: the test sees them fail on array-api-strict, and fails itself when they do not."""

@@ -69,6 +69,8 @@ LINKS_AT["front"] = FRONT + LINKS_AT["front"]
 LINKS_AT["behind"] = BEHIND + LINKS_AT["behind"]
 
 
+PENALTIES = ("xopt.L1", "xopt.L2")
+"""Links that stand behind SGD alone."""
 REAL = {f"xopt.{link.link.__name__}" for link in LINKS if not link.complex}
 """Links that refuse complex parameters: few of these are drawn for them."""
 
@@ -142,9 +144,9 @@ def first_that_works(*sources: str) -> str:
 
 
 @st.composite
-def rules(draw: Any) -> str:
+def rules(draw: Any, among: Any = ROWS) -> str:
     """Draw a rule of the catalogue with its options, those that all rules have, presets and hyperparameters."""
-    row = draw(st.sampled_from(ROWS))
+    row = draw(st.sampled_from(among))
     name = f"xopt.{row.rule.__name__}"
     plain = {"lr": row.lr, **row.base}
     own = plain | draw(st.sampled_from([{}, *row.options]))
@@ -192,8 +194,11 @@ def links(draw: Any, place: str, tree: Any) -> str:
 def chains(draw: Any, tree: Any, depth: int) -> str:
     """Draw a chain around a rule."""
     at = [st.lists(links(place, tree), max_size=2) for place in ("front", "behind", "after")]
-    parts = [*draw(at[0]), draw(methods(tree, depth - 1, False)), *draw(at[1]), *draw(at[2])]
-    return f"xopt.chain({', '.join(parts)})" if len(parts) > 1 else parts[0]
+    front, behind, after = map(draw, at)
+    penalized = any(name in link for name in PENALTIES for link in after)
+    rule = draw(rules(ROWS[:1]) if penalized else methods(tree, depth - 1, False))
+    found = [[*front, rule, *behind, *after], [rule, *after], [rule]]
+    return first_that_works(*(f"xopt.chain({', '.join(parts)})" if len(parts) > 1 else parts[0] for parts in found))
 
 
 def hyperparams(text: str, tree: Any) -> dict[str, float]:

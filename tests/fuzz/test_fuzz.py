@@ -14,7 +14,7 @@ from fuzz import cases, compare, paths, reduce
 from fuzz.campaign import SHARE, every
 from fuzz.cases import Case, Leaf, Resume, Step
 from fuzz.compare import Difference, Reference
-from fuzz.kept import KEPT, OPEN
+from fuzz.kept import KEPT
 from fuzz.paths import Path
 from fuzz.strategies import compositions
 
@@ -47,13 +47,6 @@ def test_kept(library: str, case: Case) -> None:
         pytest.skip("each takes seconds there: every fourth is tried")
     which = paths.paths(library)
     assert not differences(case, which[:1] if library in ("jax", "numba", "dask") else which)
-
-
-@pytest.mark.needs("strict")
-@pytest.mark.xfail(reason="not mended yet")
-@pytest.mark.parametrize("case", OPEN, ids=[case.rule for case in OPEN])
-def test_open(case: Case) -> None:
-    assert not differences(case, paths.paths("strict"))
 
 
 def test_compositions(library: str) -> None:

@@ -84,7 +84,8 @@ class DAdaptSGD(Rule):
         first = xp.where(h.first > 0, h.first, xp.sqrt(h.gg))
         rate = xp.where(first > 0, h.lr * h.d / xp.where(first > 0, first, 1.0), 0.0)
         weighted = h.weighted + rate * h.sg
-        norm = xp.sqrt(xp.maximum(h.ss + 2 * rate * h.sg + rate**2 * h.gg, 0.0))  # of s, once it has this step
+        added = rate * xp.sqrt(h.gg)
+        norm = xp.sqrt(xp.maximum(h.ss + 2 * rate * h.sg + added**2, 0.0))  # of s, once it has this step
         found = xp.where(norm > 0, 2 * weighted / xp.where(norm > 0, norm, 1.0), 0.0)
         d = xp.maximum(h.d, _grown(h, xp, h.d, found))
         return {"d": d, "weighted": weighted, "first": first, "rate": rate}
@@ -315,8 +316,8 @@ class DoG(Rule):
 
     Notes
     -----
-    State: ``x0`` (the first parameters), 4 bytes a float32 parameter; in ``state.carry`` r (``rbar``) and G
-    (``total``).
+    State: ``x0`` (the first parameters), 4 bytes a float32 parameter; in ``state.carry`` r (``rbar``) and √G
+    (``norm``), which is in range where G is not.
 
     The first step is that with the first gradient that differs from 0. The authors average the parameters to evaluate.
 
@@ -340,7 +341,7 @@ class DoG(Rule):
     reps_rel: Hyper = hyper(default=1e-6, gt=0)
     first: Literal["relative", "distance", "rate"] = "relative"
     eps: Hyper = hyper(default=1e-8, ge=0)
-    carry: ClassVar = {"rbar": 0.0, "total": 0.0}
+    carry: ClassVar = {"rbar": 0.0, "norm": 0.0}
     decay_by = "eta"
 
     @staticmethod
@@ -350,13 +351,13 @@ class DoG(Rule):
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:
         far = {"relative": h.reps_rel * (1 + xp.sqrt(h.start)), "distance": h.reps_rel, "rate": 0.0}[h.first]
-        rbar = xp.where(h.total > 0, xp.maximum(h.rbar, xp.sqrt(h.moved)), far)
-        total = h.total + h.gg
-        root = xp.sqrt(total + h.eps)
+        rbar = xp.where(h.norm > 0, xp.maximum(h.rbar, xp.sqrt(h.moved)), far)
+        norm = xp.hypot(h.norm, xp.sqrt(h.gg))
+        root = xp.hypot(norm, xp.sqrt(h.eps))
         eta = h.lr * rbar / xp.where(root > 0, root, 1.0)
         if h.first == "rate":
-            eta = xp.where(h.total > 0, eta, h.reps_rel)
-        return {"rbar": rbar, "total": total, "eta": eta}
+            eta = xp.where(h.norm > 0, eta, h.reps_rel)
+        return {"rbar": rbar, "norm": norm, "eta": eta}
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, x0: Array = "p") -> tuple[Array, ...]:
@@ -377,8 +378,8 @@ class LDoG(DoG):
 
     Notes
     -----
-    State: ``x0`` (the first parameters), 4 bytes a float32 parameter; in ``state.carry`` r (``rbar``) and G
-    (``total``) of each leaf.
+    State: ``x0`` (the first parameters), 4 bytes a float32 parameter; in ``state.carry`` r (``rbar``) and √G
+    (``norm``) of each leaf.
 
     References
     ----------

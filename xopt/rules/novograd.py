@@ -37,7 +37,8 @@ class NovoGrad(Rule):
 
     Notes
     -----
-    State: ``m``, shaped like the parameter, 4 bytes a float32 parameter; in ``state.carry`` one v for each leaf.
+    State: ``m``, shaped like the parameter, 4 bytes a float32 parameter; in ``state.carry`` √v of each leaf (``norm``),
+    which is in range where v is not.
 
     The first gradient of a leaf is the first that is not all 0.
 
@@ -62,7 +63,7 @@ class NovoGrad(Rule):
     averaged: bool = False
     decay: Literal["momentum", "l2", "lr", "independent"] = static(default="momentum", kw_only=True)  # type: ignore[assignment]
     scope = "leaf"
-    carry: ClassVar = {"v": 0.0}
+    carry: ClassVar = {"norm": 0.0}
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array, m: Array) -> dict[str, Array]:
@@ -70,9 +71,10 @@ class NovoGrad(Rule):
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:
-        v = xp.where(h.v > 0, h.b2 * h.v + (1 - h.b2) * h.gg, h.gg)
-        root = xp.sqrt(v) + h.eps
-        return {"v": v, "root": xp.where(root > 0, root, 1.0)}
+        size = xp.sqrt(h.gg)
+        norm = xp.where(h.norm > 0, xp.hypot(xp.sqrt(h.b2) * h.norm, xp.sqrt(1 - h.b2) * size), size)
+        root = norm + h.eps
+        return {"norm": norm, "root": xp.where(root > 0, root, 1.0)}
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0) -> tuple[Array, ...]:
