@@ -121,6 +121,36 @@ def test_device_and_layout_of_a_torch_gradient() -> None:
     assert bool((p == 1).all())
 
 
+@pytest.mark.needs("torch")
+def test_parts_of_an_array_of_several_processes_have_no_norm() -> None:
+    torch = pytest.importorskip("torch")
+    tensor, group = pytest.importorskip("torch.distributed.tensor"), torch.distributed
+    group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        w = torch.nn.Parameter(tensor.distribute_tensor(torch.ones(4, 3), mesh, [tensor.Shard(0)]))
+        rules = [
+            xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(0.1)),
+            xopt.Guard(xopt.SGD(0.1), "skip"),
+            xopt.LAMB(0.1),
+            xopt.Muon(0.1),
+        ]
+        for make in (xopt.Optimizer, lambda p, rule: rule.init(p)):
+            with pytest.raises(TypeError, match=r'params\["w"\]: a DTensor, .*to_local'):
+                make({"w": w}, xopt.SGD(0.1))
+            for rule, name in zip(rules, ("clipbyglobalnorm", "nonfinite", "lamb", "muon"), strict=True):
+                with pytest.raises(ValueError, match=rf'params\["w"\]: the local part of a DTensor, and .*{name}'):
+                    make({"w": w.to_local()}, rule)
+                make({"w": w.to_local().detach()}, rule)
+        opt = xopt.Optimizer({"w": w.to_local()}, xopt.SGD(0.5))
+        with pytest.raises(TypeError, match=r'grads\["w"\]: a DTensor'):
+            opt.step({"w": w})
+        opt.step({"w": torch.ones(4, 3)})
+        assert (w.to_local() == 0.5).all()
+    finally:
+        group.destroy_process_group()
+
+
 @pytest.mark.parametrize(
     ("params", "exception", "message"),
     [

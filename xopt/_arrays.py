@@ -213,6 +213,16 @@ def detached(name: str, x: Any) -> Any:
     return x.detach() if name == "torch" and hasattr(x, "detach") else x
 
 
+def is_distributed(x: Any) -> bool:
+    """Whether a tensor of torch is a DTensor."""
+    return hasattr(x, "to_local")
+
+
+def is_local_part(x: Any) -> bool:
+    """Whether a tensor of torch is what ``to_local`` of a DTensor made, which nobody can tell once it is detached."""
+    return "ToTorchTensor" in type(x.grad_fn).__name__
+
+
 def copied(xp: Any, name: str, p: Array, dtype: str) -> Array:
     """Copy a parameter into a state array: its shape and device, C order, never part of a graph."""
     kind = dtype_of(xp, dtype)

@@ -18,6 +18,11 @@ _MOVING: list[Any] = [operator.attrgetter("shape"), operator.attrgetter("dtype")
 _stride = operator.methodcaller("stride")
 
 
+_SPREAD = (
+    "a DTensor, whose parts lie with several processes; pass x.to_local().detach(), where no link needs the whole array"
+)
+
+
 class Layout:
     """Paths, shapes, dtypes and devices of parameters: what gradients and state are compared with."""
 
@@ -33,6 +38,8 @@ class Layout:
                 raise TypeError(f"{self.path(k)}: {_what(x)}, but a parameter must be an array")
             if library != libraries[0]:
                 raise TypeError(f"{self.path(k)}: an array of {library}, but {self.path(0)} is one of {libraries[0]}")
+            if library == "torch" and _arrays.is_distributed(x):
+                raise TypeError(f"{self.path(k)}: {_SPREAD}")
             if writable:
                 self._check_writable(k, x)
         self.library = libraries[0] or "numpy" if libraries else "numpy"
@@ -98,6 +105,14 @@ class Layout:
         self.same(name, k, g, self.raw_dtypes[k])
         return g.resolve_conj().resolve_neg() if self.library == "torch" else g
 
+    def refuse_local(self, k: int, name: str) -> None:
+        """Raise where parameter ``k`` is known to be a part of an array of which a link needs the whole."""
+        if self.library == "torch" and _arrays.is_local_part(self.leaves[k]):
+            raise ValueError(
+                f"{self.path(k)}: the local part of a DTensor, and {name} needs a norm or a sum of the whole, which no "
+                f"process has; leave that out, or pass x.to_local().detach() if the part is the whole"
+            )
+
     def refuse_nonfinite(self, gs: list[Any]) -> None:
         """Raise for the first gradient that is not finite, where a jitted step could not."""
         for k, g in enumerate(gs):
@@ -113,6 +128,8 @@ class Layout:
         if library != self.library:
             got = f"an array of {library}" if library else _what(x)
             raise TypeError(f"{path}: {got}, but the parameter is an array of {self.library}")
+        if library == "torch" and _arrays.is_distributed(x):
+            raise TypeError(f"{path}: {_SPREAD}")
         if tuple(x.shape) != shape:
             owner = "the parameter has" if shape == self.shapes[k] else "the rule keeps"
             raise ValueError(f"{path}: shape {tuple(x.shape)}, but {owner} {shape}")

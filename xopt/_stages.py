@@ -69,6 +69,9 @@ class Stages:
                 self.batch_of.append(None)
                 continue
             split = d.complex and any(piece.statics.get("complex") == "split" for piece in self.chains[chain])
+            for piece in self.chains[chain]:
+                if piece.reduce or piece.whole:
+                    layout.refuse_local(k, piece.place)
             size, path = math.prod(layout.shapes[k]), partial(layout.path, k)
             own = fitted_plan(self.chains[chain], d, d.complex and not split, size, path)
             kind = (id(own), d, str(layout.devices[k]))
