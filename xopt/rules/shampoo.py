@@ -53,11 +53,11 @@ class Shampoo(Rule):
 
     Before ε is added, an eigenvalue is at least n·u times the largest, where n is the length of the axis and u the
     distance from 1 to the next number of the dtype (1.2e-7 in float32): what is smaller is rounding error, and any
-    gradient of a low rank has such eigenvalues. PyTorch's distributed Shampoo has the same tolerance for matrices that
-    lack rank (Shi et al. 2023); the ridge of Anil et al. is relative to the largest eigenvalue too, 1e-6 of it. In
-    float32 a step has an error of some √(u/n) for a vector, and less for other arrays. A direction that no gradient had
-    when the roots were computed gets the floor: with ``update_every`` its first steps may be large. S holds squares:
-    gradients above 1e18 overflow in float32.
+    gradient of a low rank has such eigenvalues. It is the tolerance of ``torch.linalg.matrix_rank``, which the code of
+    Shi et al. (2023) offers as ``PseudoInverseConfig(rank_rtol=None)``; the ridge in the code of Anil et al. (2020) is
+    1e-6 of the largest eigenvalue. In float32 a step has an error of some √(u/n) for a vector, and less for other
+    arrays. A direction that no gradient had when the roots were computed gets the floor: with ``update_every`` its
+    first steps may be large. S holds squares: gradients above 1e18 overflow in float32.
 
     References
     ----------
