@@ -42,17 +42,25 @@ def qualified_names(parts: Iterable[Any]) -> dict[str, tuple[Named, str]]:
     return found
 
 
-def replaced(parts: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the links of a chain with other values of some hyperparameters, of the same formula."""
+def replaced(
+    parts: tuple[Any, ...], values: Mapping[str, Any], known: dict[str, tuple[tuple[int, ...], str]]
+) -> tuple[Any, ...]:
+    """Return the links of a chain with other values of some hyperparameters, of the same formula.
+
+    ``known`` is where the names lead, which is the same for all chains that differ in numbers alone.
+    """
     changes: dict[tuple[int, ...], dict[str, Any]] = {}
     for name, value in values.items():
-        link, field = locate(parts, name)
-        old = link.part._values()[field]
+        if name not in known:
+            link, field = locate(parts, name)
+            known[name] = link.path, field
+        path, field = known[name]
+        old = _at(parts, path)._value(field)
         if (value is None) != (old is None):
             raise TypeError(f"{name}: {value!r} in place of {old!r} is another formula; make another rule")
-        changes.setdefault(link.path, {})[field] = value
+        changes.setdefault(path, {})[field] = value
     for path, own in changes.items():  # those of a link together: bounds may move past each other
-        parts = _put(parts, path, _at(parts, path).replace(**own))
+        parts = _put(parts, path, _at(parts, path)._altered(own))
     return parts
 
 

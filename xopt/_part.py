@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, dataclass_transform
 
 from xopt._blocks import CODES
@@ -190,6 +191,9 @@ class Part:
     def _values(self) -> dict[str, Any]:
         return {n: getattr(self, n) for n in self._fields}
 
+    def _value(self, name: str) -> Any:
+        return getattr(self, name)
+
     def replace(self, **changes: Any) -> Self:
         """Return a copy with other values of some fields; what was left to its default stays so.
 
@@ -200,6 +204,26 @@ class Part:
         Adam(lr=0.1, b1=0.5)
         """
         return type(self)(**{**self._given, **changes})
+
+    def _altered(self, values: dict[str, Any]) -> Self:
+        """Return a copy with other numbers, of the same formula: what `_piece` found out stays known."""
+        cls = type(self)
+        if cls.replace is not Part.replace or cls.__init__ is not Part.__init__:
+            return self.replace(**values)
+        found = {n: check(f"{cls.__name__}.{n}", self._fields[n], x) for n, x in values.items()}
+        new = object.__new__(cls)
+        new.__dict__.update(self.__dict__, **found, _given={**self._given, **found})
+        new._check()
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {n: x for n, x in self.__dict__.items() if n != "_memo"}
+
+    @property
+    def _known(self) -> dict[Any, Any]:
+        """What was found out about this link and all that differ from it in numbers alone."""
+        found: dict[Any, Any] = self.__dict__.setdefault("_memo", {})
+        return found
 
     def _inner(self) -> tuple[Part, ...]:
         """Return the links that this one holds: its fields that are links."""
@@ -243,6 +267,19 @@ class Part:
         return type(self).__name__.lower()
 
     def _piece(self, place: str, order: tuple[int, ...]) -> Piece:
+        key, fields = (place, order), self._fields
+        piece = self._known.get(key)
+        if piece is None:
+            piece = self._first_piece(place, order)
+            if all(n not in fields or fields[n].static for n in map(str, self._slots.values())):
+                self._known[key] = piece
+        numbers = {n: getattr(self, n) for n in piece.hypers}
+        moving = {n: x for n, x in numbers.items() if type(x) is not float}
+        resolve = partial(_resolve, type(self), numbers, moving)
+        return piece._replace(resolve=resolve, constants=None if moving else numbers, given=numbers)
+
+    def _first_piece(self, place: str, order: tuple[int, ...]) -> Piece:
+        """Return the piece but for its numbers."""
         cls, values = type(self), self._values()
         values = {n: v for n, v in values.items() if self._fields[n].kinds is None}
         fixed = {n: v for n, v in values.items() if self._fields[n].static or v is None}
@@ -250,12 +287,10 @@ class Part:
         first = {n: self._first(v) for n, v in self._slots.items()}
         carry = {n: self._first_carried(n, v) for n, v in cls.carry.items()}
         update, reduce = self._hooks()
-        numbers = {n: values[n] for n in hypers}
-        constants = numbers if {*map(type, numbers.values())} <= {float} else None
         return Piece(
-            place, (cls, *fixed.items()), update, first, fixed, hypers, self._resolve, constants, reduce, cls.host,
-            cls.scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.after, cls.whole, cls.inputs,
-            cls.gates, cls.clock, cls.refuses, cls.readout, given=numbers, moments=cls.moments,
+            place, (cls, *fixed.items()), update, first, fixed, hypers, partial(_resolve, cls, {}, {}), None, reduce,
+            cls.host, cls.scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.after, cls.whole,
+            cls.inputs, cls.gates, cls.clock, cls.refuses, cls.readout, moments=cls.moments,
         )  # fmt: skip
 
     def _first(self, value: float | str) -> Any:
@@ -278,18 +313,19 @@ class Part:
         """Return what a rule does to a gradient first of all."""
         return None
 
-    def _resolve(self, t: Any, library: str, read: bool) -> dict[str, Any]:
-        found = {}
-        for n, f in self._fields.items():
-            value, why = getattr(self, n), ""
-            if f.static or value is None:
-                continue
-            where = f"{type(self).__name__}.{n}"
-            if callable(value):
-                when = f" at step {t}" if isinstance(t, int) else ""  # an array may not be read
-                value, why = value_at(value, t), f"the schedule returned this{when}"
-            found[n] = number(where, f, value, why, library, read)
-        return found
+
+def _resolve(
+    cls: type[Part], numbers: dict[str, Any], moving: dict[str, Any], t: Any, library: str, read: bool
+) -> dict[str, Any]:
+    """Return the hyperparameters at a step, of which those that are no plain numbers have to be looked at."""
+    found = dict(numbers)
+    for n, value in moving.items():
+        why = ""
+        if callable(value):
+            when = f" at step {t}" if isinstance(t, int) else ""  # an array may not be read
+            value, why = value_at(value, t), f"the schedule returned this{when}"
+        found[n] = number(f"{cls.__name__}.{n}", cls._fields[n], value, why, library, read)
+    return found
 
 
 def unchanged(h: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,36 @@ def function_of(xp: Any, name: str) -> Any:
 
 
 class _Floats:
-    """Scalar functions of Python floats, with IEEE results (``sqrt(-1)`` is NaN) instead of exceptions."""
+    """Scalar functions of Python numbers, with IEEE results (``sqrt(-1)`` is NaN) instead of exceptions.
+
+    Those that are exact are Python's, which take a tenth of the time of NumPy's and give the same numbers.
+    """
 
     lift = staticmethod(float)
+    abs = staticmethod(abs)
+
+    @staticmethod
+    def where(condition: Any, a: Any, b: Any) -> Any:
+        chosen = a if condition else b
+        return float(chosen) if isinstance(a, float) or isinstance(b, float) else chosen
+
+    @staticmethod
+    def maximum(a: Any, b: Any) -> Any:
+        chosen = a if a >= b or a != a else b
+        return float(chosen) if isinstance(a, float) or isinstance(b, float) else chosen
+
+    @staticmethod
+    def minimum(a: Any, b: Any) -> Any:
+        chosen = a if a <= b or a != a else b
+        return float(chosen) if isinstance(a, float) or isinstance(b, float) else chosen
+
+    @staticmethod
+    def sqrt(x: Any) -> float:
+        return math.sqrt(x) if x >= 0 else math.nan
+
+    @staticmethod
+    def isfinite(x: Any) -> bool:
+        return math.isfinite(x)
 
     def __getattr__(self, name: str) -> Any:
         function = function_of(np, name)

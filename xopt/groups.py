@@ -207,6 +207,9 @@ class Groups(Part, Method):
                 values |= {f"{label}.{n}": x for n, x in what.items()}
         return values
 
+    def _value(self, name: str) -> Any:
+        return self._values()[name]
+
     def _choices(self) -> dict[str, Any]:
         return dict(zip(self._labels, (predicate for predicate, _ in self._groups), strict=True))
 
@@ -225,7 +228,7 @@ class Groups(Part, Method):
         return (self,)
 
     def _with(self, values: Mapping[str, Any]) -> Method:
-        [new] = replaced((self,), values)
+        [new] = replaced((self,), values, self._known)
         assert isinstance(new, Groups)
         return new
 

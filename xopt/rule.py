@@ -88,7 +88,7 @@ class Rule(Part, Method):
         return (self,)
 
     def _with(self, values: Mapping[str, Any]) -> Method:
-        [new] = replaced((self,), values)
+        [new] = replaced((self,), values, self._known)
         return cast(Rule, new)
 
     def _hooks(self) -> tuple[Callable[..., Any], Callable[..., dict[str, Array]] | None]:
@@ -141,11 +141,13 @@ class Chain(Method):
     (ClipByValue(limit=1.0), SGD())
     """
 
-    __slots__ = ("_links",)
+    __slots__ = ("_links", "_names")
     _links: tuple[Part, ...]
+    _names: dict[str, tuple[tuple[int, ...], str]]
+    """Where the names of hyperparameters lead."""
 
-    def __init__(self, parts: tuple[Part, ...]) -> None:
-        self._links = parts
+    def __init__(self, parts: tuple[Part, ...], names: dict[str, tuple[tuple[int, ...], str]] | None = None) -> None:
+        self._links, self._names = parts, {} if names is None else names
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -156,7 +158,7 @@ class Chain(Method):
         return self.parts
 
     def _with(self, values: Mapping[str, Any]) -> Method:
-        return Chain(replaced(self.parts, values))
+        return Chain(replaced(self.parts, values, self._names), self._names)
 
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self.parts))})"
