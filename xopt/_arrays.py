@@ -129,8 +129,13 @@ def dtype_name(x: Array) -> str:
     """Name the dtype of an array as the standard does: ``"float32"``."""
     dtype = x.dtype
     if isinstance(dtype, np.dtype):
-        return dtype.name if dtype.isnative else f"{dtype.str} (byte-swapped)"
+        return _numpy_name(dtype)
     return str(dtype).rpartition(".")[2]
+
+
+@functools.cache
+def _numpy_name(dtype: np.dtype[Any]) -> str:
+    return dtype.name if dtype.isnative else f"{dtype.str} (byte-swapped)"
 
 
 def is_complex(x: Array) -> bool:

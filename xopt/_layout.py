@@ -123,8 +123,11 @@ class Layout:
     def same(self, name: str, k: int, x: Any, dtype: Any, shape: tuple[int, ...] | None = None) -> None:
         """Check that an array has the library, shape, dtype and device that go with parameter ``k``."""
         shape = self.shapes[k] if shape is None else shape
-        path, p = self.path(k, name), self.leaves[k]
-        library = _arrays.library(x)
+        p, library = self.leaves[k], _arrays.library(x)
+        fits = library == self.library and tuple(x.shape) == shape and x.dtype == dtype
+        if fits and library != "torch" and _arrays.device(x) == self.devices[k]:
+            return
+        path = self.path(k, name)
         if library != self.library:
             got = f"an array of {library}" if library else _what(x)
             raise TypeError(f"{path}: {got}, but the parameter is an array of {self.library}")
