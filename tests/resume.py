@@ -20,7 +20,7 @@ import xopt
 from xopt import _blocks
 from xopt._runners import numba
 
-SGD = xopt.SGD(lr=1.0, momentum=0.9)
+SGD = xopt.SGD(lr=0.1, momentum=0.9)
 SHARED = [
     xopt.SGD(lr=0.1, momentum=0.9, dampening=0.3, weight_decay=0.1),
     xopt.AdamW(lr=xopt.schedules.warmup_cosine(0.1, warmup=4, steps=15), amsgrad=True),

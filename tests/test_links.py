@@ -18,7 +18,7 @@ import xopt
 from xopt import _plan
 from xopt._runners.tiled import Tiled
 
-SGD = xopt.SGD(lr=1.0, momentum=0.9)
+SGD = xopt.SGD(lr=0.1, momentum=0.9)
 
 
 def chained(row: Link, options: dict[str, Any], rule: Any = SGD) -> Any:

@@ -72,8 +72,9 @@ def check_groups(chains: Iterable[tuple[Piece, ...]]) -> None:
         for name, field in ((n, field) for n in piece.carry for field in sorted(found.get(n, ()))):
             a, b = one.given.get(field), piece.given.get(field)
             if not same(a, b):
+                a, b = ("an array" if hasattr(x, "dtype") else repr(x) for x in (a, b))  # which may be on a device
                 raise ValueError(
-                    f"{piece.slot(name)}: {field} is {a!r} in one group and {b!r} in another, but what is carried from "
+                    f"{piece.slot(name)}: {field} is {a} in one group and {b} in another, but what is carried from "
                     f"step to step is one number for all groups; give {field} once"
                 )
 

@@ -43,6 +43,7 @@ KEPT = [
     Case(TREE, "xopt.chain(xopt.SGD(0.1), xopt.Masked(xopt.L1(0.05), 'w'))", TWO),
     Case(TREE, "xopt.chain(xopt.SGD(0.1), xopt.Masked(xopt.Simplex(), 'w'))", TWO),
     Case(TREE, "xopt.Adam(0.1)", (Step(overrides={"lr": Array(0.05)}), Step(("none", "normal")))),
+    Case(TREE, "xopt.Groups(xopt.DAdaptSGD(), ('b', {'lr': 1.0}))", (Step(overrides={"group0.lr": Array(2.0)}),)),
     # a carried scalar whose dtype is asked for
     Case((B, Leaf(()), B), "xopt.Groups(xopt.ScheduleFreeSGD(), ('2', {'b1': 1.0}))", TWO),
     # what the eager runner called a branch of JAX for
@@ -62,6 +63,7 @@ KEPT = [
     # an overflow of NumPy that another order of products has not, or that the norm of a step in float64 has not
     Case(B, "xopt.RMSProp(centered=True)", (Step("huge"),)),
     Case((B, B), "xopt.chain(xopt.RMSProp(centered=True), xopt.ClipByGlobalNorm(1.0))", (Step(("huge", "normal")),)),
+    Case({"w": Leaf((2, 1, 2)), "b": B}, "xopt.Shampoo()", (Step(), Step("huge"))),
     # a penalty whose weight follows the momentum, of groups and in the middle of a run
     Case(
         TREE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,8 @@ def test_compositions(library: str) -> None:
         except (TypeError, ValueError):  # by a constructor, which knows no library
             return
         if time.monotonic() < begin + SECONDS:
-            assert not differences(case, some(count * step))
+            number = zlib.crc32(repr(case).encode())  # the same paths when it is tried again
+            assert not differences(case, some(number * step))
 
     one()
     assert count >= EXAMPLES[library]
