@@ -68,7 +68,8 @@ def check_groups(chains: Iterable[tuple[Piece, ...]]) -> None:
     first: dict[str, Piece] = {}
     for piece in (piece for chain in chains for piece in chain if piece.carry and piece.scope == "tree"):
         one = first.setdefault(piece.place, piece)
-        found = {} if one is piece or piece.given == one.given else depends(piece)
+        alike = one is piece or all(same(x, one.given.get(n)) for n, x in piece.given.items())
+        found = {} if alike else depends(piece)
         for name, field in ((n, field) for n in piece.carry for field in sorted(found.get(n, ()))):
             a, b = one.given.get(field), piece.given.get(field)
             if not same(a, b):
