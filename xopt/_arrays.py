@@ -174,14 +174,6 @@ def widest_real(xp: Any, dev: Any, default: str) -> str:
     return "float64" if "float64" in known else default
 
 
-def as_real(x: Any) -> Any:
-    """Return whole numbers in an array as real ones, in the widest dtype that their device has; all else as it is."""
-    if isinstance(x, int | float) or "int" not in str(x.dtype):
-        return x
-    xp = namespace(x)
-    return xp.astype(x, getattr(xp, widest_real(xp, device(x), "float32")))
-
-
 def cast(xp: Any, x: Array, dtype: Any) -> Array:
     """Cast without a copy where nothing changes."""
     if x.dtype == dtype:
@@ -216,16 +208,6 @@ def full_like(xp: Any, name: str, p: Array, dtype: str, value: float) -> Array:
 def detached(name: str, x: Any) -> Any:
     """Return an array, or a number, without its graph."""
     return x.detach() if name == "torch" and hasattr(x, "detach") else x
-
-
-def is_distributed(x: Any) -> bool:
-    """Whether a tensor of torch is a DTensor."""
-    return hasattr(x, "to_local")
-
-
-def is_local_part(x: Any) -> bool:
-    """Whether a tensor of torch is what ``to_local`` of a DTensor made, which nobody can tell once it is detached."""
-    return "ToTorchTensor" in type(x.grad_fn).__name__
 
 
 def copied(xp: Any, name: str, p: Array, dtype: str) -> Array:

@@ -127,15 +127,6 @@ def _check_static(where: str, field: Field, value: Any) -> Any:
     return value if field.whole else found
 
 
-def value_at(schedule: Callable[[Any], Any], t: Any) -> Any:
-    """Return the value of a schedule, or of another function of the step, at a step.
-
-    A whole number in an array stays one for those that say so (``counts``): float32 counts to 2^24. Functions of the
-    caller's are given real numbers, which are theirs to divide by.
-    """
-    return schedule(t if getattr(schedule, "counts", False) else _arrays.as_real(t))
-
-
 def number(where: str, field: Field, value: Any, why: str, library: str = "", read: bool = False) -> Any:
     """Return a Python float within the bounds of a field.
 

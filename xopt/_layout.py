@@ -38,7 +38,7 @@ class Layout:
                 raise TypeError(f"{self.path(k)}: {_what(x)}, but a parameter must be an array")
             if library != libraries[0]:
                 raise TypeError(f"{self.path(k)}: an array of {library}, but {self.path(0)} is one of {libraries[0]}")
-            if library == "torch" and _arrays.is_distributed(x):
+            if library == "torch" and _is_distributed(x):
                 raise TypeError(f"{self.path(k)}: {_SPREAD}")
             if writable:
                 self._check_writable(k, x)
@@ -107,7 +107,7 @@ class Layout:
 
     def refuse_local(self, k: int, name: str) -> None:
         """Raise where parameter ``k`` is known to be a part of an array of which a link needs the whole."""
-        if self.library == "torch" and _arrays.is_local_part(self.leaves[k]):
+        if self.library == "torch" and _is_local_part(self.leaves[k]):
             raise ValueError(
                 f"{self.path(k)}: the local part of a DTensor, and {name} needs a norm or a sum of the whole, which no "
                 f"process has; leave that out, or pass x.to_local().detach() if the part is the whole"
@@ -131,7 +131,7 @@ class Layout:
         if library != self.library:
             got = f"an array of {library}" if library else _what(x)
             raise TypeError(f"{path}: {got}, but the parameter is an array of {self.library}")
-        if library == "torch" and _arrays.is_distributed(x):
+        if library == "torch" and _is_distributed(x):
             raise TypeError(f"{path}: {_SPREAD}")
         if tuple(x.shape) != shape:
             owner = "the parameter has" if shape == self.shapes[k] else "the rule keeps"
@@ -158,6 +158,16 @@ class Layout:
                 for x, p, y in zip(self.given, self.leaves, leaves, strict=True)
             ]
         return self.tree(leaves)
+
+
+def _is_distributed(x: Any) -> bool:
+    """Whether a tensor of torch is a DTensor."""
+    return hasattr(x, "to_local")
+
+
+def _is_local_part(x: Any) -> bool:
+    """Whether a tensor of torch is what ``to_local`` of a DTensor made, which nobody can tell once it is detached."""
+    return "ToTorchTensor" in type(x.grad_fn).__name__
 
 
 def _plain(x: Any) -> Any:

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, dataclass_transform
 
 from xopt._blocks import CODES
-from xopt._fields import MISSING, Field, check, declared, hyper, number, signature, static, value_at
+from xopt._fields import MISSING, Field, check, declared, hyper, number, signature, static
 from xopt._layout import Layout
 from xopt._pieces import Piece
+from xopt._scalars import value_at
 
 Array: TypeAlias = Any
 """An array of any library that speaks the array-API standard."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,23 @@ def space(*values: Any) -> Any:
         if not isinstance(x, bool | int | float):
             return Zeros(x)
     return floats
+
+
+def as_real(x: Any) -> Any:
+    """Return whole numbers in an array as real ones, in the widest dtype that their device has; all else as it is."""
+    if isinstance(x, int | float) or "int" not in str(x.dtype):
+        return x
+    xp = _arrays.namespace(x)
+    return xp.astype(x, getattr(xp, _arrays.widest_real(xp, _arrays.device(x), "float32")))
+
+
+def value_at(schedule: Callable[[Any], Any], t: Any) -> Any:
+    """Return the value of a schedule, or of another function of the step, at a step.
+
+    A whole number in an array stays one for those that say so (``counts``): float32 counts to 2^24. Functions of the
+    caller's are given real numbers, which are theirs to divide by.
+    """
+    return schedule(t if getattr(schedule, "counts", False) else as_real(t))
 
 
 def taken(name: str, x: Any, library: str, host: bool) -> Any:

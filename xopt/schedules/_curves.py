@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xopt import _arrays
+from xopt import _scalars
 from xopt.schedules._maths import Number, cosine_fall, fractions, path, periods, power
 from xopt.schedules._schedule import schedule
 
@@ -62,7 +62,7 @@ def exponential(done: Number, xp: Any, value: float, *, rate: float, every: floa
     >>> [lr(t) for t in (1, 6, 11)]
     [1.0, 0.5, 0.25]
     """
-    return value * power(xp, rate, _arrays.as_real(done) / every)
+    return value * power(xp, rate, _scalars.as_real(done) / every)
 
 
 @schedule
@@ -76,7 +76,7 @@ def inverse_time(done: Number, xp: Any, value: float, *, rate: float, every: flo
     >>> [lr(t) for t in (1, 2, 4)]
     [1.0, 0.5, 0.25]
     """
-    return value / (1 + rate * _arrays.as_real(done) / every)
+    return value / (1 + rate * _scalars.as_real(done) / every)
 
 
 @schedule
@@ -107,7 +107,7 @@ def polynomial(
 
 def _cycle(done: Number, xp: Any, steps: float) -> tuple[Number, Number]:
     """Return the fractions that are left and gone of as many periods as have begun, the first at 0."""
-    present, done = periods(done, xp, steps).gone, _arrays.as_real(done)
+    present, done = periods(done, xp, steps).gone, _scalars.as_real(done)
     left = xp.where(present > 0, steps - present, xp.where(done > 0, 0.0, steps))
     return left / (done + left), done / (done + left)
 

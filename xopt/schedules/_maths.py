@@ -36,13 +36,13 @@ def periods(done: Number, xp: Any, every: float) -> Periods:
             return Periods(number, done - gone, gone)
         return Periods(min(number, _MANY), float(number * length), gone / many)
     if not counted(done) or together > _last(done):
-        return _periods(_arrays.as_real(done), xp, every)
+        return _periods(_scalars.as_real(done), xp, every)
     gone = done % together
-    number = _arrays.as_real(done // together) * many
+    number = _scalars.as_real(done // together) * many
     if many == 1:
-        return Periods(number, done - gone, _arrays.as_real(gone))
-    last = _periods(_arrays.as_real(gone), xp, every)
-    return Periods(number + last.number, _arrays.as_real(done - gone) + last.begin, last.gone)
+        return Periods(number, done - gone, _scalars.as_real(gone))
+    last = _periods(_scalars.as_real(gone), xp, every)
+    return Periods(number + last.number, _scalars.as_real(done - gone) + last.begin, last.gone)
 
 
 def _periods(done: Number, xp: Any, every: float) -> Periods:
@@ -74,7 +74,7 @@ def since(done: Number, at: float) -> Number:
     if not counted(done):
         return done - at
     late = done - min(math.floor(at), _last(done))
-    return late if at % 1 == 0 else _arrays.as_real(late) - at % 1
+    return late if at % 1 == 0 else _scalars.as_real(late) - at % 1
 
 
 def at_least_0(done: Number, xp: Any) -> Number:
@@ -100,7 +100,7 @@ def power(xp: Any, base: float, exponent: Number) -> Number:
 
 def fractions(done: Number, xp: Any, steps: Number) -> tuple[Number, Number]:
     """Return the fractions of the steps that are left and gone, 0 and 1 after the end: exact at both ends."""
-    gone = xp.minimum(xp.maximum(_arrays.as_real(done), 0), steps)
+    gone = xp.minimum(xp.maximum(_scalars.as_real(done), 0), steps)
     return (steps - gone) / steps, gone / steps
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from xopt import _arrays
+from xopt import _scalars
 from xopt.schedules._maths import (
     Number,
     cosine_fall,
@@ -219,7 +219,7 @@ def inverse_sqrt(
     tau = warmup if timescale is None else timescale
     if tau == 0:
         raise ValueError("schedules.inverse_sqrt: timescale must be given where warmup is 0")
-    falling = peak / xp.sqrt(1 + xp.maximum(_arrays.as_real(since(done, warmup)), 0) / tau)
+    falling = peak / xp.sqrt(1 + xp.maximum(_scalars.as_real(since(done, warmup)), 0) / tau)
     return xp.where(reached(done, warmup), falling, ramp(done, xp, start, peak, warmup))
 
 
@@ -238,7 +238,7 @@ def noam(done: Number, xp: Any, d_model: float, *, warmup: float, factor: float 
     """
     if warmup == 0:
         raise ValueError("schedules.noam: warmup is 0, but it must be a positive number of steps")
-    t = _arrays.as_real(done) + 1
+    t = _scalars.as_real(done) + 1
     return factor / math.sqrt(d_model) * xp.minimum(1 / xp.sqrt(t), t / warmup**1.5)
 
 
@@ -262,7 +262,7 @@ def cosine_restarts(
         n, _, late = periods(done, xp, steps)
         length: Number = steps
     else:
-        s = _arrays.as_real(done)
+        s = _scalars.as_real(done)
         n = xp.floor(xp.log(1 + s * (growth - 1) / steps) / math.log(growth))
         n = n + xp.where(s >= _restart(xp, n + 1, steps, growth), 1.0, 0.0)  # logarithms are rounded
         n = n - xp.where(s < _restart(xp, n, steps, growth), 1.0, 0.0)
@@ -316,5 +316,5 @@ def cyclic(
     low = xp.where(s < up, (up - s) / up, xp.minimum((s - up) / down, 1.0))
     if shape == "cosine":
         high, low = half_cosine(xp, high), half_cosine(xp, low)
-    amplitude = power(xp, factor, n) * power(xp, rate, _arrays.as_real(done))
+    amplitude = power(xp, factor, n) * power(xp, rate, _scalars.as_real(done))
     return swing(xp, peak, start, low, high, amplitude)

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, get_args
 
 import numpy as np
 
-from xopt import _arrays, _fields, _scalars
+from xopt import _scalars
 from xopt.schedules._maths import Number
 
 P = ParamSpec("P")
@@ -57,7 +57,7 @@ class Schedule:
         """Return the value at step ``t`` ≥ 1: a Python float, or a 0-d array when ``t`` is one."""
         done = t - 1
         done = done.item() if isinstance(done, np.generic) else done
-        xp = _scalars.space(_arrays.as_real(done))
+        xp = _scalars.space(_scalars.as_real(done))
         if xp is _scalars.floats:
             return xp.lift(self.function(done, xp, *self.args, **self.kwargs))
         given = {n: _as_float(x) for n, x in self.kwargs.items()}
@@ -179,7 +179,7 @@ def combined(sign: str, *operands: Any) -> Schedule:
 
 def followed(schedule: Follows, done: Number) -> Number:
     """Return the value of a schedule, or of a function of the step, after so many updates."""
-    return _fields.value_at(schedule, done + 1)
+    return _scalars.value_at(schedule, done + 1)
 
 
 def _arithmetic(sign: str, done: Number, xp: Any, *operands: Any) -> Number:
