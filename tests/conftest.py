@@ -226,7 +226,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def no_numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Test the tiled runner as the default, also where Numba is installed; its own tests are marked for it."""
     if "numba" not in {m.args[0] for m in request.node.iter_markers("needs")}:
-        monkeypatch.setattr("xopt._runners.numba.missing", lambda: "Numba is left out of this test")
+        monkeypatch.setattr("xopt._engine.runners.numba.runner.missing", lambda: "Numba is left out of this test")
 
 
 @pytest.fixture

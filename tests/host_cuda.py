@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xopt import _emit_cuda
-from xopt._cuda_text import TOOLS
-from xopt._layout import Layout
-from xopt._runners._cuda_driver import Queue
-from xopt._stages import Stages
+from xopt._arrays.layout import Layout
+from xopt._engine.executor import Stages
+from xopt._engine.runners.cuda import codegen as _emit_cuda
+from xopt._engine.runners.cuda.driver import Queue
+from xopt._engine.runners.cuda.templates import TOOLS
 
 COMPILER = os.environ.get("CXX") or shutil.which("g++")
 SHIM = r"""

@@ -17,8 +17,8 @@ from catalog.links import LINKS
 from conftest import Lib, tree
 
 import xopt
-from xopt import _blocks
-from xopt._runners import numba
+from xopt._engine.program import quantize as _blocks
+from xopt._engine.runners.numba import runner as numba
 
 SGD = xopt.SGD(lr=0.1, momentum=0.9)
 SHARED = [

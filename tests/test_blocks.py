@@ -16,11 +16,12 @@ from host_cuda import HostDriver
 from test_runners import awkward, poison, same_bits, trajectory
 
 import xopt
-from xopt import _blocks, _emit_cuda
-from xopt._lower import Unsupported
-from xopt._runners import eager
-from xopt._runners.cuda import Cuda
-from xopt._runners.tiled import Tiled
+from xopt._engine.program import quantize as _blocks
+from xopt._engine.program.lower import Unsupported
+from xopt._engine.runners import eager
+from xopt._engine.runners.cuda import codegen as _emit_cuda
+from xopt._engine.runners.cuda.runner import Cuda
+from xopt._engine.runners.tiled.runner import Tiled
 from xopt.rule import Hyper, abs2, hyper
 
 KINDS = ["signed", "square"]
@@ -172,7 +173,7 @@ def test_a_leaf_that_is_not_in_c_order_takes_no_other_with_it(
 @pytest.mark.parametrize("rule", RULES, ids=IDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_compiled(rule: Any, dtype: str, rng: np.random.Generator) -> None:
-    from xopt._runners.numba import Numba
+    from xopt._engine.runners.numba.runner import Numba
 
     if dtype in ("float16", "float64") and rule not in RULES[:2]:
         pytest.skip("compiling takes long, and the other dtypes have it")

@@ -16,8 +16,9 @@ import pytest
 from conftest import Lib, tree
 
 import xopt
-from xopt import _record, _resume
-from xopt._safetensors import File
+from xopt.checkpoint import _restore as _resume
+from xopt.checkpoint import _snapshot as _record
+from xopt.checkpoint._safetensors import File
 
 RULE = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam(lr=0.1), xopt.EMA(0.9, start="zero"))
 SGD = xopt.SGD(momentum=0.9)

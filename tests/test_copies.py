@@ -14,7 +14,7 @@ import pytest
 from conftest import Lib, tree
 
 import xopt
-from xopt._transfer import to_host
+from xopt._arrays.transfer import to_host
 
 WAYS = {"pickle": lambda x: pickle.loads(pickle.dumps(x)), "deepcopy": copy.deepcopy}
 RULES = [

@@ -55,8 +55,8 @@ int cuGetProcAddress_v2(const char* name, void** found, int, unsigned long long,
 CODE = """
 import sys
 import numpy as np
-from xopt._runners import _cuda_driver
-from xopt._runners._cuda_driver import Driver, Queue
+from xopt._engine.runners.cuda import driver as _cuda_driver
+from xopt._engine.runners.cuda.driver import Driver, Queue
 
 def compiled(source, arch):  # NVRTC asks the driver things that this one does not know
     return (source + " for " + arch + "\\0").encode()

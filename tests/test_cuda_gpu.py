@@ -13,7 +13,7 @@ from test_cuda_host import EVERY, MODES, near, of
 from test_runners import CHAIN, RULES, alike, awkward, poison, same_bits, trajectory
 
 import xopt
-from xopt import _choice
+from xopt._engine.runners import choose as _choice
 
 pytestmark = [
     pytest.mark.cuda,

@@ -16,8 +16,10 @@ from host_cuda import HostDriver, kernels
 from test_runners import CHAIN, RULES, alike, awkward, poison, same_bits, trajectory
 
 import xopt
-from xopt import _cuda_text, _emit_cuda, _reduce
-from xopt._runners.cuda import Cuda
+from xopt._engine.program import summation as _reduce
+from xopt._engine.runners.cuda import codegen as _emit_cuda
+from xopt._engine.runners.cuda import templates as _cuda_text
+from xopt._engine.runners.cuda.runner import Cuda
 
 DTYPES = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
 

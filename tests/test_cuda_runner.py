@@ -15,12 +15,13 @@ from host_cuda import STEP, HostDriver
 from test_runners import RULES, awkward, same_bits, trajectory
 
 import xopt
-from xopt import _choice, _cuda_text
-from xopt._algebra import Value
-from xopt._layout import Layout
-from xopt._pieces import Values
-from xopt._runners import eager
-from xopt._runners.cuda import Cuda
+from xopt._arrays.layout import Layout
+from xopt._engine.program.algebra import Value
+from xopt._engine.program.contract import Values
+from xopt._engine.runners import choose as _choice
+from xopt._engine.runners import eager
+from xopt._engine.runners.cuda import templates as _cuda_text
+from xopt._engine.runners.cuda.runner import Cuda
 
 CLIPPED = xopt.chain(xopt.ClipByGlobalNorm(0.5), xopt.Adam(0.1))
 

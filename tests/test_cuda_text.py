@@ -20,10 +20,13 @@ from test_cuda_host import DTYPES, EVERY, MODES, Inexact, of
 from test_runners import CHAIN, RULES, STORED
 
 import xopt
-from xopt import _blocks, _cuda_text, _emit_cuda, _trace
-from xopt._emit_cuda import Kernel
-from xopt._runners import _cuda_driver
-from xopt._runners._cuda_driver import arch, compiled
+from xopt._engine.program import quantize as _blocks
+from xopt._engine.program import trace as _trace
+from xopt._engine.runners.cuda import codegen as _emit_cuda
+from xopt._engine.runners.cuda import driver as _cuda_driver
+from xopt._engine.runners.cuda import templates as _cuda_text
+from xopt._engine.runners.cuda.codegen import Kernel
+from xopt._engine.runners.cuda.driver import arch, compiled
 
 pytest.importorskip("cuda.bindings", reason="no cuda.bindings: nothing here can compile for a GPU")
 pytestmark = pytest.mark.needs("cupy")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import xopt
-from xopt import _arrays, _stages
-from xopt._layout import Layout, Memory
+from xopt._arrays import libraries as _arrays
+from xopt._arrays.layout import Layout, Memory
+from xopt._engine import executor as _stages
 
 pytestmark = pytest.mark.needs("cupy")
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import Lib
 
 import xopt
-from xopt import _plan
+from xopt._engine.program import plan as _plan
 
 NT = namedtuple("NT", "w b")
 

@@ -78,7 +78,8 @@ def test_errors() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
 def test_source_is_what_is_compiled(dtype: str) -> None:
     pytest.importorskip("numba")
-    from xopt._runners import _cache, _objects
+    from xopt._engine.runners.numba import cache as _cache
+    from xopt._engine.runners.numba import headers as _objects
 
     opt = xopt.Optimizer(array(dtype), CLIPPED, runner="numba")
     text = xopt.explain(CLIPPED, array(dtype))

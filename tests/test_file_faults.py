@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 import xopt
-from xopt import _atomic, _safetensors
-from xopt._safetensors import File
+from xopt.checkpoint import _atomic, _safetensors
+from xopt.checkpoint._safetensors import File
 
 KILLS, MUTATIONS, STRUCTURES = 100, 20_000, 3_000
 

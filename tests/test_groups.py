@@ -19,10 +19,10 @@ from host_cuda import STEP, HostDriver
 from test_runners import same_bits
 
 import xopt
-from xopt import _select
-from xopt._layout import Layout
-from xopt._runners.cuda import Cuda
-from xopt._runners.tiled import Tiled
+from xopt._arrays import paths as _select
+from xopt._arrays.layout import Layout
+from xopt._engine.runners.cuda.runner import Cuda
+from xopt._engine.runners.tiled.runner import Tiled
 from xopt.rule import Array, H, Hyper, Rule, Transform, abs2, hyper
 
 S = xopt.schedules
@@ -144,7 +144,7 @@ def runner(request: pytest.FixtureRequest) -> Any:
         return Cuda(HostDriver(request.getfixturevalue("folder")))
     if request.param == "numba":
         pytest.importorskip("numba")
-        from xopt._runners.numba import Numba
+        from xopt._engine.runners.numba.runner import Numba
 
         return Numba(2, 64)
     return Tiled(7, 2) if request.param == "tiled" else "eager"
@@ -363,7 +363,7 @@ def test_columns_of_scalars_go_up_when_they_change(folder: Any, rng: np.random.G
 @pytest.mark.needs("numba")
 def test_one_kernel_of_numba(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba")
-    from xopt._runners import numba
+    from xopt._engine.runners.numba import runner as numba
 
     calls: list[str] = []
     for name in ("prepare", "sums"):

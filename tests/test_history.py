@@ -15,8 +15,8 @@ import pytest
 from conftest import Lib
 
 import xopt
-from xopt._runners import _pool
-from xopt._runners.tiled import Tiled
+from xopt._engine.runners import threads as _pool
+from xopt._engine.runners.tiled.runner import Tiled
 from xopt.rule import Array, H, Hyper, Rule, Transform, abs2, hyper
 
 
@@ -217,7 +217,7 @@ def test_a_step_goes_on_without_threads(monkeypatch: pytest.MonkeyPatch, rng: np
 def test_a_step_at_the_end_of_the_interpreter() -> None:
     code = """
 import atexit, numpy as np, xopt
-from xopt._runners.tiled import Tiled
+from xopt._engine.runners.tiled.runner import Tiled
 p = np.ones(5000)
 opt = xopt.Optimizer(p, xopt.SGD(1.0), runner=Tiled(64, 3))
 opt.step(np.ones(5000))

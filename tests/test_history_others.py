@@ -25,10 +25,10 @@ from test_rules import oracle
 from test_runners import awkward, same_bits
 
 import xopt
-from xopt import _cuda_text
-from xopt._runners import cuda
-from xopt._runners._cut import Leaves, parts
-from xopt._runners.tiled import Tiled
+from xopt._engine.runners.cuda import runner as cuda
+from xopt._engine.runners.cuda import templates as _cuda_text
+from xopt._engine.runners.tiled.runner import Tiled
+from xopt._engine.runners.tiled.tiling import Leaves, parts
 from xopt.rule import Array, H, Hyper, Rule, hyper
 
 U = 2.0**-24

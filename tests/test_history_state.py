@@ -18,8 +18,9 @@ from test_file_faults import parts, signed
 from test_interrupted import interrupt
 
 import xopt
-from xopt import _arrays, _safetensors
-from xopt._runners import _pool
+from xopt._arrays import libraries as _arrays
+from xopt._engine.runners import threads as _pool
+from xopt.checkpoint import _safetensors
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and permissions of POSIX")
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import xopt
-from xopt._runners import eager
-from xopt._runners.tiled import Tiled
+from xopt._engine.runners import eager
+from xopt._engine.runners.tiled.runner import Tiled
 from xopt.rule import Array, H, Hyper, Rule, hyper
 
 TRIALS = 600
@@ -66,8 +66,8 @@ def test_ctrl_c_between_leaves_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
 
 SIGNALS = """
 import signal, sys, numpy as np, xopt
-from xopt._runners import numba
-from xopt._runners.tiled import Tiled
+from xopt._engine.runners.numba import runner as numba
+from xopt._engine.runners.tiled.runner import Tiled
 numba.missing = lambda: "left out"
 runner = Tiled(1000, 2) if sys.argv[1] == "threads" else sys.argv[1]
 trials, rng = int(sys.argv[2]), np.random.default_rng(3)
@@ -200,7 +200,7 @@ def test_two_optimizers_in_two_threads() -> None:
 
 FORK = """
 import os, sys, numpy as np, xopt
-from xopt._runners.tiled import Tiled
+from xopt._engine.runners.tiled.runner import Tiled
 p = np.zeros(100_000)
 opt = xopt.Optimizer(p, xopt.SGD(lr=1.0), runner=Tiled(1000, 2))
 opt.step(np.full(100_000, -1.0))

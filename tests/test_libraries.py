@@ -10,7 +10,7 @@ import pytest
 from conftest import Lib
 
 import xopt
-from xopt import _arrays
+from xopt._arrays import libraries as _arrays
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from test_rules import NEW, assert_close, by_apply, leaves, length, problem, run
 from test_runners import awkward, poison, same_bits, trajectory
 
 import xopt
-from xopt import _plan
-from xopt._runners.tiled import Tiled
+from xopt._engine.program import plan as _plan
+from xopt._engine.runners.tiled.runner import Tiled
 
 SGD = xopt.SGD(lr=0.1, momentum=0.9)
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import xopt
-from xopt import _lower, _plan
-from xopt._trace import COMPLEX, Tape, replay
+from xopt._engine.program import lower as _lower
+from xopt._engine.program import plan as _plan
+from xopt._engine.program.trace import COMPLEX, Tape, replay
 
 VALUES = [0.0, -0.0, 1.0, -2.5, 3e-30, 1e30, np.inf, -np.inf, np.nan]
 

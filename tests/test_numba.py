@@ -23,15 +23,18 @@ from test_runners import CHAIN, CHAINS, RULES, STORED, alike, awkward, poison, s
 from test_trace import random_rule
 
 import xopt
-from xopt import _emit_numba, _plan
-from xopt._trace import BOOL, Tape, replay
+from xopt._engine.program import plan as _plan
+from xopt._engine.program.trace import BOOL, Tape, replay
+from xopt._engine.runners.numba import codegen as _emit_numba
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper
 
 pytestmark = pytest.mark.needs("numba")
 pytest.importorskip("numba")
 
-from xopt._runners import _cache, _objects, numba
-from xopt._runners.numba import Numba
+from xopt._engine.runners.numba import cache as _cache
+from xopt._engine.runners.numba import headers as _objects
+from xopt._engine.runners.numba import runner as numba
+from xopt._engine.runners.numba.runner import Numba
 
 CUTS = [(1, 65_536), (1, 7), (2, 64), (3, 1)]
 
@@ -137,7 +140,9 @@ def test_which_runner_ran(rng: np.random.Generator, monkeypatch: pytest.MonkeyPa
     p = rng.standard_normal(50)
     opt = xopt.Optimizer(p, xopt.Adam())
     assert opt.runner == "numba"
-    monkeypatch.setattr("xopt._runners.tiled.Tiled.prepare", lambda *a: pytest.fail("the tiled runner ran"))
+    monkeypatch.setattr(
+        "xopt._engine.runners.tiled.runner.Tiled.prepare", lambda *a: pytest.fail("the tiled runner ran")
+    )
     ran = []
     kernel = numba._compiled
     monkeypatch.setattr(numba, "_compiled", lambda *a: ran.append(a) or kernel(*a))
@@ -226,7 +231,7 @@ def test_half_precision() -> None:
     """Every 16-bit pattern is widened, and what lies around every one and half way between two is rounded, rightly."""
     from numba import njit
 
-    from xopt._runners import _jit
+    from xopt._engine.runners.numba import intrinsics as _jit
 
     patterns = np.arange(65_536, dtype=np.uint16)
     for name, kind in [("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)]:
@@ -252,7 +257,7 @@ def test_half_precision() -> None:
 
 
 def test_pairwise_is_the_order_of_numpy(rng: np.random.Generator) -> None:
-    from xopt._runners._jit import pairwise
+    from xopt._engine.runners.numba.intrinsics import pairwise
 
     for n in [*range(300), 1000, 4097, 65_535, 65_536]:
         x = rng.standard_normal(n) * 10.0 ** rng.integers(-5, 5, n)
@@ -339,7 +344,7 @@ def test_a_step_is_looked_at_in_one_loop(rng: np.random.Generator, monkeypatch: 
     opt.step(grads)
     with monkeypatch.context() as patch:
         for name in ("facts", "contiguous", "addresses"):
-            patch.setattr(f"xopt._arrays.{name}", lambda *a: pytest.fail("looked one by one"))
+            patch.setattr(f"xopt._arrays.libraries.{name}", lambda *a: pytest.fail("looked one by one"))
         opt.step(grads)
     before = [p.copy() for p in params]
     for bad, text in [
@@ -516,7 +521,7 @@ def test_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 STEP = """
 import numpy as np, xopt
-from xopt._runners import _cache
+from xopt._engine.runners.numba import cache as _cache
 p = np.ones(1000, "float32")
 opt = xopt.Optimizer(p, xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam(0.1)), runner="numba")
 opt.step(np.ones(1000, "float32"))
@@ -671,7 +676,7 @@ def test_a_cache_that_goes_away_is_done_without(tmp_path: Path) -> None:
     code = """
 import os, shutil
 import numpy as np, xopt
-from xopt._runners import _cache
+from xopt._engine.runners.numba import cache as _cache
 p = np.ones(3)
 xopt.Optimizer(p, xopt.SGD(lr=0.5), runner="numba").step(np.ones(3))
 assert _cache.folder().is_absolute()
@@ -703,8 +708,8 @@ def test_after_fork() -> None:
     code = """
 import os, time, warnings
 import numpy as np, xopt
-from xopt._runners.numba import Numba
-from xopt._runners import _pool
+from xopt._engine.runners.numba.runner import Numba
+from xopt._engine.runners import threads as _pool
 warnings.simplefilter("ignore")
 p, g = np.ones(5000), np.linspace(-1, 1, 5000)
 opt = xopt.Optimizer(p, xopt.Adam(), runner=Numba(2, 64))
@@ -729,7 +734,7 @@ print("done" if np.array_equal(p, want) else "the parent is wrong")
 def test_warnings_as_errors_do_not_stop_a_step_half_way() -> None:
     code = """
 import numpy as np, xopt
-from xopt._runners.numba import Numba
+from xopt._engine.runners.numba.runner import Numba
 np.seterr(all="raise")
 p, g = np.ones(1000, "float32"), np.full(1000, 3e38, "float32")
 g[7], g[500], g[501] = np.nan, np.inf, 0

@@ -17,8 +17,8 @@ from test_links import SGD
 from test_runners import same_bits
 
 import xopt
-from xopt import _rounding
-from xopt._runners.tiled import Tiled
+from xopt._engine.program import rounding as _rounding
+from xopt._engine.runners.tiled.runner import Tiled
 from xopt.random import hashed
 
 BF = np.dtype(ml_dtypes.bfloat16)
@@ -184,7 +184,7 @@ def test_what_the_noise_depends_on() -> None:
 @pytest.mark.parametrize("how", HOWS, ids=str)
 def test_long_and_mixed_leaves_compiled(how: Any, rng: np.random.Generator) -> None:
     """Leaves of several tasks, and of several dtypes; another seed compiles nothing."""
-    from xopt._runners import _cache
+    from xopt._engine.runners.numba import cache as _cache
 
     kinds = {"a": BF, "b": np.dtype("float16"), "c": np.dtype("float32"), "d": BF}
     draw = lambda: {n: rng.standard_normal(200_000 if n == "d" else 70).astype(k) for n, k in kinds.items()}

@@ -13,7 +13,7 @@ import pytest
 from conftest import walk
 
 import xopt
-from xopt.presets import PRESETS, REQUIRED
+from xopt.rule._presets import PRESETS, REQUIRED
 
 RATE = 0.0625
 """A rate that is a float32: Keras keeps it as one."""

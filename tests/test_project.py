@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import importlib
 import inspect
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import catalog
+import folders
 import numpy as np
 import pytest
 
@@ -22,123 +22,74 @@ import xopt
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "xopt"
 
-# each module may import modules of earlier rows only
-ORDER = [
-    ["_arrays", "_nodes", "_version", "_atomic", "_blocks"],
-    [
-        "_tree",
-        "_transfer",
-        "_safetensors",
-        "_rounding",
-        "random",
-        "_scalars",
-        "_trace",
-        "_reduce",
-        "_fields",
-        "_names",
-        "_block",
-        "presets",
-    ],
-    ["_algebra"],
-    ["_pieces", "_emit", "_lower", "_cuda_text", "_layout"],
-    ["_storage", "_hooks"],
-    ["_compose"],
-    ["_emit_numba", "_emit_cuda"],
-    [
-        "_part",
-        "_runners",
-        "_runners._pool",
-        "_runners._cut",
-        "_runners._cache",
-        "_runners._jit",
-        "_runners._shares",
-        "_runners._cuda_driver",
-    ],
-    ["_runners.eager", "_runners._tiles", "_runners._objects", "_steady"],
-    ["_runners.tiled"],
-    ["_runners.numba", "_runners.cuda"],
-    ["_choice", "_order", "_plan", "_select", "_maths"],
-    ["_resolve", "_gates"],
-    ["_stages"],
-    ["_readout", "_buffers", "_turns", "_kept"],
-    ["_method"],
+# each folder, and each module beside them, may import those of earlier rows only
+FLOORS = [
+    ["_version", "_arrays"],
+    ["random"],
+    ["_engine", "schedules", "nn"],
     ["rule"],
-    ["_whole", "rules.adam"],
-    [
-        *(f"rules.{p.stem}" for p in (PACKAGE / "rules").glob("[!_]*.py") if p.stem != "adam"),
-        "transforms",
-        "transforms_array",
-        "schedules._maths",
-        "nn",
-    ],
-    ["schedules._schedule"],
-    ["schedules._combine", "schedules._curves", "schedules._phases"],
-    ["schedules"],
-    ["averages", "projections", "sam", "scaling", "_record"],
-    ["_resume"],
-    ["rules", "checkpoint", "_foreign"],
-    ["_foreign_torch", "_foreign_optax"],
-    ["wrappers"],
-    ["precision", "_saving"],
-    [
-        "optimizer",
-        "_config",
-        "_explain",
-        "groups",
-        "masked",
-        "solvers",
-        "solvers._line",
-        "solvers._space",
-        "solvers._sides",
-    ],
-    ["solvers._directions", "solvers._differences"],
-    ["solvers._objective"],
-    ["solvers._bounded"],
-    ["solvers._descent"],
-    ["solvers._stepping"],
-    ["_options"],
-    ["_minimize"],
-    ["_scipy"],
-    ["_lbfgs"],
-    [""],
+    ["rules", "transforms"],
+    ["checkpoint"],
+    ["optimizer", "_explain", "_config"],
+    ["solvers"],
+]
+ENGINE = [
+    ["program"],
+    ["runners.threads", "runners.fallback"],
+    ["runners.eager"],
+    ["runners.tiled"],
+    ["runners.numba", "runners.cuda"],
+    ["runners.choose"],
+    ["resolve"],
+    ["executor", "block"],
+    ["eval_params", "buffers", "exclusive"],
 ]
 
 
-@functools.cache
-def modules() -> dict[str, ast.Module]:
-    found = {}
-    for path in PACKAGE.rglob("*.py"):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        found[name.removesuffix("__init__").removesuffix(".")] = ast.parse(path.read_text(encoding="utf-8"))
-    return found
+def arrows(floors: list[list[str]], inside: str) -> set[tuple[str, str]]:
+    """Return who imports whom among the rooms of a folder; modules that only hand names on are in none."""
+    rooms = [room for row in floors for room in row]
+
+    def room(module: str) -> str:
+        found = [r for r in rooms if f"{module}.".startswith(f"{inside}{r}.")]
+        assert found or module in FACES, f"{module} is on no floor"
+        return max(found, key=len, default="")
+
+    found = {
+        (room(f"xopt.{name}"), room(other))
+        for name, tree in folders.modules().items()
+        for other in folders.imports(tree)
+        if f"xopt.{name}".startswith(inside) and other.startswith(inside)
+    }
+    return {(a, b) for a, b in found if a and b and a != b}
 
 
-def imports(tree: ast.Module) -> set[str]:
-    """Return the modules that a module imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "absolute imports only"
-            inside = [f"{node.module}.{a.name}" for a in node.names]
-            known = {f"xopt.{m}" for m in modules() if m}
-            found |= {m if m in known else str(node.module) for m in inside}
-    return found
+FACES = {"xopt.", "xopt._engine", "xopt._engine.runners"}
 
 
-def test_imports_run_one_way() -> None:
-    rank = {f"xopt.{m}".rstrip("."): i for i, row in enumerate(ORDER) for m in row}
-    rank["xopt"] = len(ORDER)
-    for name, tree in modules().items():
-        mine = rank[f"xopt.{name}".rstrip(".")]
-        for other in imports(tree):
-            if other.startswith("xopt"):
-                assert rank[other] < mine or (name == "_config"), f"{name} imports {other}"
+@pytest.mark.parametrize(("floors", "inside"), [(FLOORS, "xopt."), (ENGINE, "xopt._engine.")], ids=["xopt", "engine"])
+def test_folders_import_lower_floors_only(floors: list[list[str]], inside: str) -> None:
+    floor = {room: i for i, row in enumerate(floors) for room in row}
+    found = arrows(floors, inside)
+    assert len(found) >= len(floor)
+    assert [(a, b) for a, b in found if floor[b] >= floor[a]] == []
+    assert len(floors) <= 10
 
 
-def test_order_has_every_module() -> None:
-    assert {m for row in ORDER for m in row} == set(modules())
+def test_the_documented_floors_have_every_folder() -> None:
+    found = folders.floors()
+    assert {*found} == {*folders.rooms()} == {room for row in FLOORS for room in row}
+    assert all(folders.subject(room) for room in found)
+
+
+def test_modules_import_no_circle() -> None:
+    left = {
+        f"xopt.{m}".rstrip("."): {o for o in folders.imports(t) if o.startswith("xopt")}
+        for m, t in folders.modules().items()
+    }
+    while free := [m for m, needs in left.items() if not needs & {*left} - {m}]:
+        left = {m: needs for m, needs in left.items() if m not in free}
+    assert not left
 
 
 RULES_IMPORT = {
@@ -148,20 +99,20 @@ RULES_IMPORT = {
     "math",
     "typing",
     "xopt.rule",
-    "xopt._whole",
+    "xopt.rule._whole_array",
     "xopt.rules.adam",
 }
 
 
 def test_rules_import_only_rule() -> None:
-    for name, tree in modules().items():
+    for name, tree in folders.modules().items():
         if name.startswith("rules."):
-            assert imports(tree) <= RULES_IMPORT, name
+            assert folders.imports(tree) <= RULES_IMPORT, name
 
 
 def test_only_arrays_knows_array_api_compat() -> None:
-    knowing = {p.name for p in PACKAGE.rglob("*.py") if "array_api_compat" in p.read_text(encoding="utf-8")}
-    assert knowing == {"_arrays.py"}
+    knowing = {p for p in PACKAGE.rglob("*.py") if "array_api_compat" in p.read_text(encoding="utf-8")}
+    assert knowing == {PACKAGE / "_arrays" / "libraries.py"}
 
 
 def test_no_module_is_long() -> None:
@@ -259,15 +210,16 @@ def test_rule_docstrings_are_complete(rule: Any) -> None:
 def test_adding_a_rule_touches_three_files() -> None:
     """The machinery names no rule: the family's file, the stub and the catalogue do (peers and articles may)."""
     for name in ("Adadelta", "AdamW"):
-        tables = {PACKAGE / "presets.py"}  # what is known of other libraries
+        tables = {PACKAGE / "rule" / "_presets.py"}  # what is known of other libraries
         naming = {
             str(p.relative_to(ROOT))
             for p in {*PACKAGE.rglob("*.py")} - tables
             if f'"{name}"' in p.read_text(encoding="utf-8")
         }
         assert naming == {f"xopt/rules/{'adaptive' if name == 'Adadelta' else 'adam'}.py"}
-        naming = {p.name for p in PACKAGE.glob("_*.py") if f"{name}(" in p.read_text(encoding="utf-8")}
-        assert naming <= {"_select.py"}  # an example of use
+        machine = [*(PACKAGE / "_arrays").rglob("*.py"), *(PACKAGE / "_engine").rglob("*.py")]
+        naming = {p.name for p in machine if f"{name}(" in p.read_text(encoding="utf-8")}
+        assert naming <= {"paths.py"}  # an example of use
     assert "Adadelta" not in (PACKAGE / "__init__.py").read_text(encoding="utf-8")
     assert (PACKAGE / "__init__.pyi").read_text(encoding="utf-8").count("import Adadelta as Adadelta\n") == 1
 
@@ -281,9 +233,8 @@ def test_seterr_of_the_caller_is_untouched() -> None:
 
 def test_no_public_name_is_missing_from_all() -> None:
     names = set()
-    for name in modules():
-        parts = name.split(".")
-        if parts[0] in ("rules", "transforms", "averages", "projections", "scaling", "groups", "masked", "wrappers"):
+    for name in folders.modules():
+        if name.partition(".")[0] in ("rules", "transforms"):
             module = importlib.import_module(f"xopt.{name}")
             names |= set(getattr(module, "__all__", ()))
     assert names - {"OnNonFinite"} <= set(xopt.__all__)

@@ -16,8 +16,8 @@ from host_cuda import HostDriver
 from test_runners import awkward, same_bits
 
 import xopt
-from xopt._runners.cuda import Cuda
-from xopt._runners.tiled import Tiled
+from xopt._engine.runners.cuda.runner import Cuda
+from xopt._engine.runners.tiled.runner import Tiled
 from xopt.rule import Array, H, Hyper, Rule, Transform, abs2, hyper, static
 
 
@@ -178,7 +178,7 @@ def runner(request: pytest.FixtureRequest) -> Any:
         return Cuda(HostDriver(request.getfixturevalue("folder")))
     if request.param == "numba":
         pytest.importorskip("numba")
-        from xopt._runners.numba import Numba
+        from xopt._engine.runners.numba.runner import Numba
 
         return Numba(2, 64)
     return Tiled(7, 2)

@@ -15,8 +15,8 @@ import resume
 from conftest import Lib, tree
 
 import xopt
-from xopt import _blocks
-from xopt._safetensors import File
+from xopt._engine.program import quantize as _blocks
+from xopt.checkpoint._safetensors import File
 
 ROOT = Path(__file__).parent.parent
 

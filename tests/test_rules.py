@@ -12,9 +12,12 @@ from catalog import Row, adam, transforms
 from conftest import Lib, tree, walk
 
 import xopt
-from xopt import _compose, _pieces, _plan, _scalars
-from xopt._runners.tiled import Tiled
-from xopt._trace import replay
+from xopt._arrays import scalars as _scalars
+from xopt._engine.program import compose as _compose
+from xopt._engine.program import contract as _pieces
+from xopt._engine.program import plan as _plan
+from xopt._engine.program.trace import replay
+from xopt._engine.runners.tiled.runner import Tiled
 
 STEPS = 20
 NEW = optree.tree_map

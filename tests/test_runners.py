@@ -18,10 +18,14 @@ from catalog import Row
 from conftest import restrided, tree, walk
 
 import xopt
-from xopt import _arrays, _emit, _plan, _reduce
-from xopt._runners import eager, tiled
-from xopt._runners._cut import Leaves, parts
-from xopt._runners.tiled import Tiled
+from xopt._arrays import libraries as _arrays
+from xopt._engine.program import plan as _plan
+from xopt._engine.program import summation as _reduce
+from xopt._engine.runners import eager
+from xopt._engine.runners.tiled import codegen as _emit
+from xopt._engine.runners.tiled import runner as tiled
+from xopt._engine.runners.tiled.runner import Tiled
+from xopt._engine.runners.tiled.tiling import Leaves, parts
 
 TILES = [1, 3, 7, 64, 4097]
 
@@ -196,9 +200,9 @@ def test_which_runner_ran(rng: np.random.Generator, monkeypatch: pytest.MonkeyPa
 
 def test_a_tile_fits_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     for cache, want in [(1 << 20, 32_768), (1 << 21, 65_536), (1 << 30, 131_072), (1 << 12, 8_192)]:
-        monkeypatch.setattr("xopt._runners._pool.cache", lambda cache=cache: cache)
+        monkeypatch.setattr("xopt._engine.runners.threads.cache", lambda cache=cache: cache)
         assert tiled.fitting(4, _arrays.DTYPES["float32"], split=False) == want
-    monkeypatch.setattr("xopt._runners._pool.cache", lambda: 1 << 21)
+    monkeypatch.setattr("xopt._engine.runners.threads.cache", lambda: 1 << 21)
     for arrays, dtype, split, want in [
         (2, "float32", False, 131_072),
         (4, "float16", False, 65_536),
@@ -243,7 +247,7 @@ def test_warnings_as_errors_do_not_stop_a_step_half_way() -> None:
     """Overflow, division by zero and invalid values in a pool thread, with every warning an error."""
     code = """
 import numpy as np, xopt
-from xopt._runners.tiled import Tiled
+from xopt._engine.runners.tiled.runner import Tiled
 np.seterr(all="raise")
 for runner in ("eager", Tiled(64, 3)):
     p = np.ones(1000, "float32")
@@ -264,8 +268,8 @@ def test_after_fork() -> None:
     code = """
 import os, sys, time, warnings
 import numpy as np, xopt
-from xopt._runners import _pool
-from xopt._runners.tiled import Tiled
+from xopt._engine.runners import threads as _pool
+from xopt._engine.runners.tiled.runner import Tiled
 warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of a fork with threads, which is what this is about
 p, g = np.ones(5000), np.linspace(-1, 1, 5000)
 opt = xopt.Optimizer(p, xopt.Adam(), runner=Tiled(64, 2))  # one helper: with more, the child would start one itself

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import xopt
-from xopt import _minimize
+from xopt.solvers import _minimize
 
 scipy = pytest.importorskip("scipy.optimize")
 ROSEN: dict[str, Any] = {"fun": scipy.rosen, "x0": np.asarray([-1.2, 1.0]), "jac": scipy.rosen_der}
@@ -237,7 +237,7 @@ def test_bounds_are_passed_on(bounds: Any, want: Any, dtype: str, monkeypatch: p
         seen.update(given, x0=x0, rule=rule)
         return _minimize.solve(fun, x0, None, method=None, bounds=None, callback=None, options=given["options"])
 
-    monkeypatch.setattr("xopt._scipy.solve", solve)
+    monkeypatch.setattr("xopt.solvers._scipy.solve", solve)
     run(
         "lbfgs-b",
         fun=lambda x: calls.append(x) or float(x @ x),

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import xopt
-from xopt import _pieces, _plan
-from xopt._algebra import Value
-from xopt._emit import numpy_kernel
-from xopt._runners.tiled import Tiled
-from xopt._trace import Scalar, Tape, replay
+from xopt._engine.program import contract as _pieces
+from xopt._engine.program import plan as _plan
+from xopt._engine.program.algebra import Value
+from xopt._engine.program.trace import Scalar, Tape, replay
+from xopt._engine.runners.tiled.codegen import numpy_kernel
+from xopt._engine.runners.tiled.runner import Tiled
 from xopt.rule import Array, H, Hyper, Rule, Transform, abs2, hyper
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xopt._runners import _pool
+from xopt._engine.runners import threads as _pool
 
 _LIBRARIES = {
     "numpy": ("numpy", "numba if installed, else tiled"),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xopt import _arrays, _emit, _emit_cuda, _lower, _reduce
-from xopt._blocks import BLOCK, is_scale
-from xopt._fields import Field, number
-from xopt._layout import Layout
-from xopt._runners import numba
-from xopt._stages import Batch, Stages
-from xopt._trace import Program
+from xopt._arrays import libraries as _arrays
+from xopt._arrays.layout import Layout
+from xopt._engine.executor import Batch, Stages
+from xopt._engine.program import lower as _lower
+from xopt._engine.program import summation as _reduce
+from xopt._engine.program.quantize import BLOCK, is_scale
+from xopt._engine.program.trace import Program
+from xopt._engine.runners.cuda import codegen as _emit_cuda
+from xopt._engine.runners.numba import runner as numba
+from xopt._engine.runners.tiled import codegen as _emit
 from xopt.rule import Method, RunnerName, check_method
+from xopt.rule._fields import Field, number
 
 _SIGNS = {
     "add": "{} + {}",

@@ -6,18 +6,21 @@ import math
 from collections.abc import Generator
 from typing import Any
 
-from xopt import _arrays, _buffers, _kept, _tree
-from xopt._block import block
-from xopt._kept import Rounding, StateDType
-from xopt._layout import Layout, Memory
-from xopt._names import qualified_names
-from xopt._saving import Saving
-from xopt._scalars import after
-from xopt._stages import Stages
-from xopt._turns import Turns
-from xopt.precision import Precision
+from xopt._arrays import libraries as _arrays
+from xopt._arrays import tree as _tree
+from xopt._arrays.layout import Layout, Memory
+from xopt._arrays.scalars import after
+from xopt._engine import buffers as _buffers
+from xopt._engine.block import block
+from xopt._engine.exclusive import Turns
+from xopt._engine.executor import Stages
+from xopt.checkpoint._saving import Saving
 from xopt.rule import Method, RunnerName, State, check_method
-from xopt.wrappers import Guard, OnNonFinite
+from xopt.rule import _precision as _kept
+from xopt.rule._names import qualified_names
+from xopt.rule._precision import Rounding, StateDType
+from xopt.transforms._precision import Precision
+from xopt.transforms._wrappers import Guard, OnNonFinite
 
 
 class Optimizer(Saving):

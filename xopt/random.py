@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xopt import _arrays
+from xopt._arrays import libraries as _arrays
 
 Array = Any
 _MASK = 0xFFFFFFFF

@@ -20,8 +20,8 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 import xopt
-from xopt.presets import PRESETS, REQUIRED
 from xopt.rule import Part
+from xopt.rule._presets import PRESETS, REQUIRED
 
 _log = logging.getLogger(__name__)
 

@@ -6,13 +6,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import folders
 import rule_tables
 from rule_tables import Generated, public, table
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
 import xopt
-from xopt._fields import MISSING
+from xopt.rule._fields import MISSING
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +40,23 @@ class FieldTable(Generated):
         return table("3 3 3 2 6", ("Class", "Field", "Kind", "Default", "Range or choices"), rows)
 
 
+class FolderTable(Generated):
+    """List the folders of the package from the highest floor to the lowest, and what each imports."""
+
+    def lines(self) -> list[str]:
+        floors, rooms = folders.floors(), folders.rooms()
+        rows = [
+            (
+                str(floors[room]),
+                f"``{room}``",
+                folders.subject(room),
+                ", ".join(f"``{x}``" for x in sorted(rooms[room])),
+            )
+            for room in sorted(floors, key=lambda x: (-floors[x], x))
+        ]
+        return table("1 2 6 4", ("Floor", "Folder", "Subject", "Imports"), rows)
+
+
 class Classes(Generated):
     """Document every public class of a kind."""
 
@@ -54,8 +72,7 @@ class Names(Generated):
     required_arguments = 1
 
     def lines(self) -> list[str]:
-        found = {n: getattr(xopt, n) for n in xopt.__all__}
-        mine = [(n, x) for n, x in found.items() if getattr(x, "__module__", "") == self.arguments[0]]
+        mine = [(n, getattr(xopt, n)) for n, module in xopt._WHERE.items() if module == self.arguments[0]]
         return [f".. auto{'class' if isinstance(x, type) else 'function'}:: xopt.{n}\n" for n, x in mine]
 
 
@@ -87,6 +104,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("like", rule_tables.Like)
     app.add_directive("like-shared", rule_tables.Shared)
     app.add_directive("field-table", FieldTable)
+    app.add_directive("folder-table", FolderTable)
     app.add_directive("public-classes", Classes)
     app.add_directive("public-names", Names)
     app.connect("env-check-consistency", check)

@@ -19,8 +19,8 @@ from conftest import MODULES, available
 import xopt
 from fuzz import cases
 from fuzz.cases import Array, Case, Evaluate, Leaf, Perturb, Resume, Set, Step
-from xopt import _blocks
-from xopt._runners.tiled import Tiled
+from xopt._engine.program import quantize as _blocks
+from xopt._engine.runners.tiled.runner import Tiled
 
 RUNNERS = {"tiles": Tiled(4, 2)}
 """Runners that have no name: tiles of four elements, on two threads."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import xopt
 from fuzz import cases
 from fuzz.cases import Array, Case, Evaluate, Leaf, Perturb, Resume, Set, Step, made
-from xopt.presets import PRESETS
+from xopt.rule._presets import PRESETS
 
 SHAPES = [(3,), (3, 2), (2, 3), (), (1,), (0,), (2, 1, 2), (0, 3)]
 DTYPES = ["float32", "float64", "complex64", "float16", "bfloat16", "complex128"]

@@ -139,7 +139,7 @@ def test_what_is_planted_is_seen(path: Path, change: Any, kind: str, monkeypatch
 
 def test_a_fault_of_one_runner_is_seen_and_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiled runner has another square root."""
-    from xopt import _emit
+    from xopt._engine.runners.tiled import codegen as _emit
 
     kernel = _emit.numpy_kernel
 
@@ -156,7 +156,7 @@ def test_a_fault_of_one_runner_is_seen_and_made_small(monkeypatch: pytest.Monkey
 
         return made._replace(run=run)
 
-    monkeypatch.setattr("xopt._runners._tiles.numpy_kernel", wrong, raising=False)
+    monkeypatch.setattr("xopt._engine.runners.tiled.tiles.numpy_kernel", wrong, raising=False)
     monkeypatch.setattr(_emit, "numpy_kernel", wrong)
     large = Case(
         {"w": Leaf((3, 2)), "b": [Leaf((3,)), Leaf(())]},

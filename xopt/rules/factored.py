@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any, Literal
 
-from xopt._whole import at_least, mean, positive, real_zeros, rms
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
+from xopt.rule._whole_array import at_least, mean, positive, real_zeros, rms
 
 __all__ = ["SM3", "Adafactor"]
 

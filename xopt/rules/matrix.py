@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from xopt._whole import adjoint, at_least, norm
 from xopt.rule import Array, H, Hyper, Link, Rule, hyper, static
+from xopt.rule._whole_array import adjoint, at_least, norm
 from xopt.rules.adam import Adam
 
 __all__ = ["Muon"]

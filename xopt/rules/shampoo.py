@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from xopt import _whole
-from xopt._whole import adjoint, at_least, conj, digits, either, finite_eigh, norm, positive, real_zeros, zeros
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, is_complex, static
+from xopt.rule import _whole_array as _whole
+from xopt.rule._whole_array import (
+    adjoint,
+    at_least,
+    conj,
+    digits,
+    either,
+    finite_eigh,
+    norm,
+    positive,
+    real_zeros,
+    zeros,
+)
 
 __all__ = ["SOAP", "Shampoo"]
 

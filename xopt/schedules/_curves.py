@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xopt import _scalars
+from xopt._arrays import scalars as _scalars
 from xopt.schedules._maths import Number, cosine_fall, fractions, path, periods, power
 from xopt.schedules._schedule import schedule
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from xopt import _scalars
+from xopt._arrays import scalars as _scalars
 from xopt.schedules._maths import (
     Number,
     cosine_fall,

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, get_args
 
 import numpy as np
 
-from xopt import _scalars
+from xopt._arrays import scalars as _scalars
 from xopt.schedules._maths import Number
 
 P = ParamSpec("P")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xopt._layout import Layout
+from xopt._arrays.layout import Layout
 from xopt.solvers import _line
 from xopt.solvers._bounded import Bounded, Box
 from xopt.solvers._differences import evaluations

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xopt._layout import Layout
+from xopt._arrays.layout import Layout
 from xopt.solvers._space import Space, checked_value
 
 Numbers = np.ndarray[Any, Any]

@@ -6,8 +6,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from xopt import _arrays
-from xopt._layout import Layout
+from xopt._arrays import libraries as _arrays
+from xopt._arrays.layout import Layout
 from xopt.solvers._differences import SCHEMES, Differences
 from xopt.solvers._space import gradients
 

@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xopt import _arrays, _tree
-from xopt._layout import Layout
+from xopt._arrays import libraries as _arrays
+from xopt._arrays import tree as _tree
+from xopt._arrays.layout import Layout
 
 Numbers: TypeAlias = np.ndarray[Any, Any]
 Side: TypeAlias = Any

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xopt import _arrays, _tree
-from xopt._layout import Layout
+from xopt._arrays import libraries as _arrays
+from xopt._arrays import tree as _tree
+from xopt._arrays.layout import Layout
 
 Array = Any
 CHUNK = 2**16

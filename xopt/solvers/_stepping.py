@@ -6,8 +6,8 @@ import math
 import time
 from typing import Any
 
-from xopt import _arrays
-from xopt._layout import Layout
+from xopt._arrays import libraries as _arrays
+from xopt._arrays.layout import Layout
 from xopt.optimizer import Optimizer
 from xopt.rule import Method, RunnerName
 from xopt.solvers._descent import LIMIT, STUCK, Limits, Stop

@@ -1,0 +1,327 @@
+"""The parameters of a tree, and the checks that everything else must pass before anything is written."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import operator
+from typing import Any
+
+import numpy as np
+
+from xopt._arrays import libraries as _arrays
+from xopt._arrays import tree as _tree
+
+_base = operator.attrgetter("base")
+_writeable = operator.attrgetter("flags.writeable")
+_conj = operator.methodcaller("is_conj")
+_MOVING: list[Any] = [operator.attrgetter("shape"), operator.attrgetter("dtype")]
+_stride = operator.methodcaller("stride")
+
+
+_SPREAD = (
+    "a DTensor, whose parts lie with several processes; pass x.to_local().detach(), where no link needs the whole array"
+)
+
+
+class Layout:
+    """Paths, shapes, dtypes and devices of parameters: what gradients and state are compared with."""
+
+    def __init__(self, params: Any, *, writable: bool = False, name: str = "params") -> None:
+        self._name = name
+        self.leaves, self.spec = _tree.flatten(params)
+        self._paths: list[str] | None = None
+        self.memo: dict[Any, Any] = {}
+        """What others found out about these parameters."""
+        libraries = [_arrays.library(x) for x in self.leaves]
+        for k, (x, library) in enumerate(zip(self.leaves, libraries, strict=True)):
+            if library is None:
+                raise TypeError(f"{self.path(k)}: {_what(x)}, but a parameter must be an array")
+            if library != libraries[0]:
+                raise TypeError(f"{self.path(k)}: an array of {library}, but {self.path(0)} is one of {libraries[0]}")
+            if library == "torch" and _is_distributed(x):
+                raise TypeError(f"{self.path(k)}: {_SPREAD}")
+            if writable:
+                self._check_writable(k, x)
+        self.library = libraries[0] or "numpy" if libraries else "numpy"
+        self.given = self.leaves
+        """The parameters as they came; those of classes of their own are computed with as arrays."""
+        self.leaves = list(map(_plain, self.leaves))
+        self.xp: Any = _arrays.namespace(self.leaves[0]) if self.leaves else np
+        self.shapes = [tuple(x.shape) for x in self.leaves]
+        self.dtypes = [self._dtype(k, x) for k, x in enumerate(self.leaves)]
+        self.raw_dtypes = [x.dtype for x in self.leaves]
+        self.devices = [_arrays.device(x) for x in self.leaves]
+        self.kinds = {*map(type, self.leaves), *_arrays.plain_type(self.library)}
+        self.facts = _arrays.facts(self.library, self.leaves)
+
+    def path(self, k: int, name: str = "") -> str:
+        """Name leaf ``k``: ``params["layer1"]["w"]``."""
+        if self._paths is None:
+            self._paths = _tree.paths(self.spec, "")
+        return (name or self._name) + self._paths[k]
+
+    def names(self) -> list[str]:
+        """Name every leaf by its keys, with slashes between them: ``layer1/w``."""
+        if "names" not in self.memo:
+            self.memo["names"] = _tree.names(self.spec)
+        found: list[str] = self.memo["names"]
+        return found
+
+    def _check_writable(self, k: int, x: Any) -> None:
+        if isinstance(x, np.generic):
+            raise TypeError(
+                f"{self.path(k)}: a NumPy scalar ({type(x).__name__}), which cannot be written into; "
+                f"pass numpy.asarray(x), or use rule.apply"
+            )
+        if isinstance(x, np.ndarray) and not x.flags.writeable:
+            raise ValueError(
+                f"{self.path(k)}: a read-only array, and Optimizer writes into it; pass a copy, or use rule.apply"
+            )
+
+    def check_writable(self) -> None:
+        """Refuse parameters that were made read-only since."""
+        if self.library == "numpy" and not all(map(_writeable, self.leaves)):
+            for k, x in enumerate(self.leaves):
+                self._check_writable(k, x)
+
+    def _dtype(self, k: int, x: Any) -> _arrays.DType:
+        name = _arrays.dtype_name(x)
+        if name not in _arrays.DTYPES:
+            raise TypeError(f"{self.path(k)}: dtype {name}, but a parameter must be one of {', '.join(_arrays.DTYPES)}")
+        if any(not isinstance(n, int) or n < 0 for n in x.shape):
+            raise ValueError(f"{self.path(k)}: shape {tuple(x.shape)}, but a parameter must have a known shape")
+        return _arrays.DTYPES[name]
+
+    def gradients(self, grads: Any, name: str = "grads") -> list[Any]:
+        """Return the gradients leaf by leaf, None where there is none, or say which one does not fit and why."""
+        found = _tree.match(self.spec, grads, name)
+        return [self.accept(k, g, name) for k, g in enumerate(found)]
+
+    def accept(self, k: int, g: Any, name: str = "grads") -> Any:
+        """Return the gradient of leaf ``k`` as an array that can be computed with, or say why it does not fit."""
+        if g is None:
+            return None
+        g = _plain(g)
+        self.same(name, k, g, self.raw_dtypes[k])
+        return g.resolve_conj().resolve_neg() if self.library == "torch" else g
+
+    def refuse_local(self, k: int, name: str) -> None:
+        """Raise where parameter ``k`` is known to be a part of an array of which a link needs the whole."""
+        if self.library == "torch" and _is_local_part(self.leaves[k]):
+            raise ValueError(
+                f"{self.path(k)}: the local part of a DTensor, and {name} needs a norm or a sum of the whole, which no "
+                f"process has; leave that out, or pass x.to_local().detach() if the part is the whole"
+            )
+
+    def refuse_nonfinite(self, gs: list[Any]) -> None:
+        """Raise for the first gradient that is not finite, where a jitted step could not."""
+        for k, g in enumerate(gs):
+            bad = 0 if g is None else int(self.xp.sum(~self.xp.isfinite(g)))
+            if bad:
+                raise FloatingPointError(f"{self.path(k, 'grads')}: {bad:,} elements are not finite")
+
+    def same(self, name: str, k: int, x: Any, dtype: Any, shape: tuple[int, ...] | None = None) -> None:
+        """Check that an array has the library, shape, dtype and device that go with parameter ``k``."""
+        shape = self.shapes[k] if shape is None else shape
+        p, library = self.leaves[k], _arrays.library(x)
+        fits = library == self.library and tuple(x.shape) == shape and x.dtype == dtype
+        if fits and library != "torch" and _arrays.device(x) == self.devices[k]:
+            return
+        path = self.path(k, name)
+        if library != self.library:
+            got = f"an array of {library}" if library else _what(x)
+            raise TypeError(f"{path}: {got}, but the parameter is an array of {self.library}")
+        if library == "torch" and _is_distributed(x):
+            raise TypeError(f"{path}: {_SPREAD}")
+        if tuple(x.shape) != shape:
+            owner = "the parameter has" if shape == self.shapes[k] else "the rule keeps"
+            raise ValueError(f"{path}: shape {tuple(x.shape)}, but {owner} {shape}")
+        if x.dtype != dtype:
+            owner = "the parameter has" if dtype == p.dtype else "the rule keeps"
+            raise TypeError(f"{path}: dtype {_arrays.dtype_name(x)}, but {owner} {str(dtype).rpartition('.')[2]}")
+        if _arrays.device(x) != self.devices[k]:
+            raise ValueError(
+                f"{path}: on device {_arrays.device_name(x)}, but the parameter is on {_arrays.device_name(p)}"
+            )
+        if library == "torch" and x.layout != p.layout:
+            raise TypeError(f"{path}: layout {x.layout}, but the parameter has {p.layout}; pass x.to_dense()")
+
+    def tree(self, leaves: list[Any]) -> Any:
+        """Put one array a parameter back into the structure."""
+        return _tree.unflatten(self.spec, leaves)
+
+    def params(self, leaves: list[Any]) -> Any:
+        """Put new parameters back into the structure, in the classes of those that came."""
+        if self.library == "numpy" and {*map(type, self.given)} != {np.ndarray}:
+            leaves = [
+                x.__array_wrap__(y) if isinstance(x, np.ndarray) and x is not p else y
+                for x, p, y in zip(self.given, self.leaves, leaves, strict=True)
+            ]
+        return self.tree(leaves)
+
+
+def _is_distributed(x: Any) -> bool:
+    """Whether a tensor of torch is a DTensor."""
+    return hasattr(x, "to_local")
+
+
+def _is_local_part(x: Any) -> bool:
+    """Whether a tensor of torch is what ``to_local`` of a DTensor made, which nobody can tell once it is detached."""
+    return "ToTorchTensor" in type(x.grad_fn).__name__
+
+
+def _plain(x: Any) -> Any:
+    """Return the array in a scalar of NumPy, which makes such of 0-d results, and in an array of another class."""
+    odd = isinstance(x, np.generic | np.ndarray) and type(x) is not np.ndarray and _arrays.library(x) == "numpy"
+    return np.asarray(x) if odd else x
+
+
+def _what(x: Any) -> str:
+    kind = type(x)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
+    return (
+        f"{x!r}, a Python {kind.__name__}"
+        if isinstance(x, bool | int | float | complex)
+        else f"a {module}{kind.__name__}"
+    )
+
+
+class Memory:
+    """Where the parameters and the state of an optimizer lie, to find what overlaps them."""
+
+    def __init__(self, layout: Layout, state: list[Any], inspector: Any = None) -> None:
+        self._layout, self._state, self._inspector = layout, state, inspector
+        self._look()
+
+    def _look(self) -> None:
+        """Find where everything lies; refuse parameters that share memory."""
+        layout = self._layout
+        self._known: list[Any] | None = None  # until all is known to be right
+        known = self._fingerprints()
+        self._arrays = [*layout.leaves, *self._state]
+        extents = [_arrays.extent(x) for x in self._arrays]
+        self._spans = sorted((*e, k) for k, e in enumerate(extents) if e != (0, 0))
+        self._lows = [low for low, _, _ in self._spans]
+        self._starts = np.asarray(self._lows, np.int64)
+        self._reach = np.maximum.accumulate([0, *(high for _, high, _ in self._spans)])
+        """How far the memory of the first so many arrays reaches."""
+        self._bytes = np.asarray(
+            [math.prod(shape) * d.itemsize for shape, d in zip(layout.shapes, layout.dtypes, strict=True)], np.int64
+        )
+        self._longest = max((high - low for low, high, _ in self._spans), default=0)
+        owners = [_arrays.owner(x) for x in self._arrays] if layout.library == "numpy" else []
+        self._owners = {id(x) for x in owners}
+        self._foreign = any(type(x) is not np.ndarray for x in owners)  # memory that others may own too
+        seen: dict[int, int] = {}
+        for k, x in enumerate(layout.leaves):
+            if _arrays.overlaps_itself(x):
+                raise ValueError(f"{layout.path(k)}: elements of this array share memory; pass a copy")
+            shared = [j for j in self._near(x) if j < k and _arrays.overlap(self._arrays[j], x)]
+            if not self._spans and id(x) in seen:  # a library that hides its memory
+                shared = [seen[id(x)]]
+            if shared:
+                raise ValueError(
+                    f"{layout.path(k)}: shares memory with {layout.path(shared[0])}; give the optimizer each array once"
+                )
+            seen[id(x)] = k
+        quick = self._inspector is not None and layout.library == "numpy"
+        self._inspect = self._inspector(layout.leaves, self._starts, self._reach) if quick else None
+        self._known = known
+
+    def _fingerprints(self) -> list[Any]:
+        """Say of each parameter what can change without it: by ``p.data = x`` of torch, ``p.shape = x`` of NumPy."""
+        library, leaves = self._layout.library, self._layout.leaves
+        if library not in ("torch", "numpy", "cupy"):
+            return []
+        found: list[Any] = [list(map(fact, leaves)) for fact in _MOVING]
+        if library == "torch":
+            wide = any(d.complex for d in self._layout.dtypes)
+            found += [list(map(_conj, leaves)) if wide else None, list(map(_stride, leaves))]
+        if library == "torch" or self._inspector is not None:
+            found.append(_arrays.addresses(library, leaves))
+        return found
+
+    def gradients(self, grads: Any) -> tuple[list[Any], Any, bool]:
+        """Return the gradients leaf by leaf, checked, and refuse one that shares memory with what the step writes.
+
+        The second result is the addresses of the gradients, if they are known and all are in C order, else None; the
+        third is that of `moved`.
+
+        Gradients that are all plainly right are looked at in loops that run in C: a step over a thousand of them should
+        not cost more here than in the arithmetic.
+        """
+        layout = self._layout
+        found = _tree.match(layout.spec, grads, "grads")
+        where, same = self._inspect(found) if self._inspect is not None else (None, False)
+        if where is not None:
+            return found, where, False
+        moved = not same and self.moved()
+        return *self._checked(found), moved
+
+    def _checked(self, found: list[Any]) -> tuple[list[Any], Any]:
+        layout = self._layout
+        layout.check_writable()
+        plain = layout.facts and {*map(type, found)} <= layout.kinds
+        if plain and layout.facts == _arrays.facts(layout.library, found):
+            if self._owned(found):
+                return found, None
+            where = self._addresses(found)
+            if where is not None:
+                return found, where
+        found = [layout.accept(k, g) for k, g in enumerate(found)]
+        held = {id(p): k for k, p in enumerate(layout.leaves)} if layout.library == "jax" else {}
+        for k, g in enumerate(found):
+            if g is not None:
+                self._refuse_shared(k, g, held)
+        return found, None
+
+    def _owned(self, found: list[Any]) -> bool:
+        """Whether these are NumPy arrays of which each owns its memory, and none is a parameter or state."""
+        if self._layout.library != "numpy" or self._foreign or {*map(type, map(_base, found))} != {type(None)}:
+            return False
+        return self._owners.isdisjoint(map(id, found))
+
+    def _addresses(self, found: list[Any]) -> Any:
+        """Return where gradients lie, if they are in C order and surely not where a parameter or state does."""
+        if not all(_arrays.contiguous(self._layout.library, found)):
+            return None
+        lows = np.asarray(_arrays.addresses(self._layout.library, found), np.int64)
+        apart = self._reach[np.searchsorted(self._starts, lows + self._bytes)] <= lows
+        return lows if apart.all() else None
+
+    def _refuse_shared(self, k: int, g: Any, held: dict[int, int]) -> None:
+        root = _arrays.owner(g)
+        if type(root) is np.ndarray and id(root) not in self._owners and not self._foreign:
+            return
+        for j in [held[id(g)]] if id(g) in held else self._near(g):
+            if g is self._arrays[j] or id(g) in held or _arrays.overlap(g, self._arrays[j]):
+                what = self._layout.path(j) if j < len(self._layout.leaves) else "the optimizer's state"
+                path = self._layout.path(k, "grads")
+                raise ValueError(f"{path}: shares memory with {what}, which the step writes; pass a copy")
+
+    def moved(self) -> bool:
+        """Whether parameters have new memory since the last look; refuse another shape or dtype."""
+        if self._known == self._fingerprints():
+            return False
+        layout = self._layout
+        for k, (x, shape, dtype) in enumerate(zip(layout.leaves, layout.shapes, layout.raw_dtypes, strict=True)):
+            was, now = (shape, dtype, layout.devices[k]), (tuple(x.shape), x.dtype, _arrays.device(x))
+            if was != now:
+                words = [f"shape {x[0]}, dtype {x[1]}" + (f", device {x[2]}" if x[2] else "") for x in (now, was)]
+                raise ValueError(f"{layout.path(k)}: {words[0]} now, but {words[1]} when the optimizer was made")
+            if layout.library == "torch" and (x.is_conj() or x.is_neg()):
+                raise ValueError(
+                    f"{layout.path(k)}: now a view that stands for the conjugate or the negative of another, which "
+                    f"cannot be written as it is; assign p.data.resolve_conj().resolve_neg()"
+                )
+        self._look()
+        return True
+
+    def _near(self, g: Any) -> list[int]:
+        low, high = _arrays.extent(g)
+        if (low, high) == (0, 0):
+            return []
+        first = bisect.bisect_left(self._lows, low - self._longest)
+        last = bisect.bisect_left(self._lows, high)
+        return [k for _, end, k in self._spans[first:last] if end > low]

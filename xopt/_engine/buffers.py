@@ -1,0 +1,57 @@
+"""The memory of the state of an optimizer: for a runner on the host, one buffer a slot and dtype."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from xopt._arrays import libraries as _arrays
+from xopt._arrays.transfer import shared
+from xopt._engine.executor import Stages
+
+Kept: TypeAlias = list[tuple[dict[str, Any], dict[str, Any]]]
+"""For each batch its buffers, with the place of each leaf; and what its runner keeps between steps."""
+
+
+def new_slots(stages: Stages) -> tuple[dict[str, list[Any]], Kept]:
+    """Make the state; for a runner on the host its leaves are views of aligned buffers."""
+    layout = stages.layout
+    if not stages.runner.host:
+        return stages.new_slots(), [({}, {}) for _ in stages.batches if stages.runner.name == "cuda"]
+    slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in stages.live}
+    kept: Kept = []
+    for batch in stages.batches:
+        live, arena = batch.plan.live, dict[str, Any]()
+        if batch.plan.whole or batch.plan.codes:
+            for n in live:
+                for k in batch.leaves:
+                    slots[n][k] = stages.new_slot(n, k)
+            kept.append(({}, {}))
+            continue
+        params = [layout.leaves[k] for k in batch.leaves]
+        at, end = stages.runner.places(layout.library, params, len(live), batch.dtype, batch.split)
+        for n in live:
+            name = stages.slot_dtype(n, batch.leaves[0])
+            dtype = np.dtype(_arrays.dtype_of(np, name))
+            buffer = _arrays.aligned(end, dtype)
+            buffer[...] = 0  # what lies between the leaves is computed with
+            arena[n] = (buffer, at)
+            bits = buffer.view(np.uint16) if name == "bfloat16" else buffer
+            flat = buffer if layout.library == "numpy" else shared(bits, name)
+            for start, k in zip(at, batch.leaves, strict=True):
+                shape = layout.shapes[k]
+                slots[n][k] = flat[start : start + math.prod(shape)].reshape(shape)
+                slots[n][k][...] = _arrays.detached(layout.library, stages.first_value(n, k))
+        kept.append(({} if batch.split else arena, {}))
+    return slots, kept
+
+
+def arrays(stages: Stages, slots: dict[str, list[Any]], kept: Kept) -> list[Any]:
+    """Return the arrays that hold the state: the buffers, or the slots."""
+    arenas = [own for own, _ in kept]
+    plain = all(own or not batch.plan.live for own, batch in zip(arenas, stages.batches, strict=bool(arenas)))
+    if kept and plain and not any(batch.split for batch in stages.batches):
+        return [buffer for own in arenas for buffer, _ in own.values()]
+    return [x for column in slots.values() for x in column if x is not None]

@@ -1,0 +1,67 @@
+"""The parameters to evaluate, where these are not the ones that are trained: averages, read out of the state."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from xopt._arrays import libraries as _arrays
+from xopt._engine.executor import Stages
+from xopt._engine.program.contract import Values, Work
+from xopt._engine.program.storage import ERROR, MASTER, Digits
+from xopt._engine.runners import eager
+
+
+def evaluated(stages: Stages, state: Any) -> Any:
+    """Return what the last link with a ``readout`` makes of each parameter, in new arrays; of others, a copy.
+
+    Before the first step nothing has been averaged: all are copies. Steps that were held back are not counted.
+    """
+    layout, xp = stages.layout, stages.layout.xp
+    slots = stages.check_state(state)
+    out: list[Any] = [None] * len(layout.leaves)
+    taken = stages.clocks(state.step + 1, state.carry)[""] - 1
+    if not (isinstance(taken, int) and taken == 0):
+        for work in stages.works("p", layout.leaves, layout.leaves, slots, None, None, False):
+            for k, x in zip(work.leaves, _column(stages, work, state, taken), strict=True):
+                out[k] = x
+    for k, p in enumerate(layout.leaves):
+        if out[k] is None:
+            out[k] = xp.asarray(_arrays.detached(layout.library, p), copy=True)
+        elif not isinstance(taken, int):
+            out[k] = xp.where(taken > 0, out[k], p)
+    return layout.params(out)
+
+
+def _whole(arrays: dict[str, Any]) -> Any:
+    """Return the parameter with all digits that are kept of it."""
+    p = arrays["p"] if arrays.get(MASTER) is None else arrays[MASTER]
+    return p if arrays.get(ERROR) is None else p + arrays[ERROR]
+
+
+def _column(stages: Stages, work: Work, state: Any, taken: Any) -> list[Any]:
+    """Compute the readout of the leaves of one batch after so many steps, if not 0."""
+    xp, places = work.xp, [i for i, piece in enumerate(work.pieces) if piece.readout]
+    if not places:
+        return [None] * len(work.leaves)
+    i = places[-1]
+    piece = work.pieces[i]
+    assert piece.readout is not None
+    readout: Any = piece.readout
+    names = [n for n in list(inspect.signature(readout).parameters)[3:] if piece.slot(n) in work.loads]
+    t = taken if isinstance(taken, int) else xp.maximum(taken, xp.ones_like(taken))
+    values = Values([])
+    stages.scalars.open(piece, i, stages.step(t), stages.resolve(t), work, values, state.carry)
+    found = []
+    with _arrays.no_grad(work.library):
+        for k in range(len(work.leaves)):
+            arrays = eager.compute_arrays(work, k, work.real)
+            digits = Digits(work.pieces, [None] * len(work.pieces), xp, arrays)
+            own = {"p": _whole(arrays), **{n: digits.read(piece.slot(n)) for n in names}}
+            [x] = eager.run_hook(work, piece, "readout", _call(readout), own, values.pieces[0], k, work.real).values()
+            found.append(eager.restore(work, xp.asarray(x, copy=True), work.loads["p"][k]))
+    return found
+
+
+def _call(readout: Any) -> Any:
+    return lambda h, xp, x: readout(h, xp, x["p"], **{n: own for n, own in x.items() if n != "p"})

@@ -1,0 +1,1 @@
+"""A chain as programs of elementwise operations: recorded, lowered, stored."""

@@ -1,0 +1,88 @@
+"""One step of one leaf: a chain run on arrays, or on symbols that stand for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from xopt._engine.program.contract import Piece, chosen
+from xopt._engine.program.storage import ERROR, MASTER, Digits
+
+
+class Outcome(NamedTuple):
+    """What a chain makes of a gradient."""
+
+    step: Any
+    landed: Any = None
+    """The new parameter, if it is more than the old one plus the step: links behind the step, or rounding, made it."""
+    keep: Callable[[Any, Any], Any] | None = None
+    """``keep(new, old)``, where a link may have held the step back."""
+    master: Any = None
+    """The parameter with all its digits, where it is kept beside the one that is stored."""
+
+    def params(self, p: Any) -> Any:
+        """Return the new parameter."""
+        old = p if self.master is None else self.master
+        new = old + self.step if self.landed is None else self.landed
+        return self.keep(new, old) if self.keep else new
+
+    def change(self, p: Any) -> Any:
+        """Return what is added to the parameter."""
+        if self.master is None:
+            u = self.step if self.landed is None else self.landed - p
+        else:
+            u = (self.master + self.step if self.landed is None else self.landed) - p
+        return self.keep(u, None) if self.keep else u
+
+
+def compose(
+    pieces: tuple[Piece, ...], hs: list[Any], xp: Any, p: Any, g: Any, slots: Mapping[str, Any], upto: int | None = None
+) -> tuple[Outcome, dict[str, Any]]:
+    """Run a chain on arrays, or on symbols that stand for them: what becomes of the parameter, and the new slots.
+
+    With ``upto``, stop at that piece and return the terms that it wants summed, in place of slots.
+    """
+    step, moved, x, grad = g, None, g, g
+    new: dict[str, Any] = {}
+    go: Any = None
+    digits = Digits(pieces, hs, xp, slots)
+    p = p if digits.master is None else digits.master
+
+    def keep(made: Any, old: Any) -> Any:
+        return made if made is old else chosen(xp, go, made, old)
+
+    for i, piece in enumerate(pieces):
+        if piece.storage:
+            continue
+        if piece.after and moved is None:
+            step, x = x, digits.land(p, x)
+            moved = x
+        if piece.enter is not None:
+            x = grad = piece.enter(hs[i], x)
+        names = [n for n in piece.slots if piece.whole or piece.slot(n) in slots]
+        own = {n: digits.read(piece.slot(n)) for n in names}
+        if i == upto:
+            assert piece.reduce is not None
+            more = {"grad": grad} if piece.asks_sum else {}
+            return Outcome(x), piece.reduce(hs[i], xp, p, x, **own, **more)
+        out = piece.update(hs[i], xp, p, x, **own, **({"grad": grad} if piece.asks else {}))
+        x, *rest = out if isinstance(out, tuple) else (out,)
+        if len(rest) != len(piece.slots):
+            raise TypeError(
+                f"{piece.place}: update returned {len(rest)} state arrays after the step, but its signature declares "
+                f"{len(piece.slots)} ({', '.join(piece.slots) or 'none'})"
+            )
+        for n, made in zip(piece.slots, rest, strict=True):
+            for name, stored in digits.written(piece.slot(n), made).items():
+                new[name] = stored if go is None or stored is None else keep(stored, slots.get(name, stored))
+        if piece.gates:
+            go = hs[i].go if go is None else go * hs[i].go
+    step, landed = (x, None) if moved is None else (step, None if x is moved else x)
+    landed = digits.landed(p, step, landed)
+    outcome = Outcome(step, landed, None if go is None else keep, digits.master)
+    if digits.master is not None:
+        new[MASTER] = outcome.params(p)
+    if digits.error is not None:
+        lost = digits.lost(p, step, landed)
+        new[ERROR] = lost if go is None else keep(lost, digits.error)
+    return outcome, new

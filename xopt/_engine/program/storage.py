@@ -1,0 +1,141 @@
+"""How parameters and state are kept between steps: what is rounded when it is stored, and what makes up for that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from xopt._arrays import libraries as _arrays
+from xopt._engine.program import quantize as _blocks
+from xopt._engine.program.contract import Piece
+from xopt._engine.program.rounding import rounded, shaken
+from xopt._engine.program.trace import Tape
+from xopt.random import noise
+
+PLACE = "precision"
+MASTER, ERROR = f"{PLACE}.master", f"{PLACE}.error"
+HALVES = ("float16", "bfloat16")
+
+
+class Storage(NamedTuple):
+    """What the caller wants, for all parameters of a tree."""
+
+    rounding: str = "nearest"
+    master_weights: bool = False
+    state_dtype: str | None = None
+
+    def fitted(self, piece: Piece, dtype: _arrays.DType, codes: Mapping[str, str]) -> Piece:
+        """Return the link that keeps what parameters of a dtype need: a master copy, an error, scales, or nothing."""
+        slots: dict[str, Any] = {"master": "p"} if self.master_weights and dtype.name in HALVES else {}
+        if self.rounding == "kahan":
+            slots = {"error": 0.0}
+        noisy = self.rounding == "stochastic" and dtype.name in HALVES
+        key = (PLACE, *slots, noisy, dtype.name if "error" in slots or noisy else "", *codes.items())
+        slots |= {_blocks.SCALE.removeprefix(f"{PLACE}.") + n: _scales for n in codes}
+        statics = {**piece.statics, "stored": dtype.name, "noisy": noisy, "codes": codes}
+        return piece._replace(slots=slots, statics=statics, key=key)
+
+    def codes(
+        self, chain: Iterable[Piece], live: Iterable[str], dtype: _arrays.DType, size: int, path: Callable[[], str]
+    ) -> dict[str, str]:
+        """Return which slots of a parameter are kept in 8 bits, and how."""
+        if self.state_dtype != "int8":
+            return {}
+        found = {piece.slot(n): kind for piece in chain for n, kind in piece.moments.items()}
+        found = {n: found[n] for n in live if n in found}
+        if found and dtype.complex:
+            raise TypeError(f"{path()}: dtype {dtype.name}, but state_dtype='int8' is for real parameters")
+        return found if size >= _blocks.LEAST else {}
+
+    def slot(self, piece: Piece, name: str, dtype: _arrays.DType, usual: str, codes: Mapping[str, str]) -> str:
+        """Name the dtype of a slot whose arithmetic is done in ``usual``.
+
+        Averages and copies of parameters, and gradients that are added up, would stall in fewer digits: they stay.
+        """
+        if name in codes:
+            return _blocks.CODES[codes[name]]
+        if name == ERROR:
+            return dtype.name
+        copied = piece.slots[name.removeprefix(f"{piece.place}.")] == "p"
+        if self.state_dtype in (None, "int8") or copied or piece.after or piece.gates:
+            return usual
+        assert self.state_dtype is not None
+        if not usual.startswith("complex"):
+            return self.state_dtype if _arrays.BYTES[self.state_dtype] < _arrays.BYTES[usual] else usual
+        if self.state_dtype in HALVES:
+            raise TypeError(
+                f"state_dtype={self.state_dtype!r}: {name} is complex, and there are no such complex numbers"
+            )
+        return _arrays.COMPLEX_OF[self.state_dtype] if usual == "complex128" else usual
+
+
+USUAL = Storage()
+
+
+def _scales(h: Any, xp: Any, p: Any) -> Any:
+    """Return the scales of the blocks of a parameter before the first step."""
+    del h
+    return xp.zeros(_blocks.count(math.prod(p.shape)), dtype=xp.float32, **_arrays.beside(p))
+
+
+class Digits:
+    """How one leaf is stored: what a step computes with in the place of what is stored, and what is stored of it."""
+
+    def __init__(self, pieces: Iterable[Piece], hs: list[Any], xp: Any, slots: Mapping[str, Any]) -> None:
+        self._xp, self._slots = xp, slots
+        self._h: Any
+        found = ((piece, h) for piece, h in zip(pieces, hs, strict=False) if piece.storage)
+        piece, self._h = next(found, (None, None))
+        statics, own = (piece.statics, piece.slots) if piece else ({}, {})
+        self._stored, self._noisy = statics.get("stored", ""), statics.get("noisy", False)
+        self._codes: Mapping[str, str] = statics.get("codes", {})
+        self.master = slots[MASTER] if "master" in own else None
+        """The parameter with all its digits, where it is kept beside the one that is stored."""
+        self.error = slots[ERROR] if "error" in own else None
+        """What rounding has lost before."""
+
+    def read(self, slot: str) -> Any:
+        """Return the numbers of a slot; of codes, what they stand for."""
+        x = self._slots.get(slot)
+        if slot not in self._codes:
+            return x
+        scale = self._slots[_blocks.SCALE + slot]
+        scale = scale if isinstance(self._xp, Tape) else _blocks.spread(self._xp, scale, x)
+        return _blocks.decoded(self._xp, x, scale, self._codes[slot])
+
+    def written(self, slot: str, x: Any) -> dict[str, Any]:
+        """Return what is stored for the new numbers of a slot."""
+        if slot not in self._codes:
+            return {slot: x}
+        xp = self._xp
+        size = xp.abs(x)
+        if isinstance(xp, Tape):
+            scale = top = xp.largest(size)
+        else:
+            top = _blocks.largest(xp, size)
+            scale = _blocks.spread(xp, top, size)
+        return {slot: _blocks.encoded(xp, x, size, scale, self._codes[slot]), _blocks.SCALE + slot: top}
+
+    def land(self, p: Any, u: Any) -> Any:
+        """Add a step to a parameter, with what rounding has lost before."""
+        return p + u if self.error is None else rounded(self._xp, p + (u + self.error), self._stored)
+
+    def landed(self, p: Any, step: Any, landed: Any) -> Any:
+        """Return the new parameter, if it is more than the old one plus the step."""
+        if self.error is not None:
+            if landed is not None:
+                raise TypeError(
+                    'rounding="kahan" with a link that moves the new parameter: use master_weights=True there'
+                )
+            return self.land(p, step)
+        if not self._noisy:
+            return landed
+        xp, h = self._xp, self._h
+        key = (h.low, h.high, h.leaf, h.seed_low, h.seed_high)
+        made = xp.noise(*key) if isinstance(xp, Tape) else noise(xp, p, *key)
+        return shaken(xp, p + step if landed is None else landed, self._stored, made)
+
+    def lost(self, p: Any, step: Any, landed: Any) -> Any:
+        """Return what rounding has lost now."""
+        return (step + self.error) - (landed - p)

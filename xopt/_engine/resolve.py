@@ -1,0 +1,285 @@
+"""The scalars of one step: hyperparameters, sums and what `host` makes of them, place by place along the chains."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from xopt._arrays import libraries as _arrays
+from xopt._arrays.layout import Layout
+from xopt._engine.program.algebra import Square, Value, functions
+from xopt._engine.program.contract import Piece, Values, Work
+from xopt._engine.program.hooks import host_scalars, terms
+from xopt._engine.program.summation import Roots, root_of_squares
+
+H = dict[str, Any]
+
+
+class Resolver:
+    """What the scalars of a step are computed with.
+
+    Parameters
+    ----------
+    layout
+        The parameters.
+    host
+        Whether scalars are Python floats, which may be looked at.
+    """
+
+    def __init__(self, layout: Layout, host: bool) -> None:
+        self._layout, self._host = layout, host
+        self.mixed = False
+        """Whether the host's runner leaves some leaves to the eager one, whose sums are arrays of the library."""
+        self.checked = False
+        """Whether gradients have been looked at already, where a link would refuse some."""
+
+    def first(self, piece: Piece, value: float) -> Any:
+        """Return the first value of a scalar that is carried from step to step; of scope "leaf", a vector."""
+        return self.kept(piece, [value] * len(self._layout.leaves) if piece.scope == "leaf" else value)
+
+    def kept(self, piece: Piece, value: Any, dtype: str | None = None) -> Any:
+        """Return a carried scalar, or a list with one a leaf, as it is kept.
+
+        ``dtype`` is that of the array of this library that it was; None where it was a number.
+        """
+        layout, host = self._layout, np.asarray(value, np.float64)
+        if piece.scope == "leaf":
+            return host if self._plain() else self._vector(host)
+        if layout.library == "jax":
+            return layout.xp.asarray(host, dtype=self.wide)
+        if dtype is None or self._plain():
+            return host.item()
+        return layout.xp.asarray(host, dtype=getattr(layout.xp, dtype), **_arrays.beside(layout.leaves[0]))
+
+    def _real_name(self) -> str:
+        return "float64" if any(d.real == "float64" for d in self._layout.dtypes) else "float32"
+
+    @functools.cached_property
+    def wide(self) -> Any:
+        """The dtype in which scalars that are arrays are computed: float64 where the device has it."""
+        layout, real = self._layout, self._real_name()
+        device = _arrays.device(layout.leaves[0]) if layout.leaves else None
+        return getattr(layout.xp, _arrays.widest_real(layout.xp, device, real))
+
+    def scalars(self, given: H) -> H:
+        """Return numbers as they are, and arrays as scalars that nobody may look at."""
+        if self._host:
+            return given
+        return {n: self._value(x) if hasattr(x, "dtype") else x for n, x in given.items()}
+
+    def _value(self, x: Any) -> Value:
+        return Value(x if isinstance(x, np.ndarray) else _arrays.cast(self._layout.xp, x, self.wide))
+
+    def _plain(self) -> bool:
+        """Whether a vector of scalars is one of NumPy."""
+        return self._host or self._layout.library == "numpy"
+
+    def run(
+        self,
+        clocks: dict[str, Any],
+        given: list[list[H]],
+        places: list[Place],
+        works: list[Work],
+        carry: dict[str, Any],
+    ) -> tuple[list[Values], dict[str, Any]]:
+        """Compute the scalars of each work; sums read the tree.
+
+        ``clocks`` has the step for links by name, under "" for those without a clock of their own; ``given`` the
+        hyperparameters, chain by chain.
+        """
+        carry = dict(carry)
+        with nullcontext() if self._host else _arrays.no_grad(self._layout.library):
+            values = [Values([]) for _ in works]
+            go: Any = None  # 1 or 0, if a link may hold the step back
+            for piece, (c, at), members in places:
+                step = clocks[piece.place if piece.place in clocks else ""]
+                before = {piece.slot(n): carry[piece.slot(n)] for n in piece.carry} if piece.carry else {}
+                if not members:
+                    own_go = self._alone(piece, {**piece.statics, **self.scalars(given[c][at]), "t": step}, carry)
+                for w, i in members:
+                    self.open(piece, i, step, given, works[w], values[w], carry)
+                if members and piece.reduce:
+                    self._sum(piece, members, works, values)
+                if members and piece.host:
+                    self._after(piece, members, works, values, carry)
+                if go is not None:
+                    carry |= {n: self._held(go, carry[n], x) for n, x in before.items()}
+                if piece.gates:
+                    own_go = values[members[0][0]].pieces[-1]["go"] if members else own_go
+                    go = own_go if go is None else go * own_go
+            return values, carry
+
+    def open(
+        self, piece: Piece, i: int, step: Any, given: list[list[H]], work: Work, own: Values, carry: dict[str, Any]
+    ) -> None:
+        """Append the scalars of the ``i``-th piece of a work, as far as they are known before any sum."""
+        chains = work.chains if piece.hypers else work.chains[:1]
+        own.add([{**piece.statics, **self.scalars(given[c][i]), "t": step} for c in chains], work.which)
+        if piece.carry:
+            own.share(self._carried(piece, work, carry))
+        if piece.storage and piece.host:
+            own.share({"leaf": Value(self._taken(self._vector(np.arange(float(len(self._layout.leaves)))), work))})
+
+    def _held(self, go: Any, new: Any, old: Any) -> Any:
+        """Return a carried number after a step that may have been held back."""
+        if isinstance(go, float):
+            return new if go else old
+        new, old = (Value(x) if hasattr(x, "dtype") else x for x in (new, old))
+        return self._stored(functions.where(go > 0.5, new, old))
+
+    def _stored(self, x: Any) -> Any:
+        """Return a scalar as it is carried to the next step: a number or an array."""
+        x = x.array if isinstance(x, Value) else x
+        if self._layout.library == "jax":
+            return self._layout.xp.asarray(x, dtype=self.wide)
+        return x
+
+    def _refuse(self, works: list[Work], members: list[tuple[int, int]], counts: list[Any]) -> None:
+        """Raise for the first leaf whose count is not 0. This waits for the device."""
+        if self.checked:
+            return
+        found: dict[int, float] = {}
+        for (w, _), column in zip(members, counts, strict=True):
+            try:
+                numbers = column.tolist() if hasattr(column, "tolist") else map(float, column)
+                found |= dict(zip(works[w].leaves, numbers, strict=True))
+            except Exception as error:
+                if "Concretization" not in type(error).__name__:  # JAX's, for what is being traced
+                    raise
+                raise TypeError(
+                    'on_nonfinite="raise" must see the gradients, which it cannot under jax.jit; use "skip" there'
+                ) from None
+        for k in sorted(k for k, n in found.items() if n):
+            raise FloatingPointError(f"{self._layout.path(k, 'grads')}: {int(found[k]):,} elements are not finite")
+
+    def _carried(self, piece: Piece, work: Work, carry: dict[str, Any]) -> H:
+        """Return what a piece has from the step before, which another runner may have taken."""
+        if piece.scope == "leaf":
+            return {n: Value(self._taken(self._vector(carry[piece.slot(n)]), work)) for n in piece.carry}
+        return {n: self._number(carry[piece.slot(n)]) for n in piece.carry}
+
+    def _number(self, x: Any) -> Any:
+        """Return a carried number of the whole tree."""
+        if self._host:
+            return float(x)
+        return self._value(x) if hasattr(x, "dtype") else x
+
+    def _sum(self, piece: Piece, members: list[tuple[int, int]], works: list[Work], values: list[Values]) -> None:
+        """Add what ``reduce`` sums over the leaves or over the tree."""
+        sums = [works[w].runner.sums(works[w], values[w], i) for w, i in members]
+        if self.mixed:
+            sums = [{n: np.asarray(x, np.float64) for n, x in found.items()} for found in sums]
+        if piece.scope == "tree":
+            found = {n: self._total(n, sums, members, works) for n in sums[0]}
+            totals = {n: _sum_of(x) for n, x in found.items()}
+            for w, _ in members:
+                values[w].share(totals)
+        else:
+            for (w, _), found in zip(members, sums, strict=True):
+                values[w].share({n: _sum_of(x) for n, x in found.items()})
+        if piece.refuses:
+            self._refuse(works, members, [found[piece.refuses] for found in sums])
+
+    def _after(
+        self,
+        piece: Piece,
+        members: list[tuple[int, int]],
+        works: list[Work],
+        values: list[Values],
+        carry: dict[str, Any],
+    ) -> None:
+        """Add what ``host`` computes, and keep what is carried."""
+        if piece.scope == "leaf":
+            new = {n: self._vector(carry[piece.slot(n)]) for n in piece.carry}
+            for w, _ in members:
+                with np.errstate(all="ignore"):
+                    found = host_scalars(piece, values[w].pieces[-1])
+                new = {n: self._spread(x, found[n], works[w]) if n in found else x for n, x in new.items()}
+                values[w].share(found)
+            carry |= {piece.slot(n): x for n, x in new.items()}
+            return
+        for w, _ in members:
+            many = [host_scalars(piece, h) for h in values[w].sets]
+            values[w].merge(many)
+        carry |= {piece.slot(n): self._stored(many[0][n]) for n in piece.carry if n in many[0]}
+
+    def _alone(self, piece: Piece, h: H, carry: dict[str, Any]) -> Any:
+        """Keep what is carried in a step in which no leaf takes part, and say whether it would be held back."""
+        if not (piece.carry or piece.gates) or not piece.host or piece.scope == "leaf":
+            return None
+        h |= {n: self._number(carry[piece.slot(n)]) for n in piece.carry}
+        found = host_scalars(piece, h | dict.fromkeys(terms(piece), 0.0))
+        carry |= {piece.slot(n): self._stored(found[n]) for n in piece.carry if n in found}
+        return found.get("go")
+
+    def _vector(self, x: Any) -> Any:
+        """Return a carried vector as an array of the library that computes."""
+        if self._plain():
+            return np.asarray(x, np.float64)
+        if isinstance(x, np.ndarray):
+            x = self._layout.xp.asarray(x, dtype=self.wide, **_arrays.beside(self._layout.leaves[0]))
+        return x
+
+    def _taken(self, vector: Any, work: Work) -> Any:
+        """Return the values of the leaves of a work."""
+        if len(work.leaves) == len(self._layout.leaves):
+            return vector
+        if self._plain():
+            return vector[work.leaves]
+        return self._layout.xp.take(vector, self._index(vector, work.leaves), axis=0)
+
+    def _spread(self, old: Any, new: Any, work: Work) -> Any:
+        """Put the values of the leaves of a work back among those of all leaves."""
+        xp, new = self._layout.xp, new.array if isinstance(new, Value) else new
+        if self._plain():
+            made = old.copy()
+            made[work.leaves] = new
+            return made
+        new = _arrays.cast(xp, self._vector(new), old.dtype) if hasattr(new, "dtype") else new
+        new = new if getattr(new, "ndim", 0) else xp.zeros_like(self._taken(old, work)) + new
+        if len(work.leaves) == len(self._layout.leaves):
+            return new
+        order = np.arange(len(self._layout.leaves))
+        order[work.leaves] = len(order) + np.arange(len(work.leaves))
+        return xp.take(xp.concat([old, new]), self._index(old, order), axis=0)
+
+    def _index(self, like: Any, places: Any) -> Any:
+        return self._layout.xp.asarray(np.asarray(places, np.int32), **_arrays.beside(like))  # some have no int64
+
+    def _total(self, n: str, sums: list[H], members: list[tuple[int, int]], works: list[Work]) -> Any:
+        """Sum over the tree, in the order of its leaves."""
+        xp, total = self._layout.xp, works[members[0][0]].runner.total
+        columns = [found[n] for found in sums]
+        if isinstance(columns[0], Roots):
+            return Roots(root_of_squares(xp, *(x.roots for x in columns)))
+        if len(members) == 1:
+            return total(xp, columns[0])
+        order = np.argsort([k for w, _ in members for k in works[w].leaves])
+        if self._host or self._layout.library == "numpy":
+            return total(xp, np.concatenate(columns)[order])
+        return total(xp, xp.take(xp.concat(columns), self._index(columns[0], order), axis=0))
+
+
+def _sum_of(x: Any) -> Any:
+    """Return a sum as a scalar."""
+    return Square(x.roots) if isinstance(x, Roots) else Value(x) if hasattr(x, "dtype") else x
+
+
+Place: TypeAlias = tuple[Piece, tuple[int, int], list[tuple[int, int]]]
+"""A piece, a chain and the place in it where it stands, and the works that it is in, with its place in them."""
+
+
+def places(chains: list[tuple[Piece, ...]], works: Iterable[tuple[Piece, ...]]) -> list[Place]:
+    """Return every place of the chains in order, for works with these pieces."""
+    found: dict[str, Place] = {}
+    for c, chain in enumerate(chains):
+        for i, piece in enumerate(chain):
+            found.setdefault(piece.place, (piece, (c, i), []))
+    for w, pieces in enumerate(works):
+        for i, piece in enumerate(pieces):
+            found[piece.place][2].append((w, i))
+    return sorted(found.values(), key=lambda x: x[0].order)

@@ -1,0 +1,1 @@
+"""Kernels that NVRTC compiles for a GPU."""

@@ -1,0 +1,269 @@
+"""The numba runner: one compiled loop over all leaves, at the speed of memory.
+
+It serves what the tiled runner serves, where Numba is installed. Leaves that are not in C order, and programs that have
+no form in single real numbers, are left to the tiled runner.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import itertools
+import math
+import operator
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xopt._arrays import libraries as _arrays
+from xopt._engine.program import summation as _reduce
+from xopt._engine.program.contract import Piece, Values, Work
+from xopt._engine.program.lower import Unsupported, lower
+from xopt._engine.program.quantize import BLOCK
+from xopt._engine.program.trace import Program
+from xopt._engine.runners import threads as _pool
+from xopt._engine.runners.fallback import Shared
+from xopt._engine.runners.numba import codegen as _emit_numba
+from xopt._engine.runners.numba import headers as _objects
+from xopt._engine.runners.tiled.runner import Tiled, fresh_arrays
+
+_PARALLEL = 4 * _reduce.CHUNK
+"""Elements from which on a second thread is worth waking."""
+
+NDArray = np.ndarray[Any, Any]
+
+
+@functools.cache
+def missing() -> str:
+    """Say why there is no Numba to compile with; nothing if there is one."""
+    if importlib.util.find_spec("numba") is None:
+        return 'Numba is not installed: pip install "xopt-array[numba]"'
+    try:
+        found = importlib.import_module("numba")
+    except ImportError as error:  # Numba refuses a NumPy that is newer than itself
+        return f"Numba cannot be imported: {error}"
+    return "NUMBA_DISABLE_JIT is set" if found.config.DISABLE_JIT else ""
+
+
+class Kernel(NamedTuple):
+    """A compiled program."""
+
+    program: Program
+    """As compiled: its scalars are what the function takes."""
+    run: Callable[..., None]
+    columns: _emit_numba.Table
+
+
+class _Frame(NamedTuple):
+    """A kernel, and leaves cut into tasks (leaf, first element, number of elements) for it."""
+
+    kernel: Kernel
+    tasks: NDArray
+    ranges: list[tuple[int, int]]
+    """The tasks, shared out."""
+    addresses: NDArray
+    """A row an array, a column a leaf. The row of the gradients is filled each step."""
+    plain: list[bool]
+    """Whether all arrays of a leaf but its gradient are in C order."""
+    whole: bool
+    """Whether that is so for all leaves."""
+    row: NDArray | None
+    """The row of the gradients, if they are read."""
+
+    def serves(self, work: Work) -> bool:
+        """Whether all arrays of a step are in C order."""
+        return self.whole and (work.where is not None or all(_arrays.contiguous(work.library, work.loads["g"])))
+
+    def look(self, work: Work) -> None:
+        """Find the gradients of this step."""
+        if self.row is not None:
+            known = work.where is not None
+            self.row[:] = work.where if known else _arrays.addresses(work.library, work.loads["g"])
+
+    def scalars(self, values: Values) -> NDArray:
+        """Return the scalars of a step: one row, or one a leaf."""
+        found = values.scalars(self.kernel.program)
+        if not values.by_leaf:
+            return np.asarray((found,))
+        rows = np.empty((len(self.plain), len(found)))
+        for column, x in zip(rows.T, found, strict=True):
+            column[...] = x
+        return rows
+
+
+class Numba:
+    """A runner with a number of threads, and of elements that are a task; None is what suits the work."""
+
+    name = "numba"
+    host = True
+    total = staticmethod(_reduce.total)
+    inspector = staticmethod(_objects.inspector)
+
+    def __init__(self, threads: int | None = None, task: int = _reduce.CHUNK) -> None:
+        self._threads, self._task = threads, task
+        self._rest = Tiled(threads=threads)
+        self.places = self._rest.places
+
+    def prepare(
+        self, work: Work, values: Values, into: dict[str, list[Any]] | None
+    ) -> Callable[[], dict[str, list[Any]]]:
+        """Return a function that runs the whole chain over every leaf; what can fail fails here, before any write.
+
+        Its results land in ``into`` where that is given, else in fresh arrays.
+        """
+        try:
+            fresh: dict[str, list[Any]] = {}
+            frame = self._kept(work, None)
+            if frame is None:
+                kernel = body(work, into is None)
+                plain = _plain(work)
+                if not all(plain) and work.kept is None:
+                    return self._mixed(work, values, plain).prepare(into)  # before anything is allocated
+                if into is None:
+                    fresh = {n: fresh_arrays(work, n) for n in work.outputs}
+                frame = self._frame(work, kernel, None, fresh)
+        except Unsupported:
+            return self._rest.prepare(work, values, into)
+        if not frame.serves(work):
+            return self._mixed(work, values, frame.plain).prepare(into)
+        made = into or fresh
+        frame.look(work)
+        scalars = frame.scalars(values)
+        run, tasks, addresses, grads = frame.kernel.run, frame.tasks, frame.addresses, work.loads["g"]
+
+        def finish() -> dict[str, list[Any]]:
+            self._run(frame.ranges, lambda first, last: run(tasks, addresses, scalars, first, last))
+            assert grads is not None  # they had to live until here
+            return made
+
+        return finish
+
+    def sums(self, work: Work, values: Values, place: int) -> dict[str, NDArray]:
+        """Return the sums that piece ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
+        try:
+            frame = self._kept(work, place) or self._frame(work, reduction(work, place), place, {})
+        except Unsupported:
+            return self._rest.sums(work, values, place)
+        if not frame.serves(work):
+            return self._mixed(work, values, frame.plain).sums(place)
+        names, leaves = list(work.plan.sums[place].outputs), len(frame.plain)
+        frame.look(work)
+        scalars = frame.scalars(values)
+        longest = int(frame.tasks[:, 2].max(initial=0))
+        chunks = np.empty((len(frame.tasks), len(names)))
+        scratch = [np.empty((len(names), longest)) for _ in frame.ranges]
+
+        def chunk_sums(first: int, last: int) -> None:
+            terms = scratch.pop()
+            frame.kernel.run(frame.tasks, frame.addresses, scalars, first, last, terms, chunks)
+            scratch.append(terms)
+
+        self._run(frame.ranges, chunk_sums)
+        totals = np.zeros((leaves, len(names)))
+        with np.errstate(all="ignore"):
+            np.add.at(totals, frame.tasks[:, 0], chunks)  # one after the other, in the order of the chunks
+        return dict(zip(names, totals.T, strict=True))
+
+    def _mixed(self, work: Work, values: Values, plain: list[bool]) -> Shared:
+        """Leave what is not in C order to the tiled runner."""
+        good = list(map(operator.and_, plain, _arrays.contiguous(work.library, work.loads["g"])))
+        return Shared(work, values, good, self, self._rest)
+
+    def _run(self, ranges: list[tuple[int, int]], do: Callable[[int, int], None]) -> None:
+        """Do every range of tasks, on as many threads as they were cut for."""
+        if len(ranges) == 1:
+            do(*ranges[0])
+            return
+        queue = deque(ranges)
+
+        def drain() -> None:
+            while True:
+                try:
+                    first, last = queue.popleft()
+                except IndexError:
+                    return
+                do(first, last)
+
+        _pool.run([drain] * min(self._threads or _pool.threads(), len(ranges)))
+
+    @staticmethod
+    def _kept(work: Work, place: int | None) -> _Frame | None:
+        return work.kept.get(("numba", place)) if work.kept is not None else None
+
+    def _frame(self, work: Work, kernel: Kernel, place: int | None, made: dict[str, list[Any]]) -> _Frame:
+        """Find the tasks and the addresses; of what stays from step to step, only once."""
+        sizes = [math.prod(x.shape) << work.split for x in work.loads["p"]]
+        task = self._task if place is None else _reduce.CHUNK
+        task = -(-task // BLOCK) * BLOCK if work.plan.codes else task
+        cut = [(k, low, min(task, size - low)) for k, size in enumerate(sizes) for low in range(0, size, task)]
+        tasks = np.asarray(cut, np.int64).reshape(-1, 3)
+        addresses = np.zeros((len(kernel.columns.arrays), len(sizes)), np.int64)
+        grads = None
+        for row, array in zip(addresses, kernel.columns.arrays, strict=True):
+            if array.name == "g":
+                grads = row
+            else:
+                new = array.name.startswith("new ")
+                row[:] = _arrays.addresses(work.library, made[array.name[4:]] if new else work.loads[array.name])
+        plain = _plain(work, without="g")
+        frame = _Frame(kernel, tasks, self._ranges(tasks), addresses, plain, all(plain), grads)
+        if work.kept is not None and not made:
+            work.kept["numba", place] = frame
+        return frame
+
+    def _ranges(self, tasks: NDArray) -> list[tuple[int, int]]:
+        """Share tasks out: some ranges a thread, of about as many elements each."""
+        ends = np.cumsum(tasks[:, 2])
+        size = int(ends[-1]) if len(tasks) else 0
+        threads = self._threads or (_pool.threads() if size >= _PARALLEL else 1)
+        marks = np.searchsorted(ends, np.linspace(0, size, 4 * threads + 1)[1:-1]) if threads > 1 else ()
+        return list(itertools.pairwise(sorted({0, len(tasks), *map(int, marks)}))) or [(0, 0)]
+
+
+def body(work: Work, fresh: bool) -> Kernel:
+    """Return the kernel of a whole step."""
+    return _compiled(work.plan.body(work.outputs), title(work.pieces, work.dtype), stored(work), work.real, fresh)
+
+
+def reduction(work: Work, place: int) -> Kernel:
+    """Return the kernel of the sums that a piece asks for."""
+    name = title(work.pieces, work.dtype, place)
+    return _compiled(work.plan.sums[place], name, stored(work), work.real, None)
+
+
+def title(pieces: tuple[Piece, ...], dtype: Any, place: int | None = None) -> str:
+    """Say what a kernel is for."""
+    chain = " | ".join(piece.place for piece in pieces)
+    return f"{chain}{'' if place is None else f': the sums of {pieces[place].place}'}, {dtype.name}"
+
+
+def stored(work: Work) -> tuple[tuple[str, str], ...]:
+    """Return the dtype that each array is stored in, of complex ones that of their parts."""
+    return tuple((n, _arrays.part(_arrays.dtype_name(column[0]))) for n, column in work.loads.items())
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(
+    program: Program, title: str, stored: tuple[tuple[str, str], ...], real: str, fresh: bool | None
+) -> Kernel:
+    from xopt._engine.runners.numba import cache as _cache
+
+    columns = _emit_numba.table(program, dict(stored), fresh)
+    return Kernel(lower(program), _cache.kernel(source(program, title, dict(stored), real, fresh)), columns)
+
+
+def source(program: Program, title: str, stored: dict[str, str], real: str, fresh: bool | None) -> str:
+    """Return the module of a program: in place, with ``fresh`` beside it, or with ``fresh=None`` of its sums."""
+    columns = _emit_numba.table(program, stored, fresh)
+    if fresh is None:
+        return _emit_numba.sums_source(title, program, columns)
+    return _emit_numba.body_source(title, program, columns, real)
+
+
+def _plain(work: Work, without: str = "") -> list[bool]:
+    """Say of each leaf whether all its arrays, but for one, are in C order."""
+    columns = [_arrays.contiguous(work.library, column) for n, column in work.loads.items() if n != without]
+    return [all(row) for row in zip(*columns, strict=True)]

@@ -1,0 +1,1 @@
+"""NumPy, tile after tile: temporaries stay in the cache."""

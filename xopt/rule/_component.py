@@ -1,0 +1,393 @@
+"""One link of a chain: a frozen object whose fields are hyperparameters, with hooks that the stages call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, dataclass_transform
+
+from xopt._arrays.layout import Layout
+from xopt._arrays.scalars import value_at
+from xopt._engine.program.contract import Piece
+from xopt._engine.program.quantize import CODES
+from xopt.rule._fields import MISSING, Field, check, declared, hyper, number, signature, static
+
+Array: TypeAlias = Any
+"""An array of any library that speaks the array-API standard."""
+H: TypeAlias = Any
+"""In ``update``: the hyperparameters as attributes, and ``h.t``, the number of this step, from 1 on."""
+Hyper: TypeAlias = float | Callable[[Any], Any]
+"""A hyperparameter: a number, or a schedule, that is a callable of the step."""
+Moments: TypeAlias = Mapping[str, Literal["signed", "square"]]
+"""Slots that may be kept in 8 bits."""
+
+
+class Link(NamedTuple):
+    """What a link of a chain is for some leaf."""
+
+    order: tuple[int, ...]
+    """Its place among the links that its like may stand for."""
+    label: str
+    """What its state is filed under. Links of one label differ in nothing but the values of hyperparameters."""
+    part: Part
+    role: tuple[int, ...] = ()
+    """What tells links of one label apart that have other values, also when these happen to be equal."""
+
+
+_RESERVED = {
+    "t",
+    "leaf",
+    "update",
+    "replace",
+    "init",
+    "apply",
+    "updates",
+    "params",
+    "grads",
+    "state",
+    "runner",
+    "scope",
+    "steady",
+    "carry",
+    "after",
+    "whole",
+    "inputs",
+    "value",
+    "readout",
+    "decay_by",
+    "moments",
+    "eval_params",
+}
+
+
+@dataclass_transform(field_specifiers=(hyper, static), frozen_default=True)
+class Part:
+    """One link of a chain. Subclasses declare fields with :func:`hyper`, :func:`static` or a plain annotation."""
+
+    update: ClassVar[Callable[..., Any]]
+    """``update(h, xp, p, g, *slots) -> step`` or ``(step, *slots)``.
+
+    Behind the rule, ``g`` is the step. With ``*, grad`` the link is also given what entered the rule.
+    """
+    reduce: ClassVar[Callable[..., dict[str, Array]] | None] = None
+    """``reduce(h, xp, p, g, *slots) -> {name: terms}``: summed over ``scope``, they become ``h.name``."""
+    host: ClassVar[Callable[..., dict[str, Any]] | None] = None
+    """``host(h, xp) -> {name: value}``: more scalars, once a step; ``xp`` has scalar functions."""
+    scope: ClassVar[str] = "tree"
+    """What ``reduce`` sums over: ``"tree"`` or ``"leaf"``."""
+    carry: ClassVar[Mapping[str, float | str]] = {}
+    """Scalars kept between steps, with their first values: numbers or names of static fields; ``host`` returns the new
+    ones."""
+    inexact: ClassVar[bool] = False
+    """Whether ``update`` may use functions that differ in the last bits between libraries (exp, pow …)."""
+    after: ClassVar[bool] = False
+    """Whether the link stands behind ``p + step``: its ``g`` is the new parameter, and so is what it returns."""
+    whole: ClassVar[bool] = False
+    """Whether ``update`` takes whole arrays, and any function of ``xp``; then no kernel is made of it.
+
+    It is called for one leaf after the other. The first value of a slot may then also name a static method
+    ``(h, xp, p) -> array`` of any shape, or None where this leaf has no such slot; ``h`` has the static fields. In
+    ``update``, ``h.leaf`` is a number that no other array of the tree has.
+    """
+    gates: ClassVar[bool] = False
+    """Whether the link may hold the step back: see ``_gates``."""
+    clock: ClassVar[Callable[..., Any] | None] = None
+    refuses: ClassVar[str] = ""
+    readout: ClassVar[Callable[..., Array] | None] = None
+    """``readout(h, xp, p, *slots) -> array``: the parameters to evaluate, of those that are trained; elementwise. It
+    names the slots that it needs; ``h`` has no results of ``host`` but what is carried."""
+    moments: ClassVar[Moments] = {}
+    """Slots that begin with 0 and may be kept in 8 bits (``state_dtype="int8"``): averages of numbers of both signs, or
+    averages of squares. A subclass with another ``update`` says so anew."""
+    steady: ClassVar[Callable[..., Any] | None] = None
+    """``steady(h)``: what a gradient that stays the same is multiplied by once all averages have settled; of a rule,
+    the step divided by -lr times it. None: there is no such number, and ``L1`` and ``L2`` may not stand behind."""
+    _penalty: ClassVar[str] = ""
+    """Of a penalty: the hyperparameter that is multiplied by ``steady`` of all links in front."""
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """What the caller of a step must give beside the gradients, to be found in ``h``: ``("value",)`` is the loss."""
+
+    _fields: ClassVar[dict[str, Field]] = {}
+    _slots: ClassVar[dict[str, float | str]] = {}
+    _asking: ClassVar[tuple[bool, bool]] = (False, False)
+    """Whether ``update`` and ``reduce`` take what entered the rule."""
+    _given: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        found = dict(cls._fields)
+        for name, hint in inspect.get_annotations(cls).items():
+            if name.startswith("_") or "ClassVar" in str(hint):
+                continue
+            if name in _RESERVED:
+                raise TypeError(
+                    f"{cls.__name__}.{name}: this name means something else in a rule; call the field otherwise"
+                )
+            found[name] = declared(cls, name, hint)
+            if name in vars(cls):
+                delattr(cls, name)
+        cls._fields = found
+        if cls.whole and cls.reduce is not None:
+            raise TypeError(f"{cls.__name__}: a link of whole arrays sums by itself; it has no reduce")
+        if "update" in vars(cls):
+            cls._slots = _slots_of(cls)
+            cls.moments = vars(cls).get("moments", {})  # of another formula, those of the base may be anything
+            cls.steady = vars(cls).get("steady")
+        if "moments" in vars(cls):
+            _check_moments(cls)
+        cls._asking = _asks(getattr(cls, "update", None)), _asks(cls.reduce)
+        own = inspect.signature(cls.__init__) if "__init__" in vars(cls) else None
+        shown = own.replace(parameters=list(own.parameters.values())[1:]) if own else signature(found)
+        cls.__signature__ = shown  # type: ignore[attr-defined]
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        fields = self._fields
+        places = [n for n, f in fields.items() if not f.kw_only]
+        name = type(self).__name__
+        if len(args) > len(places):
+            raise TypeError(f"{name} takes {len(places)} positional arguments ({', '.join(places)}), got {len(args)}")
+        for place, value in zip(places, args, strict=False):
+            if place in given:
+                raise TypeError(f"{name}: {place} is given twice")
+            given[place] = value
+        for n in given:
+            if n not in fields:
+                raise TypeError(f"{name} has no hyperparameter {n!r}; it has {', '.join(fields)}")
+        defaults = self._defaults(given)
+        for n, f in fields.items():
+            value = check(f"{name}.{n}", f, given[n]) if n in given else defaults.get(n, f.default)
+            if value is MISSING:
+                raise TypeError(f"{name} needs {n}")
+            object.__setattr__(self, n, value)
+            if n in given:
+                given[n] = value
+        object.__setattr__(self, "_given", given)
+        self._check()
+
+    def _defaults(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return defaults that take the place of those of the class."""
+        del given
+        return {}
+
+    def _check(self) -> None:
+        """Refuse fields that contradict each other. Subclasses extend it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable; use replace({name}={value!r}) or Optimizer.set")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __repr__(self) -> str:
+        order = sorted(self._fields, key=lambda n: self._fields[n].kw_only)
+        return f"{type(self).__name__}({', '.join(f'{n}={self._given[n]!r}' for n in order if n in self._given)})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self._values().items()))
+
+    def _values(self) -> dict[str, Any]:
+        return {n: getattr(self, n) for n in self._fields}
+
+    def _value(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with other values of some fields; what was left to its default stays so.
+
+        Examples
+        --------
+        >>> import xopt
+        >>> xopt.Adam(lr=0.1).replace(b1=0.5)
+        Adam(lr=0.1, b1=0.5)
+        """
+        return type(self)(**{**self._given, **changes})
+
+    def _altered(self, values: dict[str, Any]) -> Self:
+        """Return a copy with other numbers, of the same formula: what `_piece` found out stays known."""
+        cls = type(self)
+        if cls.replace is not Part.replace or cls.__init__ is not Part.__init__:
+            return self.replace(**values)
+        found = {n: check(f"{cls.__name__}.{n}", self._fields[n], x) for n, x in values.items()}
+        new = object.__new__(cls)
+        new.__dict__.update(self.__dict__, **found, _given={**self._given, **found})
+        new._check()
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {n: x for n, x in self.__dict__.items() if n != "_memo"}
+
+    @property
+    def _known(self) -> dict[Any, Any]:
+        """What was found out about this link and all that differ from it in numbers alone."""
+        found: dict[Any, Any] = self.__dict__.setdefault("_memo", {})
+        return found
+
+    def _inner(self) -> tuple[Part, ...]:
+        """Return the links that this one holds: its fields that are links."""
+        return tuple(getattr(self, n) for n in self._held())
+
+    def _with_inner(self, parts: tuple[Part, ...]) -> Self:
+        """Return a copy that holds other links."""
+        return self.replace(**dict(zip(self._held(), parts, strict=True)))
+
+    def _held(self) -> list[str]:
+        return [n for n, f in self._fields.items() if f.kinds and getattr(self, n) is not None]
+
+    def _route(self, layout: Layout, k: int) -> Iterable[Link] | None:
+        """Return what this link is for leaf ``k``: itself, other links, none; or None, if the leaf is to stay."""
+        del layout, k
+        return (Link((), self._place(), self),)
+
+    def _stands(self) -> tuple[str, ...]:
+        """Return where in a chain this link may stand: in "front" of the rule, "behind" it, "after" the step."""
+        if self.after:
+            return ("after",)
+        return ("behind",) if any(self._asking) else ("front", "behind")
+
+    def _check_before(self, rule: Any) -> None:
+        """Refuse a rule that this link does not go with. Subclasses extend it."""
+
+    def _inner_places(self) -> tuple[str, ...]:
+        """Return what stands before the names of the links inside, and before the labels that their state has."""
+        return ("",) * len(self._inner())
+
+    def _choices(self) -> dict[str, Any]:
+        """Return what chooses the formula and who goes through it: what cannot change from step to step."""
+        return {n: getattr(self, n) for n, f in self._fields.items() if f.static and not f.kinds and n != "like"}
+
+    def _hooks(self) -> tuple[Callable[..., Any], Callable[..., dict[str, Array]] | None]:
+        """Return update and reduce as the stages call them."""
+        return type(self).update, type(self).reduce
+
+    def _place(self) -> str:
+        """Return what the state of this link is filed under."""
+        return type(self).__name__.lower()
+
+    def _piece(self, place: str, order: tuple[int, ...]) -> Piece:
+        key, fields = (place, order), self._fields
+        piece = self._known.get(key)
+        if piece is None:
+            piece = self._first_piece(place, order)
+            if all(n not in fields or fields[n].static for n in map(str, self._slots.values())):
+                self._known[key] = piece
+        numbers = {n: getattr(self, n) for n in piece.hypers}
+        moving = {n: x for n, x in numbers.items() if type(x) is not float}
+        resolve = partial(_resolve, type(self), numbers, moving)
+        return piece._replace(resolve=resolve, constants=None if moving else numbers, given=numbers)
+
+    def _first_piece(self, place: str, order: tuple[int, ...]) -> Piece:
+        """Return the piece but for its numbers."""
+        cls, values = type(self), self._values()
+        values = {n: v for n, v in values.items() if self._fields[n].kinds is None}
+        fixed = {n: v for n, v in values.items() if self._fields[n].static or v is None}
+        hypers = tuple(n for n in values if n not in fixed)
+        first = {n: self._first(v) for n, v in self._slots.items()}
+        carry = {n: self._first_carried(n, v) for n, v in cls.carry.items()}
+        update, reduce = self._hooks()
+        return Piece(
+            place, (cls, *fixed.items()), update, first, fixed, hypers, partial(_resolve, cls, {}, {}), None, reduce,
+            cls.host, cls.scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.after, cls.whole,
+            cls.inputs, cls.gates, cls.clock, cls.refuses, cls.readout, moments=cls.moments,
+        )  # fmt: skip
+
+    def _first(self, value: float | str) -> Any:
+        """Return the first value of a slot or of a scalar that is carried, from what the class says.
+
+        None where a link of whole arrays has no such slot with these options.
+        """
+        if not isinstance(value, str) or value == "p":
+            return value
+        return getattr(self, value)
+
+    def _first_carried(self, name: str, value: float | str) -> float:
+        """Return the first value of a scalar that is carried."""
+        field = self._fields.get(value) if isinstance(value, str) else None
+        if isinstance(value, str) and not (field and field.static):
+            raise TypeError(f"{type(self).__name__}.carry: {name}={value!r} names no static field")
+        return float(getattr(self, value) if isinstance(value, str) else value)
+
+    def _enter(self) -> Callable[..., Any] | None:
+        """Return what a rule does to a gradient first of all."""
+        return None
+
+
+def _resolve(
+    cls: type[Part], numbers: dict[str, Any], moving: dict[str, Any], t: Any, library: str, read: bool
+) -> dict[str, Any]:
+    """Return the hyperparameters at a step, of which those that are no plain numbers have to be looked at."""
+    found = dict(numbers)
+    for n, value in moving.items():
+        why = ""
+        if callable(value):
+            when = f" at step {t}" if isinstance(t, int) else ""  # an array may not be read
+            value, why = value_at(value, t), f"the schedule returned this{when}"
+        found[n] = number(f"{cls.__name__}.{n}", cls._fields[n], value, why, library, read)
+    return found
+
+
+def unchanged(h: Any) -> float:
+    """Say as ``steady`` of a link that it leaves a gradient that stays the same as it is, at the end."""
+    return 1.0
+
+
+def routed(parts: Iterable[Part], places: Iterable[str], layout: Layout, k: int) -> list[Link] | None:
+    """Return the links that stand for those of a chain at leaf ``k``, in order; None if the leaf is to stay."""
+    found: list[Link] = []
+    for i, (part, place) in enumerate(zip(parts, places, strict=True)):
+        route = part._route(layout, k)
+        if route is None:
+            return None
+        found += [Link((i, *link.order), place + link.label, link.part, link.role) for link in route]
+    return found
+
+
+_GRAD = ("grad", inspect.Parameter.KEYWORD_ONLY)
+
+
+def _asks(function: Callable[..., Any] | None) -> bool:
+    """Whether a hook takes what entered the rule."""
+    found = inspect.signature(function).parameters.get("grad") if function else None
+    return found is not None and (found.name, found.kind) == _GRAD
+
+
+def _slots_of(cls: type[Part]) -> dict[str, float | str]:
+    """Read the state of a rule from the signature of its update."""
+    names = [p for p in inspect.signature(cls.update).parameters.values() if (p.name, p.kind) != _GRAD]
+    if len(names) < 4 or any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in names):
+        raise TypeError(f"{cls.__name__}.update must take (h, xp, p, g) and then one parameter for each state array")
+    found: dict[str, float | str] = {}
+    for p in names[4:]:
+        if p.default is p.empty:
+            raise TypeError(f"{cls.__name__}.update: state array {p.name!r} needs its first value, like {p.name}=0.0")
+        if isinstance(p.default, bool) or not isinstance(p.default, int | float | str):
+            raise TypeError(
+                f"{cls.__name__}.update: {p.name}={p.default!r}, but a first value is a number or names a field"
+            )
+        method = isinstance(p.default, str) and isinstance(inspect.getattr_static(cls, p.default, None), staticmethod)
+        if isinstance(p.default, str) and p.default not in ("p", *cls._fields) and not (method and cls.whole):
+            raise TypeError(
+                f'{cls.__name__}.update: {p.name}={p.default!r} names no field of {cls.__name__}, nor is it "p", the '
+                f"parameter itself{', nor a static method' if cls.whole else ''}"
+            )
+        found[p.name] = p.default
+    return found
+
+
+def _check_moments(cls: type[Part]) -> None:
+    """Refuse what is no state of a rule, or could not be kept in 8 bits."""
+    if not isinstance(cls.moments, Mapping):
+        raise TypeError(f"{cls.__name__}.moments: {cls.moments!r}, but it must be a dict, like {{'m': 'signed'}}")
+    for name, kind in cls.moments.items():
+        if name not in cls._slots:
+            known = ", ".join(cls._slots) or "none"
+            raise TypeError(f"{cls.__name__}.moments: {name!r} is no state array of update; it has {known}")
+        if kind not in CODES:
+            raise TypeError(f"{cls.__name__}.moments: {name!r} is {kind!r}, but it must be 'signed' or 'square'")
+        if cls._slots[name] != 0:
+            raise TypeError(
+                f"{cls.__name__}.moments: {name!r} begins with {cls._slots[name]!r}, but it must begin with 0.0"
+            )

@@ -1,0 +1,201 @@
+"""Fields of a rule: how a class declares its hyperparameters and static choices, and how values are checked."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import numpy as np
+
+from xopt._arrays import libraries as _arrays
+
+MISSING: Any = object()
+
+
+class Field(NamedTuple):
+    """What a class says about one of its fields."""
+
+    default: Any
+    static: bool
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    among: tuple[Any, ...] | None = None
+    kw_only: bool = False
+    whole: bool = False
+    optional: bool = False
+    function: bool = False
+    kinds: tuple[type, ...] | None = None
+    """Of a field that holds another link: its classes."""
+
+    def limits(self) -> str:
+        """Say the range in words."""
+        signs = {"≥": self.ge, ">": self.gt, "≤": self.le, "<": self.lt}
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in signs.items() if bound is not None)
+
+
+def hyper(
+    *,
+    default: Any = MISSING,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    kw_only: bool = False,
+    optional: bool = False,
+) -> Any:
+    """Declare a hyperparameter of a rule: a number within bounds, or a schedule of such numbers.
+
+    A default of None means that the rule works without it; None is then a choice of formula, like a static field.
+
+    Parameters
+    ----------
+    default
+        Value when none is given; without one the hyperparameter is required.
+    ge, gt, le, lt
+        Bounds: at least, more than, at most, less than.
+    kw_only
+        Whether it must be given by name.
+    optional
+        Whether None may be given where it is not the default.
+    """
+    return Field(default, False, ge, gt, le, lt, None, kw_only, optional=optional or default is None)
+
+
+def static(
+    *,
+    default: Any = MISSING,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    kw_only: bool = False,
+) -> Any:
+    """Declare a static field: it chooses a formula or a first value, and cannot change from step to step.
+
+    Annotate it ``bool``, ``int``, ``int | None``, ``float``, ``Literal[...]`` or ``Callable[...]``; the annotation is
+    enforced. A field that holds a rule, annotated ``Rule`` or ``Rule | None``, is for ``_route``; ``update``
+    does not see it.
+
+    Parameters
+    ----------
+    default
+        Value when none is given; without one the field is required.
+    ge, gt, le
+        Bounds of a number: at least, more than, at most.
+    kw_only
+        Whether it must be given by name.
+    """
+    return Field(default, True, ge, gt, le, None, None, kw_only)
+
+
+def check(where: str, field: Field, value: Any) -> Any:
+    """Return the value of a field as it is kept, or say what is wrong with it."""
+    if field.static:
+        return _check_static(where, field, value)
+    if value is None:
+        if not field.optional:
+            raise TypeError(f"{where}: None, but it must be a number or a schedule")
+        return None
+    if isinstance(value, type):
+        raise TypeError(f"{where}: the class {value.__name__}, but it must be a number or a schedule")
+    return value if callable(value) else number(where, field, value, "")
+
+
+def _check_static(where: str, field: Field, value: Any) -> Any:
+    if field.among is not None:
+        if not any(value is x or (type(value) is type(x) and value == x) for x in field.among):
+            raise ValueError(f"{where}: {value!r}, but it must be one of {', '.join(map(repr, field.among))}")
+        return value
+    if field.optional and value is None:
+        return None
+    if field.function:
+        if not callable(value) or isinstance(value, type):
+            raise TypeError(f"{where}: {value!r}, but it must be a function")
+        return value
+    if field.kinds is not None:
+        if not isinstance(value, field.kinds):
+            words = " or ".join("None" if kind is type(None) else kind.__name__ for kind in field.kinds)
+            raise TypeError(f"{where}: {value!r}, but it must be a {words}")
+        return value
+    if field.whole and type(value) is not int:
+        raise TypeError(f"{where}: {value!r}, but it must be an int")
+    found = number(where, field, value, "")
+    return value if field.whole else found
+
+
+def number(where: str, field: Field, value: Any, why: str, library: str = "", read: bool = False) -> Any:
+    """Return a Python float within the bounds of a field.
+
+    A 0-d array of ``library`` stays as it is, because nobody may read it, unless ``read`` says that it is at hand.
+    """
+    note = f" ({why})" if why else ""
+    if isinstance(value, bool | np.bool_ | str) or not (hasattr(value, "dtype") or isinstance(value, int | float)):
+        raise TypeError(f"{where}: {value!r} is a {type(value).__name__}, but it must be a number{note}")
+    if hasattr(value, "dtype") and not isinstance(value, np.generic):
+        kind = str(value.dtype)
+        if tuple(value.shape) != () or not ("float" in kind or "int" in kind):
+            raise TypeError(
+                f"{where}: an array of shape {tuple(value.shape)} and dtype {kind}, but it must be a number{note}"
+            )
+        value = _arrays.detached("torch", value)  # a learning rate that is itself learned
+        if not isinstance(value, np.ndarray) and not read:
+            if library and _arrays.library(value) != library:
+                raise TypeError(
+                    f"{where}: an array of {_arrays.library(value)}, but the parameters are of {library}{note}"
+                )
+            return value
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{where}: {value!r} is not a real number{note}") from error
+    if not math.isfinite(found):
+        raise ValueError(f"{where}: {value!r}, but it must be finite{note}")
+    low = (field.ge is not None and found < field.ge) or (field.gt is not None and found <= field.gt)
+    high = (field.le is not None and found > field.le) or (field.lt is not None and found >= field.lt)
+    if low or high:
+        raise ValueError(f"{where}: {found!r} is out of range, it must be {field.limits()}{note}")
+    return found
+
+
+_PLAIN = {"bool": bool, "int": int, "float": float}
+
+
+def declared(cls: type, name: str, hint: Any) -> Field:
+    value = vars(cls).get(name, MISSING)
+    field = value if isinstance(value, Field) else Field(value, True)
+    if not field.static:
+        return field
+    if isinstance(hint, str):
+        # the annotations of this class, not of a caller
+        hint = _PLAIN[hint] if hint in _PLAIN else eval(hint, vars(sys.modules[cls.__module__]))
+    if get_origin(hint) is Literal:
+        return field._replace(among=get_args(hint))
+    if hint is bool:
+        return field._replace(among=(True, False))
+    if hint is float or hint is int:
+        return field._replace(whole=hint is int)
+    if hint == int | None:
+        return field._replace(whole=True, optional=True)
+    if get_origin(hint) is Callable:
+        return field._replace(function=True)
+    kinds = get_args(hint) or (hint,)
+    if all(kind is type(None) or hasattr(kind, "_fields") for kind in kinds):
+        return field._replace(kinds=kinds)
+    raise TypeError(
+        f"{cls.__name__}.{name}: a static field must be annotated bool, int, float or Literal, or int | None, Callable "
+        f"or Rule, not {hint}"
+    )
+
+
+def signature(fields: dict[str, Field]) -> inspect.Signature:
+    """Return the signature of a class with these fields, for help() and the docs."""
+    made = []
+    for name, f in sorted(fields.items(), key=lambda x: x[1].kw_only):
+        kind = inspect.Parameter.KEYWORD_ONLY if f.kw_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
+        default = inspect.Parameter.empty if f.default is MISSING else f.default
+        made.append(inspect.Parameter(name, kind, default=default))
+    return inspect.Signature(made)

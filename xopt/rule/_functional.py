@@ -1,0 +1,305 @@
+"""What rules, chains and what stands around them have in common: ``init``, ``apply`` and ``updates``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from xopt._arrays.layout import Layout
+from xopt._arrays.scalars import after
+from xopt._engine.eval_params import evaluated
+from xopt._engine.executor import Stages
+from xopt._engine.program.contract import Chains, Piece
+from xopt.rule import _precision as _kept
+from xopt.rule._component import Part, routed
+from xopt.rule._names import Named, named
+from xopt.rule._precision import Rounding, StateDType
+from xopt.rule._steady import weighted
+
+RunnerName: TypeAlias = Literal["eager", "tiled", "numba", "cuda"]
+
+
+class State(NamedTuple):
+    """What a rule remembers between steps: a pytree in every library that has pytrees."""
+
+    step: Any
+    """Steps taken so far: an int; on JAX a 0-d int32 array, so that a jitted step traces once."""
+    slots: dict[str, Any]
+    """Place, rule and slot (``"0.adam.m"``) to a tree shaped like the parameters. A key that begins with ``precision=``
+    has an empty dict, and says how :meth:`Rule.init` was asked to keep the state."""
+    carry: dict[str, Any]
+    """Scalars that a chain keeps for the whole tree."""
+
+
+State.__module__ = "xopt.rule"  # the public place, for pickles
+
+
+class Method(ABC):
+    """What rules and chains have in common: ``init``, ``apply`` and ``updates``."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def _parts(self) -> tuple[Part, ...]:
+        """Return the links: a rule is a chain of one."""
+
+    @abstractmethod
+    def _with(self, values: Mapping[str, Any]) -> Method:
+        """Return this rule or chain with other values of some hyperparameters."""
+
+    def _all_links(self) -> list[Named]:
+        """Return every link, with those inside of others."""
+        return named(self._parts())
+
+    def _pieces(self) -> tuple[Piece, ...]:
+        parts = self._parts()
+        return weighted(parts, [part._piece(f"{i}.{part._place()}", (i,)) for i, part in enumerate(parts)])
+
+    def _chains(self, layout: Layout) -> Chains:
+        """Return the links that each leaf goes through."""
+        parts = self._parts()
+        if all(type(part)._route is Part._route for part in parts):
+            return Chains([self._pieces()], [0] * len(layout.leaves))
+        numbers: dict[Any, int] = {}
+        chains: list[tuple[Piece, ...]] = []
+        of: list[int | None] = []
+        for k in range(len(layout.leaves)):
+            links = routed(parts, [f"{i}." for i in range(len(parts))], layout, k)
+            if links is None:
+                of.append(None)
+                continue
+            key = tuple((link.label, link.role) for link in links)  # not the values: they may be set to others
+            if key not in numbers:
+                numbers[key] = len(chains)
+                pieces = [link.part._piece(link.label, link.order) for link in links]
+                chains.append(weighted([link.part for link in links], pieces))
+            of.append(numbers[key])
+        return Chains(chains, of)
+
+    def _keeping(self, state: Any) -> tuple[Method, Any, dict[str, Any]]:
+        """Return the rule that keeps a state as it was asked to, the state as that rule knows it, and what said so."""
+        if not all(hasattr(state, field) for field in State._fields):
+            return self, state, {}  # which is refused when it is looked at
+        found = _kept.said(state.slots)
+        if found is None:
+            return self, state, {}
+        key, link = found
+        others = {n: x for n, x in state.slots.items() if n != key}
+        return Around(self, _kept.checked(self, link)), State(state.step, others, state.carry), {key: {}}
+
+    def _asked(self, **words: Any) -> tuple[Method, dict[str, Any]]:
+        """Return the rule that keeps a state as a caller asks for, and what the state has to say of it."""
+        link = _kept.asked(self, **words)
+        return Around(self, link), {_kept.mark(link): {}}
+
+    def init(
+        self,
+        params: Any,
+        *,
+        rounding: Rounding = "nearest",
+        master_weights: bool = False,
+        state_dtype: StateDType = None,
+        seed: int = 0,
+    ) -> State:
+        """Return the state before the first step.
+
+        Parameters
+        ----------
+        params
+            An array of any library, or any nest of dict, list, tuple, namedtuple, dataclass, subclasses of these, and
+            what JAX knows as a pytree, in float16, bfloat16, float32, float64, complex64 or complex128. Arrays of
+            subclasses of ``numpy.ndarray`` are computed with as arrays, and new parameters are of that class again;
+            matrices, masked arrays and those with units are refused.
+        rounding, master_weights, state_dtype, seed
+            In how many digits parameters and state are kept, see :class:`~xopt.Precision`. The state remembers it, by
+            one more key in its slots that has no arrays, and each step from it goes on so. What takes a state apart
+            must keep that key: without it, ``"stochastic"`` would silently be ``"nearest"``.
+
+        Returns
+        -------
+        State
+            Its arrays have the parameters' library, device and shape, in float32 at least, unless they are asked to be
+            kept otherwise.
+
+        Raises
+        ------
+        TypeError
+            For what is not an array, an integer or bool array, or arrays of different libraries.
+        ValueError, TypeError
+            As :class:`~xopt.Precision` does, and where the rule has one already.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xopt
+        >>> rule, w = xopt.SGD(lr=1e-4), np.ones(3, "float16")
+        >>> state = rule.init(w, rounding="kahan")
+        >>> for _ in range(1000):
+        ...     w, state = rule.apply(w, np.ones(3, "float16"), state)
+        >>> w
+        array([0.9, 0.9, 0.9], dtype=float16)
+        """
+        layout, rule, said = Layout(params), self, dict[str, Any]()
+        if not _kept.usual(rounding, master_weights, state_dtype, seed):
+            rule, said = self._asked(
+                rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed
+            )
+        stages = Stages(rule._chains(layout), layout)
+        slots = {n: stages.layout.tree(column) for n, column in stages.new_slots().items()}
+        return State(stages.new_step(), {**slots, **said}, stages.new_carry())
+
+    def apply(
+        self,
+        params: Any,
+        grads: Any,
+        state: State,
+        *,
+        value: Any = None,
+        runner: RunnerName | None = None,
+        **overrides: Any,
+    ) -> tuple[Any, State]:
+        """Take one step and return new parameters and a new state. Pure: what is passed in is never written.
+
+        Parameters
+        ----------
+        params, grads
+            Trees of one structure, in which lists and tuples may stand for each other, and so may mappings; shapes,
+            dtypes, library and device agree leaf by leaf. A gradient of None leaves
+            its parameter and its state alone.
+        state
+            From :meth:`init` or the step before.
+        value
+            The loss, for rules with a link that asks for it; others take no notice of it.
+        runner
+            ``"eager"``, ``"tiled"``, ``"numba"`` or ``"cuda"``; None is the best available.
+        **overrides
+            Hyperparameters for this step only: ``lr=0.1``, in a chain also ``**{"adamw.lr": 0.1}``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            When anything does not fit; the message names the path and both sides.
+        """
+        return self._step(params, grads, state, runner, overrides, {"value": value}, change=False)
+
+    def updates(
+        self,
+        params: Any,
+        grads: Any,
+        state: State,
+        *,
+        value: Any = None,
+        runner: RunnerName | None = None,
+        **overrides: Any,
+    ) -> tuple[Any, State]:
+        """Return what :meth:`apply` would add to the parameters, and the new state.
+
+        Zero where the gradient is None. Arguments and errors are those of :meth:`apply`.
+        """
+        return self._step(params, grads, state, runner, overrides, {"value": value}, change=True)
+
+    def eval_params(self, params: Any, state: State) -> Any:
+        """Return the parameters to evaluate or to ship, which for some rules are not those that are trained.
+
+        Schedule-free rules return their average, chains with a link that averages weights the average; of several such
+        links the last is asked. Others return a copy.
+
+        Parameters
+        ----------
+        params, state
+            As :meth:`apply` or :meth:`init` returned them. They are not written.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xopt
+        >>> rule, w = xopt.chain(xopt.SGD(lr=1.0), xopt.EMA(0.5)), np.asarray([2.0])
+        >>> w, state = rule.apply(w, np.asarray([1.0]), rule.init(w))
+        >>> w, rule.eval_params(w, state)
+        (array([1.]), array([1.5]))
+        """
+        rule, state, _ = self._keeping(state)
+        layout = Layout(params)
+        return evaluated(Stages(rule._chains(layout), layout, "eager"), state)
+
+    def _step(
+        self,
+        params: Any,
+        grads: Any,
+        state: State,
+        runner: RunnerName | None,
+        overrides: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        change: bool,
+    ) -> tuple[Any, State]:
+        rule, state, said = self._keeping(state)
+        layout = Layout(params)
+        stages = Stages(rule._with(overrides)._chains(layout), layout, runner)
+        gs = layout.gradients(grads)
+        slots = stages.check_state(state)
+        t = after(state.step)
+        clocks = stages.clocks(t, state.carry)
+        given, inputs = stages.resolve(clocks[""]), stages.given(inputs)
+        ps, slots, carry = stages.run(
+            clocks, given, layout.leaves, gs, slots, state.carry, inputs=inputs, change=change
+        )
+        return layout.params(ps), State(t, {n: layout.tree(column) for n, column in slots.items()} | said, carry)
+
+
+def check_method(rule: object) -> None:
+    """Refuse what is neither a rule nor a chain."""
+    if not isinstance(rule, Method):
+        got = rule.__name__ if isinstance(rule, type) else type(rule).__name__
+        hint = "; make an object of it" if isinstance(rule, type) and issubclass(rule, Part) else ""
+        hint = "; put it in a chain with a rule" if isinstance(rule, Part) else hint
+        raise TypeError(f"rule: {got}, but it must be a rule or a chain{hint}")
+
+
+class Around(Method):
+    """A rule with a link in front of everything."""
+
+    __slots__ = ("_first", "rule")
+
+    def __init__(self, rule: Method, first: Part | None) -> None:
+        check_method(rule)
+        self.rule, self._first = rule, first
+        name, inner = type(first if type(self) is Around else self).__name__, rule
+        while isinstance(inner, Around):
+            if first is not None and inner._first is not None:
+                places = {first._place(), inner._first._place()}
+                if len(places) == 1:
+                    raise ValueError(f"{name}: there is one already inside")
+                if places == {"lossscale", "nonfinite"}:
+                    raise ValueError(
+                        f"{name}: there is a {type(inner).__name__} inside, but LossScale itself leaves "
+                        f"out steps that are not finite, and must see them: a Guard around it would hide them from "
+                        f"it, and one inside would never see any"
+                    )
+            inner = inner.rule
+
+    def _parts(self) -> tuple[Part, ...]:
+        return self.rule._parts()
+
+    def _all_links(self) -> list[Named]:
+        own = [] if self._first is None else [Named((), self._first._place(), self._first._place(), self._first)]
+        return own + self.rule._all_links()
+
+    def _with(self, values: Mapping[str, Any]) -> Method:
+        new = object.__new__(type(self))
+        new.rule, new._first = self.rule._with(values), self._first
+        return new
+
+    def _chains(self, layout: Layout) -> Chains:
+        chains, of = self.rule._chains(layout)
+        if self._first is None:
+            return Chains(chains, of)
+        place = min((piece.order[0] for chain in chains for piece in chain), default=0) - 1
+        first = self._first._piece(self._first._place(), (place,))
+        return Chains([(first, *chain) for chain in chains], of)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and (self.rule, self._first) == (other.rule, other._first)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.rule, self._first))

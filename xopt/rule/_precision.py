@@ -1,0 +1,94 @@
+"""How a rule keeps parameters and state, as a link; and the key of a state that says so, where no rule does."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any, Literal, TypeAlias
+
+from xopt._engine.program import storage as _storage
+from xopt._engine.program.contract import Piece
+from xopt.rule._component import Part
+from xopt.rule._fields import static
+
+Rounding: TypeAlias = Literal["nearest", "stochastic", "kahan"]
+StateDType: TypeAlias = Literal["float16", "bfloat16", "float32", "int8"] | None
+
+_MARK = f"{_storage.PLACE}="
+_LONGEST = 200
+
+
+class Precision(Part):
+    """The link that has a master copy, or what rounding has lost, in its state; its name is for messages and files."""
+
+    rounding: Rounding = "nearest"
+    master_weights: bool = False
+    state_dtype: Literal["float16", "bfloat16", "float32", "int8", None] = static(default=None)
+    seed: int = static(default=0, ge=0, le=2**32 - 1)
+
+    @staticmethod
+    def host(h: Any, xp: Any) -> dict[str, Any]:
+        halves = {"low": h.t % 65536, "high": h.t // 65536 % 65536}
+        return halves | {"seed_low": float(h.seed % 65536), "seed_high": float(h.seed // 65536)}
+
+    @staticmethod
+    def update(h: Any, xp: Any, p: Any, g: Any) -> Any:
+        return g
+
+    def _place(self) -> str:
+        return _storage.PLACE
+
+    def _piece(self, place: str, order: tuple[int, ...]) -> Piece:
+        storage = _storage.Storage(self.rounding, self.master_weights, self.state_dtype)
+        piece = super()._piece(place, order)._replace(storage=storage)
+        return piece if self.rounding == "stochastic" else piece._replace(host=None)
+
+
+def usual(*words: Any) -> bool:
+    """Whether rounding, master_weights, state_dtype and seed are their defaults, by type and value."""
+    return [(type(x), x) for x in words] == [(str, "nearest"), (bool, False), (type(None), None), (int, 0)]
+
+
+def asked(rule: Any, rounding: Rounding, master_weights: bool, state_dtype: StateDType, seed: int) -> Precision:
+    """Return the link for what a caller asks for, or say why it does not go with the rule."""
+    made = Precision(rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed)
+    return checked(rule, made)
+
+
+def checked(rule: Any, link: Precision) -> Precision:
+    """Return the link, or say why it does not go with the rule."""
+    if link.rounding != "nearest" and link.master_weights:
+        raise ValueError(f"Precision: rounding={link.rounding!r} and master_weights=True; one is enough")
+    if link.seed != 0 and link.rounding != "stochastic":
+        raise ValueError(f"Precision: seed={link.seed!r} does nothing without rounding='stochastic'")
+    if link.state_dtype == "int8" and not any(other.part.moments for other in rule._all_links()):
+        raise ValueError(
+            f"Precision: state_dtype='int8', but {rule!r} has no state that may be kept in 8 bits; Adam, AdamW, "
+            f"Lion and SGD have"
+        )
+    return link
+
+
+def mark(link: Precision) -> str:
+    """Return the key by which the slots of a state say how it is kept: text, which in a pytree is no leaf."""
+    said = {n: v for n, v in link._values().items() if v != link._fields[n].default}
+    return _MARK + json.dumps(said, sort_keys=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _read(key: str) -> Precision | None:
+    """Return the link that a key stands for; None for one that stands for none."""
+    try:
+        return Precision(**json.loads(key.removeprefix(_MARK)))
+    except (TypeError, ValueError):
+        return None
+
+
+def said(slots: Any) -> tuple[str, Precision] | None:
+    """Return by which key the slots of a state say how it is kept, and the link; None where they say nothing."""
+    for n, x in slots.items() if isinstance(slots, dict) else ():
+        if isinstance(n, str) and n.startswith(_MARK) and len(n) < _LONGEST and isinstance(x, dict) and not x:
+            link = _read(n)
+            if link is not None:
+                return n, link
+    return None

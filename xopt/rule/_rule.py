@@ -1,0 +1,206 @@
+"""What a rule is made of: hyperparameters, static fields, state in the signature; and chains of rules and transforms.
+
+A rule is a frozen object whose fields are its hyperparameters. Its maths is one static method, ``update``, written
+against the array-API standard. Everything else (trees, dtypes, libraries, memory) is somebody else's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, cast
+
+from xopt.rule._component import Array as Array
+from xopt.rule._component import H as H
+from xopt.rule._component import Hyper as Hyper
+from xopt.rule._component import Link as Link
+from xopt.rule._component import Moments as Moments
+from xopt.rule._component import Part as Part
+from xopt.rule._component import routed as routed
+from xopt.rule._component import unchanged as unchanged
+from xopt.rule._elementwise import abs2 as abs2
+from xopt.rule._elementwise import inner as inner
+from xopt.rule._elementwise import is_complex as is_complex
+from xopt.rule._elementwise import sign as sign
+from xopt.rule._fields import hyper as hyper
+from xopt.rule._fields import static as static
+from xopt.rule._functional import Method as Method
+from xopt.rule._functional import RunnerName as RunnerName
+from xopt.rule._functional import State as State
+from xopt.rule._functional import check_method as check_method
+from xopt.rule._names import replaced
+from xopt.rule._order import check_order
+from xopt.rule._presets import PRESETS, REQUIRED, Like, preset
+
+
+class Transform(Part):
+    """A link that maps a gradient to a gradient, or behind the rule a step to a step."""
+
+
+class Rule(Part, Method):
+    r"""A link that maps a gradient to a step: the one of a chain that makes it an optimizer.
+
+    Every rule has these fields:
+
+    Parameters
+    ----------
+    weight_decay
+        w ≥ 0, or None for no decay (default).
+    decay
+        ``"l2"``: g + w p enters the rule. ``"lr"``: the step is less lr·w·p (decoupled, as in AdamW).
+        ``"independent"``: the step is less w·p, whatever the learning rate. Some rules have one more value, the
+        decay of their paper, which their own maths does.
+    maximize
+        Climb instead of descend: the gradient changes its sign before anything else.
+    complex
+        ``"modulus"``: a complex parameter has one second moment, of \|g\|². ``"split"``: real and imaginary part
+        are two parameters, as in torch.
+    like
+        Have every convention and default of another library: see the page on conventions. What is given beside it
+        counts.
+    """
+
+    weight_decay: Hyper | None = hyper(default=None, ge=0, kw_only=True)
+    decay: Literal["l2", "lr", "independent"] = static(default="l2", kw_only=True)
+    maximize: bool = static(default=False, kw_only=True)
+    complex: Literal["modulus", "split"] = static(default="modulus", kw_only=True)
+    like: Like = static(default=None, kw_only=True)
+
+    decay_by: ClassVar[str | None] = "lr"
+    """What ``decay="lr"`` multiplies the decay with: a hyperparameter, or what ``host`` returns under this name. None:
+    ``update`` sees to decoupled decay itself, with ``shrunk``."""
+
+    def _defaults(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        like = given.get("like")
+        if not isinstance(like, str) or like not in PRESETS:  # what is wrong with it is said later
+            return {}
+        name = type(self).__name__
+        call, found = preset(name, like)
+        for n, value in found.items():
+            if value is REQUIRED and n not in given:
+                raise TypeError(f"{name} needs {n}: {call} has no default")
+        return found
+
+    def _check(self) -> None:
+        if "decay" in self._given and self.weight_decay is None:
+            raise ValueError(f"{type(self).__name__}: decay={self.decay!r} does nothing without weight_decay")
+
+    def _parts(self) -> tuple[Part, ...]:
+        return (self,)
+
+    def _with(self, values: Mapping[str, Any]) -> Method:
+        [new] = replaced((self,), values, self._known)
+        return cast(Rule, new)
+
+    def _hooks(self) -> tuple[Callable[..., Any], Callable[..., dict[str, Array]] | None]:
+        update, reduce, by = type(self).update, type(self).reduce, type(self).decay_by
+
+        def decayed(h: H, p: Array, g: Array) -> Array:
+            return g + h.weight_decay * p if h.weight_decay is not None and h.decay == "l2" else g
+
+        def whole(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> tuple[Array, ...]:
+            out = update(h, xp, p, decayed(h, p, g), **slots)
+            step, *new = out if isinstance(out, tuple) else (out,)
+            factor = None if by is None or h.weight_decay is None else decoupled(h, getattr(h, by))
+            return (step if factor is None else step - factor * p, *new)
+
+        def terms(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> dict[str, Array]:
+            assert reduce is not None
+            return reduce(h, xp, p, decayed(h, p, g), **slots)
+
+        return whole, terms if reduce else None
+
+    def _enter(self) -> Callable[..., Any] | None:
+        return lambda h, g: -g if h.maximize else g
+
+
+def decoupled(h: H, rate: Any = None) -> Any:
+    """Return the part of p by which decoupled decay shrinks it, or None without such decay.
+
+    The step that ``update`` returns is made less by it afterwards. A rule that must know where p will be asks here.
+    ``rate`` is what ``decay="lr"`` multiplies, where that is not lr.
+    """
+    if h.weight_decay is None or h.decay not in ("lr", "independent"):
+        return None
+    rate = h.lr if rate is None else rate
+    return rate * h.weight_decay if h.decay == "lr" else h.weight_decay
+
+
+def shrunk(h: H, u: Array, rate: Any, p: Array) -> Array:
+    """Add decoupled weight decay at p to what a rule subtracts, in a rule whose ``decay_by`` is None."""
+    factor = decoupled(h, rate)
+    return u if factor is None else u + factor * p
+
+
+class Chain(Method):
+    """Transforms and one rule, applied in order. Made by :func:`chain`; its links are in ``parts``.
+
+    Examples
+    --------
+    >>> import xopt
+    >>> xopt.chain(xopt.ClipByValue(1.0), xopt.SGD()).parts
+    (ClipByValue(limit=1.0), SGD())
+    """
+
+    __slots__ = ("_links", "_names")
+    _links: tuple[Part, ...]
+    _names: dict[str, tuple[tuple[int, ...], str]]
+    """Where the names of hyperparameters lead."""
+
+    def __init__(self, parts: tuple[Part, ...], names: dict[str, tuple[tuple[int, ...], str]] | None = None) -> None:
+        self._links, self._names = parts, {} if names is None else names
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The links, in order."""
+        return self._links
+
+    def _parts(self) -> tuple[Part, ...]:
+        return self.parts
+
+    def _with(self, values: Mapping[str, Any]) -> Method:
+        return Chain(replaced(self.parts, values, self._names), self._names)
+
+    def __repr__(self) -> str:
+        return f"chain({', '.join(map(repr, self.parts))})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chain) and self.parts == other.parts
+
+    def __hash__(self) -> int:
+        return hash(self.parts)
+
+
+def chain(*parts: Part | Chain) -> Chain:
+    """Put transforms and exactly one rule together; each link feeds the next.
+
+    A transform in front of the rule changes the gradient, one behind it changes the step. Links that are given the new
+    parameters (averages, projections) come last. Chains may be nested.
+
+    Raises
+    ------
+    TypeError
+        For what is neither a transform, a rule nor a chain.
+    ValueError
+        For a chain with no rule or with more than one, and for a link that cannot stand where it does.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xopt
+    >>> rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(lr=0.5))
+    >>> w = np.asarray([0.0, 0.0])
+    >>> w, state = rule.apply(w, np.asarray([3.0, 4.0]), rule.init(w))
+    >>> w
+    array([-0.3, -0.4])
+    """
+    flat: list[Part] = []
+    for part in parts:
+        if not isinstance(part, Part | Chain):
+            raise TypeError(f"chain: {part!r} is neither a transform, a rule nor a chain")
+        flat += part.parts if isinstance(part, Chain) else [part]
+    rules = [part for part in flat if isinstance(part, Method)]
+    if len(rules) != 1:
+        names = ", ".join(type(part).__name__ for part in flat) or "nothing"
+        raise ValueError(f"chain: {len(rules)} rules in ({names}), but a chain has exactly one")
+    check_order(flat, flat.index(rules[0]))
+    return Chain(tuple(flat))

@@ -1,0 +1,67 @@
+"""The weight of a penalty behind a rule: times what the links in front make of a gradient that stays the same.
+
+At a minimum of f + λ·r the gradient of f is constant, momentum has settled, and the step is -lr·k·∇f with a number k:
+1/(1-μ) for SGD with momentum. A proximal step of the weight lr·λ·k stays there; one of lr·λ is a minimum for λ/k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from xopt._engine.program.contract import Piece
+from xopt.rule._component import Part
+
+
+def check_weights(links: Sequence[Part]) -> None:
+    """Refuse a penalty behind links whose step is no multiple of a constant gradient, as far as a chain tells."""
+    for i, link in enumerate(links):
+        if link._penalty:
+            for other in links[:i]:
+                if type(other)._route is Part._route:  # all others say for each parameter what they are
+                    _check(link, other)
+
+
+def weighted(links: Sequence[Part], pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+    """Return the pieces of a chain, with the weights of penalties as they belong behind the links in front of them."""
+    found = list(pieces)
+    for i, link in enumerate(links):
+        if not link._penalty:
+            continue
+        for other in links[:i]:
+            _check(link, other)
+        before = tuple(zip(links[:i], pieces[:i], strict=True))
+        resolve = partial(_resolve, link._penalty, pieces[i], before)
+        known = all(piece.constants is not None for piece in pieces[: i + 1])
+        found[i] = pieces[i]._replace(resolve=resolve, constants=resolve(1, "", True) if known else None)
+    return tuple(found)
+
+
+def _resolve(
+    name: str, own: Piece, before: tuple[tuple[Part, Piece], ...], t: Any, library: str, read: bool
+) -> dict[str, Any]:
+    values = dict(_values(own, t, library, read))
+    for link, piece in before:
+        assert link.steady is not None
+        h = SimpleNamespace(**{**piece.statics, **_values(piece, t, library, read)})
+        values[name] = values[name] * link.steady(h)
+    return values
+
+
+def _values(piece: Piece, t: Any, library: str, read: bool) -> dict[str, Any]:
+    return piece.resolve(t, library, read) if piece.constants is None else piece.constants
+
+
+def _check(link: Part, other: Part) -> None:
+    if other.steady is not None:
+        return
+    name, of = type(link).__name__, type(other).__name__
+    if other.after:
+        raise ValueError(f"chain: {name} behind {of} would end beside the minimum; put {name} in front of {of}")
+    instead = "use SGD, with any momentum" if hasattr(other, "init") else f"leave {of} out"
+    raise ValueError(
+        f"chain: {name} behind {of} would end beside the minimum, because what {of} makes of a gradient that stays the "
+        f"same is no fixed multiple of it: {instead}, or have the penalty in the loss"
+    )

@@ -1,0 +1,346 @@
+"""Minimize a function whose arrays stay where they are: SciPy's habits on any library and device."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext, suppress
+from typing import Any, Literal
+
+import numpy as np
+
+from xopt._arrays import libraries as _arrays
+from xopt._arrays import tree as _tree
+from xopt._arrays.layout import Layout
+from xopt.rule import Method, check_method
+from xopt.solvers._descent import CONVERGED, INTERRUPTED, STOPPED, Descent, Stop
+from xopt.solvers._differences import Differences, evaluations
+from xopt.solvers._objective import objective
+from xopt.solvers._options import MethodName, count, gathered, limits, method_name, solver_options
+from xopt.solvers._space import is_numbers, numbers_of
+from xopt.solvers._stepping import Stepping
+
+
+class OptimizeResult(dict[str, Any]):
+    """What `minimize` found, under SciPy's names, as attributes and as keys.
+
+    ``x`` the parameters, ``fun`` the value there, ``jac`` the gradient there, ``nit`` iterations, ``nfev`` evaluations,
+    ``njev`` of the gradient, ``status`` (0 converged, 1 a limit was reached, 2 no better point was found, or the value
+    is infinite or NaN, 3 interrupted, 99 stopped by the callback), ``success`` (status 0), ``message``.
+
+    Examples
+    --------
+    >>> import xopt
+    >>> result = xopt.OptimizeResult(fun=0.5, nit=3)
+    >>> result.fun, result["nit"]
+    (0.5, 3)
+    """
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"{name}: there is {', '.join(map(str, self))}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        if name not in self:
+            raise AttributeError(f"{name}: there is {', '.join(map(str, self))}")
+        del self[name]
+
+    def __dir__(self) -> list[str]:
+        return [*map(str, self)]
+
+    def __repr__(self) -> str:
+        width = max((len(str(name)) for name in self), default=0)
+        lines = (
+            f"{name!s:>{width}}: " + repr(value).replace("\n", "\n" + " " * (width + 2)) for name, value in self.items()
+        )
+        return "\n".join(lines) or f"{type(self).__name__}()"
+
+
+def minimize(
+    fun: Callable[..., Any],
+    x0: Any,
+    rule: Method | None = None,
+    *,
+    method: MethodName | None = None,
+    args: Any = (),
+    jac: bool | Callable[..., Any] | Literal["2-point", "3-point"] | None = True,
+    conjugate: bool = False,
+    bounds: Any = None,
+    maxiter: float | None = None,
+    tol: float | None = None,
+    callback: Callable[..., Any] | None = None,
+    progress: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> OptimizeResult:
+    r"""Minimize a function of arrays, on the library and the device where these are.
+
+    ``"lbfgs"`` goes along -H·g with an H of the last steps (Nocedal 1980), computed from the products of the vectors
+    (Chen, Wang & Zhou 2014); ``"lbfgs-b"`` within bounds, to the minimum of the same model over the variables that are
+    free, projected (Byrd, Lu, Nocedal & Zhu 1995; which are free: Bertsekas 1982); ``"cg"`` along conjugate gradients
+    (Polak & Ribière 1969, with β ≥ 0); ``"gd"`` along -g; each with a line search. A rule takes its own steps.
+
+    Parameters
+    ----------
+    fun
+        ``fun(x, *args)`` returns the value, a number or an array of one, and the gradient, which is like x, but may
+        have more or fewer dimensions of 1; beside NumPy also a list of numbers. It must not write into what it is
+        given; it may keep that, but for a rule, which goes on in the same arrays.
+    x0
+        Where to begin: an array of any library, float32, float64 or complex (for a rule any parameters), or a tree of
+        arrays. It is not changed. Integers become float64 (the widest floats of the library), and so do numbers and
+        lists of numbers, as an array of NumPy.
+    rule
+        A rule or a chain. None: ``method``.
+    method
+        ``"lbfgs"`` (the default), ``"lbfgs-b"`` (the default with bounds), ``"cg"`` or ``"gd"``, in letters of either
+        case; SciPy's ``"L-BFGS-B"`` is the first without bounds and the second with bounds.
+    args
+        More arguments of ``fun`` and ``jac``; what is no tuple is one argument.
+    jac
+        True: ``fun`` returns value and gradient. A function: ``jac(x, *args)`` returns the gradient, ``fun`` the value.
+        False: ``fun`` returns the value, and torch or JAX differentiates it. ``"2-point"``, ``"3-point"``: ``fun``
+        returns the value, and the gradient comes from differences of values, forward or central, of any library; that
+        takes one or two evaluations more for each real number of x, each with a transfer. None: False for torch and
+        JAX, else ``"2-point"``.
+    conjugate
+        The gradient of complex parameters is ∂f/∂Re + i·∂f/∂Im, torch's. True: the one that is given is the conjugate
+        of that, JAX's. With ``jac=False`` and with differences nothing need be said.
+    bounds
+        A tuple ``(lower, upper)``, each None, a number, an array like x0, or a tree of these like x0; where x0 is one
+        array also SciPy's forms: a list of pairs ``[(low, high), …]``, one an element, with None for what is open, or
+        ``Bounds``. Equal bounds hold a variable still. Every evaluation is within them, those of differences too: they
+        are rounded inwards to the dtype of the parameters, and x0 is moved there. Of complex parameters there are none.
+    maxiter
+        Iterations, ≥ 0, or infinite. None: 15,000, for a rule 1,000.
+    tol
+        ``gtol``, and for ``"lbfgs"`` and ``"lbfgs-b"`` also ``ftol``, as in SciPy, where these are not given.
+    callback
+        Called after every iteration with x, or, if its argument is called ``intermediate_result``, with an
+        `OptimizeResult` of ``x, fun, nit, nfev``. It ends the run by returning True or raising ``StopIteration``.
+    progress
+        Show a bar (needs tqdm).
+    options
+        ``gtol`` (1e-5): stop when no element of the gradient is larger; within bounds, of x - P(x - g), with the
+        projection P. ``ftol`` (0): when the value falls by no more, as a part of the larger of it and 1. ``xtol`` (0;
+        not of rules): when no element moves by more, as a part of the largest and 1. ``maxfun``: evaluations.
+        ``target``: stop at this value. ``max_time``: seconds. ``history`` (10; ``"lbfgs"``, ``"lbfgs-b"``): steps to
+        remember. ``maxls`` (40): evaluations of a line search. ``line_search``: ``"hager-zhang"`` (where differences of
+        values drown in roundings it looks at slopes: Hager & Zhang 2006), ``"strong-wolfe"`` (for ``"cg"``; the same,
+        until the slope is flat on both sides, \|slope\| ≤ σ·\|slope at the start\| with σ = 0.9, for ``"cg"`` 0.1),
+        ``"armijo"`` (backtracking), or a function, see below. ``preconditioner`` (not with bounds): a function g ↦ P·g
+        of trees like x0, linear, symmetric and positive definite, the same throughout, about the inverse of the
+        Hessian, that does not write into g: directions are computed from P·g, as if x were C⁻¹·x with P = C·Cᵀ.
+        ``every`` (10; rules): steps between looks at the value. ``runner`` (rules), see `Optimizer`. ``eps``: the step
+        of differences, or one for each real number; else it is ε^(1/2) of the larger of \|x\| and 1, with three points
+        ε^(1/3), for the coarser dtype of x and of the value. ``disp``: print how it ended. SciPy's ``maxcor``,
+        ``maxfev`` and ``maxiter`` are ``history``, ``maxfun`` and the argument.
+
+    Returns
+    -------
+    OptimizeResult
+        x of the same library, dtype, device and structure as x0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what does not fit, by name; for a value at x0 that is infinite or NaN. What ``fun`` and other functions of
+        the user raise comes through, the same object, with an ``intermediate_result`` where it can be given one: the
+        best point so far; for a rule the last, whose value is then NaN.
+
+    Notes
+    -----
+    Values are brought to the host once an evaluation, with all products that the method needs; with ``xtol`` once more
+    an iteration; with bounds once at the start, and a few times where a projected step would climb, which is rare; for
+    a rule once in ``every`` steps. An interrupt (Ctrl-C) ends the run, with status 3.
+
+    A line search is ``search(along, start, first, *, tol, maxls, sigma, longest)``: ``along(alpha)`` evaluates and
+    returns a point with ``alpha``, ``value`` and ``slope``, as ``start`` is one; ``first`` is the length to try first,
+    ``tol`` what values may be wrong by, ``sigma`` how flat the slope should become, ``longest`` the longest step, which
+    is finite with bounds only. It returns one of the points, or None.
+
+    Memory, in vectors of the size of x0: 2·history + 4 for ``"lbfgs"`` (2·history for the history; x and the gradient,
+    before and after the step), 2 more in an iteration that takes several evaluations, 2 more with a preconditioner; for
+    ``"lbfgs-b"`` 2 more than that, and the bounds; 5 to 7 for the others; for a rule its state. What ``fun`` returns is
+    copied, and not counted here. JAX, whose arrays cannot be written into, needs some more.
+
+    References
+    ----------
+    J. Nocedal (1980), Updating quasi-Newton matrices with limited storage, Mathematics of Computation 35.
+
+    W. Chen, Z. Wang, J. Zhou (2014), Large-scale L-BFGS using MapReduce, NIPS 27, Algorithm 3.
+
+    R. H. Byrd, P. Lu, J. Nocedal, C. Zhu (1995), A limited memory algorithm for bound constrained optimization, SIAM
+    Journal on Scientific Computing 16; J. L. Morales, J. Nocedal (2011), Remark on Algorithm 778, ACM Transactions on
+    Mathematical Software 38. There a generalized Cauchy point tells which variables are free, one after the other;
+    here, as in D. P. Bertsekas (1982), Projected Newton methods, SIAM Journal on Control and Optimization 20, they are
+    those that are not at a bound with a slope that pushes against it.
+
+    W. W. Hager, H. Zhang (2006), Algorithm 851: CG_DESCENT, ACM Transactions on Mathematical Software 32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xopt
+    >>> def fun(x):
+    ...     a, b = x[1] - x[0] ** 2, 1 - x[0]
+    ...     return 100 * a**2 + b**2, np.stack([-400 * a * x[0] - 2 * b, 200 * a])
+    >>> result = xopt.minimize(fun, np.asarray([-1.2, 1.0]))
+    >>> result.x.round(4), result.success
+    (array([1., 1.]), True)
+    >>> xopt.minimize(fun, np.zeros(2), bounds=(None, 0.5)).x.round(4)
+    array([0.5 , 0.25])
+    >>> xopt.minimize(lambda x: (x @ x, 2 * x), np.ones(3), xopt.Adam(lr=0.1), maxiter=500).fun < 1e-9
+    True
+    """
+    found, _ = solve(
+        fun, x0, rule, method=method, args=args, jac=jac, conjugate=conjugate, bounds=bounds, maxiter=maxiter, tol=tol,
+        callback=callback, progress=progress, options=options,
+    )  # fmt: skip
+    return found
+
+
+def solve(
+    fun: Any, x0: Any, rule: Method | None, *, method: Any, bounds: Any, options: Any, callback: Any,
+    maxiter: Any = None, tol: Any = None, args: Any = (), jac: Any = True, conjugate: bool = False,
+    progress: bool = False,
+) -> tuple[OptimizeResult, KeyboardInterrupt | None]:  # fmt: skip
+    """Do what `minimize` does; return also what interrupted it."""
+    if rule is not None and method is not None:
+        raise TypeError(f"method: {method!r}, but a rule is given too; choose one of both")
+    name = "rule" if rule is not None else method_name(method, bounds is not None)
+    if bounds is not None and name != "lbfgs-b":
+        chosen = "a rule, which xopt.Box behind it keeps within bounds" if rule is not None else f"method {name!r}"
+        raise TypeError(f"bounds: given with {chosen}; 'lbfgs-b' has bounds")
+    if rule is not None:
+        check_method(rule)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: {callback!r}, but it must be a function")
+    given = gathered(name, options, maxiter, tol)
+    when, layout, step = limits(given), checked_layout(x0), given.get("eps")
+    run: Descent | Stepping
+    if rule is not None:
+        both = objective(fun, jac, args, layout, conjugate, step)
+        every = count("every", given.get("every", 10), 1)
+        run = Stepping(both, layout, rule, when, every=every, runner=given.get("runner"))
+    else:
+        run = Descent(layout, name, when, bounds=bounds, **solver_options(given, name))
+        run.fun = objective(fun, jac, args, layout, conjugate, step, run.box)
+    if isinstance(run.fun, Differences):
+        run.limits = when._replace(maxfun=max(1.0, when.maxfun / run.fun.cost))
+    found, interrupt = _run(run, callback, progress, when.maxiter)
+    if given.get("disp"):
+        show(found)
+    return found, interrupt
+
+
+def show(found: Any) -> None:
+    """Print how a run ended."""
+    print(f"{found.message}\n  value {found.fun:.8g}, {found.nit} iterations, {found.nfev} evaluations")
+
+
+def checked_layout(x0: Any, name: str = "x0") -> Layout:
+    """Find the arrays of x0, or say why they cannot be minimized over."""
+    if is_numbers(x0):
+        x0 = numbers_of(x0, name)
+    leaves, spec = _tree.flatten(x0)
+    if any(map(_is_whole, leaves)):
+        x0 = _tree.unflatten(spec, [_floating(x) if _is_whole(x) else x for x in leaves])
+    layout = Layout(x0, name=name)
+    if layout.library == "dask":
+        raise TypeError(f"{name}: an array of dask, which computes nothing until the end; minimize must look at values")
+    return layout
+
+
+def _is_whole(x: Any) -> bool:
+    """Whether something is an array of integers."""
+    return _arrays.library(x) is not None and "int" in _arrays.dtype_name(x)
+
+
+def _floating(x: Any) -> Any:
+    """Return integers as float64, or as the widest that there is."""
+    xp = _arrays.namespace(x)
+    x = np.asarray(x) if isinstance(x, np.generic) else x
+    return _arrays.cast(xp, x, getattr(xp, _arrays.widest_real(xp, _arrays.device(x), "float32")))
+
+
+def _run(
+    run: Descent | Stepping, callback: Any, progress: bool, total: float
+) -> tuple[OptimizeResult, KeyboardInterrupt | None]:
+    call, begun = _callback(callback), False
+    bar: Any = importlib.import_module("tqdm.auto").tqdm(total=total) if progress else None
+    with closing(bar) if bar is not None else nullcontext():
+        try:
+            run.begin()
+            begun = True
+            while True:
+                run.iterate()
+                if bar is not None:
+                    bar.update()
+                    bar.set_postfix(fun=f"{float(run.value):.6g}")
+                if call is not None and call(run):
+                    raise Stop(STOPPED, "stopped: by the callback")
+        except Stop as stop:
+            if stop.status not in (CONVERGED, STOPPED):
+                run.settle()
+            return _result(run, stop.status, stop.message), None
+        except KeyboardInterrupt as interrupt:
+            run.settle()
+            return _result(run, INTERRUPTED, "stopped: interrupted"), interrupt
+        except Exception as error:
+            if begun:
+                with suppress(Exception):  # some exceptions cannot be written to, and the user is owed this one
+                    run.settle()
+                    annotate(error, _result(run, INTERRUPTED, f"stopped: by a {type(error).__name__}"))
+            raise
+
+
+def annotate(error: BaseException, result: Any) -> None:
+    """Give an exception what was reached, if it can be given anything; nothing else is raised."""
+    with suppress(Exception):
+        error.intermediate_result = result  # type: ignore[attr-defined]
+        error.add_note(f"after {result['nfev']} evaluations; this exception's intermediate_result has what was reached")
+
+
+def _result(run: Descent | Stepping, status: int, message: str) -> OptimizeResult:
+    value = float(run.value)
+    return OptimizeResult(
+        x=run.x, fun=value, jac=None if math.isnan(value) else run.gradient, nit=run.nit,
+        nfev=evaluations(run.fun, run.nfev), njev=run.nfev, status=status, success=status == CONVERGED,
+        message=message,
+    )  # fmt: skip
+
+
+def _callback(callback: Any) -> Callable[[Descent | Stepping], bool] | None:
+    if callback is None:
+        return None
+    try:
+        named = "intermediate_result" in inspect.signature(callback).parameters
+    except ValueError:  # of a function written in C
+        named = False
+
+    def call(run: Descent | Stepping) -> bool:
+        x = run.x
+        try:
+            if named:
+                nfev = evaluations(run.fun, run.nfev)
+                found = OptimizeResult(x=x, fun=float(run.value), nit=run.nit, nfev=nfev)
+                return _is_true(callback(intermediate_result=found))
+            return _is_true(callback(x))
+        except StopIteration:
+            return True
+
+    return call
+
+
+def _is_true(found: Any) -> bool:
+    """Whether a callback returned True, of any library; it may return anything else, as in SciPy."""
+    return found is True or ("bool" in str(getattr(found, "dtype", "")) and tuple(found.shape) == () and bool(found))

@@ -1,0 +1,225 @@
+"""`minimize` as a method of SciPy's function of that name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xopt._arrays.layout import Layout
+from xopt.rule import Method, check_method
+from xopt.solvers._differences import Differences
+from xopt.solvers._minimize import annotate, show, solve
+from xopt.solvers._options import gathered, method_name
+from xopt.solvers._options import limits as limits_of
+from xopt.solvers._sides import inward, pairs, sides
+
+_FTOL = 2.220446049250313e-09
+_MAXFUN = 15000
+_EPS = 1e-8
+"""What SciPy's L-BFGS-B does where nothing is said. The rest of its defaults are those of xopt too."""
+
+
+def scipy_method(method: str | Method | None = None) -> Callable[..., Any]:
+    """Make a method for ``scipy.optimize.minimize(…, method=…)`` of a solver or of a rule.
+
+    Parameters
+    ----------
+    method
+        What `minimize` calls its ``method``: ``"lbfgs"``, ``"lbfgs-b"``, ``"cg"``, ``"gd"``; or a rule or a chain.
+        None, or ``"L-BFGS-B"``: ``"lbfgs"``, within bounds ``"lbfgs-b"``.
+
+    Returns
+    -------
+    callable
+        To be given to SciPy as ``method``, also within ``minimizer_kwargs`` of ``basinhopping`` and the like. It
+        returns SciPy's ``OptimizeResult``, with the statuses of :class:`xopt.OptimizeResult`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When it runs, for options that the method does not have, by name; for constraints; for bounds, which only
+        ``"lbfgs-b"`` can have.
+
+    Notes
+    -----
+    Options have SciPy's names: ``maxiter``, ``maxfun`` or ``maxfev``, ``gtol``, ``ftol``, ``maxls``, ``maxcor``,
+    ``eps`` (the step of finite differences, 1e-8), ``disp`` or ``iprint`` (print how it ended). Those of `minimize` go
+    too: ``target``, ``line_search``, ``every`` and the others. With ``"lbfgs"`` and ``"lbfgs-b"``, ``ftol`` and
+    ``maxfun`` are those of L-BFGS-B where they are not given, 2.2e-9 and 15,000, and ``tol`` means both ``gtol`` and
+    ``ftol``; else it is ``gtol``. Bounds are rounded inwards to the dtype of x0.
+
+    Without ``jac`` the gradient is that of forward differences. ``jac="3-point"`` and ``"cs"`` are forward differences
+    too: SciPy does not pass them on. ``nfev`` and ``maxfun`` count their evaluations, as in SciPy.
+
+    As in SciPy, what a callback returns is ignored, and ``StopIteration`` ends the run; an interrupt (Ctrl-C) is
+    raised, with an ``intermediate_result``; infinite values and NaN at x0 end the run with status 2; ``hess`` and
+    ``hessp`` are not used, and a warning says so. Other than in SciPy, float32 and complex parameters keep their dtype
+    throughout, and there is no ``hess_inv``.
+
+    Examples
+    --------
+    >>> from scipy.optimize import minimize, rosen, rosen_der
+    >>> import xopt
+    >>> result = minimize(rosen, [-1.2, 1.0], jac=rosen_der, method=xopt.scipy_method(), options={"maxcor": 5})
+    >>> result.x.round(4), result.success
+    (array([1., 1.]), True)
+    >>> adam = xopt.scipy_method(xopt.Adam(lr=0.02))
+    >>> minimize(rosen, [-1.2, 1.0], jac=rosen_der, method=adam, options={"maxiter": 3000}).fun < 1e-6
+    True
+    """
+    if isinstance(method, str):
+        method = None if method.lower() == "l-bfgs-b" else method_name(method, False)
+    elif method is not None:
+        check_method(method)
+    return _SciPyMethod(method)
+
+
+@dataclass(frozen=True)
+class _SciPyMethod:
+    """What SciPy calls. An object and no function inside a function, so that it can be pickled."""
+
+    method: str | Method | None
+
+    def __call__(
+        self, fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), jac: Any = None, hess: Any = None,
+        hessp: Any = None, bounds: Any = None, constraints: Any = (), callback: Any = None, **options: Any,
+    ) -> Any:  # fmt: skip
+        scipy: Any = importlib.import_module("scipy.optimize")
+        for unused, given in (("hess", hess), ("hessp", hessp)):
+            if given is not None:
+                warnings.warn(f"{unused}: given, but {self._name} does not use it", RuntimeWarning, stacklevel=3)
+        if constraints is not None and not (isinstance(constraints, tuple | list) and not constraints):
+            raise ValueError(f"constraints: given, but {self._name} cannot have any")
+        x0 = np.atleast_1d(np.asarray(x0))
+        if x0.dtype.name not in ("float32", "float64", "complex64", "complex128"):
+            x0 = x0.astype(float)
+        if x0.dtype.kind == "c" and not callable(jac):
+            raise TypeError(f"jac: {jac!r}, but x0 is complex; give a function that returns the gradient")
+        name = self.method if isinstance(self.method, str) else None
+        rule = None if isinstance(self.method, str) else self.method
+        given = self._options(options)
+        layout, limits = Layout(x0, name="x0"), list[Any]()
+        two = _bounds(scipy, bounds, layout)
+        if two is not None:
+            if self.method not in (None, "lbfgs-b"):
+                advice = '"lbfgs-b"' if self._solves else "a chain with xopt.Box(low, high) behind it"
+                raise ValueError(f"bounds: given, but {self._name} cannot have any; use {advice}")
+            limits = [inward(side, layout.dtypes[0].real, sign) for side, sign in zip(two, (-1, 1), strict=True)]
+            x0 = np.clip(x0, *limits)  # as SciPy does
+        both = _Objective(fun, jac, args, x0, limits, given.pop("eps", _EPS))
+        if both.differences is not None and "maxfun" in given:
+            given["maxfun"] = max(1.0, limits_of(given).maxfun / both.differences.cost)
+        disp = given.pop("disp", False)
+        found: Any
+        interrupt: KeyboardInterrupt | None = None
+        try:
+            found, interrupt = solve(
+                both, x0, rule, method=name, bounds=two, callback=_callback(scipy, callback), options=given
+            )
+        except _NotFinite as error:
+            value, g = error.args
+            found = {"x": x0.copy(), "fun": value, "jac": g, "nit": 0, "status": 2, "success": False}
+            found["message"] = f"stopped: at x0 the value is {value}, the largest slope {np.max(np.abs(g))}"
+        result = scipy.OptimizeResult({**found, "nfev": both.nfev, "njev": both.njev})
+        if interrupt is not None:  # who uses SciPy relies on Ctrl-C to end more than this run
+            annotate(interrupt, result)
+            raise interrupt
+        if disp:
+            show(result)
+        return result
+
+    @property
+    def _solves(self) -> bool:
+        return self.method is None or isinstance(self.method, str)
+
+    @property
+    def _name(self) -> str:
+        return f"xopt.scipy_method({self.method!r})"
+
+    def _options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options under the names of `minimize`, with ``disp``, ``eps`` and ``maxiter`` among them."""
+        given = {name: value for name, value in options.items() if value is not None}
+        memory = self.method in (None, "lbfgs", "lbfgs-b")
+        tol = given.pop("tol", None)
+        for name in ("gtol", "ftol") if memory else ("gtol",):
+            if tol is not None:
+                given.setdefault(name, tol)
+        if given.pop("iprint", -1) >= 0:
+            given["disp"] = True
+        given = gathered(self.method or "lbfgs" if isinstance(self.method, str | None) else "rule", given, None, None)
+        return {"ftol": _FTOL, "maxfun": _MAXFUN, **given} if memory else given
+
+
+class _NotFinite(Exception):
+    """The first value or gradient is infinite or NaN: they are the arguments."""
+
+
+class _Objective:
+    """What a user of SciPy gives, as a function that returns value and gradient, with SciPy's counts."""
+
+    def __init__(self, fun: Any, jac: Any, args: tuple[Any, ...], x0: Any, limits: list[Any], eps: Any) -> None:
+        self.fun, self.jac, self.args = fun, jac, args
+        self.nfev = self.njev = 0
+        self.differences: Differences | None = None
+        if not callable(jac):  # in float64: in float32 the steps would vanish
+            self.differences = Differences(self._value, Layout(x0.astype(float)), "2-point", eps, *limits)
+
+    def __call__(self, x: Any) -> tuple[Any, Any]:
+        if self.differences is None:
+            value, g = self._value(x), self.jac(x.copy(), *self.args)
+        else:
+            value, g = self.differences(x.astype(float))
+        self.njev += 1
+        if np.iscomplexobj(g) and not np.iscomplexobj(x):
+            raise TypeError("jac: returned complex numbers, but x0 is real")
+        g = np.array(g, x.dtype, ndmin=1)
+        if self.njev == 1 and not (np.isfinite(value) and np.isfinite(g).all()):
+            raise _NotFinite(value, g)
+        return value, g
+
+    def _value(self, x: Any) -> Any:
+        self.nfev += 1
+        value = np.asarray(self.fun(x.copy(), *self.args))  # a copy, as from SciPy: it may be written into
+        if value.size != 1:
+            raise ValueError(f"fun: returned an array of shape {value.shape}, but it must return a number")
+        return value.item()
+
+
+def _bounds(scipy: Any, bounds: Any, layout: Layout) -> tuple[Any, Any] | None:
+    """Return lower and upper bounds as arrays like x0, from either of SciPy's two forms; None where none is finite."""
+    if bounds is None:
+        return None
+    shape = layout.shapes[0]
+    if isinstance(bounds, scipy.Bounds):
+        two = [np.asarray(side) for side in (bounds.lb, bounds.ub)]
+    else:
+        two = [*pairs(bounds, math.prod(shape))]
+    try:
+        low, high = (np.broadcast_to(side, shape) for side in two)
+    except ValueError:
+        raise ValueError(f"bounds: of shape {two[0].shape}, but x0 has shape {shape}") from None
+    lower, upper = sides((low, high), layout)
+    binds = any(np.isfinite(inward(side[0], "float64", s)).any() for side, s in ((lower, -1), (upper, 1)))
+    return (low, high) if binds else None
+
+
+def _callback(scipy: Any, callback: Any) -> Callable[..., None] | None:
+    """Call a callback in the one of SciPy's two ways that it asks for, and return nothing."""
+    if callback is None:
+        return None
+    named = {*inspect.signature(callback).parameters} == {"intermediate_result"}
+
+    def call(intermediate_result: Any) -> None:
+        if named:
+            callback(intermediate_result=scipy.OptimizeResult(intermediate_result))
+        else:
+            callback(intermediate_result.x)
+
+    return call

@@ -1,0 +1,1 @@
+"""Gradient transforms, weight averaging, projections, parameter groups, and wrappers around a rule."""
