@@ -12,7 +12,7 @@ import pytest
 from conftest import Lib
 
 import xopt
-from xopt.rule import Array, H, Hyper, Part, Rule, hyper
+from xopt.rule import Array, Component, H, Hyper, Rule, hyper
 
 
 class Half(Rule):
@@ -56,7 +56,7 @@ RULES = {
 
 
 def test_every_part_that_keeps_the_parameter_has_a_row() -> None:
-    kinds = [x for x in map(xopt.__dict__.get, xopt.__all__) if inspect.isclass(x) and issubclass(x, Part)]
+    kinds = [x for x in map(xopt.__dict__.get, xopt.__all__) if inspect.isclass(x) and issubclass(x, Component)]
     keeping = {kind.__name__ for kind in kinds if "p" in kind._slots.values()}
     assert keeping == {name for name in keeping if any(name in row for row in RULES)}
     assert len(keeping) >= 11

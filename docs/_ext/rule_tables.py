@@ -20,7 +20,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 import xopt
-from xopt.rule import Part
+from xopt.rule import Component
 from xopt.rule._presets import PRESETS, REQUIRED
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ EXACT = 1e-12
 SHOWN = {"keras": "Keras", "thinc": "Thinc", "sklearn": "scikit-learn", "autograd": "Autograd"}
 
 
-def public(kind: type[Part]) -> list[type[Part]]:
+def public(kind: type[Component]) -> list[type[Component]]:
     """Return the public classes of a kind, family by family, in the order of their definition."""
     found = [getattr(xopt, n) for n in xopt.__all__]
     found = [x for x in found if isinstance(x, type) and issubclass(x, kind) and x is not kind]
@@ -50,7 +50,7 @@ def slots(rule: xopt.Rule) -> dict[str, tuple[int, ...]]:
     return {name.rpartition(".")[2]: np.shape(x) for name, x in found if x is not None}
 
 
-def options(cls: type[Part]) -> Iterator[tuple[str, dict[str, Any]]]:
+def options(cls: type[Component]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every single choice of formula that a rule offers."""
     for name, field in cls._fields.items():
         if name == "like":
@@ -85,14 +85,14 @@ def state(cls: type[xopt.Rule]) -> tuple[str, str]:
     return "; ".join(text), f"{most}" if least == most else f"{least} to {most}"
 
 
-def scope(cls: type[Part]) -> str:
+def scope(cls: type[Component]) -> str:
     """Say of what the step of an element depends: on that element, its array or the whole tree."""
     if cls.whole:
         return "leaf"
     return cls.scope if cls.reduce is not None else "element"
 
 
-def conventions(cls: type[Part]) -> list[str]:
+def conventions(cls: type[Component]) -> list[str]:
     """Return the choices of formula of a class beside those of every rule, the default first."""
     found = []
     for name, field in cls._fields.items():
@@ -203,7 +203,7 @@ class Catalogue(Generated):
             lines += [*headed(name, "~"), *self.entry(cls)]
         return lines
 
-    def entry(self, cls: type[Part]) -> list[str]:
+    def entry(self, cls: type[Component]) -> list[str]:
         doc = NumpyDocString(inspect.getdoc(cls))
         lines = [
             ".. py:currentmodule:: xopt",
@@ -236,7 +236,7 @@ class Catalogue(Generated):
             rows.append(("Reference", "\\" + "; ".join(" ".join(x.split()).rstrip(".") for x in references)))
         return [*lines, *table("2 9", (), rows)]
 
-    def compared(self, cls: type[Part]) -> str:
+    def compared(self, cls: type[Component]) -> str:
         versions, paper = parity()["versions"], ["the paper, in float64 NumPy"]
         found = [
             f"{SHOWN.get(n, n)} {versions[n]}: {count} {'case' if count == 1 else 'cases'}, {number(worst)}"

@@ -1,11 +1,11 @@
 """What the author of a rule imports: fields, components of a chain, elementwise helpers, chains."""
 
 from xopt.rule._component import Array as Array
+from xopt.rule._component import Component as Component
 from xopt.rule._component import H as H
 from xopt.rule._component import Hyper as Hyper
 from xopt.rule._component import Link as Link
 from xopt.rule._component import Moments as Moments
-from xopt.rule._component import Part as Part
 from xopt.rule._component import routed as routed
 from xopt.rule._component import unchanged as unchanged
 from xopt.rule._elementwise import abs2 as abs2

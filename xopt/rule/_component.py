@@ -30,7 +30,7 @@ class Link(NamedTuple):
     """Its place among the links that its like may stand for."""
     label: str
     """What its state is filed under. Links of one label differ in nothing but the values of hyperparameters."""
-    part: Part
+    part: Component
     role: tuple[int, ...] = ()
     """What tells links of one label apart that have other values, also when these happen to be equal."""
 
@@ -62,7 +62,7 @@ _RESERVED = {
 
 
 @dataclass_transform(field_specifiers=(hyper, static), frozen_default=True)
-class Part:
+class Component:
     """One link of a chain. Subclasses declare fields with :func:`hyper`, :func:`static` or a plain annotation."""
 
     update: ClassVar[Callable[..., Any]]
@@ -209,7 +209,7 @@ class Part:
     def _altered(self, values: dict[str, Any]) -> Self:
         """Return a copy with other numbers, of the same formula: what `_piece` found out stays known."""
         cls = type(self)
-        if cls.replace is not Part.replace or cls.__init__ is not Part.__init__:
+        if cls.replace is not Component.replace or cls.__init__ is not Component.__init__:
             return self.replace(**values)
         found = {n: check(f"{cls.__name__}.{n}", self._fields[n], x) for n, x in values.items()}
         new = object.__new__(cls)
@@ -226,11 +226,11 @@ class Part:
         found: dict[Any, Any] = self.__dict__.setdefault("_memo", {})
         return found
 
-    def _inner(self) -> tuple[Part, ...]:
+    def _inner(self) -> tuple[Component, ...]:
         """Return the links that this one holds: its fields that are links."""
         return tuple(getattr(self, n) for n in self._held())
 
-    def _with_inner(self, parts: tuple[Part, ...]) -> Self:
+    def _with_inner(self, parts: tuple[Component, ...]) -> Self:
         """Return a copy that holds other links."""
         return self.replace(**dict(zip(self._held(), parts, strict=True)))
 
@@ -316,7 +316,7 @@ class Part:
 
 
 def _resolve(
-    cls: type[Part], numbers: dict[str, Any], moving: dict[str, Any], t: Any, library: str, read: bool
+    cls: type[Component], numbers: dict[str, Any], moving: dict[str, Any], t: Any, library: str, read: bool
 ) -> dict[str, Any]:
     """Return the hyperparameters at a step, of which those that are no plain numbers have to be looked at."""
     found = dict(numbers)
@@ -334,7 +334,7 @@ def unchanged(h: Any) -> float:
     return 1.0
 
 
-def routed(parts: Iterable[Part], places: Iterable[str], layout: Layout, k: int) -> list[Link] | None:
+def routed(parts: Iterable[Component], places: Iterable[str], layout: Layout, k: int) -> list[Link] | None:
     """Return the links that stand for those of a chain at leaf ``k``, in order; None if the leaf is to stay."""
     found: list[Link] = []
     for i, (part, place) in enumerate(zip(parts, places, strict=True)):
@@ -354,7 +354,7 @@ def _asks(function: Callable[..., Any] | None) -> bool:
     return found is not None and (found.name, found.kind) == _GRAD
 
 
-def _slots_of(cls: type[Part]) -> dict[str, float | str]:
+def _slots_of(cls: type[Component]) -> dict[str, float | str]:
     """Read the state of a rule from the signature of its update."""
     names = [p for p in inspect.signature(cls.update).parameters.values() if (p.name, p.kind) != _GRAD]
     if len(names) < 4 or any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in names):
@@ -377,7 +377,7 @@ def _slots_of(cls: type[Part]) -> dict[str, float | str]:
     return found
 
 
-def _check_moments(cls: type[Part]) -> None:
+def _check_moments(cls: type[Component]) -> None:
     """Refuse what is no state of a rule, or could not be kept in 8 bits."""
     if not isinstance(cls.moments, Mapping):
         raise TypeError(f"{cls.__name__}.moments: {cls.moments!r}, but it must be a dict, like {{'m': 'signed'}}")

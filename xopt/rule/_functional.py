@@ -12,7 +12,7 @@ from xopt._engine.eval_params import evaluated
 from xopt._engine.executor import Stages
 from xopt._engine.program.contract import Chains, Piece
 from xopt.rule import _precision as _kept
-from xopt.rule._component import Part, routed
+from xopt.rule._component import Component, routed
 from xopt.rule._names import Named, named
 from xopt.rule._precision import Rounding, StateDType
 from xopt.rule._steady import weighted
@@ -41,7 +41,7 @@ class Method(ABC):
     __slots__ = ()
 
     @abstractmethod
-    def _parts(self) -> tuple[Part, ...]:
+    def _parts(self) -> tuple[Component, ...]:
         """Return the links: a rule is a chain of one."""
 
     @abstractmethod
@@ -59,7 +59,7 @@ class Method(ABC):
     def _chains(self, layout: Layout) -> Chains:
         """Return the links that each leaf goes through."""
         parts = self._parts()
-        if all(type(part)._route is Part._route for part in parts):
+        if all(type(part)._route is Component._route for part in parts):
             return Chains([self._pieces()], [0] * len(layout.leaves))
         numbers: dict[Any, int] = {}
         chains: list[tuple[Piece, ...]] = []
@@ -251,8 +251,8 @@ def check_method(rule: object) -> None:
     """Refuse what is neither a rule nor a chain."""
     if not isinstance(rule, Method):
         got = rule.__name__ if isinstance(rule, type) else type(rule).__name__
-        hint = "; make an object of it" if isinstance(rule, type) and issubclass(rule, Part) else ""
-        hint = "; put it in a chain with a rule" if isinstance(rule, Part) else hint
+        hint = "; make an object of it" if isinstance(rule, type) and issubclass(rule, Component) else ""
+        hint = "; put it in a chain with a rule" if isinstance(rule, Component) else hint
         raise TypeError(f"rule: {got}, but it must be a rule or a chain{hint}")
 
 
@@ -261,7 +261,7 @@ class Around(Method):
 
     __slots__ = ("_first", "rule")
 
-    def __init__(self, rule: Method, first: Part | None) -> None:
+    def __init__(self, rule: Method, first: Component | None) -> None:
         check_method(rule)
         self.rule, self._first = rule, first
         name, inner = type(first if type(self) is Around else self).__name__, rule
@@ -278,7 +278,7 @@ class Around(Method):
                     )
             inner = inner.rule
 
-    def _parts(self) -> tuple[Part, ...]:
+    def _parts(self) -> tuple[Component, ...]:
         return self.rule._parts()
 
     def _all_links(self) -> list[Named]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from xopt.rule._component import Part
+from xopt.rule._component import Component
 from xopt.rule._steady import check_weights
 
 
-def check_order(links: list[Part], at: int) -> None:
+def check_order(links: list[Component], at: int) -> None:
     """Refuse a link that cannot stand where it does."""
     rule = links[at]
     of, landed = type(rule).__name__, next((type(part).__name__ for part in all_in(rule) if part.after), "")
@@ -31,6 +31,6 @@ def check_order(links: list[Part], at: int) -> None:
     check_weights(links)
 
 
-def all_in(part: Part) -> list[Part]:
+def all_in(part: Component) -> list[Component]:
     """Return the links inside one, and those inside these."""
     return [x for inner in part._inner() for x in (inner, *all_in(inner))]

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from xopt._engine.program import storage as _storage
 from xopt._engine.program.contract import Piece
-from xopt.rule._component import Part
+from xopt.rule._component import Component
 from xopt.rule._fields import static
 
 Rounding: TypeAlias = Literal["nearest", "stochastic", "kahan"]
@@ -18,7 +18,7 @@ _MARK = f"{_storage.PLACE}="
 _LONGEST = 200
 
 
-class Precision(Part):
+class Precision(Component):
     """The link that has a master copy, or what rounding has lost, in its state; its name is for messages and files."""
 
     rounding: Rounding = "nearest"

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, cast
 
 from xopt.rule._component import Array as Array
+from xopt.rule._component import Component as Component
 from xopt.rule._component import H as H
 from xopt.rule._component import Hyper as Hyper
 from xopt.rule._component import Link as Link
 from xopt.rule._component import Moments as Moments
-from xopt.rule._component import Part as Part
 from xopt.rule._component import routed as routed
 from xopt.rule._component import unchanged as unchanged
 from xopt.rule._elementwise import abs2 as abs2
@@ -32,11 +32,11 @@ from xopt.rule._order import check_order
 from xopt.rule._presets import PRESETS, REQUIRED, Like, preset
 
 
-class Transform(Part):
+class Transform(Component):
     """A link that maps a gradient to a gradient, or behind the rule a step to a step."""
 
 
-class Rule(Part, Method):
+class Rule(Component, Method):
     r"""A link that maps a gradient to a step: the one of a chain that makes it an optimizer.
 
     Every rule has these fields:
@@ -84,7 +84,7 @@ class Rule(Part, Method):
         if "decay" in self._given and self.weight_decay is None:
             raise ValueError(f"{type(self).__name__}: decay={self.decay!r} does nothing without weight_decay")
 
-    def _parts(self) -> tuple[Part, ...]:
+    def _parts(self) -> tuple[Component, ...]:
         return (self,)
 
     def _with(self, values: Mapping[str, Any]) -> Method:
@@ -142,19 +142,21 @@ class Chain(Method):
     """
 
     __slots__ = ("_links", "_names")
-    _links: tuple[Part, ...]
+    _links: tuple[Component, ...]
     _names: dict[str, tuple[tuple[int, ...], str]]
     """Where the names of hyperparameters lead."""
 
-    def __init__(self, parts: tuple[Part, ...], names: dict[str, tuple[tuple[int, ...], str]] | None = None) -> None:
+    def __init__(
+        self, parts: tuple[Component, ...], names: dict[str, tuple[tuple[int, ...], str]] | None = None
+    ) -> None:
         self._links, self._names = parts, {} if names is None else names
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[Component, ...]:
         """The links, in order."""
         return self._links
 
-    def _parts(self) -> tuple[Part, ...]:
+    def _parts(self) -> tuple[Component, ...]:
         return self.parts
 
     def _with(self, values: Mapping[str, Any]) -> Method:
@@ -170,7 +172,7 @@ class Chain(Method):
         return hash(self.parts)
 
 
-def chain(*parts: Part | Chain) -> Chain:
+def chain(*parts: Component | Chain) -> Chain:
     """Put transforms and exactly one rule together; each link feeds the next.
 
     A transform in front of the rule changes the gradient, one behind it changes the step. Links that are given the new
@@ -193,9 +195,9 @@ def chain(*parts: Part | Chain) -> Chain:
     >>> w
     array([-0.3, -0.4])
     """
-    flat: list[Part] = []
+    flat: list[Component] = []
     for part in parts:
-        if not isinstance(part, Part | Chain):
+        if not isinstance(part, Component | Chain):
             raise TypeError(f"chain: {part!r} is neither a transform, a rule nor a chain")
         flat += part.parts if isinstance(part, Chain) else [part]
     rules = [part for part in flat if isinstance(part, Method)]

@@ -12,19 +12,19 @@ from types import SimpleNamespace
 from typing import Any
 
 from xopt._engine.program.contract import Piece
-from xopt.rule._component import Part
+from xopt.rule._component import Component
 
 
-def check_weights(links: Sequence[Part]) -> None:
+def check_weights(links: Sequence[Component]) -> None:
     """Refuse a penalty behind links whose step is no multiple of a constant gradient, as far as a chain tells."""
     for i, link in enumerate(links):
         if link._penalty:
             for other in links[:i]:
-                if type(other)._route is Part._route:  # all others say for each parameter what they are
+                if type(other)._route is Component._route:  # all others say for each parameter what they are
                     _check(link, other)
 
 
-def weighted(links: Sequence[Part], pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+def weighted(links: Sequence[Component], pieces: Sequence[Piece]) -> tuple[Piece, ...]:
     """Return the pieces of a chain, with the weights of penalties as they belong behind the links in front of them."""
     found = list(pieces)
     for i, link in enumerate(links):
@@ -40,7 +40,7 @@ def weighted(links: Sequence[Part], pieces: Sequence[Piece]) -> tuple[Piece, ...
 
 
 def _resolve(
-    name: str, own: Piece, before: tuple[tuple[Part, Piece], ...], t: Any, library: str, read: bool
+    name: str, own: Piece, before: tuple[tuple[Component, Piece], ...], t: Any, library: str, read: bool
 ) -> dict[str, Any]:
     values = dict(_values(own, t, library, read))
     for link, piece in before:
@@ -54,7 +54,7 @@ def _values(piece: Piece, t: Any, library: str, read: bool) -> dict[str, Any]:
     return piece.resolve(t, library, read) if piece.constants is None else piece.constants
 
 
-def _check(link: Part, other: Part) -> None:
+def _check(link: Component, other: Component) -> None:
     if other.steady is not None:
         return
     name, of = type(link).__name__, type(other).__name__

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from xopt._engine.program.contract import chosen
-from xopt.rule._component import Array, H, Part
+from xopt.rule._component import Array, Component, H
 from xopt.rule._fields import static
 
 
-class Accumulation(Part):
+class Accumulation(Component):
     """Add gradients up, and let every k-th pass with the mean or the sum of the last k."""
 
     every: int = static(ge=1)
@@ -45,7 +45,7 @@ def _bad(h: H, xp: Any, p: Array, g: Array) -> dict[str, Array]:
     return {"bad": xp.where(xp.isfinite(g), xp.minimum(size, 0.0), 1.0)}
 
 
-class SkipNonFinite(Part):
+class SkipNonFinite(Component):
     """Hold a step back when any gradient has an element that is not finite."""
 
     gates = True
@@ -111,7 +111,7 @@ class LossScaling(SkipNonFinite):
         return h.inverse * g
 
 
-class RaiseNonFinite(Part):
+class RaiseNonFinite(Component):
     """Refuse a gradient with an element that is not finite, by its name; that needs a look at the sums."""
 
     scope = "leaf"
@@ -126,7 +126,7 @@ class RaiseNonFinite(Part):
         return g
 
 
-class ZeroNonFinite(Part):
+class ZeroNonFinite(Component):
     """Take 0 for what is not finite."""
 
     def _place(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from xopt._arrays.layout import Layout
 from xopt._arrays.paths import Predicate, check_predicate, check_unmatched, chosen, shown
-from xopt.rule import Chain, Link, Method, Part, Rule, check_method, routed
+from xopt.rule import Chain, Component, Link, Method, Rule, check_method, routed
 from xopt.rule._fields import Field, check, number
 from xopt.rule._names import locate, named, qualified_names, replaced
 from xopt.schedules._schedule import combined
@@ -80,7 +80,7 @@ class _Target(NamedTuple):
     value: Any
 
 
-class Groups(Part, Method):
+class Groups(Component, Method):
     """A rule with other hyperparameters for some parameters, other rules for some, and some that stay as they are.
 
     Groups stands wherever a rule may stand: alone, in :class:`~xopt.Optimizer`, in a :func:`~xopt.chain`, in other
@@ -224,7 +224,7 @@ class Groups(Part, Method):
         ]
         return _groups(self._rule, groups, self._unmatched)
 
-    def _parts(self) -> tuple[Part, ...]:
+    def _parts(self) -> tuple[Component, ...]:
         return (self,)
 
     def _with(self, values: Mapping[str, Any]) -> Method:
@@ -237,13 +237,13 @@ class Groups(Part, Method):
         own = [(f"{label}.", what) for label, (_, what) in zip(self._labels, self._groups, strict=True)]
         return [("", self._rule), *((label, what) for label, what in own if isinstance(what, Method))]
 
-    def _inner(self) -> tuple[Part, ...]:
+    def _inner(self) -> tuple[Component, ...]:
         return tuple(part for _, method in self._methods() for part in method._parts())
 
     def _inner_places(self) -> tuple[str, ...]:
         return tuple(place for label, method in self._methods() for place in _places(label, method._parts()))
 
-    def _with_inner(self, parts: tuple[Part, ...]) -> Groups:
+    def _with_inner(self, parts: tuple[Component, ...]) -> Groups:
         rest = list(parts)
 
         def take(method: Method) -> Method:
@@ -290,12 +290,12 @@ def _groups(rule: Method, groups: Sequence[Any], unmatched: Literal["error", "ig
     return Groups(rule, *groups, unmatched=unmatched)
 
 
-def _method(parts: tuple[Part, ...]) -> Method:
+def _method(parts: tuple[Component, ...]) -> Method:
     """Return a rule for one link that is one, else a chain."""
     return parts[0] if len(parts) == 1 and isinstance(parts[0], Method) else Chain(parts)
 
 
-def _places(label: str, parts: Sequence[Part]) -> list[str]:
+def _places(label: str, parts: Sequence[Component]) -> list[str]:
     """Return what stands before the labels of the links of a rule or a chain."""
     return [label] if len(parts) == 1 else [f"{label}{i}." for i in range(len(parts))]
 
@@ -306,7 +306,7 @@ def _check_rule(label: str, what: Any, other: str = "a rule") -> None:
     except TypeError as error:
         got = str(error).removeprefix("rule: ").replace("a rule", other, 1)
         raise TypeError(f"{label}: {got}") from None
-    if not isinstance(what, Part | Chain):
+    if not isinstance(what, Component | Chain):
         raise TypeError(f"{label}: {type(what).__name__} is for a whole tree; put it around Groups")
 
 
@@ -320,7 +320,7 @@ def _of(name: str, value: Any, old: Any) -> Any:
 
 
 def _overrides(
-    label: str, base: tuple[Part, ...], what: Mapping[str, Any], fields: dict[str, Field]
+    label: str, base: tuple[Component, ...], what: Mapping[str, Any], fields: dict[str, Field]
 ) -> tuple[dict[str, Any], list[_Target]]:
     """Check the hyperparameters of a group; find which links they are about, and add to ``fields`` what they are."""
     labels = {link.path: link.place for link in named(base, _places("", base))}

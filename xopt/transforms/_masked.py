@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from xopt._arrays.layout import Layout
 from xopt._arrays.paths import Predicate, check_predicate, check_unmatched, chosen, shown
-from xopt.rule import Link, Method, Part, Transform, routed
+from xopt.rule import Component, Link, Method, Transform, routed
 
 __all__ = ["Masked"]
 
@@ -74,10 +74,10 @@ class Masked(Transform):
     def __reduce__(self) -> tuple[Any, ...]:
         return _masked, (self._link, self._predicate, self._unmatched)
 
-    def _inner(self) -> tuple[Part, ...]:
+    def _inner(self) -> tuple[Component, ...]:
         return (self._link,)
 
-    def _with_inner(self, parts: tuple[Part, ...]) -> Masked:
+    def _with_inner(self, parts: tuple[Component, ...]) -> Masked:
         return _masked(parts[0], self._predicate, self._unmatched)
 
     def _place(self) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 from xopt._arrays import libraries as _arrays
 from xopt._arrays.layout import Layout
 from xopt._engine.block import block
-from xopt.rule import Array, Chain, H, Hyper, Part, abs2, hyper, static
+from xopt.rule import Array, Chain, Component, H, Hyper, abs2, hyper, static
 
 
-class SAM(Part):
+class SAM(Component):
     r"""The gradient where the loss is worst nearby (Foret et al. 2021), also scale-invariant (Kwon et al. 2021).
 
     ::
