@@ -18,7 +18,7 @@ from xopt.checkpoint import _restore as _resume
 from xopt.checkpoint import _snapshot as _record
 from xopt.checkpoint._safetensors import CheckpointError
 from xopt.checkpoint._snapshot import Run
-from xopt.rule import Link, Method, Rule, check_method
+from xopt.rule import Method, RoutedComponent, Rule, check_method
 from xopt.rule._component import routed
 from xopt.rule._names import qualified_names
 from xopt.rule._presets import preset
@@ -66,7 +66,7 @@ class Side:
         """Return the rule of parameter ``k``, which has one."""
         return self._owner(k).part
 
-    def _owner(self, k: int) -> Link:
+    def _owner(self, k: int) -> RoutedComponent:
         link = self.owners[k]
         assert link is not None
         return link
@@ -258,7 +258,7 @@ class Leaving(Side):
         super().done()
 
 
-def owners(rule: Method, layout: Layout) -> list[Link | None]:
+def owners(rule: Method, layout: Layout) -> list[RoutedComponent | None]:
     """Return for each parameter the link that is its rule; None if it is to stay."""
     parts = rule._parts()
     places = [f"{i}." for i in range(len(parts))]

@@ -23,7 +23,7 @@ Moments: TypeAlias = Mapping[str, Literal["signed", "square"]]
 """Slots that may be kept in 8 bits."""
 
 
-class Link(NamedTuple):
+class RoutedComponent(NamedTuple):
     """What a link of a chain is for some leaf."""
 
     order: tuple[int, ...]
@@ -237,10 +237,10 @@ class Component:
     def _held(self) -> list[str]:
         return [n for n, f in self._fields.items() if f.kinds and getattr(self, n) is not None]
 
-    def _route(self, layout: Layout, k: int) -> Iterable[Link] | None:
+    def _route(self, layout: Layout, k: int) -> Iterable[RoutedComponent] | None:
         """Return what this link is for leaf ``k``: itself, other links, none; or None, if the leaf is to stay."""
         del layout, k
-        return (Link((), self._place(), self),)
+        return (RoutedComponent((), self._place(), self),)
 
     def _stands(self) -> tuple[str, ...]:
         """Return where in a chain this link may stand: in "front" of the rule, "behind" it, "after" the step."""
@@ -334,14 +334,14 @@ def unchanged(h: Any) -> float:
     return 1.0
 
 
-def routed(parts: Iterable[Component], places: Iterable[str], layout: Layout, k: int) -> list[Link] | None:
+def routed(parts: Iterable[Component], places: Iterable[str], layout: Layout, k: int) -> list[RoutedComponent] | None:
     """Return the links that stand for those of a chain at leaf ``k``, in order; None if the leaf is to stay."""
-    found: list[Link] = []
+    found: list[RoutedComponent] = []
     for i, (part, place) in enumerate(zip(parts, places, strict=True)):
         route = part._route(layout, k)
         if route is None:
             return None
-        found += [Link((i, *link.order), place + link.label, link.part, link.role) for link in route]
+        found += [RoutedComponent((i, *link.order), place + link.label, link.part, link.role) for link in route]
     return found
 
 

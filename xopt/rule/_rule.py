@@ -13,8 +13,8 @@ from xopt.rule._component import Array as Array
 from xopt.rule._component import Component as Component
 from xopt.rule._component import H as H
 from xopt.rule._component import Hyper as Hyper
-from xopt.rule._component import Link as Link
 from xopt.rule._component import Moments as Moments
+from xopt.rule._component import RoutedComponent as RoutedComponent
 from xopt.rule._component import routed as routed
 from xopt.rule._component import unchanged as unchanged
 from xopt.rule._elementwise import abs2 as abs2

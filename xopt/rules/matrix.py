@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from xopt.rule import Array, H, Hyper, Link, Rule, hyper, static
+from xopt.rule import Array, H, Hyper, RoutedComponent, Rule, hyper, static
 from xopt.rule._whole_array import adjoint, at_least, norm
 from xopt.rules.adam import Adam
 
@@ -112,7 +112,7 @@ class Muon(Rule):
             if n in given and given[n] != getattr(self, n):
                 raise ValueError(f"Muon: {n}={getattr(self, n)!r}, but {n}={given[n]!r} in other")
 
-    def _route(self, layout: Any, k: int) -> Iterable[Link] | None:
+    def _route(self, layout: Any, k: int) -> Iterable[RoutedComponent] | None:
         if len(layout.shapes[k]) == 2:
             return super()._route(layout, k)
         if self.other is None:

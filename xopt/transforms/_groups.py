@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from xopt._arrays.layout import Layout
 from xopt._arrays.paths import Predicate, check_predicate, check_unmatched, chosen, shown
-from xopt.rule import Chain, Component, Link, Method, Rule, check_method, routed
+from xopt.rule import Chain, Component, Method, RoutedComponent, Rule, check_method, routed
 from xopt.rule._fields import Field, check, number
 from xopt.rule._names import locate, named, qualified_names, replaced
 from xopt.schedules._schedule import combined
@@ -184,7 +184,7 @@ class Groups(Component, Method):
     _labels: tuple[str, ...]
     _targets: list[list[_Target]]
     _unmatched: Literal["error", "ignore"]
-    _made: dict[Any, tuple[Link, ...]]
+    _made: dict[Any, tuple[RoutedComponent, ...]]
 
     def __repr__(self) -> str:
         groups = [f"({shown(p) if not isinstance(p, str) else repr(p)}, {shown(w)})" for p, w in self._groups]
@@ -258,7 +258,7 @@ class Groups(Component, Method):
     def _place(self) -> str:
         return ""
 
-    def _route(self, layout: Layout, k: int) -> Sequence[Link] | None:
+    def _route(self, layout: Layout, k: int) -> Sequence[RoutedComponent] | None:
         n = chosen("Groups", tuple(p for p, _ in self._groups), layout, self._unmatched)[k]
         what = None if n is None else self._groups[n][1]
         if what is Freeze:
@@ -275,7 +275,7 @@ class Groups(Component, Method):
             self._made[key] = tuple(self._other(link, n) for link in links)
         return self._made[key]
 
-    def _other(self, link: Link, n: int) -> Link:
+    def _other(self, link: RoutedComponent, n: int) -> RoutedComponent:
         """Return a link with the hyperparameters of a group."""
         changes = {}
         for label, field, value in self._targets[n]:

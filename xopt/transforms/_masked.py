@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from xopt._arrays.layout import Layout
 from xopt._arrays.paths import Predicate, check_predicate, check_unmatched, chosen, shown
-from xopt.rule import Component, Link, Method, Transform, routed
+from xopt.rule import Component, Method, RoutedComponent, Transform, routed
 
 __all__ = ["Masked"]
 
@@ -92,7 +92,7 @@ class Masked(Transform):
     def _check_before(self, rule: Any) -> None:
         self._link._check_before(rule)
 
-    def _route(self, layout: Layout, k: int) -> Sequence[Link]:
+    def _route(self, layout: Layout, k: int) -> Sequence[RoutedComponent]:
         [found] = chosen("Masked", (self._predicate,), layout, self._unmatched)[k : k + 1]
         return [] if found is None else routed((self._link,), [""], layout, k) or []
 
