@@ -18,7 +18,7 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._engine.program import trace as _trace
 from xopt._engine.program.algebra import Count
-from xopt._engine.program.contract import Chains, Piece, Work
+from xopt._engine.program.contract import Chains, ComponentSpec, Work
 from xopt._engine.program.hooks import check_groups
 from xopt._engine.program.plan import Plan, fitted_plan, plan
 from xopt._engine.program.quantize import SCALE, is_scale
@@ -49,7 +49,7 @@ class Batch:
         self.which.append(self.chains.index(chain))
 
     @property
-    def pieces(self) -> tuple[Piece, ...]:
+    def pieces(self) -> tuple[ComponentSpec, ...]:
         """The links, but for their hyperparameters."""
         return self.plan.pieces
 
@@ -180,7 +180,7 @@ class Stages:
         self._likes.clear()
         return made
 
-    def owner(self, name: str) -> Piece:
+    def owner(self, name: str) -> ComponentSpec:
         """Return the link that a slot belongs to; scales belong where their codes do."""
         return self._owner[name.removeprefix(SCALE)]
 
@@ -237,7 +237,7 @@ class Stages:
         kind = _arrays.dtype_of(self.layout.xp, self.slot_dtype(name, k))
         return np.dtype(kind) if isinstance(kind, type) else kind
 
-    def resolve(self, t: Any, chains: list[tuple[Piece, ...]] | None = None) -> list[list[dict[str, Any]]]:
+    def resolve(self, t: Any, chains: list[tuple[ComponentSpec, ...]] | None = None) -> list[list[dict[str, Any]]]:
         """Return the hyperparameters of step ``t``, checked, piece by piece of every chain."""
         library, host = self.layout.library, self.runner.host
         return [
@@ -245,7 +245,7 @@ class Stages:
             for chain in (self.chains if chains is None else self.checked(chains))
         ]
 
-    def checked(self, chains: list[tuple[Piece, ...]]) -> list[tuple[Piece, ...]]:
+    def checked(self, chains: list[tuple[ComponentSpec, ...]]) -> list[tuple[ComponentSpec, ...]]:
         """Return chains with other hyperparameters, or say which of these must be one for all groups."""
         check_groups(chains)
         return chains

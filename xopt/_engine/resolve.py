@@ -12,7 +12,7 @@ import numpy as np
 from xopt._arrays import libraries as _arrays
 from xopt._arrays.layout import Layout
 from xopt._engine.program.algebra import Square, Value, functions
-from xopt._engine.program.contract import Piece, Values, Work
+from xopt._engine.program.contract import ComponentSpec, Values, Work
 from xopt._engine.program.hooks import host_scalars, terms
 from xopt._engine.program.summation import Roots, root_of_squares
 
@@ -37,11 +37,11 @@ class Resolver:
         self.checked = False
         """Whether gradients have been looked at already, where a link would refuse some."""
 
-    def first(self, piece: Piece, value: float) -> Any:
+    def first(self, piece: ComponentSpec, value: float) -> Any:
         """Return the first value of a scalar that is carried from step to step; of scope "leaf", a vector."""
         return self.kept(piece, [value] * len(self._layout.leaves) if piece.scope == "leaf" else value)
 
-    def kept(self, piece: Piece, value: Any, dtype: str | None = None) -> Any:
+    def kept(self, piece: ComponentSpec, value: Any, dtype: str | None = None) -> Any:
         """Return a carried scalar, or a list with one a leaf, as it is kept.
 
         ``dtype`` is that of the array of this library that it was; None where it was a number.
@@ -114,7 +114,14 @@ class Resolver:
             return values, carry
 
     def open(
-        self, piece: Piece, i: int, step: Any, given: list[list[H]], work: Work, own: Values, carry: dict[str, Any]
+        self,
+        piece: ComponentSpec,
+        i: int,
+        step: Any,
+        given: list[list[H]],
+        work: Work,
+        own: Values,
+        carry: dict[str, Any],
     ) -> None:
         """Append the scalars of the ``i``-th piece of a work, as far as they are known before any sum."""
         chains = work.chains if piece.hypers else work.chains[:1]
@@ -156,7 +163,7 @@ class Resolver:
         for k in sorted(k for k, n in found.items() if n):
             raise FloatingPointError(f"{self._layout.path(k, 'grads')}: {int(found[k]):,} elements are not finite")
 
-    def _carried(self, piece: Piece, work: Work, carry: dict[str, Any]) -> H:
+    def _carried(self, piece: ComponentSpec, work: Work, carry: dict[str, Any]) -> H:
         """Return what a piece has from the step before, which another runner may have taken."""
         if piece.scope == "leaf":
             return {n: Value(self._taken(self._vector(carry[piece.slot(n)]), work)) for n in piece.carry}
@@ -168,7 +175,9 @@ class Resolver:
             return float(x)
         return self._value(x) if hasattr(x, "dtype") else x
 
-    def _sum(self, piece: Piece, members: list[tuple[int, int]], works: list[Work], values: list[Values]) -> None:
+    def _sum(
+        self, piece: ComponentSpec, members: list[tuple[int, int]], works: list[Work], values: list[Values]
+    ) -> None:
         """Add what ``reduce`` sums over the leaves or over the tree."""
         sums = [works[w].runner.sums(works[w], values[w], i) for w, i in members]
         if self.mixed:
@@ -186,7 +195,7 @@ class Resolver:
 
     def _after(
         self,
-        piece: Piece,
+        piece: ComponentSpec,
         members: list[tuple[int, int]],
         works: list[Work],
         values: list[Values],
@@ -207,7 +216,7 @@ class Resolver:
             values[w].merge(many)
         carry |= {piece.slot(n): self._stored(many[0][n]) for n in piece.carry if n in many[0]}
 
-    def _alone(self, piece: Piece, h: H, carry: dict[str, Any]) -> Any:
+    def _alone(self, piece: ComponentSpec, h: H, carry: dict[str, Any]) -> Any:
         """Keep what is carried in a step in which no leaf takes part, and say whether it would be held back."""
         if not (piece.carry or piece.gates) or not piece.host or piece.scope == "leaf":
             return None
@@ -269,11 +278,11 @@ def _sum_of(x: Any) -> Any:
     return Square(x.roots) if isinstance(x, Roots) else Value(x) if hasattr(x, "dtype") else x
 
 
-Place: TypeAlias = tuple[Piece, tuple[int, int], list[tuple[int, int]]]
+Place: TypeAlias = tuple[ComponentSpec, tuple[int, int], list[tuple[int, int]]]
 """A piece, a chain and the place in it where it stands, and the works that it is in, with its place in them."""
 
 
-def places(chains: list[tuple[Piece, ...]], works: Iterable[tuple[Piece, ...]]) -> list[Place]:
+def places(chains: list[tuple[ComponentSpec, ...]], works: Iterable[tuple[ComponentSpec, ...]]) -> list[Place]:
     """Return every place of the chains in order, for works with these pieces."""
     found: dict[str, Place] = {}
     for c, chain in enumerate(chains):

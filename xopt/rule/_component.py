@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, dataclas
 
 from xopt._arrays.layout import Layout
 from xopt._arrays.scalars import value_at
-from xopt._engine.program.contract import Piece
+from xopt._engine.program.contract import ComponentSpec
 from xopt._engine.program.quantize import CODES
 from xopt.rule._fields import MISSING, Field, check, declared, hyper, number, signature, static
 
@@ -267,7 +267,7 @@ class Component:
         """Return what the state of this link is filed under."""
         return type(self).__name__.lower()
 
-    def _piece(self, place: str, order: tuple[int, ...]) -> Piece:
+    def _piece(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
         key, fields = (place, order), self._fields
         piece = self._known.get(key)
         if piece is None:
@@ -279,7 +279,7 @@ class Component:
         resolve = partial(_resolve, type(self), numbers, moving)
         return piece._replace(resolve=resolve, constants=None if moving else numbers, given=numbers)
 
-    def _first_piece(self, place: str, order: tuple[int, ...]) -> Piece:
+    def _first_piece(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
         """Return the piece but for its numbers."""
         cls, values = type(self), self._values()
         values = {n: v for n, v in values.items() if self._fields[n].kinds is None}
@@ -288,7 +288,7 @@ class Component:
         first = {n: self._first(v) for n, v in self._slots.items()}
         carry = {n: self._first_carried(n, v) for n, v in cls.carry.items()}
         update, reduce = self._hooks()
-        return Piece(
+        return ComponentSpec(
             place, (cls, *fixed.items()), update, first, fixed, hypers, partial(_resolve, cls, {}, {}), None, reduce,
             cls.host, cls.scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.after, cls.whole,
             cls.inputs, cls.gates, cls.clock, cls.refuses, cls.readout, moments=cls.moments,

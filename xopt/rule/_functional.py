@@ -10,7 +10,7 @@ from xopt._arrays.layout import Layout
 from xopt._arrays.scalars import after
 from xopt._engine.eval_params import evaluated
 from xopt._engine.executor import Stages
-from xopt._engine.program.contract import Chains, Piece
+from xopt._engine.program.contract import Chains, ComponentSpec
 from xopt.rule import _precision as _kept
 from xopt.rule._component import Component, routed
 from xopt.rule._names import Named, named
@@ -52,7 +52,7 @@ class Method(ABC):
         """Return every link, with those inside of others."""
         return named(self._parts())
 
-    def _pieces(self) -> tuple[Piece, ...]:
+    def _pieces(self) -> tuple[ComponentSpec, ...]:
         parts = self._parts()
         return weighted(parts, [part._piece(f"{i}.{part._place()}", (i,)) for i, part in enumerate(parts)])
 
@@ -62,7 +62,7 @@ class Method(ABC):
         if all(type(part)._route is Component._route for part in parts):
             return Chains([self._pieces()], [0] * len(layout.leaves))
         numbers: dict[Any, int] = {}
-        chains: list[tuple[Piece, ...]] = []
+        chains: list[tuple[ComponentSpec, ...]] = []
         of: list[int | None] = []
         for k in range(len(layout.leaves)):
             links = routed(parts, [f"{i}." for i in range(len(parts))], layout, k)

@@ -7,7 +7,7 @@ import json
 from typing import Any, Literal, TypeAlias
 
 from xopt._engine.program import storage as _storage
-from xopt._engine.program.contract import Piece
+from xopt._engine.program.contract import ComponentSpec
 from xopt.rule._component import Component
 from xopt.rule._fields import static
 
@@ -38,7 +38,7 @@ class Precision(Component):
     def _place(self) -> str:
         return _storage.PLACE
 
-    def _piece(self, place: str, order: tuple[int, ...]) -> Piece:
+    def _piece(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
         storage = _storage.Storage(self.rounding, self.master_weights, self.state_dtype)
         piece = super()._piece(place, order)._replace(storage=storage)
         return piece if self.rounding == "stochastic" else piece._replace(host=None)

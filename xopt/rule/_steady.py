@@ -11,7 +11,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from xopt._engine.program.contract import Piece
+from xopt._engine.program.contract import ComponentSpec
 from xopt.rule._component import Component
 
 
@@ -24,7 +24,7 @@ def check_weights(links: Sequence[Component]) -> None:
                     _check(link, other)
 
 
-def weighted(links: Sequence[Component], pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+def weighted(links: Sequence[Component], pieces: Sequence[ComponentSpec]) -> tuple[ComponentSpec, ...]:
     """Return the pieces of a chain, with the weights of penalties as they belong behind the links in front of them."""
     found = list(pieces)
     for i, link in enumerate(links):
@@ -40,7 +40,7 @@ def weighted(links: Sequence[Component], pieces: Sequence[Piece]) -> tuple[Piece
 
 
 def _resolve(
-    name: str, own: Piece, before: tuple[tuple[Component, Piece], ...], t: Any, library: str, read: bool
+    name: str, own: ComponentSpec, before: tuple[tuple[Component, ComponentSpec], ...], t: Any, library: str, read: bool
 ) -> dict[str, Any]:
     values = dict(_values(own, t, library, read))
     for link, piece in before:
@@ -50,7 +50,7 @@ def _resolve(
     return values
 
 
-def _values(piece: Piece, t: Any, library: str, read: bool) -> dict[str, Any]:
+def _values(piece: ComponentSpec, t: Any, library: str, read: bool) -> dict[str, Any]:
     return piece.resolve(t, library, read) if piece.constants is None else piece.constants
 
 

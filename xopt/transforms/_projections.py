@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from xopt._engine.program.contract import Piece
+from xopt._engine.program.contract import ComponentSpec
 from xopt.rule import Array, H, Hyper, Transform, abs2, hyper, is_complex, static, unchanged
 
 __all__ = ["L1", "L2", "Ball", "Box", "NonNegative", "Project", "Simplex"]
@@ -216,7 +216,7 @@ class Ball(Transform):
     over: Literal["tree", "leaf"] = "tree"
     after = True
 
-    def _piece(self, place: str, order: tuple[int, ...]) -> Piece:
+    def _piece(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
         return super()._piece(place, order)._replace(scope=self.over)
 
     @staticmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from xopt._engine.program.contract import Piece
+from xopt._engine.program.contract import ComponentSpec
 from xopt.rule import Array, H, Hyper, Transform, abs2, hyper, is_complex, static, unchanged
 
 __all__ = ["AddDecay", "Cautious", "Normalize", "ReduceOnPlateau", "Scale", "TrustRatio"]
@@ -131,7 +131,7 @@ class Normalize(Transform):
     eps: Hyper = hyper(default=1e-6, ge=0)
     over: Literal["tree", "leaf"] = "tree"
 
-    def _piece(self, place: str, order: tuple[int, ...]) -> Piece:
+    def _piece(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
         return super()._piece(place, order)._replace(scope=self.over)
 
     @staticmethod
@@ -252,7 +252,7 @@ class Cautious(Transform):
     rescale: bool = True
     scope = "leaf"
 
-    def _piece(self, place: str, order: tuple[int, ...]) -> Piece:
+    def _piece(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
         piece = super()._piece(place, order)
         return piece if self.rescale else piece._replace(reduce=None, host=None, asks_sum=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from xopt._engine.program.contract import Piece, chosen
+from xopt._engine.program.contract import ComponentSpec, chosen
 from xopt._engine.program.storage import ERROR, MASTER, Digits
 
 
@@ -36,7 +36,13 @@ class Outcome(NamedTuple):
 
 
 def compose(
-    pieces: tuple[Piece, ...], hs: list[Any], xp: Any, p: Any, g: Any, slots: Mapping[str, Any], upto: int | None = None
+    pieces: tuple[ComponentSpec, ...],
+    hs: list[Any],
+    xp: Any,
+    p: Any,
+    g: Any,
+    slots: Mapping[str, Any],
+    upto: int | None = None,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Run a chain on arrays, or on symbols that stand for them: what becomes of the parameter, and the new slots.
 

@@ -14,7 +14,7 @@ from xopt._engine.program.algebra import Value, merged, same
 from xopt._engine.program.trace import Program
 
 
-class Piece(NamedTuple):
+class ComponentSpec(NamedTuple):
     """One link of a chain, as the stages see it. They know no rule."""
 
     place: str
@@ -73,7 +73,7 @@ class Piece(NamedTuple):
 class Chains(NamedTuple):
     """The links of a rule for the leaves of a tree."""
 
-    chains: list[tuple[Piece, ...]]
+    chains: list[tuple[ComponentSpec, ...]]
     of: list[int | None]
     """For each leaf, which chain is its own; None for a leaf that stays as it is."""
 
@@ -161,7 +161,7 @@ def scalar_places(names: tuple[str, ...]) -> tuple[tuple[int, str], ...]:
 class Work:
     """Leaves that are computed alike, and what to compute."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ComponentSpec, ...]
     library: str
     xp: Any
     dtype: Any

@@ -9,13 +9,13 @@ from typing import Any
 from xopt._arrays import scalars as _scalars
 from xopt._engine.program import trace as _trace
 from xopt._engine.program.algebra import Looked, Value, functions, probed, probes, same
-from xopt._engine.program.contract import Piece, scalar_name
+from xopt._engine.program.contract import ComponentSpec, scalar_name
 
 
 class Recorded:
     """What a rule sees as ``h`` while it is recorded: static fields as they are, all else as symbols."""
 
-    def __init__(self, piece: Piece, place: int, extra: tuple[str, ...], used: dict[str, None]) -> None:
+    def __init__(self, piece: ComponentSpec, place: int, extra: tuple[str, ...], used: dict[str, None]) -> None:
         self._piece, self._place, self._used = piece, place, used
         self._names = {"t", *piece.hypers, *piece.carry, *piece.inputs, *extra}
 
@@ -29,7 +29,7 @@ class Recorded:
         return _trace.Scalar(scalar_name(name, self._place))
 
 
-def terms(piece: Piece) -> tuple[str, ...]:
+def terms(piece: ComponentSpec) -> tuple[str, ...]:
     """Name what ``reduce`` sums, found by calling it once."""
     if piece.reduce is None:
         return ()
@@ -39,7 +39,7 @@ def terms(piece: Piece) -> tuple[str, ...]:
     return tuple(piece.reduce(probe, tape, p, g, **slots, **({"grad": g} if piece.asks_sum else {})))
 
 
-def extra(piece: Piece) -> tuple[str, ...]:
+def extra(piece: ComponentSpec) -> tuple[str, ...]:
     """Name what ``reduce`` and ``host`` add to ``h``."""
     names = (*terms(piece), *depends(piece), *(("leaf",) if piece.storage else ()))
     clash = {*names} & {"t", *piece.hypers, *piece.statics}
@@ -50,7 +50,7 @@ def extra(piece: Piece) -> tuple[str, ...]:
     return names
 
 
-def depends(piece: Piece) -> dict[str, frozenset[str]]:
+def depends(piece: ComponentSpec) -> dict[str, frozenset[str]]:
     """Return for each result of ``host`` the scalars that it depends on, found by trying it without values.
 
     A ``host`` that looks at a value would work for numbers alone, and is refused here, whatever the library.
@@ -64,9 +64,9 @@ def depends(piece: Piece) -> dict[str, frozenset[str]]:
         raise TypeError(f"{piece.place}: host could not compute without values: {error}") from error
 
 
-def check_groups(chains: Iterable[tuple[Piece, ...]]) -> None:
+def check_groups(chains: Iterable[tuple[ComponentSpec, ...]]) -> None:
     """Refuse groups whose hyperparameters would make several numbers of one that is carried for the whole tree."""
-    first: dict[str, Piece] = {}
+    first: dict[str, ComponentSpec] = {}
     for piece in (piece for chain in chains for piece in chain if piece.carry and piece.scope == "tree"):
         one = first.setdefault(piece.place, piece)
         alike = one is piece or all(same(x, one.given.get(n)) for n, x in piece.given.items())
@@ -81,7 +81,7 @@ def check_groups(chains: Iterable[tuple[Piece, ...]]) -> None:
                 )
 
 
-def host_scalars(piece: Piece, h: Mapping[str, Any]) -> dict[str, Any]:
+def host_scalars(piece: ComponentSpec, h: Mapping[str, Any]) -> dict[str, Any]:
     """Call the ``host`` of a piece."""
     alike = functions if any(isinstance(x, Value) for x in h.values()) else _scalars.floats
     found: dict[str, Any] = piece.host(SimpleNamespace(**h), alike)  # type: ignore[misc]
@@ -92,7 +92,7 @@ _hooks: dict[Hashable, tuple[_trace.Program, dict[str, Any]]] = {}
 
 
 def hook(
-    piece: Piece, name: str, call: Callable[..., Any], kinds: Mapping[str, str]
+    piece: ComponentSpec, name: str, call: Callable[..., Any], kinds: Mapping[str, str]
 ) -> tuple[_trace.Program, dict[str, Any]]:
     """Record one hook of a piece alone, called with arrays by name: its program, and what it returns by name.
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from xopt._engine.program import trace as _trace
 from xopt._engine.program.compose import Outcome, compose
-from xopt._engine.program.contract import Piece
+from xopt._engine.program.contract import ComponentSpec
 from xopt._engine.program.hooks import Recorded, extra, terms
 
 
 class Plan:
     """The programs of a chain for real or for complex parameters."""
 
-    def __init__(self, pieces: tuple[Piece, ...], complex: bool) -> None:
+    def __init__(self, pieces: tuple[ComponentSpec, ...], complex: bool) -> None:
         self.pieces = pieces
         self.live: tuple[str, ...]
         """Slots that are read or changed; the others are not allocated."""
@@ -118,7 +118,7 @@ def namespace(values: Any) -> Any:
 _plans: dict[Hashable, Plan] = {}
 
 
-def plan(pieces: tuple[Piece, ...], complex: bool) -> Plan:
+def plan(pieces: tuple[ComponentSpec, ...], complex: bool) -> Plan:
     """Return the programs of a chain; a chain of the same classes and static fields is recorded once."""
     key = (tuple((piece.place, piece.key, tuple(piece.hypers)) for piece in pieces), complex)
     if key not in _plans:
@@ -128,7 +128,9 @@ def plan(pieces: tuple[Piece, ...], complex: bool) -> Plan:
     return _plans[key]
 
 
-def fitted_plan(chain: tuple[Piece, ...], dtype: Any, complex: bool, size: int, path: Callable[[], str]) -> Plan:
+def fitted_plan(
+    chain: tuple[ComponentSpec, ...], dtype: Any, complex: bool, size: int, path: Callable[[], str]
+) -> Plan:
     """Return the programs of a chain for parameters of a dtype and a size, as the caller wants these to be stored.
 
     ``path`` names one such parameter in an error.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from xopt._arrays import libraries as _arrays
 from xopt._engine.program import quantize as _blocks
-from xopt._engine.program.contract import Piece
+from xopt._engine.program.contract import ComponentSpec
 from xopt._engine.program.rounding import rounded, shaken
 from xopt._engine.program.trace import Tape
 from xopt.random import noise
@@ -25,7 +25,7 @@ class Storage(NamedTuple):
     master_weights: bool = False
     state_dtype: str | None = None
 
-    def fitted(self, piece: Piece, dtype: _arrays.DType, codes: Mapping[str, str]) -> Piece:
+    def fitted(self, piece: ComponentSpec, dtype: _arrays.DType, codes: Mapping[str, str]) -> ComponentSpec:
         """Return the link that keeps what parameters of a dtype need: a master copy, an error, scales, or nothing."""
         slots: dict[str, Any] = {"master": "p"} if self.master_weights and dtype.name in HALVES else {}
         if self.rounding == "kahan":
@@ -37,7 +37,12 @@ class Storage(NamedTuple):
         return piece._replace(slots=slots, statics=statics, key=key)
 
     def codes(
-        self, chain: Iterable[Piece], live: Iterable[str], dtype: _arrays.DType, size: int, path: Callable[[], str]
+        self,
+        chain: Iterable[ComponentSpec],
+        live: Iterable[str],
+        dtype: _arrays.DType,
+        size: int,
+        path: Callable[[], str],
     ) -> dict[str, str]:
         """Return which slots of a parameter are kept in 8 bits, and how."""
         if self.state_dtype != "int8":
@@ -48,7 +53,7 @@ class Storage(NamedTuple):
             raise TypeError(f"{path()}: dtype {dtype.name}, but state_dtype='int8' is for real parameters")
         return found if size >= _blocks.LEAST else {}
 
-    def slot(self, piece: Piece, name: str, dtype: _arrays.DType, usual: str, codes: Mapping[str, str]) -> str:
+    def slot(self, piece: ComponentSpec, name: str, dtype: _arrays.DType, usual: str, codes: Mapping[str, str]) -> str:
         """Name the dtype of a slot whose arithmetic is done in ``usual``.
 
         Averages and copies of parameters, and gradients that are added up, would stall in fewer digits: they stay.
@@ -82,7 +87,7 @@ def _scales(h: Any, xp: Any, p: Any) -> Any:
 class Digits:
     """How one leaf is stored: what a step computes with in the place of what is stored, and what is stored of it."""
 
-    def __init__(self, pieces: Iterable[Piece], hs: list[Any], xp: Any, slots: Mapping[str, Any]) -> None:
+    def __init__(self, pieces: Iterable[ComponentSpec], hs: list[Any], xp: Any, slots: Mapping[str, Any]) -> None:
         self._xp, self._slots = xp, slots
         self._h: Any
         found = ((piece, h) for piece, h in zip(pieces, hs, strict=False) if piece.storage)

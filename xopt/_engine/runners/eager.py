@@ -17,7 +17,7 @@ from xopt._arrays import libraries as _arrays
 from xopt._engine.program import quantize as _blocks
 from xopt._engine.program import summation as _reduce
 from xopt._engine.program.compose import compose
-from xopt._engine.program.contract import Piece, Values, Work, plain, scalar_places
+from xopt._engine.program.contract import ComponentSpec, Values, Work, plain, scalar_places
 from xopt._engine.program.hooks import hook
 from xopt._engine.program.trace import COMPLEX, REAL, Program, replay, rooted
 
@@ -112,7 +112,7 @@ def _whole_leaf(work: Work, values: Values, k: int) -> dict[str, Any]:
     return {n: None if x is None else _arrays.join_complex(xp, work.library, x, im[n]) for n, x in re.items()}
 
 
-def _beside(work: Work, values: Values, k: int, real: str) -> tuple[Piece, ...]:
+def _beside(work: Work, values: Values, k: int, real: str) -> tuple[ComponentSpec, ...]:
     """Return the pieces with hooks that take arrays of leaf ``k``; those of whole arrays have them already."""
     return tuple(
         piece if piece.whole or piece.storage else _bound(work, piece, own, k, real)
@@ -120,7 +120,7 @@ def _beside(work: Work, values: Values, k: int, real: str) -> tuple[Piece, ...]:
     )
 
 
-def _bound(work: Work, piece: Piece, values: Mapping[str, Any], k: int, real: str) -> Piece:
+def _bound(work: Work, piece: ComponentSpec, values: Mapping[str, Any], k: int, real: str) -> ComponentSpec:
     """Return a piece whose hooks run their programs with its scalars for leaf ``k``."""
 
     def run(what: str, call: Callable[..., Any], arrays: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _bound(work: Work, piece: Piece, values: Mapping[str, Any], k: int, real: st
 
 def run_hook(
     work: Work,
-    piece: Piece,
+    piece: ComponentSpec,
     what: str,
     call: Callable[..., Any],
     arrays: dict[str, Any],
@@ -169,7 +169,7 @@ def _number(work: Work, hs: list[Any], leaf: int) -> None:
             h.leaf = leaf
 
 
-def _outcome(work: Work, pieces: tuple[Piece, ...], hs: list[Any], arrays: dict[str, Any]) -> dict[str, Any]:
+def _outcome(work: Work, pieces: tuple[ComponentSpec, ...], hs: list[Any], arrays: dict[str, Any]) -> dict[str, Any]:
     p = arrays["p"]
     out, new = compose(pieces, hs, work.xp, p, arrays["g"], arrays)
     result = {"p": out.params(p)} if "p" in work.outputs else {"u": out.change(p)}

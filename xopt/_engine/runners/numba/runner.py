@@ -20,7 +20,7 @@ import numpy as np
 
 from xopt._arrays import libraries as _arrays
 from xopt._engine.program import summation as _reduce
-from xopt._engine.program.contract import Piece, Values, Work
+from xopt._engine.program.contract import ComponentSpec, Values, Work
 from xopt._engine.program.lower import Unsupported, lower
 from xopt._engine.program.quantize import BLOCK
 from xopt._engine.program.trace import Program
@@ -234,7 +234,7 @@ def reduction(work: Work, place: int) -> Kernel:
     return _compiled(work.plan.sums[place], name, stored(work), work.real, None)
 
 
-def title(pieces: tuple[Piece, ...], dtype: Any, place: int | None = None) -> str:
+def title(pieces: tuple[ComponentSpec, ...], dtype: Any, place: int | None = None) -> str:
     """Say what a kernel is for."""
     chain = " | ".join(piece.place for piece in pieces)
     return f"{chain}{'' if place is None else f': the sums of {pieces[place].place}'}, {dtype.name}"
