@@ -7,7 +7,7 @@ from typing import Any
 
 from xopt._arrays import libraries as _arrays
 from xopt._engine.executor import Stages
-from xopt._engine.program.contract import Values, Work
+from xopt._engine.program.contract import BucketStep, Values
 from xopt._engine.program.storage import ERROR, MASTER, Digits
 from xopt._engine.runners import eager
 
@@ -39,7 +39,7 @@ def _whole(arrays: dict[str, Any]) -> Any:
     return p if arrays.get(ERROR) is None else p + arrays[ERROR]
 
 
-def _column(stages: Stages, work: Work, state: Any, taken: Any) -> list[Any]:
+def _column(stages: Stages, work: BucketStep, state: Any, taken: Any) -> list[Any]:
     """Compute the readout of the leaves of one batch after so many steps, if not 0."""
     xp, places = work.xp, [i for i, piece in enumerate(work.pieces) if piece.readout]
     if not places:

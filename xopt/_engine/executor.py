@@ -18,7 +18,7 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._engine.program import trace as _trace
 from xopt._engine.program.algebra import Count
-from xopt._engine.program.contract import Chains, ComponentSpec, Work
+from xopt._engine.program.contract import BucketStep, Chains, ComponentSpec
 from xopt._engine.program.hooks import check_groups
 from xopt._engine.program.plan import Plan, fitted_plan, plan
 from xopt._engine.program.quantize import SCALE, is_scale
@@ -28,7 +28,7 @@ from xopt._engine.runners import eager
 from xopt._engine.runners.choose import choose
 
 
-class Batch:
+class Bucket:
     """Leaves of one dtype on one device that go through the same formulas."""
 
     def __init__(self, plan: Plan, dtype: _arrays.DType, split: bool, runner: Any) -> None:
@@ -64,9 +64,9 @@ class Stages:
         pieces = {piece.place: piece for chain in self.chains for piece in chain}
         self.runner = choose(layout, runner)
         self.scalars = Resolver(layout, self.runner.host)
-        self.batches: list[Batch] = []
-        self.batch_of: list[Batch | None] = []
-        by_kind: dict[Hashable, Batch] = {}
+        self.batches: list[Bucket] = []
+        self.batch_of: list[Bucket | None] = []
+        by_kind: dict[Hashable, Bucket] = {}
         for k, (d, chain) in enumerate(zip(layout.dtypes, chains.of, strict=True)):
             if chain is None:
                 self.batch_of.append(None)
@@ -79,7 +79,7 @@ class Stages:
             own = fitted_plan(self.chains[chain], d, d.complex and not split, size, path)
             kind = (id(own), d, str(layout.devices[k]))
             if kind not in by_kind:
-                by_kind[kind] = Batch(own, d, split, eager if own.whole else self.runner)
+                by_kind[kind] = Bucket(own, d, split, eager if own.whole else self.runner)
                 self.batches.append(by_kind[kind])
             by_kind[kind].add(k, chain)
             self.batch_of.append(by_kind[kind])
@@ -365,7 +365,7 @@ class Stages:
         memory: list[tuple[dict[str, Any], dict[Any, Any]]] | None,
         where: Any,
         holes: bool,
-    ) -> list[Work]:
+    ) -> list[BucketStep]:
         """Put the arrays of each batch together, without the leaves that have no gradient."""
         works = []
         for number, batch in enumerate(self.batches):
@@ -380,7 +380,7 @@ class Stages:
             work = kept.get("work") if kept else None
             if work is None and leaves:
                 columns = {"p": ps, **{n: slots[n] for n in batch.plan.live}}
-                work = Work(
+                work = BucketStep(
                     batch.pieces, self.layout.library, self.layout.xp, batch.dtype, batch.split,
                     {n: _picked(x, pick) for n, x in columns.items()}, (first, *batch.plan.changed), batch.plan,
                     batch.runner, leaves, batch.chains, np.asarray(which) if len(batch.chains) > 1 else None, arenas,

@@ -12,7 +12,7 @@ import numpy as np
 from xopt._arrays import libraries as _arrays
 from xopt._arrays.layout import Layout
 from xopt._engine.program.algebra import Square, Value, functions
-from xopt._engine.program.contract import ComponentSpec, Values, Work
+from xopt._engine.program.contract import BucketStep, ComponentSpec, Values
 from xopt._engine.program.hooks import host_scalars, terms
 from xopt._engine.program.summation import Roots, root_of_squares
 
@@ -83,7 +83,7 @@ class Resolver:
         clocks: dict[str, Any],
         given: list[list[H]],
         places: list[Place],
-        works: list[Work],
+        works: list[BucketStep],
         carry: dict[str, Any],
     ) -> tuple[list[Values], dict[str, Any]]:
         """Compute the scalars of each work; sums read the tree.
@@ -119,7 +119,7 @@ class Resolver:
         i: int,
         step: Any,
         given: list[list[H]],
-        work: Work,
+        work: BucketStep,
         own: Values,
         carry: dict[str, Any],
     ) -> None:
@@ -145,7 +145,7 @@ class Resolver:
             return self._layout.xp.asarray(x, dtype=self.wide)
         return x
 
-    def _refuse(self, works: list[Work], members: list[tuple[int, int]], counts: list[Any]) -> None:
+    def _refuse(self, works: list[BucketStep], members: list[tuple[int, int]], counts: list[Any]) -> None:
         """Raise for the first leaf whose count is not 0. This waits for the device."""
         if self.checked:
             return
@@ -163,7 +163,7 @@ class Resolver:
         for k in sorted(k for k, n in found.items() if n):
             raise FloatingPointError(f"{self._layout.path(k, 'grads')}: {int(found[k]):,} elements are not finite")
 
-    def _carried(self, piece: ComponentSpec, work: Work, carry: dict[str, Any]) -> H:
+    def _carried(self, piece: ComponentSpec, work: BucketStep, carry: dict[str, Any]) -> H:
         """Return what a piece has from the step before, which another runner may have taken."""
         if piece.scope == "leaf":
             return {n: Value(self._taken(self._vector(carry[piece.slot(n)]), work)) for n in piece.carry}
@@ -176,7 +176,7 @@ class Resolver:
         return self._value(x) if hasattr(x, "dtype") else x
 
     def _sum(
-        self, piece: ComponentSpec, members: list[tuple[int, int]], works: list[Work], values: list[Values]
+        self, piece: ComponentSpec, members: list[tuple[int, int]], works: list[BucketStep], values: list[Values]
     ) -> None:
         """Add what ``reduce`` sums over the leaves or over the tree."""
         sums = [works[w].runner.sums(works[w], values[w], i) for w, i in members]
@@ -197,7 +197,7 @@ class Resolver:
         self,
         piece: ComponentSpec,
         members: list[tuple[int, int]],
-        works: list[Work],
+        works: list[BucketStep],
         values: list[Values],
         carry: dict[str, Any],
     ) -> None:
@@ -233,7 +233,7 @@ class Resolver:
             x = self._layout.xp.asarray(x, dtype=self.wide, **_arrays.beside(self._layout.leaves[0]))
         return x
 
-    def _taken(self, vector: Any, work: Work) -> Any:
+    def _taken(self, vector: Any, work: BucketStep) -> Any:
         """Return the values of the leaves of a work."""
         if len(work.leaves) == len(self._layout.leaves):
             return vector
@@ -241,7 +241,7 @@ class Resolver:
             return vector[work.leaves]
         return self._layout.xp.take(vector, self._index(vector, work.leaves), axis=0)
 
-    def _spread(self, old: Any, new: Any, work: Work) -> Any:
+    def _spread(self, old: Any, new: Any, work: BucketStep) -> Any:
         """Put the values of the leaves of a work back among those of all leaves."""
         xp, new = self._layout.xp, new.array if isinstance(new, Value) else new
         if self._plain():
@@ -259,7 +259,7 @@ class Resolver:
     def _index(self, like: Any, places: Any) -> Any:
         return self._layout.xp.asarray(np.asarray(places, np.int32), **_arrays.beside(like))  # some have no int64
 
-    def _total(self, n: str, sums: list[H], members: list[tuple[int, int]], works: list[Work]) -> Any:
+    def _total(self, n: str, sums: list[H], members: list[tuple[int, int]], works: list[BucketStep]) -> Any:
         """Sum over the tree, in the order of its leaves."""
         xp, total = self._layout.xp, works[members[0][0]].runner.total
         columns = [found[n] for found in sums]

@@ -158,7 +158,7 @@ def scalar_places(names: tuple[str, ...]) -> tuple[tuple[int, str], ...]:
 
 
 @dataclass(slots=True)
-class Work:
+class BucketStep:
     """Leaves that are computed alike, and what to compute."""
 
     pieces: tuple[ComponentSpec, ...]

@@ -17,7 +17,7 @@ from xopt._arrays import libraries as _arrays
 from xopt._engine.program import quantize as _blocks
 from xopt._engine.program import summation as _reduce
 from xopt._engine.program.compose import compose
-from xopt._engine.program.contract import ComponentSpec, Values, Work, plain, scalar_places
+from xopt._engine.program.contract import BucketStep, ComponentSpec, Values, plain, scalar_places
 from xopt._engine.program.hooks import hook
 from xopt._engine.program.trace import COMPLEX, REAL, Program, replay, rooted
 
@@ -26,7 +26,7 @@ host = False
 total = _reduce.total
 
 
-def prepare(work: Work, values: Values, into: dict[str, list[Any]] | None) -> Callable[[], dict[str, list[Any]]]:
+def prepare(work: BucketStep, values: Values, into: dict[str, list[Any]] | None) -> Callable[[], dict[str, list[Any]]]:
     """Return a function that runs the whole chain over every leaf; what can fail fails here, before any write.
 
     Its results land in ``into`` where that is given, else in fresh arrays.
@@ -49,7 +49,7 @@ def _aliases(program: Program) -> set[str]:
 
 
 def _body(
-    work: Work, leaf: Callable[[int], dict[str, Any]], into: dict[str, list[Any]] | None, aliases: set[str]
+    work: BucketStep, leaf: Callable[[int], dict[str, Any]], into: dict[str, list[Any]] | None, aliases: set[str]
 ) -> dict[str, list[Any]]:
     outputs: dict[str, list[Any]] = {n: [] for n in work.outputs}
     with _arrays.no_grad(work.library):
@@ -64,25 +64,25 @@ def _body(
     return outputs
 
 
-def _store(work: Work, found: dict[str, list[Any]], into: dict[str, list[Any]] | None) -> dict[str, list[Any]]:
+def _store(work: BucketStep, found: dict[str, list[Any]], into: dict[str, list[Any]] | None) -> dict[str, list[Any]]:
     if into is None:
         return found
     work.stored = len(work.leaves)
     return {n: [_stored(work, home, x) for home, x in zip(into[n], column, strict=True)] for n, column in found.items()}
 
 
-def _stored(work: Work, home: Any, x: Any) -> Any:
+def _stored(work: BucketStep, home: Any, x: Any) -> Any:
     if home is not None:
         (home.detach() if work.library == "torch" else home)[...] = x
     return home
 
 
-def _leaf(work: Work, program: Program, scalars: Sequence[Any], k: int) -> dict[str, Any]:
+def _leaf(work: BucketStep, program: Program, scalars: Sequence[Any], k: int) -> dict[str, Any]:
     return _replayed(work, program, compute_arrays(work, k, work.real), scalars, k, work.real)
 
 
 def _replayed(
-    work: Work, program: Program, arrays: Mapping[str, Any], scalars: Sequence[Any], k: int, real: str
+    work: BucketStep, program: Program, arrays: Mapping[str, Any], scalars: Sequence[Any], k: int, real: str
 ) -> dict[str, Any]:
     """Run a program over leaf ``k``."""
     xp, p = work.xp, arrays["p"]
@@ -99,7 +99,7 @@ def _replayed(
     return replay(program, xp, arrays, [*map(scalar, scalars)], special)
 
 
-def _whole_leaf(work: Work, values: Values, k: int) -> dict[str, Any]:
+def _whole_leaf(work: BucketStep, values: Values, k: int) -> dict[str, Any]:
     xp, arrays, found = work.xp, compute_arrays(work, k, work.real), list[dict[str, Any]]()
     hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, work.real)))
     pieces = _beside(work, values, k, work.real)
@@ -112,7 +112,7 @@ def _whole_leaf(work: Work, values: Values, k: int) -> dict[str, Any]:
     return {n: None if x is None else _arrays.join_complex(xp, work.library, x, im[n]) for n, x in re.items()}
 
 
-def _beside(work: Work, values: Values, k: int, real: str) -> tuple[ComponentSpec, ...]:
+def _beside(work: BucketStep, values: Values, k: int, real: str) -> tuple[ComponentSpec, ...]:
     """Return the pieces with hooks that take arrays of leaf ``k``; those of whole arrays have them already."""
     return tuple(
         piece if piece.whole or piece.storage else _bound(work, piece, own, k, real)
@@ -120,7 +120,7 @@ def _beside(work: Work, values: Values, k: int, real: str) -> tuple[ComponentSpe
     )
 
 
-def _bound(work: Work, piece: ComponentSpec, values: Mapping[str, Any], k: int, real: str) -> ComponentSpec:
+def _bound(work: BucketStep, piece: ComponentSpec, values: Mapping[str, Any], k: int, real: str) -> ComponentSpec:
     """Return a piece whose hooks run their programs with its scalars for leaf ``k``."""
 
     def run(what: str, call: Callable[..., Any], arrays: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _bound(work: Work, piece: ComponentSpec, values: Mapping[str, Any], k: int, 
 
 
 def run_hook(
-    work: Work,
+    work: BucketStep,
     piece: ComponentSpec,
     what: str,
     call: Callable[..., Any],
@@ -162,21 +162,23 @@ def run_hook(
     return {n: made.get(n, x) for n, x in results.items()}
 
 
-def _number(work: Work, hs: list[Any], leaf: int) -> None:
+def _number(work: BucketStep, hs: list[Any], leaf: int) -> None:
     """Say which array of the tree it is; the two parts of a complex one have numbers of their own."""
     for h, piece in zip(hs, work.pieces, strict=False):
         if not piece.storage:  # that counts parameters
             h.leaf = leaf
 
 
-def _outcome(work: Work, pieces: tuple[ComponentSpec, ...], hs: list[Any], arrays: dict[str, Any]) -> dict[str, Any]:
+def _outcome(
+    work: BucketStep, pieces: tuple[ComponentSpec, ...], hs: list[Any], arrays: dict[str, Any]
+) -> dict[str, Any]:
     p = arrays["p"]
     out, new = compose(pieces, hs, work.xp, p, arrays["g"], arrays)
     result = {"p": out.params(p)} if "p" in work.outputs else {"u": out.change(p)}
     return result | {n: new[n] for n in work.outputs if n in new}
 
 
-def sums(work: Work, values: Values, place: int) -> dict[str, Any]:
+def sums(work: BucketStep, values: Values, place: int) -> dict[str, Any]:
     """Return the sums that piece ``place`` asks for, a vector over the leaves, in float64 where the device has it."""
     xp, found = work.xp, []
     real = _arrays.widest_real(xp, _arrays.device(work.loads["p"][0]), work.real) if work.loads["p"] else work.real
@@ -195,7 +197,7 @@ def sums(work: Work, values: Values, place: int) -> dict[str, Any]:
 
 
 def _terms(
-    work: Work, program: Program, arrays: Mapping[str, Any], scalars: Sequence[Any], k: int, real: str
+    work: BucketStep, program: Program, arrays: Mapping[str, Any], scalars: Sequence[Any], k: int, real: str
 ) -> dict[str, Any]:
     """Return what is to be summed; where float32 is all there is, of squares what is squared."""
     if real == "float64":
@@ -218,7 +220,7 @@ def _column(xp: Any, sums: Sequence[Any]) -> Any:
     return np.asarray(sums) if xp is np else xp.stack(sums)
 
 
-def _whole_sums(work: Work, values: Values, arrays: dict[str, Any], k: int, place: int, real: str) -> list[Any]:
+def _whole_sums(work: BucketStep, values: Values, arrays: dict[str, Any], k: int, place: int, real: str) -> list[Any]:
     """Sum the terms of a leaf behind links of whole arrays; of a complex one, those of its two parts."""
     xp = work.xp
     hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, real)), upto=place + 1)
@@ -237,7 +239,7 @@ def _added(xp: Any, a: Any, b: Any) -> Any:
     return a + b
 
 
-def _parts(work: Work, arrays: dict[str, Any]) -> list[dict[str, Any]]:
+def _parts(work: BucketStep, arrays: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the arrays of a leaf, or those of its real and imaginary part where these are computed apart."""
     if not work.split:
         return [arrays]
@@ -245,7 +247,7 @@ def _parts(work: Work, arrays: dict[str, Any]) -> list[dict[str, Any]]:
     return [{n: x if x is None else part(x) for n, x in arrays.items()} for part in (xp.real, xp.imag)]
 
 
-def compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
+def compute_arrays(work: BucketStep, k: int, real: str) -> dict[str, Any]:
     """Return what a leaf is computed with, in a real dtype or the complex one that goes with it."""
     xp, arrays, whole = work.xp, dict[str, Any](), work.plan.whole
     for n, column in work.loads.items():
@@ -268,7 +270,7 @@ def compute_arrays(work: Work, k: int, real: str) -> dict[str, Any]:
     return arrays
 
 
-def restore(work: Work, x: Any, like: Any, name: str = "") -> Any:
+def restore(work: BucketStep, x: Any, like: Any, name: str = "") -> Any:
     """Return a result in the shape and dtype of the array whose place it takes."""
     xp = work.xp
     if like is None:

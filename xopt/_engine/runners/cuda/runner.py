@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xopt._arrays import libraries as _arrays
-from xopt._engine.program.contract import Values, Work
+from xopt._engine.program.contract import BucketStep, Values
 from xopt._engine.program.lower import Unsupported
 from xopt._engine.runners import eager
 from xopt._engine.runners.cuda import codegen as _emit_cuda
@@ -58,7 +58,7 @@ class Cuda:
         return "" if self.driver is not None else f'runner="cuda" found no CUDA it could use: {self._why}'
 
     def prepare(
-        self, work: Work, values: Values, into: dict[str, list[Any]] | None
+        self, work: BucketStep, values: Values, into: dict[str, list[Any]] | None
     ) -> Callable[[], dict[str, list[Any]]]:
         """Return a function that runs the whole chain over every leaf; what can fail fails here, before any write.
 
@@ -91,7 +91,7 @@ class Cuda:
 
         return finish
 
-    def sums(self, work: Work, values: Values, place: int) -> dict[str, Any]:
+    def sums(self, work: BucketStep, values: Values, place: int) -> dict[str, Any]:
         """Return the sums that piece ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
         program, found = work.plan.sums[place], {}
         try:
@@ -119,7 +119,7 @@ class Cuda:
         return out
 
 
-def _storage(work: Work) -> tuple[tuple[str, str], ...]:
+def _storage(work: BucketStep) -> tuple[tuple[str, str], ...]:
     """Return the dtype that each column is stored in. Of a split complex one, that is the dtype of its parts."""
     dtypes = {n: _arrays.dtype_name(column[0]) for n, column in work.loads.items()}
     return _emit_cuda.storage(dtypes, work.split)
@@ -128,7 +128,7 @@ def _storage(work: Work) -> tuple[tuple[str, str], ...]:
 class _Tables:
     """Where the leaves of a work lie, in the memory of the device."""
 
-    def __init__(self, driver: Any, queue: Queue, work: Work) -> None:
+    def __init__(self, driver: Any, queue: Queue, work: BucketStep) -> None:
         self.queue = queue
         twice = 2 if work.split else 1
         sizes = [twice * math.prod(p.shape) for p in work.loads["p"]]
@@ -153,7 +153,7 @@ class _Tables:
         self.sizes, self.cut, self.starts, self.pointers, self._row, _ = (first + 8 * starts).tolist()
         _store(driver, queue, first, np.concatenate(words))
 
-    def update(self, driver: Any, work: Work) -> None:
+    def update(self, driver: Any, work: BucketStep) -> None:
         """Upload the places of gradients where they have changed."""
         gradients, self.held = _gradients(work)
         if gradients != self._gradients:
@@ -162,7 +162,7 @@ class _Tables:
             self._gradients = gradients
 
 
-def _gradients(work: Work) -> tuple[list[int], list[Any]]:
+def _gradients(work: BucketStep) -> tuple[list[int], list[Any]]:
     """Return where the gradients lie, and copies of those that are not contiguous, which somebody must hold on to."""
     if work.where is not None:
         return work.where.tolist(), []
@@ -170,12 +170,12 @@ def _gradients(work: Work) -> tuple[list[int], list[Any]]:
     return _places(work, work.loads["g"], copies), [x for x in copies if x is not None]
 
 
-def _copies(work: Work, column: list[Any]) -> list[Any]:
+def _copies(work: BucketStep, column: list[Any]) -> list[Any]:
     plain = _arrays.contiguous(work.library, column)
     return [None if ok else _arrays.c_order(work.xp, work.library, x) for ok, x in zip(plain, column, strict=True)]
 
 
-def _places(work: Work, column: list[Any], copies: list[Any]) -> list[int]:
+def _places(work: BucketStep, column: list[Any], copies: list[Any]) -> list[int]:
     chosen = [x if copy is None else copy for copy, x in zip(copies, column, strict=True)]
     return _arrays.addresses(work.library, chosen)
 
@@ -194,7 +194,7 @@ def _store(driver: Any, queue: Queue, at: int, words: Words) -> None:
 class _Call:
     """One use of a work: its tables, and what must stay alive until the launch."""
 
-    def __init__(self, driver: Any, work: Work) -> None:
+    def __init__(self, driver: Any, work: BucketStep) -> None:
         self._driver, self._work, self._held = driver, work, list[Any]()
         self.queue = driver.queue(work.loads["p"][0])
         if driver.capturing(self.queue):

@@ -20,7 +20,7 @@ import numpy as np
 
 from xopt._arrays import libraries as _arrays
 from xopt._engine.program import summation as _reduce
-from xopt._engine.program.contract import ComponentSpec, Values, Work
+from xopt._engine.program.contract import BucketStep, ComponentSpec, Values
 from xopt._engine.program.lower import Unsupported, lower
 from xopt._engine.program.quantize import BLOCK
 from xopt._engine.program.trace import Program
@@ -73,11 +73,11 @@ class _Frame(NamedTuple):
     row: NDArray | None
     """The row of the gradients, if they are read."""
 
-    def serves(self, work: Work) -> bool:
+    def serves(self, work: BucketStep) -> bool:
         """Whether all arrays of a step are in C order."""
         return self.whole and (work.where is not None or all(_arrays.contiguous(work.library, work.loads["g"])))
 
-    def look(self, work: Work) -> None:
+    def look(self, work: BucketStep) -> None:
         """Find the gradients of this step."""
         if self.row is not None:
             known = work.where is not None
@@ -108,7 +108,7 @@ class Numba:
         self.places = self._rest.places
 
     def prepare(
-        self, work: Work, values: Values, into: dict[str, list[Any]] | None
+        self, work: BucketStep, values: Values, into: dict[str, list[Any]] | None
     ) -> Callable[[], dict[str, list[Any]]]:
         """Return a function that runs the whole chain over every leaf; what can fail fails here, before any write.
 
@@ -141,7 +141,7 @@ class Numba:
 
         return finish
 
-    def sums(self, work: Work, values: Values, place: int) -> dict[str, NDArray]:
+    def sums(self, work: BucketStep, values: Values, place: int) -> dict[str, NDArray]:
         """Return the sums that piece ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
         try:
             frame = self._kept(work, place) or self._frame(work, reduction(work, place), place, {})
@@ -167,7 +167,7 @@ class Numba:
             np.add.at(totals, frame.tasks[:, 0], chunks)  # one after the other, in the order of the chunks
         return dict(zip(names, totals.T, strict=True))
 
-    def _mixed(self, work: Work, values: Values, plain: list[bool]) -> Shared:
+    def _mixed(self, work: BucketStep, values: Values, plain: list[bool]) -> Shared:
         """Leave what is not in C order to the tiled runner."""
         good = list(map(operator.and_, plain, _arrays.contiguous(work.library, work.loads["g"])))
         return Shared(work, values, good, self, self._rest)
@@ -190,10 +190,10 @@ class Numba:
         _pool.run([drain] * min(self._threads or _pool.threads(), len(ranges)))
 
     @staticmethod
-    def _kept(work: Work, place: int | None) -> _Frame | None:
+    def _kept(work: BucketStep, place: int | None) -> _Frame | None:
         return work.kept.get(("numba", place)) if work.kept is not None else None
 
-    def _frame(self, work: Work, kernel: Kernel, place: int | None, made: dict[str, list[Any]]) -> _Frame:
+    def _frame(self, work: BucketStep, kernel: Kernel, place: int | None, made: dict[str, list[Any]]) -> _Frame:
         """Find the tasks and the addresses; of what stays from step to step, only once."""
         sizes = [math.prod(x.shape) << work.split for x in work.loads["p"]]
         task = self._task if place is None else _reduce.CHUNK
@@ -223,12 +223,12 @@ class Numba:
         return list(itertools.pairwise(sorted({0, len(tasks), *map(int, marks)}))) or [(0, 0)]
 
 
-def body(work: Work, fresh: bool) -> Kernel:
+def body(work: BucketStep, fresh: bool) -> Kernel:
     """Return the kernel of a whole step."""
     return _compiled(work.plan.body(work.outputs), title(work.pieces, work.dtype), stored(work), work.real, fresh)
 
 
-def reduction(work: Work, place: int) -> Kernel:
+def reduction(work: BucketStep, place: int) -> Kernel:
     """Return the kernel of the sums that a piece asks for."""
     name = title(work.pieces, work.dtype, place)
     return _compiled(work.plan.sums[place], name, stored(work), work.real, None)
@@ -240,7 +240,7 @@ def title(pieces: tuple[ComponentSpec, ...], dtype: Any, place: int | None = Non
     return f"{chain}{'' if place is None else f': the sums of {pieces[place].place}'}, {dtype.name}"
 
 
-def stored(work: Work) -> tuple[tuple[str, str], ...]:
+def stored(work: BucketStep) -> tuple[tuple[str, str], ...]:
     """Return the dtype that each array is stored in, of complex ones that of their parts."""
     return tuple((n, _arrays.part(_arrays.dtype_name(column[0]))) for n, column in work.loads.items())
 
@@ -263,7 +263,7 @@ def source(program: Program, title: str, stored: dict[str, str], real: str, fres
     return _emit_numba.body_source(title, program, columns, real)
 
 
-def _plain(work: Work, without: str = "") -> list[bool]:
+def _plain(work: BucketStep, without: str = "") -> list[bool]:
     """Say of each leaf whether all its arrays, but for one, are in C order."""
     columns = [_arrays.contiguous(work.library, column) for n, column in work.loads.items() if n != without]
     return [all(row) for row in zip(*columns, strict=True)]

@@ -18,7 +18,7 @@ import numpy as np
 
 from xopt._arrays import libraries as _arrays
 from xopt._engine.program import summation as _reduce
-from xopt._engine.program.contract import Values, Work
+from xopt._engine.program.contract import BucketStep, Values
 from xopt._engine.program.quantize import BLOCK
 from xopt._engine.runners import eager
 from xopt._engine.runners import threads as _pool
@@ -56,7 +56,7 @@ class Tiled:
     def __init__(self, tile: int | None = None, threads: int | None = None) -> None:
         self._fixed, self.threads = tile, threads
 
-    def _tile(self, work: Work) -> int:
+    def _tile(self, work: BucketStep) -> int:
         tile = self._fixed or fitting(len(work.loads), work.dtype, work.split)
         return -(-tile // BLOCK) * BLOCK if work.plan.codes else tile
 
@@ -68,7 +68,7 @@ class Tiled:
         return small, [task for task in tasks if len(task.leaves) == 1], threads
 
     def prepare(
-        self, work: Work, values: Values, into: dict[str, list[Any]] | None
+        self, work: BucketStep, values: Values, into: dict[str, list[Any]] | None
     ) -> Callable[[], dict[str, list[Any]]]:
         """Return a function that runs the whole chain over every leaf; what can fail fails here, before any write.
 
@@ -110,7 +110,7 @@ class Tiled:
                     at[leaf], end = end, end + math.prod(params[leaf].shape)
         return at, end
 
-    def sums(self, work: Work, values: Values, place: int) -> dict[str, NDArray]:
+    def sums(self, work: BucketStep, values: Values, place: int) -> dict[str, NDArray]:
         """Return the sums that piece ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
         leaves, apart = _leaves(work), bool(work.plan.codes)
         if apart and not all(leaves.plain):
@@ -131,7 +131,7 @@ class _ByLeaf:
     """The eager runner, on NumPy's arrays: square roots of torch are not always the nearest numbers."""
 
     def prepare(
-        self, work: Work, values: Values, into: dict[str, list[Any]] | None
+        self, work: BucketStep, values: Values, into: dict[str, list[Any]] | None
     ) -> Callable[[], dict[str, list[Any]]]:
         """Return a function that runs the whole chain over every leaf."""
         made = {n: fresh_arrays(work, n) for n in work.outputs} if into is None else into
@@ -144,12 +144,12 @@ class _ByLeaf:
 
         return finish
 
-    def sums(self, work: Work, values: Values, place: int) -> dict[str, NDArray]:
+    def sums(self, work: BucketStep, values: Values, place: int) -> dict[str, NDArray]:
         """Return the sums that piece ``place`` asks for, a vector over the leaves."""
         return eager.sums(_on_host(work), values, place)
 
 
-def _on_host(work: Work) -> Work:
+def _on_host(work: BucketStep) -> BucketStep:
     """Return the same work on the same memory, as NumPy sees it."""
     columns = {n: _views(work.library, column, work.split) for n, column in work.loads.items()}
     return replace(work, library="numpy", xp=np, loads=columns)
@@ -175,13 +175,13 @@ def _drain(queue: deque[Task], worker: Callable[[Task], None]) -> None:
             worker(task)
 
 
-def fresh_arrays(work: Work, output: str) -> list[Any]:
+def fresh_arrays(work: BucketStep, output: str) -> list[Any]:
     """Allocate the arrays of an output, which are written before they are read."""
     like = work.loads["p" if output == "u" else output]
     return [_arrays.empty(work.xp, x.shape, x.dtype, x) for x in like]
 
 
-def _leaves(work: Work) -> Leaves:
+def _leaves(work: BucketStep) -> Leaves:
     """See every array as a NumPy array on the same memory; what stays from step to step is looked at once."""
     kept = work.kept
     if kept is None or "leaves" not in kept:
