@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from xopt._arrays.layout import Layout
-from xopt._engine.executor import Stages
+from xopt._engine.executor import Executor
 from xopt._engine.runners.cuda import codegen as _emit_cuda
 from xopt._engine.runners.cuda.driver import Queue
 from xopt._engine.runners.cuda.templates import TOOLS
@@ -159,7 +159,7 @@ def kernels(rule: Any, dtype: str, fresh: bool = True) -> list[_emit_cuda.Kernel
     """Return every kernel that a step of a rule needs for parameters of a dtype."""
     like = np.zeros(1, "float32" if dtype == "bfloat16" else dtype)
     layout = Layout(like.astype(importlib.import_module("ml_dtypes").bfloat16) if dtype == "bfloat16" else like)
-    stages = Stages(rule._chains(layout), layout, "eager")
+    stages = Executor(rule._chains(layout), layout, "eager")
     [batch] = stages.batches
     columns = {"p": dtype, **{n: stages.slot_dtype(n, 0) for n in stages.live}, "g": dtype}
     storage = _emit_cuda.storage(columns, batch.split)

@@ -41,12 +41,12 @@ def test_layout_and_runner(cupy: Any) -> None:
     params = {"w": fake(cupy, 4096, 3, 4), "b": fake(cupy, 8192, 4, dtype="complex64")}
     layout = Layout(params, writable=True)
     assert (layout.library, layout.shapes) == ("cupy", [(4,), (3, 4)])
-    stages = _stages.Stages(xopt.AdamW()._chains(layout), layout)
+    stages = _stages.Executor(xopt.AdamW()._chains(layout), layout)
     assert stages.runner.name == "eager"
     assert [stages.slot_dtype("0.adamw.v", k) for k in (0, 1)] == ["float32", "float32"]
     assert stages.slot_dtype("0.adamw.m", 0) == "complex64"
     with pytest.raises(ValueError, match="these are of cupy"):
-        _stages.Stages(xopt.AdamW()._chains(layout), layout, "tiled")
+        _stages.Executor(xopt.AdamW()._chains(layout), layout, "tiled")
 
 
 def test_errors_come_before_any_memory_is_touched(cupy: Any) -> None:

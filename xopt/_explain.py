@@ -7,7 +7,7 @@ from typing import Any
 
 from xopt._arrays import libraries as _arrays
 from xopt._arrays.layout import Layout
-from xopt._engine.executor import Bucket, Stages
+from xopt._engine.executor import Bucket, Executor
 from xopt._engine.program import lower as _lower
 from xopt._engine.program import summation as _reduce
 from xopt._engine.program.quantize import BLOCK, is_scale
@@ -108,7 +108,7 @@ def explain(
     if bandwidth is not None:
         bandwidth = number("bandwidth", Field(None, static=False, gt=0), bandwidth, "bytes a second")
     layout = Layout(params)
-    stages = Stages(rule._chains(layout), layout, runner)
+    stages = Executor(rule._chains(layout), layout, runner)
     count = _count(sum(map(math.prod, layout.shapes)), "parameter")
     arrays = f"{_count(len(layout.leaves), 'array')} of {layout.library}, {count}"
     lines = [f"{rule!r}: {arrays}, runner {stages.runner.name}"]
@@ -154,7 +154,7 @@ def _time(seconds: float) -> str:
     return f"{seconds / 1e-9:.3g} ns"
 
 
-def _stage(stages: Stages, batch: Bucket, place: int | None, program: Program) -> tuple[float, list[str]]:
+def _stage(stages: Executor, batch: Bucket, place: int | None, program: Program) -> tuple[float, list[str]]:
     """Return the bytes that one stage moves a parameter, and how many operations it does and which."""
     written = [*program.outputs] if place is None else []
     stored = _stored(stages, batch)
@@ -192,13 +192,13 @@ def _bytes(name: str, dtype: str) -> float:
     return _arrays.BYTES[dtype] / (BLOCK if is_scale(name) else 1)
 
 
-def _stored(stages: Stages, batch: Bucket) -> dict[str, str]:
+def _stored(stages: Executor, batch: Bucket) -> dict[str, str]:
     """Return the dtype of parameters, gradients and state."""
     own = {n: stages.slot_dtype(n, batch.leaves[0]) for n in batch.plan.live}
     return {"p": batch.dtype.name, "g": batch.dtype.name, **own}
 
 
-def _source(stages: Stages, batch: Bucket, place: int | None, program: Program) -> str:
+def _source(stages: Executor, batch: Bucket, place: int | None, program: Program) -> str:
     """Return what the runner makes of a program; the eager one runs the rule as it stands."""
     runner = stages.runner.name
     if runner == "numba":

@@ -13,7 +13,7 @@ from xopt._arrays.scalars import after
 from xopt._engine import buffers as _buffers
 from xopt._engine.block import block
 from xopt._engine.exclusive import Turns
-from xopt._engine.executor import Stages
+from xopt._engine.executor import Executor
 from xopt.checkpoint._saving import Saving
 from xopt.rule import Method, RunnerName, State, check_method
 from xopt.rule import _precision as _kept
@@ -96,7 +96,7 @@ class Optimizer(Saving):
         """Make everything that hangs on parameters, as before the first step."""
         self._rule, self._wanted, self._taken = rule, runner, 0
         self._layout = Layout(params, writable=True)
-        self._stages = Stages(rule._chains(self._layout), self._layout, runner)
+        self._stages = Executor(rule._chains(self._layout), self._layout, runner)
         self._tree = params
         self._writes = _arrays.in_place(self._layout.library)
         if self._layout.library == "jax":  # the step donates its buffers; the caller's stay alive

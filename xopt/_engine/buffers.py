@@ -9,13 +9,13 @@ import numpy as np
 
 from xopt._arrays import libraries as _arrays
 from xopt._arrays.transfer import shared
-from xopt._engine.executor import Stages
+from xopt._engine.executor import Executor
 
 Kept: TypeAlias = list[tuple[dict[str, Any], dict[str, Any]]]
 """For each batch its buffers, with the place of each leaf; and what its runner keeps between steps."""
 
 
-def new_slots(stages: Stages) -> tuple[dict[str, list[Any]], Kept]:
+def new_slots(stages: Executor) -> tuple[dict[str, list[Any]], Kept]:
     """Make the state; for a runner on the host its leaves are views of aligned buffers."""
     layout = stages.layout
     if not stages.runner.host:
@@ -48,7 +48,7 @@ def new_slots(stages: Stages) -> tuple[dict[str, list[Any]], Kept]:
     return slots, kept
 
 
-def arrays(stages: Stages, slots: dict[str, list[Any]], kept: Kept) -> list[Any]:
+def arrays(stages: Executor, slots: dict[str, list[Any]], kept: Kept) -> list[Any]:
     """Return the arrays that hold the state: the buffers, or the slots."""
     arenas = [own for own, _ in kept]
     plain = all(own or not batch.plan.live for own, batch in zip(arenas, stages.batches, strict=bool(arenas)))

@@ -6,13 +6,13 @@ import inspect
 from typing import Any
 
 from xopt._arrays import libraries as _arrays
-from xopt._engine.executor import Stages
+from xopt._engine.executor import Executor
 from xopt._engine.program.contract import BucketStep, Values
 from xopt._engine.program.storage import ERROR, MASTER, Digits
 from xopt._engine.runners import eager
 
 
-def evaluated(stages: Stages, state: Any) -> Any:
+def evaluated(stages: Executor, state: Any) -> Any:
     """Return what the last link with a ``readout`` makes of each parameter, in new arrays; of others, a copy.
 
     Before the first step nothing has been averaged: all are copies. Steps that were held back are not counted.
@@ -39,7 +39,7 @@ def _whole(arrays: dict[str, Any]) -> Any:
     return p if arrays.get(ERROR) is None else p + arrays[ERROR]
 
 
-def _column(stages: Stages, work: BucketStep, state: Any, taken: Any) -> list[Any]:
+def _column(stages: Executor, work: BucketStep, state: Any, taken: Any) -> list[Any]:
     """Compute the readout of the leaves of one batch after so many steps, if not 0."""
     xp, places = work.xp, [i for i, piece in enumerate(work.pieces) if piece.readout]
     if not places:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from xopt._engine.executor import Stages
+from xopt._engine.executor import Executor
 
 
 class Turns:
@@ -19,7 +19,7 @@ class Turns:
     The lock is taken and released by the ``with`` itself, where Ctrl-C cannot come in between.
     """
 
-    def __init__(self, stages: Stages) -> None:
+    def __init__(self, stages: Executor) -> None:
         self._stages, self._lock = stages, threading.Lock()
         self.swapped = False
         """Whether averages stand in the place of the parameters."""

@@ -54,7 +54,7 @@ class Bucket:
         return self.plan.pieces
 
 
-class Stages:
+class Executor:
     """Chains made ready for the parameters of one tree."""
 
     def __init__(self, chains: Chains, layout: Layout, runner: Any = None) -> None:

@@ -12,7 +12,7 @@ from xopt._arrays import libraries as _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._arrays.transfer import from_host, to_host
-from xopt._engine.executor import Stages
+from xopt._engine.executor import Executor
 from xopt._version import __version__
 from xopt.checkpoint import _restore as _resume
 from xopt.checkpoint import _snapshot as _record
@@ -42,7 +42,7 @@ class Side:
         self.keys = _tree.pointers(self.layout.spec)
         self.problems: list[str] = []
         self.use(rule)
-        self.stages = Stages(rule._chains(self.layout), self.layout, "eager")
+        self.stages = Executor(rule._chains(self.layout), self.layout, "eager")
         if any(batch.plan.codes for batch in self.stages.batches):
             raise TypeError(f"rule: it keeps its state in 8 bits, which {there} does not; leave state_dtype='int8' out")
         self.slots = self.stages.new_slots()

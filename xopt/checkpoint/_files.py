@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xopt._arrays.layout import Layout
-from xopt._engine.executor import Stages
+from xopt._engine.executor import Executor
 from xopt._version import __version__
 from xopt.checkpoint import _restore as _resume
 from xopt.checkpoint import _snapshot as _record
@@ -114,7 +114,7 @@ def save_state(
     check_method(rule)
     rule, state, _ = rule._keeping(state)
     layout = Layout(params)
-    stages = Stages(rule._chains(layout), layout, "eager")
+    stages = Executor(rule._chains(layout), layout, "eager")
     run = Run(rule, layout, stages, stages.check_state(state), state.carry)
     return save_run(path, run, state.step, only_state=only_state, extra=extra, keep=keep, fsync=fsync)
 

@@ -12,7 +12,7 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._arrays.scalars import STEP_LIMIT
 from xopt._arrays.transfer import from_host, to_host
-from xopt._engine.executor import Stages
+from xopt._engine.executor import Executor
 from xopt._engine.program.quantize import SCALE, is_scale
 from xopt._engine.program.storage import PLACE
 from xopt.checkpoint import _snapshot as _record
@@ -123,7 +123,7 @@ def begun(source: Source, rule: Method, layout: Layout) -> tuple[Run, dict[str, 
     """
 
     def run(rule: Method) -> Run:
-        stages = Stages(rule._chains(layout), layout)
+        stages = Executor(rule._chains(layout), layout)
         return Run(rule, layout, stages, stages.new_slots(), stages.new_carry())
 
     first, *_ = migrated(source)["rule"] or [None]

@@ -15,7 +15,7 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout, Memory
 from xopt._engine import buffers as _buffers
 from xopt._engine.exclusive import Turns
-from xopt._engine.executor import Stages
+from xopt._engine.executor import Executor
 from xopt._version import __version__
 from xopt.checkpoint import _restore as _resume
 from xopt.checkpoint import _snapshot as _record
@@ -30,7 +30,7 @@ class Saving(ABC):
     _wanted: Any
     """The runner that was asked for."""
     _layout: Layout
-    _stages: Stages
+    _stages: Executor
     _tree: Any
     _writes: bool
     _watch: _tree.Watch | None

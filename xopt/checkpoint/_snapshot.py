@@ -16,7 +16,7 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._arrays.paths import shown
 from xopt._arrays.transfer import to_host
-from xopt._engine.executor import Stages
+from xopt._engine.executor import Executor
 from xopt._engine.program.storage import PLACE
 from xopt.checkpoint._safetensors import CheckpointError, Tensor, memory
 from xopt.rule import Method
@@ -64,7 +64,7 @@ class Run(NamedTuple):
 
     rule: Method
     layout: Layout
-    stages: Stages
+    stages: Executor
     slots: dict[str, list[Any]]
     carry: Mapping[str, Any]
 

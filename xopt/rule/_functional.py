@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from xopt._arrays.layout import Layout
 from xopt._arrays.scalars import after
 from xopt._engine.eval_params import evaluated
-from xopt._engine.executor import Stages
+from xopt._engine.executor import Executor
 from xopt._engine.program.contract import Chains, ComponentSpec
 from xopt.rule import _precision as _kept
 from xopt.rule._component import Component, routed
@@ -145,7 +145,7 @@ class Method(ABC):
             rule, said = self._asked(
                 rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed
             )
-        stages = Stages(rule._chains(layout), layout)
+        stages = Executor(rule._chains(layout), layout)
         slots = {n: stages.layout.tree(column) for n, column in stages.new_slots().items()}
         return State(stages.new_step(), {**slots, **said}, stages.new_carry())
 
@@ -221,7 +221,7 @@ class Method(ABC):
         """
         rule, state, _ = self._keeping(state)
         layout = Layout(params)
-        return evaluated(Stages(rule._chains(layout), layout, "eager"), state)
+        return evaluated(Executor(rule._chains(layout), layout, "eager"), state)
 
     def _step(
         self,
@@ -235,7 +235,7 @@ class Method(ABC):
     ) -> tuple[Any, State]:
         rule, state, said = self._keeping(state)
         layout = Layout(params)
-        stages = Stages(rule._with(overrides)._chains(layout), layout, runner)
+        stages = Executor(rule._with(overrides)._chains(layout), layout, runner)
         gs = layout.gradients(grads)
         slots = stages.check_state(state)
         t = after(state.step)
