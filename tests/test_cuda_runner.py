@@ -17,7 +17,7 @@ from test_runners import RULES, awkward, same_bits, trajectory
 import xopt
 from xopt._arrays.layout import Layout
 from xopt._engine.program.algebra import Value
-from xopt._engine.program.contract import Values
+from xopt._engine.program.contract import StepScalars
 from xopt._engine.runners import choose as _choice
 from xopt._engine.runners import eager
 from xopt._engine.runners.cuda import templates as _cuda_text
@@ -223,11 +223,11 @@ def test_scalars_of_the_host_the_device_and_a_leaf(driver: HostDriver, rng: np.r
     [(w, values, loads)] = work
     w, named = replace(w, loads=loads), values.pieces[0]
     by_leaf = Value(np.asarray([1.0, 2.0, 4.0]))
-    mixed = Values([{**named, "lr": Value(np.asarray(0.125)), "weight_decay": by_leaf}], by_leaf=True)
+    mixed = StepScalars([{**named, "lr": Value(np.asarray(0.125)), "weight_decay": by_leaf}], by_leaf=True)
     fresh = replace(w, loads={n: [x.copy() for x in column] for n, column in w.loads.items()}, kept=None)
     runner.prepare(fresh, mixed, {n: fresh.loads[n] for n in fresh.outputs})()
     for k, decay in enumerate([1.0, 2.0, 4.0]):
-        one = Values([{**named, "lr": 0.125, "weight_decay": decay}])
+        one = StepScalars([{**named, "lr": 0.125, "weight_decay": decay}])
         alone = replace(w, loads={n: [column[k].copy()] for n, column in w.loads.items()}, kept=None)
         eager.prepare(alone, one, {n: alone.loads[n] for n in alone.outputs})()
         for n in fresh.outputs:

@@ -7,7 +7,7 @@ from typing import Any
 
 from xopt._arrays import libraries as _arrays
 from xopt._engine.executor import Executor
-from xopt._engine.program.contract import BucketStep, Values
+from xopt._engine.program.contract import BucketStep, StepScalars
 from xopt._engine.program.storage import ERROR, MASTER, Digits
 from xopt._engine.runners import eager
 
@@ -50,7 +50,7 @@ def _column(stages: Executor, work: BucketStep, state: Any, taken: Any) -> list[
     readout: Any = piece.readout
     names = [n for n in list(inspect.signature(readout).parameters)[3:] if piece.slot(n) in work.loads]
     t = taken if isinstance(taken, int) else xp.maximum(taken, xp.ones_like(taken))
-    values = Values([])
+    values = StepScalars([])
     stages.scalars.open(piece, i, stages.step(t), stages.resolve(t), work, values, state.carry)
     found = []
     with _arrays.no_grad(work.library):

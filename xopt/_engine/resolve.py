@@ -12,7 +12,7 @@ import numpy as np
 from xopt._arrays import libraries as _arrays
 from xopt._arrays.layout import Layout
 from xopt._engine.program.algebra import Square, Value, functions
-from xopt._engine.program.contract import BucketStep, ComponentSpec, Values
+from xopt._engine.program.contract import BucketStep, ComponentSpec, StepScalars
 from xopt._engine.program.hooks import host_scalars, terms
 from xopt._engine.program.summation import Roots, root_of_squares
 
@@ -85,7 +85,7 @@ class Resolver:
         places: list[Place],
         works: list[BucketStep],
         carry: dict[str, Any],
-    ) -> tuple[list[Values], dict[str, Any]]:
+    ) -> tuple[list[StepScalars], dict[str, Any]]:
         """Compute the scalars of each work; sums read the tree.
 
         ``clocks`` has the step for links by name, under "" for those without a clock of their own; ``given`` the
@@ -93,7 +93,7 @@ class Resolver:
         """
         carry = dict(carry)
         with nullcontext() if self._host else _arrays.no_grad(self._layout.library):
-            values = [Values([]) for _ in works]
+            values = [StepScalars([]) for _ in works]
             go: Any = None  # 1 or 0, if a link may hold the step back
             for piece, (c, at), members in places:
                 step = clocks[piece.place if piece.place in clocks else ""]
@@ -120,7 +120,7 @@ class Resolver:
         step: Any,
         given: list[list[H]],
         work: BucketStep,
-        own: Values,
+        own: StepScalars,
         carry: dict[str, Any],
     ) -> None:
         """Append the scalars of the ``i``-th piece of a work, as far as they are known before any sum."""
@@ -176,7 +176,7 @@ class Resolver:
         return self._value(x) if hasattr(x, "dtype") else x
 
     def _sum(
-        self, piece: ComponentSpec, members: list[tuple[int, int]], works: list[BucketStep], values: list[Values]
+        self, piece: ComponentSpec, members: list[tuple[int, int]], works: list[BucketStep], values: list[StepScalars]
     ) -> None:
         """Add what ``reduce`` sums over the leaves or over the tree."""
         sums = [works[w].runner.sums(works[w], values[w], i) for w, i in members]
@@ -198,7 +198,7 @@ class Resolver:
         piece: ComponentSpec,
         members: list[tuple[int, int]],
         works: list[BucketStep],
-        values: list[Values],
+        values: list[StepScalars],
         carry: dict[str, Any],
     ) -> None:
         """Add what ``host`` computes, and keep what is carried."""

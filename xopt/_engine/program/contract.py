@@ -78,7 +78,7 @@ class Chains(NamedTuple):
     """For each leaf, which chain is its own; None for a leaf that stays as it is."""
 
 
-class Values:
+class StepScalars:
     """The scalars of one step: for each piece of the chain, its static fields, hyperparameters, sums and the step.
 
     A scalar is a Python number or a `Value`.
@@ -122,10 +122,10 @@ class Values:
             for piece in self.pieces[:upto]
         ]
 
-    def of(self, leaves: list[int]) -> Values:
+    def of(self, leaves: list[int]) -> StepScalars:
         """Return the scalars of some leaves."""
         pieces = [{n: x.of(leaves) if differs(x) else x for n, x in piece.items()} for piece in self.pieces]
-        return Values(pieces, self.by_leaf)
+        return StepScalars(pieces, self.by_leaf)
 
     def scalars(self, program: Program) -> tuple[Any, ...]:
         """Compute the scalars of a program: numbers, 0-d arrays, and vectors of what differs from leaf to leaf."""

@@ -17,7 +17,7 @@ from xopt._arrays import libraries as _arrays
 from xopt._engine.program import quantize as _blocks
 from xopt._engine.program import summation as _reduce
 from xopt._engine.program.compose import compose
-from xopt._engine.program.contract import BucketStep, ComponentSpec, Values, plain, scalar_places
+from xopt._engine.program.contract import BucketStep, ComponentSpec, StepScalars, plain, scalar_places
 from xopt._engine.program.hooks import hook
 from xopt._engine.program.trace import COMPLEX, REAL, Program, replay, rooted
 
@@ -26,7 +26,9 @@ host = False
 total = _reduce.total
 
 
-def prepare(work: BucketStep, values: Values, into: dict[str, list[Any]] | None) -> Callable[[], dict[str, list[Any]]]:
+def prepare(
+    work: BucketStep, values: StepScalars, into: dict[str, list[Any]] | None
+) -> Callable[[], dict[str, list[Any]]]:
     """Return a function that runs the whole chain over every leaf; what can fail fails here, before any write.
 
     Its results land in ``into`` where that is given, else in fresh arrays.
@@ -99,7 +101,7 @@ def _replayed(
     return replay(program, xp, arrays, [*map(scalar, scalars)], special)
 
 
-def _whole_leaf(work: BucketStep, values: Values, k: int) -> dict[str, Any]:
+def _whole_leaf(work: BucketStep, values: StepScalars, k: int) -> dict[str, Any]:
     xp, arrays, found = work.xp, compute_arrays(work, k, work.real), list[dict[str, Any]]()
     hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, work.real)))
     pieces = _beside(work, values, k, work.real)
@@ -112,7 +114,7 @@ def _whole_leaf(work: BucketStep, values: Values, k: int) -> dict[str, Any]:
     return {n: None if x is None else _arrays.join_complex(xp, work.library, x, im[n]) for n, x in re.items()}
 
 
-def _beside(work: BucketStep, values: Values, k: int, real: str) -> tuple[ComponentSpec, ...]:
+def _beside(work: BucketStep, values: StepScalars, k: int, real: str) -> tuple[ComponentSpec, ...]:
     """Return the pieces with hooks that take arrays of leaf ``k``; those of whole arrays have them already."""
     return tuple(
         piece if piece.whole or piece.storage else _bound(work, piece, own, k, real)
@@ -178,7 +180,7 @@ def _outcome(
     return result | {n: new[n] for n in work.outputs if n in new}
 
 
-def sums(work: BucketStep, values: Values, place: int) -> dict[str, Any]:
+def sums(work: BucketStep, values: StepScalars, place: int) -> dict[str, Any]:
     """Return the sums that piece ``place`` asks for, a vector over the leaves, in float64 where the device has it."""
     xp, found = work.xp, []
     real = _arrays.widest_real(xp, _arrays.device(work.loads["p"][0]), work.real) if work.loads["p"] else work.real
@@ -220,7 +222,9 @@ def _column(xp: Any, sums: Sequence[Any]) -> Any:
     return np.asarray(sums) if xp is np else xp.stack(sums)
 
 
-def _whole_sums(work: BucketStep, values: Values, arrays: dict[str, Any], k: int, place: int, real: str) -> list[Any]:
+def _whole_sums(
+    work: BucketStep, values: StepScalars, arrays: dict[str, Any], k: int, place: int, real: str
+) -> list[Any]:
     """Sum the terms of a leaf behind links of whole arrays; of a complex one, those of its two parts."""
     xp = work.xp
     hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, real)), upto=place + 1)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xopt._arrays import libraries as _arrays
-from xopt._engine.program.contract import BucketStep, Values
+from xopt._engine.program.contract import BucketStep, StepScalars
 from xopt._engine.program.lower import Unsupported
 from xopt._engine.runners import eager
 from xopt._engine.runners.cuda import codegen as _emit_cuda
@@ -58,7 +58,7 @@ class Cuda:
         return "" if self.driver is not None else f'runner="cuda" found no CUDA it could use: {self._why}'
 
     def prepare(
-        self, work: BucketStep, values: Values, into: dict[str, list[Any]] | None
+        self, work: BucketStep, values: StepScalars, into: dict[str, list[Any]] | None
     ) -> Callable[[], dict[str, list[Any]]]:
         """Return a function that runs the whole chain over every leaf; what can fail fails here, before any write.
 
@@ -91,7 +91,7 @@ class Cuda:
 
         return finish
 
-    def sums(self, work: BucketStep, values: Values, place: int) -> dict[str, Any]:
+    def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, Any]:
         """Return the sums that piece ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
         program, found = work.plan.sums[place], {}
         try:
@@ -235,7 +235,7 @@ class _Call:
         """Compile a kernel, once for each text and device."""
         return self._driver.function(kernel.source, kernel.name, self.queue.device)
 
-    def arguments(self, kernel: _emit_cuda.Kernel, values: Values) -> Words:
+    def arguments(self, kernel: _emit_cuda.Kernel, values: StepScalars) -> Words:
         """Return what a kernel is given: where the tables lie, and the scalars.
 
         A scalar of the host goes as it is; one that lives on the device goes as its address.

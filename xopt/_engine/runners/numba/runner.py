@@ -20,7 +20,7 @@ import numpy as np
 
 from xopt._arrays import libraries as _arrays
 from xopt._engine.program import summation as _reduce
-from xopt._engine.program.contract import BucketStep, ComponentSpec, Values
+from xopt._engine.program.contract import BucketStep, ComponentSpec, StepScalars
 from xopt._engine.program.lower import Unsupported, lower
 from xopt._engine.program.quantize import BLOCK
 from xopt._engine.program.trace import Program
@@ -83,7 +83,7 @@ class _Frame(NamedTuple):
             known = work.where is not None
             self.row[:] = work.where if known else _arrays.addresses(work.library, work.loads["g"])
 
-    def scalars(self, values: Values) -> NDArray:
+    def scalars(self, values: StepScalars) -> NDArray:
         """Return the scalars of a step: one row, or one a leaf."""
         found = values.scalars(self.kernel.program)
         if not values.by_leaf:
@@ -108,7 +108,7 @@ class Numba:
         self.places = self._rest.places
 
     def prepare(
-        self, work: BucketStep, values: Values, into: dict[str, list[Any]] | None
+        self, work: BucketStep, values: StepScalars, into: dict[str, list[Any]] | None
     ) -> Callable[[], dict[str, list[Any]]]:
         """Return a function that runs the whole chain over every leaf; what can fail fails here, before any write.
 
@@ -141,7 +141,7 @@ class Numba:
 
         return finish
 
-    def sums(self, work: BucketStep, values: Values, place: int) -> dict[str, NDArray]:
+    def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, NDArray]:
         """Return the sums that piece ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
         try:
             frame = self._kept(work, place) or self._frame(work, reduction(work, place), place, {})
@@ -167,7 +167,7 @@ class Numba:
             np.add.at(totals, frame.tasks[:, 0], chunks)  # one after the other, in the order of the chunks
         return dict(zip(names, totals.T, strict=True))
 
-    def _mixed(self, work: BucketStep, values: Values, plain: list[bool]) -> Shared:
+    def _mixed(self, work: BucketStep, values: StepScalars, plain: list[bool]) -> Shared:
         """Leave what is not in C order to the tiled runner."""
         good = list(map(operator.and_, plain, _arrays.contiguous(work.library, work.loads["g"])))
         return Shared(work, values, good, self, self._rest)

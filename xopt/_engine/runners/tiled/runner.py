@@ -18,7 +18,7 @@ import numpy as np
 
 from xopt._arrays import libraries as _arrays
 from xopt._engine.program import summation as _reduce
-from xopt._engine.program.contract import BucketStep, Values
+from xopt._engine.program.contract import BucketStep, StepScalars
 from xopt._engine.program.quantize import BLOCK
 from xopt._engine.runners import eager
 from xopt._engine.runners import threads as _pool
@@ -68,7 +68,7 @@ class Tiled:
         return small, [task for task in tasks if len(task.leaves) == 1], threads
 
     def prepare(
-        self, work: BucketStep, values: Values, into: dict[str, list[Any]] | None
+        self, work: BucketStep, values: StepScalars, into: dict[str, list[Any]] | None
     ) -> Callable[[], dict[str, list[Any]]]:
         """Return a function that runs the whole chain over every leaf; what can fail fails here, before any write.
 
@@ -110,7 +110,7 @@ class Tiled:
                     at[leaf], end = end, end + math.prod(params[leaf].shape)
         return at, end
 
-    def sums(self, work: BucketStep, values: Values, place: int) -> dict[str, NDArray]:
+    def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, NDArray]:
         """Return the sums that piece ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
         leaves, apart = _leaves(work), bool(work.plan.codes)
         if apart and not all(leaves.plain):
@@ -131,7 +131,7 @@ class _ByLeaf:
     """The eager runner, on NumPy's arrays: square roots of torch are not always the nearest numbers."""
 
     def prepare(
-        self, work: BucketStep, values: Values, into: dict[str, list[Any]] | None
+        self, work: BucketStep, values: StepScalars, into: dict[str, list[Any]] | None
     ) -> Callable[[], dict[str, list[Any]]]:
         """Return a function that runs the whole chain over every leaf."""
         made = {n: fresh_arrays(work, n) for n in work.outputs} if into is None else into
@@ -144,7 +144,7 @@ class _ByLeaf:
 
         return finish
 
-    def sums(self, work: BucketStep, values: Values, place: int) -> dict[str, NDArray]:
+    def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, NDArray]:
         """Return the sums that piece ``place`` asks for, a vector over the leaves."""
         return eager.sums(_on_host(work), values, place)
 

@@ -15,7 +15,7 @@ import numpy as np
 from xopt._arrays import libraries as _arrays
 from xopt._engine.program import summation as _reduce
 from xopt._engine.program import trace as _trace
-from xopt._engine.program.contract import BucketStep, Values
+from xopt._engine.program.contract import BucketStep, StepScalars
 from xopt._engine.program.quantize import BLOCK, count, fill, is_scale
 from xopt._engine.runners import threads as _pool
 from xopt._engine.runners.tiled import codegen as _emit
@@ -45,7 +45,7 @@ class _Program(ABC):
         self,
         work: BucketStep,
         program: _trace.Program,
-        values: Values,
+        values: StepScalars,
         real: str,
         leaves: Leaves,
         stores: tuple[str, ...] | None,
@@ -159,7 +159,7 @@ class _Program(ABC):
 class Large(_Program):
     """The whole chain over a part of one leaf."""
 
-    def __init__(self, work: BucketStep, values: Values, leaves: Leaves, stores: tuple[str, ...]) -> None:
+    def __init__(self, work: BucketStep, values: StepScalars, leaves: Leaves, stores: tuple[str, ...]) -> None:
         super().__init__(work, work.plan.body(work.outputs), values, work.real, leaves, stores)
 
     def do(self, task: Task, b: Buffers) -> None:
@@ -187,7 +187,7 @@ class Bound(NamedTuple):
 class Small(_Program):
     """The whole chain over several leaves. Where parameters are only added to, that is done in their own memory."""
 
-    def __init__(self, work: BucketStep, values: Values, leaves: Leaves, stores: tuple[str, ...]) -> None:
+    def __init__(self, work: BucketStep, values: StepScalars, leaves: Leaves, stores: tuple[str, ...]) -> None:
         program, self.p = work.plan.body(work.outputs), leaves.flat("p")
         change = work.plan.body(("u", *work.outputs[1:]))
         same = all(x.dtype == work.real for x in (self.p[:1] if work.plan.kind == _trace.REAL else ()))
@@ -237,7 +237,7 @@ class Small(_Program):
 class Sums(_Program):
     """The terms of a reduction: computes tiles and sums them by chunks."""
 
-    def __init__(self, work: BucketStep, place: int, values: Values, leaves: Leaves, tile: int) -> None:
+    def __init__(self, work: BucketStep, place: int, values: StepScalars, leaves: Leaves, tile: int) -> None:
         program = work.plan.sums[place]
         super().__init__(work, program, values, "float64", leaves, None)
         self.names, self.tile = tuple(program.outputs), tile
