@@ -9,7 +9,7 @@ from xopt._engine.program.contract import ComponentSpec, chosen
 from xopt._engine.program.storage import ERROR, MASTER, Digits
 
 
-class Outcome(NamedTuple):
+class LeafUpdate(NamedTuple):
     """What a chain makes of a gradient."""
 
     step: Any
@@ -43,7 +43,7 @@ def compose(
     g: Any,
     slots: Mapping[str, Any],
     upto: int | None = None,
-) -> tuple[Outcome, dict[str, Any]]:
+) -> tuple[LeafUpdate, dict[str, Any]]:
     """Run a chain on arrays, or on symbols that stand for them: what becomes of the parameter, and the new slots.
 
     With ``upto``, stop at that piece and return the terms that it wants summed, in place of slots.
@@ -70,7 +70,7 @@ def compose(
         if i == upto:
             assert piece.reduce is not None
             more = {"grad": grad} if piece.asks_sum else {}
-            return Outcome(x), piece.reduce(hs[i], xp, p, x, **own, **more)
+            return LeafUpdate(x), piece.reduce(hs[i], xp, p, x, **own, **more)
         out = piece.update(hs[i], xp, p, x, **own, **({"grad": grad} if piece.asks else {}))
         x, *rest = out if isinstance(out, tuple) else (out,)
         if len(rest) != len(piece.slots):
@@ -85,7 +85,7 @@ def compose(
             go = hs[i].go if go is None else go * hs[i].go
     step, landed = (x, None) if moved is None else (step, None if x is moved else x)
     landed = digits.landed(p, step, landed)
-    outcome = Outcome(step, landed, None if go is None else keep, digits.master)
+    outcome = LeafUpdate(step, landed, None if go is None else keep, digits.master)
     if digits.master is not None:
         new[MASTER] = outcome.params(p)
     if digits.error is not None:

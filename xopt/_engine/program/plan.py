@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from xopt._engine.program import trace as _trace
-from xopt._engine.program.compose import Outcome, compose
+from xopt._engine.program.compose import LeafUpdate, compose
 from xopt._engine.program.contract import ComponentSpec
 from xopt._engine.program.hooks import Recorded, extra, terms
 
@@ -70,7 +70,7 @@ class Plan:
         self._outputs = {"p": out.params(loads["p"]), "u": out.change(loads["p"]), **new}
         self._bodies: dict[tuple[str, ...], _trace.Program] = {}
 
-    def _check(self, out: Outcome, new: dict[str, Any], complex: bool) -> None:
+    def _check(self, out: LeafUpdate, new: dict[str, Any], complex: bool) -> None:
         for name, x in new.items():
             if not isinstance(x, _trace.Symbol) or x.kind == _trace.BOOL:
                 raise TypeError(f"{name}: update returned {_kind(x)}; state must be an array of numbers, like m * 0")
