@@ -8,7 +8,7 @@ from typing import Any
 from xopt._arrays import libraries as _arrays
 from xopt._engine.executor import Executor
 from xopt._engine.program.contract import BucketStep, StepScalars
-from xopt._engine.program.storage import ERROR, MASTER, Digits
+from xopt._engine.program.storage import ERROR, MASTER, LeafStorage
 from xopt._engine.runners import eager
 
 
@@ -56,7 +56,7 @@ def _column(stages: Executor, work: BucketStep, state: Any, taken: Any) -> list[
     with _arrays.no_grad(work.library):
         for k in range(len(work.leaves)):
             arrays = eager.compute_arrays(work, k, work.real)
-            digits = Digits(work.pieces, [None] * len(work.pieces), xp, arrays)
+            digits = LeafStorage(work.pieces, [None] * len(work.pieces), xp, arrays)
             own = {"p": _whole(arrays), **{n: digits.read(piece.slot(n)) for n in names}}
             [x] = eager.run_hook(work, piece, "readout", _call(readout), own, values.pieces[0], k, work.real).values()
             found.append(eager.restore(work, xp.asarray(x, copy=True), work.loads["p"][k]))

@@ -22,7 +22,7 @@ from xopt._engine.program.contract import BucketStep, Chains, ComponentSpec
 from xopt._engine.program.hooks import check_groups
 from xopt._engine.program.plan import Plan, fitted_plan, plan
 from xopt._engine.program.quantize import SCALE, is_scale
-from xopt._engine.program.storage import ERROR, USUAL, Storage
+from xopt._engine.program.storage import ERROR, USUAL, StoragePolicy
 from xopt._engine.resolve import Resolver, places
 from xopt._engine.runners import eager
 from xopt._engine.runners.choose import choose
@@ -93,7 +93,7 @@ class Executor:
         self.carried = {piece.slot(n): (piece, v) for piece in pieces.values() for n, v in piece.carry.items()}
         every = [*pieces.values(), *(piece for own in plans for piece in own.pieces)]
         self._owner = {piece.slot(n): piece for piece in every for n in piece.slots}
-        self._storage: Storage = next((piece.storage for piece in every if piece.storage), USUAL)
+        self._storage: StoragePolicy = next((piece.storage for piece in every if piece.storage), USUAL)
         self.refuses = any(piece.refuses for piece in pieces.values())
         self._clocks = [piece for piece in pieces.values() if piece.clock]
         self._likes: dict[tuple[str, int], Any] = {}

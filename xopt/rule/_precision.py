@@ -39,7 +39,7 @@ class Precision(Component):
         return _storage.PLACE
 
     def _piece(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
-        storage = _storage.Storage(self.rounding, self.master_weights, self.state_dtype)
+        storage = _storage.StoragePolicy(self.rounding, self.master_weights, self.state_dtype)
         piece = super()._piece(place, order)._replace(storage=storage)
         return piece if self.rounding == "stochastic" else piece._replace(host=None)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from xopt._engine.program.contract import ComponentSpec, chosen
-from xopt._engine.program.storage import ERROR, MASTER, Digits
+from xopt._engine.program.storage import ERROR, MASTER, LeafStorage
 
 
 class LeafUpdate(NamedTuple):
@@ -51,7 +51,7 @@ def compose(
     step, moved, x, grad = g, None, g, g
     new: dict[str, Any] = {}
     go: Any = None
-    digits = Digits(pieces, hs, xp, slots)
+    digits = LeafStorage(pieces, hs, xp, slots)
     p = p if digits.master is None else digits.master
 
     def keep(made: Any, old: Any) -> Any:

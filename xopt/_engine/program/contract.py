@@ -59,7 +59,7 @@ class ComponentSpec(NamedTuple):
     readout: Callable[..., Any] | None = None
     """What makes the parameters to evaluate of those that are trained and of the state."""
     storage: Any = None
-    """Of the one that says how parameters and state are kept: a `Storage`."""
+    """Of the one that says how parameters and state are kept: a `StoragePolicy`."""
     given: Mapping[str, Any] = {}
     """The hyperparameters as they were given: numbers, arrays, schedules."""
     moments: Mapping[str, str] = {}

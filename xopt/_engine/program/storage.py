@@ -18,7 +18,7 @@ MASTER, ERROR = f"{PLACE}.master", f"{PLACE}.error"
 HALVES = ("float16", "bfloat16")
 
 
-class Storage(NamedTuple):
+class StoragePolicy(NamedTuple):
     """What the caller wants, for all parameters of a tree."""
 
     rounding: str = "nearest"
@@ -75,7 +75,7 @@ class Storage(NamedTuple):
         return _arrays.COMPLEX_OF[self.state_dtype] if usual == "complex128" else usual
 
 
-USUAL = Storage()
+USUAL = StoragePolicy()
 
 
 def _scales(h: Any, xp: Any, p: Any) -> Any:
@@ -84,7 +84,7 @@ def _scales(h: Any, xp: Any, p: Any) -> Any:
     return xp.zeros(_blocks.count(math.prod(p.shape)), dtype=xp.float32, **_arrays.beside(p))
 
 
-class Digits:
+class LeafStorage:
     """How one leaf is stored: what a step computes with in the place of what is stored, and what is stored of it."""
 
     def __init__(self, pieces: Iterable[ComponentSpec], hs: list[Any], xp: Any, slots: Mapping[str, Any]) -> None:
