@@ -11,7 +11,7 @@ import pytest
 import xopt
 from xopt._engine.program import lower as _lower
 from xopt._engine.program import plan as _plan
-from xopt._engine.program.trace import COMPLEX, Tape, replay
+from xopt._engine.program.trace import COMPLEX, Tracer, replay
 
 VALUES = [0.0, -0.0, 1.0, -2.5, 3e-30, 1e30, np.inf, -np.inf, np.nan]
 
@@ -36,7 +36,7 @@ def parts(arrays: dict[str, Any], program: Any) -> dict[str, Any]:
 
 def both(make: Any, arrays: dict[str, Any]) -> tuple[Any, Any]:
     """Run a formula of complex arrays as it is and lowered; of a complex result, the parts are stacked."""
-    tape = Tape(inexact=True)
+    tape = Tracer(inexact=True)
     out = make(tape, *[tape.load(n, COMPLEX) for n in arrays])
     program = tape.finish({"y": out}, [])
     scalars = program.evaluate({})
@@ -121,7 +121,7 @@ def test_every_rule(row: catalog.Row, rng: np.random.Generator) -> None:
 
 
 def test_what_has_no_form() -> None:
-    tape = Tape(inexact=True)
+    tape = Tracer(inexact=True)
     program = tape.finish({"y": tape.sqrt(tape.load("a", COMPLEX))}, [])
     with pytest.raises(_lower.Unsupported, match="sqrt of a complex array"):
         _lower.lower(program)

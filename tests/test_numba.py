@@ -24,7 +24,7 @@ from test_trace import random_rule
 
 import xopt
 from xopt._engine.program import plan as _plan
-from xopt._engine.program.trace import BOOL, Tape, replay
+from xopt._engine.program.trace import BOOL, Tracer, replay
 from xopt._engine.runners.numba import codegen as _emit_numba
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper
 
@@ -207,7 +207,7 @@ def of_every_operation(xp: Any, x: Any, y: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("real", ["float32", "float64"])
 def test_every_operation(real: str) -> None:
     a, b = (np.asarray(x, real).ravel() for x in np.meshgrid(SPECIAL, SPECIAL))
-    tape = Tape(inexact=True)
+    tape = Tracer(inexact=True)
     made = of_every_operation(tape, tape.load("p", "real"), tape.load("g", "real"))
     assert all(x.kind != BOOL for x in made.values())
     program = tape.finish(made, [])

@@ -12,7 +12,7 @@ import xopt
 from xopt._engine.program import contract as _pieces
 from xopt._engine.program import plan as _plan
 from xopt._engine.program.algebra import Value
-from xopt._engine.program.trace import Scalar, Tape, replay
+from xopt._engine.program.trace import TracedScalar, Tracer, replay
 from xopt._engine.runners.tiled.codegen import numpy_kernel
 from xopt._engine.runners.tiled.runner import Tiled
 from xopt.rule import Array, H, Hyper, Rule, Transform, abs2, hyper
@@ -257,7 +257,7 @@ def test_random_rules_are_varied() -> None:
 
 
 def test_a_value_is_computed_once() -> None:
-    tape = Tape()
+    tape = Tracer()
     g = tape.load("g", "real")
     assert (g * g).index == (g * g).index
     program = tape.finish({"x": g * g + g * g}, [])
@@ -354,7 +354,7 @@ def test_carry(lib: Any, rng: np.random.Generator) -> None:
 
 
 def test_replay_is_the_plainest_interpreter() -> None:
-    tape = Tape()
+    tape = Tracer()
     x = tape.load("x", "real")
     program = tape.finish({"y": xopt_like(tape, x)}, [])
     scalars = program.evaluate({})
@@ -368,7 +368,7 @@ def xopt_like(xp: Any, x: Any) -> Any:
 
 def test_scalars_of_all_leaves_are_those_of_each_leaf_to_the_bit(rng: np.random.Generator) -> None:
     """NumPy's powers are not Python's in the last bit; a root of a negative number is an error either way."""
-    tape, h = Tape(), {n: Scalar(n) for n in ("lr_0", "b1_0", "b2_0", "t")}
+    tape, h = Tracer(), {n: TracedScalar(n) for n in ("lr_0", "b1_0", "b2_0", "t")}
     x = tape.load("p", "real")
     rate = h["lr_0"] * (1 - h["b2_0"] ** h["t"]) ** 0.5 / (1 - h["b1_0"] ** h["t"]) * 0.96 ** h["b1_0"]
     program = tape.finish({"p": tape.emit("multiply", x, rate)}, [*h])

@@ -26,14 +26,14 @@ class Recorded:
             known = ", ".join(sorted({*self._names, *self._piece.statics}))
             raise AttributeError(f"{self._piece.place} has no hyperparameter {name!r}; it has {known}")
         self._used[scalar_name(name, self._place)] = None
-        return _trace.Scalar(scalar_name(name, self._place))
+        return _trace.TracedScalar(scalar_name(name, self._place))
 
 
 def terms(piece: ComponentSpec) -> tuple[str, ...]:
     """Name what ``reduce`` sums, found by calling it once."""
     if piece.reduce is None:
         return ()
-    tape, probe = _trace.Tape(piece.inexact), Recorded(piece, 0, (), {})
+    tape, probe = _trace.Tracer(piece.inexact), Recorded(piece, 0, (), {})
     slots = {n: tape.load(n, _trace.REAL) for n in piece.slots}
     p, g = tape.load("p", _trace.REAL), tape.load("g", _trace.REAL)
     return tuple(piece.reduce(probe, tape, p, g, **slots, **({"grad": g} if piece.asks_sum else {})))
@@ -102,10 +102,10 @@ def hook(
     if key not in _hooks:
         if len(_hooks) >= 1024:
             _hooks.clear()
-        tape, used = _trace.Tape(piece.inexact), dict[str, None]()
+        tape, used = _trace.Tracer(piece.inexact), dict[str, None]()
         made = call(Recorded(piece, 0, extra(piece), used), tape, {n: tape.load(n, kind) for n, kind in kinds.items()})
         made = made if isinstance(made, dict) else dict(enumerate(made if isinstance(made, tuple) else (made,)))
         found = {str(n): x for n, x in made.items()}
-        symbols = {n: x for n, x in found.items() if isinstance(x, _trace.Symbol)}
+        symbols = {n: x for n, x in found.items() if isinstance(x, _trace.TracedArray)}
         _hooks[key] = tape.finish(symbols, list(used)), {n: n if n in symbols else x for n, x in found.items()}
     return _hooks[key]

@@ -72,10 +72,10 @@ class Plan:
 
     def _check(self, out: LeafUpdate, new: dict[str, Any], complex: bool) -> None:
         for name, x in new.items():
-            if not isinstance(x, _trace.Symbol) or x.kind == _trace.BOOL:
+            if not isinstance(x, _trace.TracedArray) or x.kind == _trace.BOOL:
                 raise TypeError(f"{name}: update returned {_kind(x)}; state must be an array of numbers, like m * 0")
         for x in (out.step, *([] if out.landed is None else [out.landed])):
-            if not isinstance(x, _trace.Symbol) or x.kind == _trace.BOOL:
+            if not isinstance(x, _trace.TracedArray) or x.kind == _trace.BOOL:
                 raise TypeError(f"{self.pieces[-1].place}: update returned {_kind(x)} as the step; it must be an array")
             if not complex and x.kind == _trace.COMPLEX:
                 raise TypeError(f"{self.pieces[-1].place}: update made a complex step of real arrays")
@@ -88,8 +88,8 @@ class Plan:
 
     def _start(
         self, first: str, kinds: dict[str, str]
-    ) -> tuple[_trace.Tape, dict[str, None], dict[str, Any], list[Any]]:
-        tape, used = _trace.Tape(any(piece.inexact for piece in self.pieces)), dict[str, None]()
+    ) -> tuple[_trace.Tracer, dict[str, None], dict[str, Any], list[Any]]:
+        tape, used = _trace.Tracer(any(piece.inexact for piece in self.pieces)), dict[str, None]()
         loads: dict[str, Any] = {"p": tape.load("p", first), "g": tape.load("g", first)}
         loads |= {name: tape.load(name, kind) for name, kind in kinds.items()}
         hs = [Recorded(piece, i, extra(piece), used) for i, piece in enumerate(self.pieces)]
@@ -99,7 +99,7 @@ class Plan:
         tape, used, loads, hs = self._start(first, kinds)
         _, terms = compose(self.pieces, hs, tape, loads["p"], loads["g"], loads, upto=place)
         for name, x in terms.items():
-            if not isinstance(x, _trace.Symbol) or x.kind != _trace.REAL:
+            if not isinstance(x, _trace.TracedArray) or x.kind != _trace.REAL:
                 raise TypeError(
                     f"{self.pieces[place].place}: reduce must return real arrays to sum; {name!r} is {_kind(x)}"
                 )
@@ -107,7 +107,7 @@ class Plan:
 
 
 def _kind(x: Any) -> str:
-    return f"a {x.kind} array" if isinstance(x, _trace.Symbol) else f"a {type(x).__name__}"
+    return f"a {x.kind} array" if isinstance(x, _trace.TracedArray) else f"a {type(x).__name__}"
 
 
 def namespace(values: Any) -> Any:

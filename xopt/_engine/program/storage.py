@@ -10,7 +10,7 @@ from xopt._arrays import libraries as _arrays
 from xopt._engine.program import quantize as _blocks
 from xopt._engine.program.contract import ComponentSpec
 from xopt._engine.program.rounding import rounded, shaken
-from xopt._engine.program.trace import Tape
+from xopt._engine.program.trace import Tracer
 from xopt.random import noise
 
 PLACE = "precision"
@@ -106,7 +106,7 @@ class LeafStorage:
         if slot not in self._codes:
             return x
         scale = self._slots[_blocks.SCALE + slot]
-        scale = scale if isinstance(self._xp, Tape) else _blocks.spread(self._xp, scale, x)
+        scale = scale if isinstance(self._xp, Tracer) else _blocks.spread(self._xp, scale, x)
         return _blocks.decoded(self._xp, x, scale, self._codes[slot])
 
     def written(self, slot: str, x: Any) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class LeafStorage:
             return {slot: x}
         xp = self._xp
         size = xp.abs(x)
-        if isinstance(xp, Tape):
+        if isinstance(xp, Tracer):
             scale = top = xp.largest(size)
         else:
             top = _blocks.largest(xp, size)
@@ -138,7 +138,7 @@ class LeafStorage:
             return landed
         xp, h = self._xp, self._h
         key = (h.low, h.high, h.leaf, h.seed_low, h.seed_high)
-        made = xp.noise(*key) if isinstance(xp, Tape) else noise(xp, p, *key)
+        made = xp.noise(*key) if isinstance(xp, Tracer) else noise(xp, p, *key)
         return shaken(xp, p + step if landed is None else landed, self._stored, made)
 
     def lost(self, p: Any, step: Any, landed: Any) -> Any:

@@ -36,7 +36,7 @@ class Node(NamedTuple):
     kind: str
 
 
-class Scalar:
+class TracedScalar:
     """A hyperparameter, or an expression of them. The host computes it once a step, in float64."""
 
     __slots__ = ("text",)
@@ -54,8 +54,8 @@ class Scalar:
     __bool__ = __float__ = __int__ = __index__ = _refuse
     __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse
 
-    def __neg__(self) -> Scalar:
-        return Scalar(f"(-{self.text})")
+    def __neg__(self) -> TracedScalar:
+        return TracedScalar(f"(-{self.text})")
 
 
 def _literal(x: object) -> str | None:
@@ -66,35 +66,35 @@ def _literal(x: object) -> str | None:
 
 
 def _scalar_operator(symbol: str, reverse: bool) -> Any:
-    def operate(self: Scalar, other: Any) -> Any:
+    def operate(self: TracedScalar, other: Any) -> Any:
         other = float(other) if isinstance(other, float) else other
-        text = other.text if isinstance(other, Scalar) else _literal(other)
+        text = other.text if isinstance(other, TracedScalar) else _literal(other)
         if text is None:
             return NotImplemented
         if symbol == "**" and reverse and text.startswith("(-"):
             raise TypeError(
                 f"{text} to the power of a hyperparameter ({self.text}): a negative base has no real powers"
             )
-        return Scalar(f"({text} {symbol} {self.text})" if reverse else f"({self.text} {symbol} {text})")
+        return TracedScalar(f"({text} {symbol} {self.text})" if reverse else f"({self.text} {symbol} {text})")
 
     return operate
 
 
 for _name, _symbol in {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow": "**"}.items():
-    setattr(Scalar, f"__{_name}__", _scalar_operator(_symbol, reverse=False))
-    setattr(Scalar, f"__r{_name}__", _scalar_operator(_symbol, reverse=True))
+    setattr(TracedScalar, f"__{_name}__", _scalar_operator(_symbol, reverse=False))
+    setattr(TracedScalar, f"__r{_name}__", _scalar_operator(_symbol, reverse=True))
 
 
-class Symbol:
+class TracedArray:
     """An array inside a rule that is being recorded."""
 
     __slots__ = ("index", "kind", "tape")
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, tape: Tape, index: int, kind: str) -> None:
+    def __init__(self, tape: Tracer, index: int, kind: str) -> None:
         self.tape, self.index, self.kind = tape, index, kind
 
-    def __array_namespace__(self, api_version: str | None = None) -> Tape:
+    def __array_namespace__(self, api_version: str | None = None) -> Tracer:
         return self.tape
 
     def __bool__(self) -> NoReturn:
@@ -103,32 +103,32 @@ class Symbol:
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a rule sees elements, not arrays: it may not use .{name}")
 
-    def __pow__(self, power: Any) -> Symbol:
+    def __pow__(self, power: Any) -> TracedArray:
         if isinstance(power, int | float) and power == 2:
             return self.tape.emit("multiply", self, self)
         return self.tape.emit("pow", self, power)
 
-    def __rpow__(self, base: Any) -> Symbol:
+    def __rpow__(self, base: Any) -> TracedArray:
         return self.tape.emit("pow", base, self)
 
 
 def _symbol_operator(op: str, reverse: bool = False) -> Any:
-    def operate(self: Symbol, other: Any) -> Symbol:
+    def operate(self: TracedArray, other: Any) -> TracedArray:
         return self.tape.emit(op, other, self) if reverse else self.tape.emit(op, self, other)
 
     return operate
 
 
-def _no_in_place(self: Symbol, other: Any) -> NoReturn:
+def _no_in_place(self: TracedArray, other: Any) -> NoReturn:
     raise TypeError("a rule is pure: write m = m * x, not m *= x, which would write into the caller's array")
 
 
 _OPERATORS = {"add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide"}
 for _name, _op in _OPERATORS.items():
-    setattr(Symbol, f"__{_name}__", _symbol_operator(_op))
-    setattr(Symbol, f"__r{_name}__", _symbol_operator(_op, reverse=True))
+    setattr(TracedArray, f"__{_name}__", _symbol_operator(_op))
+    setattr(TracedArray, f"__r{_name}__", _symbol_operator(_op, reverse=True))
 for _name in (*_OPERATORS, "pow", "and", "or", "xor"):
-    setattr(Symbol, f"__i{_name}__", _no_in_place)
+    setattr(TracedArray, f"__i{_name}__", _no_in_place)
 for _name, _op in {
     "lt": "less",
     "le": "less_equal",
@@ -139,12 +139,12 @@ for _name, _op in {
     "and": "logical_and",
     "or": "logical_or",
 }.items():
-    setattr(Symbol, f"__{_name}__", _symbol_operator(_op))
+    setattr(TracedArray, f"__{_name}__", _symbol_operator(_op))
 for _name, _op in {"neg": "negative", "abs": "abs", "invert": "logical_not"}.items():
-    setattr(Symbol, f"__{_name}__", lambda self, _op=_op: self.tape.emit(_op, self))
+    setattr(TracedArray, f"__{_name}__", lambda self, _op=_op: self.tape.emit(_op, self))
 
 
-class Tape:
+class Tracer:
     """The namespace that a rule is recorded with: ``xp``."""
 
     def __init__(self, inexact: bool = False) -> None:
@@ -153,11 +153,11 @@ class Tape:
         self._known: dict[Node, int] = {}
         self._scalars: dict[str, str] = {}
 
-    def load(self, name: str, kind: str) -> Symbol:
+    def load(self, name: str, kind: str) -> TracedArray:
         """Stand for an array that the program reads."""
         return self._append(Node("load", (name,), kind))
 
-    def __getattr__(self, name: str) -> Callable[..., Symbol]:
+    def __getattr__(self, name: str) -> Callable[..., TracedArray]:
         if name not in FUNCTIONS:
             raise AttributeError(
                 f"xp.{name} is not elementwise, or differs between libraries; "
@@ -165,9 +165,9 @@ class Tape:
             )
         return lambda *args: self.emit(name, *args)
 
-    def emit(self, op: str, *args: Any) -> Symbol:
+    def emit(self, op: str, *args: Any) -> TracedArray:
         """Record one operation."""
-        arrays = [x for x in args if isinstance(x, Symbol)]
+        arrays = [x for x in args if isinstance(x, TracedArray)]
         if not arrays:
             raise TypeError(f"xp.{op} needs an array: compute scalars with Python operators, or in `host`")
         wanted = 3 if op == "where" else 1 if op == "square" else _ARITY.get(op, 2)
@@ -185,19 +185,19 @@ class Tape:
             return arrays[0]
         return self._append(Node(op, tuple(self._argument(op, x) for x in args), kind))
 
-    def noise(self, *key: Any) -> Symbol:
+    def noise(self, *key: Any) -> TracedArray:
         """Record numbers in [0, 1) that depend on the element and on these scalars, as `random.noise` makes them."""
         return self._append(Node("noise", tuple(self._argument("noise", x) for x in key), REAL))
 
-    def largest(self, size: Symbol) -> Symbol:
+    def largest(self, size: TracedArray) -> TracedArray:
         """Record the largest of the numbers, none below 0, of the block that an element is in."""
         return self._append(Node("largest", (size.index,), REAL))
 
     def _kind_of(self, op: str, args: tuple[Any, ...], kinds: set[str]) -> str:
         if op == "where":
-            if not (isinstance(args[0], Symbol) and args[0].kind == BOOL):
+            if not (isinstance(args[0], TracedArray) and args[0].kind == BOOL):
                 raise TypeError("xp.where needs a boolean array as its condition")
-            branches = {x.kind for x in args[1:] if isinstance(x, Symbol)}
+            branches = {x.kind for x in args[1:] if isinstance(x, TracedArray)}
             if not branches:
                 raise TypeError(
                     "xp.where needs an array in one branch: of two scalars, libraries make different dtypes"
@@ -206,7 +206,7 @@ class Tape:
                 raise TypeError("xp.where of boolean branches: use the logical functions")
             return COMPLEX if COMPLEX in branches else REAL
         if op in _LOGICAL:
-            if kinds != {BOOL} or not all(isinstance(x, Symbol) for x in args):
+            if kinds != {BOOL} or not all(isinstance(x, TracedArray) for x in args):
                 raise TypeError(f"xp.{op} needs boolean arrays")
             return BOOL
         if BOOL in kinds:
@@ -222,11 +222,11 @@ class Tape:
         return REAL if op in ("abs", "real", "imag") or COMPLEX not in kinds else COMPLEX
 
     def _argument(self, op: str, x: Any) -> int | str:
-        if isinstance(x, Symbol):
+        if isinstance(x, TracedArray):
             if x.tape is not self:
                 raise TypeError("an array of another recording: a rule may keep nothing between calls")
             return x.index
-        text = x.text if isinstance(x, Scalar) else _literal(x)
+        text = x.text if isinstance(x, TracedScalar) else _literal(x)
         if text is None:
             raise TypeError(
                 f"xp.{op} got {x!r} ({type(x).__name__}): a rule computes with its arrays, its hyperparameters and "
@@ -234,18 +234,18 @@ class Tape:
             )
         return self._scalars.setdefault(text, f"s{len(self._scalars)}")
 
-    def _append(self, node: Node) -> Symbol:
+    def _append(self, node: Node) -> TracedArray:
         if node not in self._known:
             self._known[node] = len(self._nodes)
             self._nodes.append(node)
-        return Symbol(self, self._known[node], node.kind)
+        return TracedArray(self, self._known[node], node.kind)
 
-    def idle(self, slot: Symbol, outputs: list[Symbol], output: Symbol) -> bool:
+    def idle(self, slot: TracedArray, outputs: list[TracedArray], output: TracedArray) -> bool:
         """Whether a slot comes back unchanged and nothing reads it, not even what is thrown away later."""
         read = any(slot.index in node.args for node in self._nodes)
         return output.index == slot.index and not read and [x.index for x in outputs].count(slot.index) == 1
 
-    def finish(self, outputs: Mapping[str, Symbol], inputs: list[str]) -> Program:
+    def finish(self, outputs: Mapping[str, TracedArray], inputs: list[str]) -> Program:
         """Close the recording: drop what no output needs, and compile the scalars."""
         texts = tuple(self._scalars)
         return pruned(self._nodes, {name: x.index for name, x in outputs.items()}, texts, tuple(inputs))
