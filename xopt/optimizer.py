@@ -12,7 +12,7 @@ from xopt._arrays.layout import Layout, Memory
 from xopt._arrays.scalars import after
 from xopt._engine import buffers as _buffers
 from xopt._engine.block import block
-from xopt._engine.exclusive import Turns
+from xopt._engine.exclusive import ExclusiveAccess
 from xopt._engine.executor import Executor
 from xopt.checkpoint._saving import Saving
 from xopt.rule import Method, RunnerName, State, check_method
@@ -109,7 +109,7 @@ class Optimizer(Saving):
         inspector = getattr(self._stages.runner, "inspector", None)
         held = _buffers.arrays(self._stages, self._slots, self._kept)
         self._memory = Memory(self._layout, held, inspector)
-        self._turns = Turns(self._stages)
+        self._turns = ExclusiveAccess(self._stages)
 
     @property
     def params(self) -> Any:

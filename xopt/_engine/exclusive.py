@@ -7,7 +7,7 @@ import threading
 from xopt._engine.executor import Executor
 
 
-class Turns:
+class ExclusiveAccess:
     """Refuses a call while another thread is in one, and after a step that was interrupted while it wrote.
 
     ::

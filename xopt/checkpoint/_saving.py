@@ -14,7 +14,7 @@ from xopt._arrays import libraries as _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout, Memory
 from xopt._engine import buffers as _buffers
-from xopt._engine.exclusive import Turns
+from xopt._engine.exclusive import ExclusiveAccess
 from xopt._engine.executor import Executor
 from xopt._version import __version__
 from xopt.checkpoint import _restore as _resume
@@ -39,7 +39,7 @@ class Saving(ABC):
     _kept: _buffers.Kept
     _carry: dict[str, Any]
     _memory: Memory
-    _turns: Turns
+    _turns: ExclusiveAccess
 
     @abstractmethod
     def _begin(self, rule: Method, params: Any, runner: Any) -> None:
