@@ -86,12 +86,12 @@ class Method(ABC):
             return self, state, {}
         key, link = found
         others = {n: x for n, x in state.slots.items() if n != key}
-        return Around(self, _kept.checked(self, link)), State(state.step, others, state.carry), {key: {}}
+        return Wrapper(self, _kept.checked(self, link)), State(state.step, others, state.carry), {key: {}}
 
     def _asked(self, **words: Any) -> tuple[Method, dict[str, Any]]:
         """Return the rule that keeps a state as a caller asks for, and what the state has to say of it."""
         link = _kept.asked(self, **words)
-        return Around(self, link), {_kept.mark(link): {}}
+        return Wrapper(self, link), {_kept.mark(link): {}}
 
     def init(
         self,
@@ -256,7 +256,7 @@ def check_method(rule: object) -> None:
         raise TypeError(f"rule: {got}, but it must be a rule or a chain{hint}")
 
 
-class Around(Method):
+class Wrapper(Method):
     """A rule with a link in front of everything."""
 
     __slots__ = ("_first", "rule")
@@ -264,8 +264,8 @@ class Around(Method):
     def __init__(self, rule: Method, first: Component | None) -> None:
         check_method(rule)
         self.rule, self._first = rule, first
-        name, inner = type(first if type(self) is Around else self).__name__, rule
-        while isinstance(inner, Around):
+        name, inner = type(first if type(self) is Wrapper else self).__name__, rule
+        while isinstance(inner, Wrapper):
             if first is not None and inner._first is not None:
                 places = {first._place(), inner._first._place()}
                 if len(places) == 1:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from xopt.rule import _precision as _kept
-from xopt.rule._functional import Around, Method, check_method
+from xopt.rule._functional import Method, Wrapper, check_method
 from xopt.rule._precision import Rounding, StateDType
 
 __all__ = ["Precision"]
 
 
-class Precision(Around):
+class Precision(Wrapper):
     r"""Say in how many digits a rule keeps parameters and state, and what makes up for digits that are lost.
 
     A step is computed in float32 at least, and rounded when it is stored. In bfloat16, 1 - 0.001 is 1: a parameter does

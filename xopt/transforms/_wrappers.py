@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from xopt.rule._functional import Around, Method
+from xopt.rule._functional import Method, Wrapper
 from xopt.transforms._conditional import NONFINITE, Accumulation, LossScaling
 
 __all__ = ["Accumulate", "Guard", "LossScale", "OnNonFinite"]
@@ -12,7 +12,7 @@ __all__ = ["Accumulate", "Guard", "LossScale", "OnNonFinite"]
 OnNonFinite: TypeAlias = Literal["propagate", "skip", "raise", "zero"]
 
 
-class Accumulate(Around):
+class Accumulate(Wrapper):
     r"""Take a step of a rule with every k-th gradient, by the mean of the last k.
 
     ::
@@ -63,7 +63,7 @@ class Accumulate(Around):
         return f"Accumulate({self.rule!r}, every={self._first.every}{more})"
 
 
-class Guard(Around):
+class Guard(Wrapper):
     r"""Say what a rule does with gradients that have an element which is infinite or NaN.
 
     Parameters
@@ -111,7 +111,7 @@ class Guard(Around):
         return f"Guard({self.rule!r}, on_nonfinite={action!r})"
 
 
-class LossScale(Around):
+class LossScale(Wrapper):
     r"""Divide the gradients of a loss that was multiplied by a scale, and find the scale that just does not overflow.
 
     ::
