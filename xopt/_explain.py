@@ -15,7 +15,7 @@ from xopt._engine.program.trace import Program
 from xopt._engine.runners.cuda import codegen as _emit_cuda
 from xopt._engine.runners.numba import runner as numba
 from xopt._engine.runners.tiled import codegen as _emit
-from xopt.rule import Method, RunnerName, check_method
+from xopt.rule import FunctionalOptimizer, RunnerName, check_method
 from xopt.rule._fields import Field, number
 
 _SIGNS = {
@@ -34,7 +34,7 @@ _SIGNS = {
 
 
 def explain(
-    rule: Method,
+    rule: FunctionalOptimizer,
     params: Any,
     *,
     runner: RunnerName | None = None,

@@ -15,7 +15,7 @@ from xopt._engine.block import block
 from xopt._engine.exclusive import ExclusiveAccess
 from xopt._engine.executor import Executor
 from xopt.checkpoint._saving import Saving
-from xopt.rule import Method, RunnerName, State, check_method
+from xopt.rule import FunctionalOptimizer, RunnerName, State, check_method
 from xopt.rule import _precision as _kept
 from xopt.rule._names import qualified_names
 from xopt.rule._precision import Rounding, StateDType
@@ -76,7 +76,7 @@ class Optimizer(Saving):
     def __init__(
         self,
         params: Any,
-        rule: Method,
+        rule: FunctionalOptimizer,
         *,
         runner: RunnerName | None = None,
         on_nonfinite: OnNonFinite = "propagate",
@@ -92,7 +92,7 @@ class Optimizer(Saving):
             rule = Guard(rule, on_nonfinite)
         self._begin(rule, params, runner)
 
-    def _begin(self, rule: Method, params: Any, runner: Any) -> None:
+    def _begin(self, rule: FunctionalOptimizer, params: Any, runner: Any) -> None:
         """Make everything that hangs on parameters, as before the first step."""
         self._rule, self._wanted, self._taken = rule, runner, 0
         self._layout = Layout(params, writable=True)
@@ -117,7 +117,7 @@ class Optimizer(Saving):
         return self._tree
 
     @property
-    def rule(self) -> Method:
+    def rule(self) -> FunctionalOptimizer:
         """The rule, with the hyperparameters as last set."""
         return self._rule
 

@@ -18,7 +18,7 @@ from xopt.checkpoint import _restore as _resume
 from xopt.checkpoint import _snapshot as _record
 from xopt.checkpoint._safetensors import CheckpointError
 from xopt.checkpoint._snapshot import Run
-from xopt.rule import Method, RoutedComponent, Rule, check_method
+from xopt.rule import FunctionalOptimizer, RoutedComponent, Rule, check_method
 from xopt.rule._component import routed
 from xopt.rule._names import qualified_names
 from xopt.rule._presets import preset
@@ -33,7 +33,7 @@ KINDS: dict[type, type] = {Adam: Adam, AdamW: Adam, SGD: SGD, RMSProp: RMSProp}
 class Side:
     """A rule and its parameters, and all that does not fit them."""
 
-    def __init__(self, rule: Method, params: Any, there: str, library: str) -> None:
+    def __init__(self, rule: FunctionalOptimizer, params: Any, there: str, library: str) -> None:
         check_method(rule)
         self.there, self.library = there, library
         """What the other side is called, in words and by ``like``."""
@@ -54,7 +54,7 @@ class Side:
         if any(link.part.gates and link.part._slots for link in rule._all_links()):
             raise TypeError(f"rule: {type(rule).__name__} counts other steps than {there}; move the rule inside of it")
 
-    def use(self, rule: Method) -> None:
+    def use(self, rule: FunctionalOptimizer) -> None:
         """Take a rule, perhaps with other hyperparameters than before."""
         self.rule, self.owners = rule, owners(rule, self.layout)
 
@@ -218,7 +218,7 @@ class Side:
 class Leaving(Side):
     """A state dict of xopt that is to go elsewhere."""
 
-    def __init__(self, state_dict: Any, rule: Method, params: Any, there: str, library: str) -> None:
+    def __init__(self, state_dict: Any, rule: FunctionalOptimizer, params: Any, there: str, library: str) -> None:
         super().__init__(rule, params, there, library)
         self.source = _record.Memory(state_dict)
         run = Run(rule, self.layout, self.stages, self.slots, self.stages.new_carry())
@@ -258,7 +258,7 @@ class Leaving(Side):
         super().done()
 
 
-def owners(rule: Method, layout: Layout) -> list[RoutedComponent | None]:
+def owners(rule: FunctionalOptimizer, layout: Layout) -> list[RoutedComponent | None]:
     """Return for each parameter the link that is its rule; None if it is to stay."""
     parts = rule._parts()
     places = [f"{i}." for i in range(len(parts))]

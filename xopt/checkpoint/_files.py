@@ -16,7 +16,7 @@ from xopt.checkpoint import _restore as _resume
 from xopt.checkpoint import _snapshot as _record
 from xopt.checkpoint._safetensors import CheckpointError, File, write
 from xopt.checkpoint._snapshot import Memory, Run
-from xopt.rule import Method, State, check_method
+from xopt.rule import FunctionalOptimizer, State, check_method
 
 __all__ = ["CheckpointError", "Restored", "latest", "load_state", "save_state"]
 
@@ -45,7 +45,7 @@ class Restored(NamedTuple):
 
 def save_state(
     path: str | os.PathLike[str],
-    rule: Method,
+    rule: FunctionalOptimizer,
     params: Any,
     state: State,
     *,
@@ -188,7 +188,7 @@ def opened(path: str | os.PathLike[str], checksums: bool) -> File:
 
 def load_state(
     source: str | os.PathLike[str] | Mapping[str, Any],
-    rule: Method,
+    rule: FunctionalOptimizer,
     params: Any,
     *,
     strict: bool = True,

@@ -11,7 +11,7 @@ import optree
 from xopt._arrays import tree as _tree
 from xopt._arrays.transfer import from_host
 from xopt.checkpoint._conversion import Leaving, Side
-from xopt.rule import Method
+from xopt.rule import FunctionalOptimizer
 from xopt.rules.adam import Adam
 from xopt.rules.adaptive import RMSProp
 from xopt.rules.sgd import SGD
@@ -78,7 +78,7 @@ class _Found(NamedTuple):
         return type(self.node).__name__
 
 
-def from_optax(state: Any, rule: Method, params: Any, *, step: int | None = None) -> dict[str, Any]:
+def from_optax(state: Any, rule: FunctionalOptimizer, params: Any, *, step: int | None = None) -> dict[str, Any]:
     r"""Read the state of optax's ``adam``, ``adamw``, ``sgd`` or ``rmsprop``, to go on with it here.
 
     Parameters
@@ -167,7 +167,7 @@ def from_optax(state: Any, rule: Method, params: Any, *, step: int | None = None
     return side.state_dict(taken or 0)
 
 
-def to_optax(state_dict: Mapping[str, Any], rule: Method, params: Any, like: Any) -> Any:
+def to_optax(state_dict: Mapping[str, Any], rule: FunctionalOptimizer, params: Any, like: Any) -> Any:
     """Return a state of xopt as optax's ``adam``, ``adamw``, ``sgd`` or ``rmsprop`` has it, to go on with it there.
 
     Parameters

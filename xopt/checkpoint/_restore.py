@@ -18,7 +18,7 @@ from xopt._engine.program.storage import PLACE
 from xopt.checkpoint import _snapshot as _record
 from xopt.checkpoint._safetensors import CheckpointError
 from xopt.checkpoint._snapshot import Place, Run, Source, described
-from xopt.rule import Method
+from xopt.rule import FunctionalOptimizer
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """For each old schema, a pure function from its metadata to those of the next one."""
@@ -29,7 +29,7 @@ _FIELDS = {"schema": int, "rule": list, "step": int, "carry": dict, "arrays": di
 class Loaded(NamedTuple):
     """What a source has for a run: all of it fits."""
 
-    rule: Method
+    rule: FunctionalOptimizer
     """With the numbers of the source for hyperparameters."""
     step: int
     carry: dict[str, Any]
@@ -116,13 +116,13 @@ def migrated(source: Source) -> dict[str, Any]:
     return meta
 
 
-def begun(source: Source, rule: Method, layout: Layout) -> tuple[Run, dict[str, Any]]:
+def begun(source: Source, rule: FunctionalOptimizer, layout: Layout) -> tuple[Run, dict[str, Any]]:
     """Return a run before its first step, and what its state has to say.
 
     It is kept as the source says where only that does; but where that cannot be, the comparison of both is to say so.
     """
 
-    def run(rule: Method) -> Run:
+    def run(rule: FunctionalOptimizer) -> Run:
         stages = Executor(rule._chains(layout), layout)
         return Run(rule, layout, stages, stages.new_slots(), stages.new_carry())
 
@@ -157,7 +157,9 @@ def _misfit(found: Any, want: Any, cast: bool) -> str:
     return "" if cast else f"dtype {found.dtype}, but here it is {dtype}; cast=True rounds it"
 
 
-def _compare_rules(found: list[Any], rule: Method, strict: bool, hyper: bool, problems: list[str]) -> Method:
+def _compare_rules(
+    found: list[Any], rule: FunctionalOptimizer, strict: bool, hyper: bool, problems: list[str]
+) -> FunctionalOptimizer:
     """Return the rule with the numbers of the source; note what is another formula, or another schedule."""
     own = described(rule)
     if [_name(x) for x in found] != [_name(x) for x in own]:

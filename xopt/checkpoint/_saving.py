@@ -20,13 +20,13 @@ from xopt._version import __version__
 from xopt.checkpoint import _restore as _resume
 from xopt.checkpoint import _snapshot as _record
 from xopt.checkpoint._files import opened, save_run
-from xopt.rule import Method
+from xopt.rule import FunctionalOptimizer
 
 
 class Saving(ABC):
     """An optimizer, as far as it is saved."""
 
-    _rule: Method
+    _rule: FunctionalOptimizer
     _wanted: Any
     """The runner that was asked for."""
     _layout: Layout
@@ -42,7 +42,7 @@ class Saving(ABC):
     _turns: ExclusiveAccess
 
     @abstractmethod
-    def _begin(self, rule: Method, params: Any, runner: Any) -> None:
+    def _begin(self, rule: FunctionalOptimizer, params: Any, runner: Any) -> None:
         """Make everything that hangs on parameters, as before the first step."""
 
     @abstractmethod

@@ -19,7 +19,7 @@ from xopt._arrays.transfer import to_host
 from xopt._engine.executor import Executor
 from xopt._engine.program.storage import PLACE
 from xopt.checkpoint._safetensors import CheckpointError, Tensor, memory
-from xopt.rule import Method
+from xopt.rule import FunctionalOptimizer
 
 SCHEMA = 1
 
@@ -62,7 +62,7 @@ class Place(NamedTuple):
 class Run(NamedTuple):
     """Parameters and state of a run: what is saved, or what is overwritten."""
 
-    rule: Method
+    rule: FunctionalOptimizer
     layout: Layout
     stages: Executor
     slots: dict[str, list[Any]]
@@ -79,7 +79,7 @@ class Run(NamedTuple):
         return {f"state/{x.slot}/{x.key}" if x.slot else f"params/{x.key}": x for x in found if x.array is not None}
 
 
-def described(rule: Method) -> list[dict[str, Any]]:
+def described(rule: FunctionalOptimizer) -> list[dict[str, Any]]:
     """Return the links of a rule as data: names, static fields, and hyperparameters; functions as text.
 
     The one that says how all is kept comes first: it does the same inside and outside of other wrappers.

@@ -12,7 +12,7 @@ import optree
 from xopt._arrays import libraries as _arrays
 from xopt.checkpoint._conversion import Leaving, Side
 from xopt.checkpoint._safetensors import CheckpointError
-from xopt.rule import Method
+from xopt.rule import FunctionalOptimizer
 from xopt.rules.adam import Adam
 from xopt.rules.adaptive import RMSProp
 from xopt.rules.sgd import SGD
@@ -58,7 +58,7 @@ _KINDS: dict[type, _Kind] = {
 
 def from_torch(
     state_dict: Mapping[str, Any],
-    rule: Method,
+    rule: FunctionalOptimizer,
     params: Any,
     *,
     step: int | None = None,
@@ -183,7 +183,7 @@ def from_torch(
 
 def to_torch(
     state_dict: Mapping[str, Any],
-    rule: Method,
+    rule: FunctionalOptimizer,
     params: Any,
     like: Mapping[str, Any],
     *,

@@ -14,7 +14,7 @@ from xopt.rule._elementwise import is_complex as is_complex
 from xopt.rule._elementwise import sign as sign
 from xopt.rule._fields import hyper as hyper
 from xopt.rule._fields import static as static
-from xopt.rule._functional import Method as Method
+from xopt.rule._functional import FunctionalOptimizer as FunctionalOptimizer
 from xopt.rule._functional import RunnerName as RunnerName
 from xopt.rule._functional import State as State
 from xopt.rule._functional import check_method as check_method

@@ -35,7 +35,7 @@ class State(NamedTuple):
 State.__module__ = "xopt.rule"  # the public place, for pickles
 
 
-class Method(ABC):
+class FunctionalOptimizer(ABC):
     """What rules and chains have in common: ``init``, ``apply`` and ``updates``."""
 
     __slots__ = ()
@@ -45,7 +45,7 @@ class Method(ABC):
         """Return the links: a rule is a chain of one."""
 
     @abstractmethod
-    def _with(self, values: Mapping[str, Any]) -> Method:
+    def _with(self, values: Mapping[str, Any]) -> FunctionalOptimizer:
         """Return this rule or chain with other values of some hyperparameters."""
 
     def _all_links(self) -> list[Named]:
@@ -77,7 +77,7 @@ class Method(ABC):
             of.append(numbers[key])
         return Chains(chains, of)
 
-    def _keeping(self, state: Any) -> tuple[Method, Any, dict[str, Any]]:
+    def _keeping(self, state: Any) -> tuple[FunctionalOptimizer, Any, dict[str, Any]]:
         """Return the rule that keeps a state as it was asked to, the state as that rule knows it, and what said so."""
         if not all(hasattr(state, field) for field in State._fields):
             return self, state, {}  # which is refused when it is looked at
@@ -88,7 +88,7 @@ class Method(ABC):
         others = {n: x for n, x in state.slots.items() if n != key}
         return Wrapper(self, _kept.checked(self, link)), State(state.step, others, state.carry), {key: {}}
 
-    def _asked(self, **words: Any) -> tuple[Method, dict[str, Any]]:
+    def _asked(self, **words: Any) -> tuple[FunctionalOptimizer, dict[str, Any]]:
         """Return the rule that keeps a state as a caller asks for, and what the state has to say of it."""
         link = _kept.asked(self, **words)
         return Wrapper(self, link), {_kept.mark(link): {}}
@@ -249,19 +249,19 @@ class Method(ABC):
 
 def check_method(rule: object) -> None:
     """Refuse what is neither a rule nor a chain."""
-    if not isinstance(rule, Method):
+    if not isinstance(rule, FunctionalOptimizer):
         got = rule.__name__ if isinstance(rule, type) else type(rule).__name__
         hint = "; make an object of it" if isinstance(rule, type) and issubclass(rule, Component) else ""
         hint = "; put it in a chain with a rule" if isinstance(rule, Component) else hint
         raise TypeError(f"rule: {got}, but it must be a rule or a chain{hint}")
 
 
-class Wrapper(Method):
+class Wrapper(FunctionalOptimizer):
     """A rule with a link in front of everything."""
 
     __slots__ = ("_first", "rule")
 
-    def __init__(self, rule: Method, first: Component | None) -> None:
+    def __init__(self, rule: FunctionalOptimizer, first: Component | None) -> None:
         check_method(rule)
         self.rule, self._first = rule, first
         name, inner = type(first if type(self) is Wrapper else self).__name__, rule
@@ -285,7 +285,7 @@ class Wrapper(Method):
         own = [] if self._first is None else [Named((), self._first._place(), self._first._place(), self._first)]
         return own + self.rule._all_links()
 
-    def _with(self, values: Mapping[str, Any]) -> Method:
+    def _with(self, values: Mapping[str, Any]) -> FunctionalOptimizer:
         new = object.__new__(type(self))
         new.rule, new._first = self.rule._with(values), self._first
         return new

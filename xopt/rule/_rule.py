@@ -23,7 +23,7 @@ from xopt.rule._elementwise import is_complex as is_complex
 from xopt.rule._elementwise import sign as sign
 from xopt.rule._fields import hyper as hyper
 from xopt.rule._fields import static as static
-from xopt.rule._functional import Method as Method
+from xopt.rule._functional import FunctionalOptimizer as FunctionalOptimizer
 from xopt.rule._functional import RunnerName as RunnerName
 from xopt.rule._functional import State as State
 from xopt.rule._functional import check_method as check_method
@@ -36,7 +36,7 @@ class Transform(Component):
     """A link that maps a gradient to a gradient, or behind the rule a step to a step."""
 
 
-class Rule(Component, Method):
+class Rule(Component, FunctionalOptimizer):
     r"""A link that maps a gradient to a step: the one of a chain that makes it an optimizer.
 
     Every rule has these fields:
@@ -87,7 +87,7 @@ class Rule(Component, Method):
     def _parts(self) -> tuple[Component, ...]:
         return (self,)
 
-    def _with(self, values: Mapping[str, Any]) -> Method:
+    def _with(self, values: Mapping[str, Any]) -> FunctionalOptimizer:
         [new] = replaced((self,), values, self._known)
         return cast(Rule, new)
 
@@ -131,7 +131,7 @@ def shrunk(h: H, u: Array, rate: Any, p: Array) -> Array:
     return u if factor is None else u + factor * p
 
 
-class Chain(Method):
+class Chain(FunctionalOptimizer):
     """Transforms and one rule, applied in order. Made by :func:`chain`; its links are in ``parts``.
 
     Examples
@@ -159,7 +159,7 @@ class Chain(Method):
     def _parts(self) -> tuple[Component, ...]:
         return self.parts
 
-    def _with(self, values: Mapping[str, Any]) -> Method:
+    def _with(self, values: Mapping[str, Any]) -> FunctionalOptimizer:
         return Chain(replaced(self.parts, values, self._names), self._names)
 
     def __repr__(self) -> str:
@@ -200,7 +200,7 @@ def chain(*parts: Component | Chain) -> Chain:
         if not isinstance(part, Component | Chain):
             raise TypeError(f"chain: {part!r} is neither a transform, a rule nor a chain")
         flat += part.parts if isinstance(part, Chain) else [part]
-    rules = [part for part in flat if isinstance(part, Method)]
+    rules = [part for part in flat if isinstance(part, FunctionalOptimizer)]
     if len(rules) != 1:
         names = ", ".join(type(part).__name__ for part in flat) or "nothing"
         raise ValueError(f"chain: {len(rules)} rules in ({names}), but a chain has exactly one")

@@ -14,7 +14,7 @@ import numpy as np
 from xopt._arrays import libraries as _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
-from xopt.rule import Method, check_method
+from xopt.rule import FunctionalOptimizer, check_method
 from xopt.solvers._descent import CONVERGED, INTERRUPTED, STOPPED, Descent, Stop
 from xopt.solvers._differences import Differences, evaluations
 from xopt.solvers._objective import objective
@@ -68,7 +68,7 @@ class OptimizeResult(dict[str, Any]):
 def minimize(
     fun: Callable[..., Any],
     x0: Any,
-    rule: Method | None = None,
+    rule: FunctionalOptimizer | None = None,
     *,
     method: MethodName | None = None,
     args: Any = (),
@@ -209,7 +209,7 @@ def minimize(
 
 
 def solve(
-    fun: Any, x0: Any, rule: Method | None, *, method: Any, bounds: Any, options: Any, callback: Any,
+    fun: Any, x0: Any, rule: FunctionalOptimizer | None, *, method: Any, bounds: Any, options: Any, callback: Any,
     maxiter: Any = None, tol: Any = None, args: Any = (), jac: Any = True, conjugate: bool = False,
     progress: bool = False,
 ) -> tuple[OptimizeResult, KeyboardInterrupt | None]:  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from xopt._arrays.layout import Layout
-from xopt.rule import Method, check_method
+from xopt.rule import FunctionalOptimizer, check_method
 from xopt.solvers._differences import Differences
 from xopt.solvers._minimize import annotate, show, solve
 from xopt.solvers._options import gathered, method_name
@@ -26,7 +26,7 @@ _EPS = 1e-8
 """What SciPy's L-BFGS-B does where nothing is said. The rest of its defaults are those of xopt too."""
 
 
-def scipy_method(method: str | Method | None = None) -> Callable[..., Any]:
+def scipy_method(method: str | FunctionalOptimizer | None = None) -> Callable[..., Any]:
     """Make a method for ``scipy.optimize.minimize(…, method=…)`` of a solver or of a rule.
 
     Parameters
@@ -85,7 +85,7 @@ def scipy_method(method: str | Method | None = None) -> Callable[..., Any]:
 class _SciPyMethod:
     """What SciPy calls. An object and no function inside a function, so that it can be pickled."""
 
-    method: str | Method | None
+    method: str | FunctionalOptimizer | None
 
     def __call__(
         self, fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), jac: Any = None, hess: Any = None,

@@ -9,7 +9,7 @@ from typing import Any
 from xopt._arrays import libraries as _arrays
 from xopt._arrays.layout import Layout
 from xopt.optimizer import Optimizer
-from xopt.rule import Method, RunnerName
+from xopt.rule import FunctionalOptimizer, RunnerName
 from xopt.solvers._descent import LIMIT, STUCK, Limits, Stop
 from xopt.solvers._differences import evaluations
 from xopt.solvers._objective import Fun
@@ -20,7 +20,14 @@ class Stepping:
     """A rule at a point."""
 
     def __init__(
-        self, fun: Fun, layout: Layout, rule: Method, limits: Limits, *, every: int, runner: RunnerName | None
+        self,
+        fun: Fun,
+        layout: Layout,
+        rule: FunctionalOptimizer,
+        limits: Limits,
+        *,
+        every: int,
+        runner: RunnerName | None,
     ) -> None:
         self.layout = layout
         copies = [

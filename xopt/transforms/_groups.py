@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from xopt._arrays.layout import Layout
 from xopt._arrays.paths import Predicate, check_predicate, check_unmatched, chosen, shown
-from xopt.rule import Chain, Component, Method, RoutedComponent, Rule, check_method, routed
+from xopt.rule import Chain, Component, FunctionalOptimizer, RoutedComponent, Rule, check_method, routed
 from xopt.rule._fields import Field, check, number
 from xopt.rule._names import locate, named, qualified_names, replaced
 from xopt.schedules._schedule import combined
@@ -34,7 +34,7 @@ class Freeze:
         raise TypeError("Freeze: write xopt.Freeze, the class itself")
 
 
-What: TypeAlias = Mapping[str, Any] | Method | type[Freeze]
+What: TypeAlias = Mapping[str, Any] | FunctionalOptimizer | type[Freeze]
 """What becomes of a group: other hyperparameters, another rule, or nothing."""
 
 
@@ -80,7 +80,7 @@ class _Target(NamedTuple):
     value: Any
 
 
-class Groups(Component, Method):
+class Groups(Component, FunctionalOptimizer):
     """A rule with other hyperparameters for some parameters, other rules for some, and some that stay as they are.
 
     Groups stands wherever a rule may stand: alone, in :class:`~xopt.Optimizer`, in a :func:`~xopt.chain`, in other
@@ -145,7 +145,10 @@ class Groups(Component, Method):
     """
 
     def __init__(
-        self, rule: Method, *groups: tuple[Predicate, What], unmatched: Literal["error", "ignore"] = "error"
+        self,
+        rule: FunctionalOptimizer,
+        *groups: tuple[Predicate, What],
+        unmatched: Literal["error", "ignore"] = "error",
     ) -> None:
         _check_rule("Groups", rule)
         check_unmatched("Groups", unmatched)
@@ -177,7 +180,7 @@ class Groups(Component, Method):
         put("_fields", fields)
         put("_made", {})
 
-    _rule: Method
+    _rule: FunctionalOptimizer
     _groups: tuple[tuple[Predicate, Any], ...]
     _number: int
     """The number of its first group."""
@@ -227,15 +230,15 @@ class Groups(Component, Method):
     def _parts(self) -> tuple[Component, ...]:
         return (self,)
 
-    def _with(self, values: Mapping[str, Any]) -> Method:
+    def _with(self, values: Mapping[str, Any]) -> FunctionalOptimizer:
         [new] = replaced((self,), values, self._known)
         assert isinstance(new, Groups)
         return new
 
-    def _methods(self) -> list[tuple[str, Method]]:
+    def _methods(self) -> list[tuple[str, FunctionalOptimizer]]:
         """Return the rule and those of the groups, each with what stands before its places."""
         own = [(f"{label}.", what) for label, (_, what) in zip(self._labels, self._groups, strict=True)]
-        return [("", self._rule), *((label, what) for label, what in own if isinstance(what, Method))]
+        return [("", self._rule), *((label, what) for label, what in own if isinstance(what, FunctionalOptimizer))]
 
     def _inner(self) -> tuple[Component, ...]:
         return tuple(part for _, method in self._methods() for part in method._parts())
@@ -246,13 +249,16 @@ class Groups(Component, Method):
     def _with_inner(self, parts: tuple[Component, ...]) -> Groups:
         rest = list(parts)
 
-        def take(method: Method) -> Method:
+        def take(method: FunctionalOptimizer) -> FunctionalOptimizer:
             old = method._parts()
             new = tuple(rest.pop(0) for _ in old)
             return method if all(map(lambda a, b: a is b, old, new)) else _method(new)
 
         rule = take(self._rule)
-        groups = [(predicate, take(what) if isinstance(what, Method) else what) for predicate, what in self._groups]
+        groups = [
+            (predicate, take(what) if isinstance(what, FunctionalOptimizer) else what)
+            for predicate, what in self._groups
+        ]
         return _groups(rule, groups, self._unmatched)
 
     def _place(self) -> str:
@@ -263,7 +269,7 @@ class Groups(Component, Method):
         what = None if n is None else self._groups[n][1]
         if what is Freeze:
             return None
-        if n is not None and isinstance(what, Method):
+        if n is not None and isinstance(what, FunctionalOptimizer):
             parts = what._parts()
             return routed(parts, _places(f"{self._labels[n]}.", parts), layout, k)
         parts = self._rule._parts()
@@ -286,13 +292,13 @@ class Groups(Component, Method):
         )
 
 
-def _groups(rule: Method, groups: Sequence[Any], unmatched: Literal["error", "ignore"]) -> Groups:
+def _groups(rule: FunctionalOptimizer, groups: Sequence[Any], unmatched: Literal["error", "ignore"]) -> Groups:
     return Groups(rule, *groups, unmatched=unmatched)
 
 
-def _method(parts: tuple[Component, ...]) -> Method:
+def _method(parts: tuple[Component, ...]) -> FunctionalOptimizer:
     """Return a rule for one link that is one, else a chain."""
-    return parts[0] if len(parts) == 1 and isinstance(parts[0], Method) else Chain(parts)
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], FunctionalOptimizer) else Chain(parts)
 
 
 def _places(label: str, parts: Sequence[Component]) -> list[str]:
@@ -341,7 +347,7 @@ def _overrides(
 
 
 def layerwise_decay(
-    rule: Method,
+    rule: FunctionalOptimizer,
     layers: Sequence[Predicate],
     factor: float = 0.75,
     *,

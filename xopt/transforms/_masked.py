@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from xopt._arrays.layout import Layout
 from xopt._arrays.paths import Predicate, check_predicate, check_unmatched, chosen, shown
-from xopt.rule import Component, Method, RoutedComponent, Transform, routed
+from xopt.rule import Component, FunctionalOptimizer, RoutedComponent, Transform, routed
 
 __all__ = ["Masked"]
 
@@ -49,7 +49,7 @@ class Masked(Transform):
         self, link: Transform, predicate: Predicate, *, unmatched: Literal["error", "ignore"] = "error"
     ) -> None:
         if not isinstance(link, Transform):
-            hint = "; for a rule there is Groups" if isinstance(link, Method) else ""
+            hint = "; for a rule there is Groups" if isinstance(link, FunctionalOptimizer) else ""
             raise TypeError(f"Masked: {shown(link)}, but it must be a transform{hint}")
         check_predicate("Masked", predicate)
         check_unmatched("Masked", unmatched)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xopt.rule import _precision as _kept
-from xopt.rule._functional import Method, Wrapper, check_method
+from xopt.rule._functional import FunctionalOptimizer, Wrapper, check_method
 from xopt.rule._precision import Rounding, StateDType
 
 __all__ = ["Precision"]
@@ -105,7 +105,7 @@ class Precision(Wrapper):
 
     def __init__(
         self,
-        rule: Method,
+        rule: FunctionalOptimizer,
         *,
         rounding: Rounding = "nearest",
         master_weights: bool = False,

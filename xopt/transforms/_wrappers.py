@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from xopt.rule._functional import Method, Wrapper
+from xopt.rule._functional import FunctionalOptimizer, Wrapper
 from xopt.transforms._conditional import NONFINITE, Accumulation, LossScaling
 
 __all__ = ["Accumulate", "Guard", "LossScale", "OnNonFinite"]
@@ -54,7 +54,7 @@ class Accumulate(Wrapper):
 
     __slots__ = ()
 
-    def __init__(self, rule: Method, every: int, total: Literal["mean", "sum"] = "mean") -> None:
+    def __init__(self, rule: FunctionalOptimizer, every: int, total: Literal["mean", "sum"] = "mean") -> None:
         super().__init__(rule, Accumulation(every=every, total=total))
 
     def __repr__(self) -> str:
@@ -99,7 +99,7 @@ class Guard(Wrapper):
 
     __slots__ = ()
 
-    def __init__(self, rule: Method, on_nonfinite: OnNonFinite) -> None:
+    def __init__(self, rule: FunctionalOptimizer, on_nonfinite: OnNonFinite) -> None:
         if on_nonfinite != "propagate" and on_nonfinite not in NONFINITE:
             raise ValueError(
                 f"on_nonfinite={on_nonfinite!r}, but it must be one of 'propagate', {', '.join(map(repr, NONFINITE))}"
@@ -189,7 +189,7 @@ class LossScale(Wrapper):
 
     def __init__(
         self,
-        rule: Method,
+        rule: FunctionalOptimizer,
         initial: float = 2.0**16,
         growth: float = 2.0,
         backoff: float = 0.5,
