@@ -9,7 +9,7 @@ import pytest
 
 import xopt
 from xopt._arrays import libraries as _arrays
-from xopt._arrays.layout import Layout, Memory
+from xopt._arrays.layout import AliasGuard, Layout
 from xopt._engine import executor as _stages
 
 pytestmark = pytest.mark.needs("cupy")
@@ -66,14 +66,14 @@ def test_errors_come_before_any_memory_is_touched(cupy: Any) -> None:
 def test_memory(cupy: Any) -> None:
     a, b, c = fake(cupy, 4096, 4), fake(cupy, 4096 + 8, 4), fake(cupy, 8192, 4)
     with pytest.raises(ValueError, match=r"params\[1\]: shares memory with params\[0\]"):
-        Memory(Layout([a, b]), [])
-    memory = Memory(Layout([a, c]), [])
+        AliasGuard(Layout([a, b]), [])
+    memory = AliasGuard(Layout([a, c]), [])
     with pytest.raises(ValueError, match=r"grads\[1\]: shares memory with params\[0\]"):
         memory.gradients([fake(cupy, 1 << 20, 4), b])
     grads = [fake(cupy, 1 << 20, 4), fake(cupy, 1 << 21, 4)]
     assert all(x is y for x, y in zip(memory.gradients(grads)[0], grads, strict=True))
     even, odd = a[::2], a[1::2]
-    Memory(Layout([even, odd]), [])
+    AliasGuard(Layout([even, odd]), [])
 
 
 @pytest.mark.cuda

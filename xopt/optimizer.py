@@ -8,7 +8,7 @@ from typing import Any
 
 from xopt._arrays import libraries as _arrays
 from xopt._arrays import tree as _tree
-from xopt._arrays.layout import Layout, Memory
+from xopt._arrays.layout import AliasGuard, Layout
 from xopt._arrays.scalars import after
 from xopt._engine import buffers as _buffers
 from xopt._engine.block import block
@@ -108,7 +108,7 @@ class Optimizer(Saving):
         self._carry = self._stages.new_carry()
         inspector = getattr(self._stages.runner, "inspector", None)
         held = _buffers.arrays(self._stages, self._slots, self._kept)
-        self._memory = Memory(self._layout, held, inspector)
+        self._memory = AliasGuard(self._layout, held, inspector)
         self._turns = ExclusiveAccess(self._stages)
 
     @property

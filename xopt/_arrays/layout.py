@@ -187,7 +187,7 @@ def _what(x: Any) -> str:
     )
 
 
-class Memory:
+class AliasGuard:
     """Where the parameters and the state of an optimizer lie, to find what overlaps them."""
 
     def __init__(self, layout: Layout, state: list[Any], inspector: Any = None) -> None:

@@ -23,7 +23,7 @@ from xopt._engine.program.hooks import check_groups
 from xopt._engine.program.plan import Plan, fitted_plan, plan
 from xopt._engine.program.quantize import SCALE, is_scale
 from xopt._engine.program.storage import ERROR, USUAL, StoragePolicy
-from xopt._engine.resolve import Resolver, places
+from xopt._engine.resolve import ScalarResolver, places
 from xopt._engine.runners import eager
 from xopt._engine.runners.choose import choose
 
@@ -63,7 +63,7 @@ class Executor:
         check_groups(self.chains)
         pieces = {piece.place: piece for chain in self.chains for piece in chain}
         self.runner = choose(layout, runner)
-        self.scalars = Resolver(layout, self.runner.host)
+        self.scalars = ScalarResolver(layout, self.runner.host)
         self.batches: list[Bucket] = []
         self.batch_of: list[Bucket | None] = []
         by_kind: dict[Hashable, Bucket] = {}

@@ -19,7 +19,7 @@ from xopt._engine.program.summation import Roots, root_of_squares
 H = dict[str, Any]
 
 
-class Resolver:
+class ScalarResolver:
     """What the scalars of a step are computed with.
 
     Parameters

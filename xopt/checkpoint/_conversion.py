@@ -220,7 +220,7 @@ class Leaving(Side):
 
     def __init__(self, state_dict: Any, rule: FunctionalOptimizer, params: Any, there: str, library: str) -> None:
         super().__init__(rule, params, there, library)
-        self.source = _record.Memory(state_dict)
+        self.source = _record.StateDictSource(state_dict)
         run = Run(rule, self.layout, self.stages, self.slots, self.stages.new_carry())
         loaded = _resume.check(self.source, run, strict=True, cast=True, hyper=True)
         self.use(loaded.rule)

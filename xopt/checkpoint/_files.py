@@ -15,7 +15,7 @@ from xopt._version import __version__
 from xopt.checkpoint import _restore as _resume
 from xopt.checkpoint import _snapshot as _record
 from xopt.checkpoint._safetensors import CheckpointError, File, write
-from xopt.checkpoint._snapshot import Memory, Run
+from xopt.checkpoint._snapshot import Run, StateDictSource
 from xopt.rule import FunctionalOptimizer, State, check_method
 
 __all__ = ["CheckpointError", "Restored", "latest", "load_state", "save_state"]
@@ -248,6 +248,6 @@ def load_state(
     return Restored(layout.tree(layout.leaves), state, loaded.extra)
 
 
-def source_of(source: str | os.PathLike[str] | Mapping[str, Any], checksums: bool) -> File | Memory:
+def source_of(source: str | os.PathLike[str] | Mapping[str, Any], checksums: bool) -> File | StateDictSource:
     """Open a file, or take a state dict."""
-    return Memory(source) if isinstance(source, Mapping) else opened(source, checksums)
+    return StateDictSource(source) if isinstance(source, Mapping) else opened(source, checksums)

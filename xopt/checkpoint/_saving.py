@@ -12,7 +12,7 @@ import numpy as np
 
 from xopt._arrays import libraries as _arrays
 from xopt._arrays import tree as _tree
-from xopt._arrays.layout import Layout, Memory
+from xopt._arrays.layout import AliasGuard, Layout
 from xopt._engine import buffers as _buffers
 from xopt._engine.exclusive import ExclusiveAccess
 from xopt._engine.executor import Executor
@@ -38,7 +38,7 @@ class Saving(ABC):
     _slots: dict[str, list[Any]]
     _kept: _buffers.Kept
     _carry: dict[str, Any]
-    _memory: Memory
+    _memory: AliasGuard
     _turns: ExclusiveAccess
 
     @abstractmethod
@@ -154,7 +154,7 @@ class Saving(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True, cast: bool = False) -> dict[str, Any]:
         """Go on from what :meth:`state_dict` returned; arguments, result and errors are those of :meth:`load`."""
-        with self._turns.free("load_state_dict"), _record.Memory(state) as source:
+        with self._turns.free("load_state_dict"), _record.StateDictSource(state) as source:
             self._fit("load_state_dict", torn=True)
             return self._load(source, strict, cast)
 

@@ -136,7 +136,7 @@ def _tensor(x: Any) -> Tensor:
     return Tensor(_arrays.dtype_name(x), tuple(x.shape), lambda: to_host(x))
 
 
-class Memory:
+class StateDictSource:
     """A state dict as a source."""
 
     where = "state dict"
@@ -153,7 +153,7 @@ class Memory:
                 raise CheckpointError(self.where, [f"{name}: {type(x).__name__}, but it must be an array of numbers"])
             self.tensors[name] = _tensor(x)
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> StateDictSource:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,7 +173,7 @@ class Memory:
 
 def _items(x: Any) -> list[tuple[str, Any]]:
     if not isinstance(x, Mapping):
-        raise CheckpointError(Memory.where, [f"a {type(x).__name__} in the place of a dict of arrays"])
+        raise CheckpointError(StateDictSource.where, [f"a {type(x).__name__} in the place of a dict of arrays"])
     return [(str(key), value) for key, value in x.items()]
 
 

@@ -20,7 +20,7 @@ _WITHIN["float64"] = {*_WITHIN["float32"], "int32", "uint32", "float64"}
 """Of which dtypes all numbers are numbers of another one too."""
 
 
-class Box:
+class Bounds:
     """All x with lower ≤ x ≤ upper. A side is a vector, or a number of 0 dimensions."""
 
     def __init__(self, space: Space, bounds: Any) -> None:
@@ -145,7 +145,7 @@ class Bounded(LimitedMemory):
 
     tables: ClassVar = ["products", "free", "with_gradient"]
 
-    def __init__(self, space: Space, history: int, box: Box) -> None:
+    def __init__(self, space: Space, history: int, box: Bounds) -> None:
         super().__init__(space, history)
         self.box = box
         if len(self.chunks) == 1:  # the products of what is free take as much memory as what is multiplied

@@ -13,7 +13,7 @@ import numpy as np
 
 from xopt._arrays.layout import Layout
 from xopt.solvers import _line
-from xopt.solvers._bounded import Bounded, Box
+from xopt.solvers._bounded import Bounded, Bounds
 from xopt.solvers._differences import evaluations
 from xopt.solvers._directions import Asked, Direction, LimitedMemory, Line, Numbers, PolakRibiere, Steepest
 from xopt.solvers._line import Point
@@ -84,7 +84,7 @@ class Descent:
                  preconditioner: Any = None, bounds: Any = None) -> None:  # fmt: skip
         self.space = space = Space(layout)
         self.limits, self.maxls, self.search, self.preconditioner = limits, maxls, search, preconditioner
-        self.box = Box(space, (None, None) if bounds is None else bounds) if method == "lbfgs-b" else None
+        self.box = Bounds(space, (None, None) if bounds is None else bounds) if method == "lbfgs-b" else None
         self.method = _method(method, space, history, self.box)
         self.fun: Fun
         self.nit = self.nfev = self.better = 0
@@ -308,7 +308,7 @@ class Descent:
         return value, known
 
 
-def _method(name: str, space: Space, history: int, box: Box | None) -> Direction:
+def _method(name: str, space: Space, history: int, box: Bounds | None) -> Direction:
     if box is not None:
         return Bounded(space, history, box)
     if name == "lbfgs":

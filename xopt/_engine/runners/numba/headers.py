@@ -112,7 +112,7 @@ def inspector(params: list[Any], starts: NDArray, reach: NDArray) -> Inspect | N
     """Return a function that says where gradients lie, if all of them are plainly right; None if it cannot be told.
 
     It also says whether the parameters are what they were. ``starts`` and ``reach`` say where lies what gradients must
-    not overlap, as `Memory` has them.
+    not overlap, as `AliasGuard` has them.
     """
     if not readable() or not params:
         return None
