@@ -25,7 +25,7 @@ from xopt._engine.program import trace as _trace
 from xopt._engine.runners.cuda import codegen as _emit_cuda
 from xopt._engine.runners.cuda import driver as _cuda_driver
 from xopt._engine.runners.cuda import templates as _cuda_text
-from xopt._engine.runners.cuda.codegen import Kernel
+from xopt._engine.runners.cuda.codegen import CudaKernel
 from xopt._engine.runners.cuda.driver import arch, compiled
 
 pytest.importorskip("cuda.bindings", reason="no cuda.bindings: nothing here can compile for a GPU")
@@ -56,13 +56,13 @@ def tool(name: str) -> str:
     return found
 
 
-def every_kernel() -> list[Kernel]:
+def every_kernel() -> list[CudaKernel]:
     """Return the kernels of all rules, options and dtypes in place, and of some fresh; each text once.
 
     Options other than the last of a rule are compiled for the dtypes that need the fewest and the most registers;
     ``nox -s kernels`` compiles all, and all of them for every GPU.
     """
-    found: dict[str, Kernel] = {}
+    found: dict[str, CudaKernel] = {}
     for rule in [*EVERY, CHAIN]:
         for dtype in DTYPES if rule in RULES or os.environ.get(EVERY_KERNEL) else ("float32", "complex128"):
             for mode in MODES if "complex" in dtype else MODES[:1]:
@@ -83,13 +83,13 @@ KERNELS = every_kernel()
 BATCHES = [KERNELS[low : low + TOGETHER] for low in range(0, len(KERNELS), TOGETHER)]
 
 
-def joined(batch: list[Kernel]) -> str:
+def joined(batch: list[CudaKernel]) -> str:
     """Put texts into namespaces, so that they compile together, which is faster; kernel 7 is then ``k7::xopt_step``."""
     texts = (f"namespace k{i} {{\n{k.source.replace(EXPORT, '')}\n}}\n" for i, k in enumerate(batch))
     return "".join(texts)
 
 
-def expected(kernel: Kernel) -> tuple[int, int]:
+def expected(kernel: CudaKernel) -> tuple[int, int]:
     """Return how many accesses of 16 bytes a round of the kernel makes: what its arrays need and no more."""
     sizes = {m[2]: BYTES[m[0]] * int(m[1]) // 16 for m in re.findall(r"Pack<([\w<>]+), (\d+)> (\w+);", kernel.source)}
     count = lambda verb: sum(sizes[name] for name in re.findall(rf"{verb}\((\w+_pack), ", kernel.source))

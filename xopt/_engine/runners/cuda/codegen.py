@@ -71,7 +71,7 @@ def operations(real: str) -> dict[str, str]:
     return found
 
 
-class Kernel(NamedTuple):
+class CudaKernel(NamedTuple):
     """The text of one kernel, and what it wants to be given."""
 
     name: str
@@ -89,7 +89,7 @@ def storage(dtypes: Mapping[str, str], split: bool) -> tuple[tuple[str, str], ..
 
 
 @functools.lru_cache(maxsize=256)
-def step_kernel(program: Program, storage: tuple[tuple[str, str], ...], real: str, fresh: bool) -> Kernel:
+def step_kernel(program: Program, storage: tuple[tuple[str, str], ...], real: str, fresh: bool) -> CudaKernel:
     """Write the kernel of a step.
 
     ``storage`` has the dtype of each column of the table of pointers, in its order. Results go where their columns lie,
@@ -145,12 +145,12 @@ def step_kernel(program: Program, storage: tuple[tuple[str, str], ...], real: st
         "}",
     ]
     source = "\n".join([_head(program), PACKS, columns.struct(C), *_body(program, columns, real), *lines, ""])
-    return Kernel("xopt_step", source, program, stores)
+    return CudaKernel("xopt_step", source, program, stores)
 
 
 def _blocks_kernel(
     program: Program, columns: _Columns, storage: tuple[tuple[str, str], ...], real: str, fresh: bool
-) -> Kernel:
+) -> CudaKernel:
     """Write the kernel of a step with state in 8 bits: its threads wait for the largest number of each block."""
     C, stores, order = _C[real], columns.stores, list(dict(storage))
     cut, prefix = halves(program), "new_" if fresh else ""
@@ -187,7 +187,7 @@ def _blocks_kernel(
     kept = f"struct Kept {{ {C} {', '.join(f't{a}' for a in (*cut.rows, *cut.tops))}; }};"
     both = [*_half(program, columns, real, cut, first, "first"), *_half(program, columns, real, cut, last, "last")]
     source = "\n".join([_head(program), columns.struct(C), kept, *both, BLOCKS.format(**fill)])
-    return Kernel("xopt_tile", source, program, stores)
+    return CudaKernel("xopt_tile", source, program, stores)
 
 
 def _half(
@@ -212,7 +212,7 @@ def _half(
 
 
 @functools.lru_cache(maxsize=256)
-def sum_kernel(program: Program, output: str, storage: tuple[tuple[str, str], ...]) -> Kernel:
+def sum_kernel(program: Program, output: str, storage: tuple[tuple[str, str], ...]) -> CudaKernel:
     """Write the kernel that sums one output of a program over each chunk, in float64."""
     program = lower(pruned(program.nodes, {output: program.outputs[output]}, program.scalars, program.inputs))
     columns = _Columns(program, dict(storage), stores=False)
@@ -228,7 +228,7 @@ def sum_kernel(program: Program, output: str, storage: tuple[tuple[str, str], ..
     )
     body = _body(program, columns, "float64", result=f"t{program.outputs[output]}")
     source = "\n".join([_head(program), columns.struct("double"), *body, text])
-    return Kernel("xopt_sums", source, program, ())
+    return CudaKernel("xopt_sums", source, program, ())
 
 
 def _at(program: Program, words: str) -> str:

@@ -231,11 +231,11 @@ class _Call:
     def _address(self, x: Any) -> int:
         return _arrays.addresses(self._work.library, [x])[0]
 
-    def function(self, kernel: _emit_cuda.Kernel) -> Any:
+    def function(self, kernel: _emit_cuda.CudaKernel) -> Any:
         """Compile a kernel, once for each text and device."""
         return self._driver.function(kernel.source, kernel.name, self.queue.device)
 
-    def arguments(self, kernel: _emit_cuda.Kernel, values: StepScalars) -> Words:
+    def arguments(self, kernel: _emit_cuda.CudaKernel, values: StepScalars) -> Words:
         """Return what a kernel is given: where the tables lie, and the scalars.
 
         A scalar of the host goes as it is; one that lives on the device goes as its address.
@@ -263,7 +263,7 @@ class _Call:
                 words[6 + 3 * k : 8 + 3 * k] = self._address(x), x.ndim
         return words
 
-    def _column(self, kernel: _emit_cuda.Kernel, k: int, x: Words) -> Any:
+    def _column(self, kernel: _emit_cuda.CudaKernel, k: int, x: Words) -> Any:
         """Return scalars of the host, one a leaf, in memory of the device; those of the step before, if they are."""
         known, key = self.tables.columns, (kernel.source, k)
         if key not in known or not np.array_equal(known[key][0].view(np.uint64), x.view(np.uint64)):

@@ -48,7 +48,7 @@ def missing() -> str:
     return "NUMBA_DISABLE_JIT is set" if found.config.DISABLE_JIT else ""
 
 
-class Kernel(NamedTuple):
+class CompiledLoop(NamedTuple):
     """A compiled program."""
 
     program: Program
@@ -60,7 +60,7 @@ class Kernel(NamedTuple):
 class _Frame(NamedTuple):
     """A kernel, and leaves cut into tasks (leaf, first element, number of elements) for it."""
 
-    kernel: Kernel
+    kernel: CompiledLoop
     tasks: NDArray
     ranges: list[tuple[int, int]]
     """The tasks, shared out."""
@@ -193,7 +193,7 @@ class Numba:
     def _kept(work: BucketStep, place: int | None) -> _Frame | None:
         return work.kept.get(("numba", place)) if work.kept is not None else None
 
-    def _frame(self, work: BucketStep, kernel: Kernel, place: int | None, made: dict[str, list[Any]]) -> _Frame:
+    def _frame(self, work: BucketStep, kernel: CompiledLoop, place: int | None, made: dict[str, list[Any]]) -> _Frame:
         """Find the tasks and the addresses; of what stays from step to step, only once."""
         sizes = [math.prod(x.shape) << work.split for x in work.loads["p"]]
         task = self._task if place is None else _reduce.CHUNK
@@ -223,12 +223,12 @@ class Numba:
         return list(itertools.pairwise(sorted({0, len(tasks), *map(int, marks)}))) or [(0, 0)]
 
 
-def body(work: BucketStep, fresh: bool) -> Kernel:
+def body(work: BucketStep, fresh: bool) -> CompiledLoop:
     """Return the kernel of a whole step."""
     return _compiled(work.plan.body(work.outputs), title(work.pieces, work.dtype), stored(work), work.real, fresh)
 
 
-def reduction(work: BucketStep, place: int) -> Kernel:
+def reduction(work: BucketStep, place: int) -> CompiledLoop:
     """Return the kernel of the sums that a piece asks for."""
     name = title(work.pieces, work.dtype, place)
     return _compiled(work.plan.sums[place], name, stored(work), work.real, None)
@@ -248,11 +248,11 @@ def stored(work: BucketStep) -> tuple[tuple[str, str], ...]:
 @functools.lru_cache(maxsize=512)
 def _compiled(
     program: Program, title: str, stored: tuple[tuple[str, str], ...], real: str, fresh: bool | None
-) -> Kernel:
+) -> CompiledLoop:
     from xopt._engine.runners.numba import cache as _cache
 
     columns = _emit_numba.table(program, dict(stored), fresh)
-    return Kernel(lower(program), _cache.kernel(source(program, title, dict(stored), real, fresh)), columns)
+    return CompiledLoop(lower(program), _cache.kernel(source(program, title, dict(stored), real, fresh)), columns)
 
 
 def source(program: Program, title: str, stored: dict[str, str], real: str, fresh: bool | None) -> str:

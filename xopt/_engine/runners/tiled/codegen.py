@@ -13,7 +13,7 @@ from xopt._engine.program.trace import BOOL, COMPLEX, Node, Program
 from xopt.random import hashed
 
 
-class Kernel(NamedTuple):
+class TileKernel(NamedTuple):
     """A program as one Python function over a tile: every NumPy call writes into memory that exists already."""
 
     run: Callable[..., None]
@@ -26,7 +26,7 @@ class Kernel(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def numpy_kernel(program: Program) -> Kernel:
+def numpy_kernel(program: Program) -> TileKernel:
     """Write the kernel of a program.
 
     A result goes straight to where it is stored when the old value there is dead, and so does what leads to it, so
@@ -78,7 +78,7 @@ def numpy_kernel(program: Program) -> Kernel:
     own = {"copyto": np.copyto, "noise": _noise, "largest": fill_largest}
     made: dict[str, Any] = {n.op: getattr(np, n.op) for n in nodes if n.op not in ("load", *own)} | own
     exec(compile(source, "<xopt tile>", "exec"), made)
-    return Kernel(made["kernel"], source, tuple(registers), counts)
+    return TileKernel(made["kernel"], source, tuple(registers), counts)
 
 
 def _with_copies(program: Program) -> Program:
