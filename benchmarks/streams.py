@@ -26,15 +26,15 @@ ALIGN = 64
 class _Streamed(Contender):
     """One buffer for each of g, p and the arrays of state, and where each leaf, or piece of one, starts and stops."""
 
-    def __init__(self, problem: Problem, library: Library, piece: int) -> None:
+    def __init__(self, problem: Problem, library: Library, spec: int) -> None:
         super().__init__(problem, library)
         rule = problem.rule
         own, kept = _words(problem)
         starts, stops, end = [], [], 0
         for p in problem.params:
-            for low in range(0, p.size, piece):
+            for low in range(0, p.size, spec):
                 starts.append(end + low)
-                stops.append(end + min(p.size, low + piece))
+                stops.append(end + min(p.size, low + spec))
             end += math.ceil(p.size / ALIGN) * ALIGN
         self.params, self.starts, self.stops = [], np.asarray(starts), np.asarray(stops)
         self.buffers = [library.xp.empty(end, dtype) for dtype in [own, own, *[kept] * rule.state]]

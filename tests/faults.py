@@ -168,7 +168,7 @@ FAULTS: dict[str, Fault] = {
     "held-back-but-kept": Fault(
         "found here: in a call without any gradient, what is carried behind a link that waits did not wait",
         (("_engine.resolve", 'return found.get("go")', "return None"),
-         ("_engine.resolve", "if piece.gates:\n", "if piece.gates and members:\n")),
+         ("_engine.resolve", "if spec.gates:\n", "if spec.gates and members:\n")),
         ("tests/test_loss_scale.py::test_a_batch_without_any_gradient_counts_with_its_step_only",),
     ),
     "axes": Fault(
@@ -503,7 +503,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "copies-in-half": Fault(
         "state in bfloat16: the parameters of a schedule-free rule with it",
-        (("_engine.program.storage", "copied or piece.after", "name == MASTER or piece.after"),),
+        (("_engine.program.storage", "copied or spec.after", "name == MASTER or spec.after"),),
         ("tests/test_precision.py::test_copies_of_parameters_keep_their_digits",),
     ),
     "noise-of-all-leaves": Fault(
@@ -519,7 +519,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "averages-in-half": Fault(
         "bounds: averages of half precision stall",
-        (("_engine.program.storage", "copied or piece.after or piece.gates", "copied"),),
+        (("_engine.program.storage", "copied or spec.after or spec.gates", "copied"),),
         ("tests/test_precision.py::test_accumulated_gradients_keep_their_digits",),
     ),
     # bounds

@@ -221,7 +221,7 @@ def test_scalars_of_the_host_the_device_and_a_leaf(driver: HostDriver, rng: np.r
         patch.setattr(Cuda, "prepare", lambda self, w, v, into: work.append((w, v, dict(w.loads))) or (lambda: into))
         opt.step(p)
     [(w, values, loads)] = work
-    w, named = replace(w, loads=loads), values.pieces[0]
+    w, named = replace(w, loads=loads), values.specs[0]
     by_leaf = Value(np.asarray([1.0, 2.0, 4.0]))
     mixed = StepScalars([{**named, "lr": Value(np.asarray(0.125)), "weight_decay": by_leaf}], by_leaf=True)
     fresh = replace(w, loads={n: [x.copy() for x in column] for n, column in w.loads.items()}, kept=None)

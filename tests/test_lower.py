@@ -100,14 +100,14 @@ def test_same_numbers_but_for_roundings(name: str, rng: np.random.Generator) -> 
 
 
 def test_real_programs_stay_as_they_are() -> None:
-    body = _plan.plan(xopt.Adam()._pieces(), False).body(("p",))
+    body = _plan.plan(xopt.Adam()._specs(), False).body(("p",))
     assert _lower.lower(body) is body
 
 
 @pytest.mark.parametrize("row", catalog.TRACED, ids=lambda row: row.rule.__name__)
 def test_every_rule(row: catalog.Row, rng: np.random.Generator) -> None:
     for options in row.options:
-        plan = _plan.plan(row.make(**options)._pieces(), True)
+        plan = _plan.plan(row.make(**options)._specs(), True)
         body = plan.body(("p", *plan.live))
         lowered = _lower.lower(body)
         draw = lambda: rng.standard_normal(50) + 1j * rng.standard_normal(50)
@@ -126,4 +126,4 @@ def test_what_has_no_form() -> None:
     with pytest.raises(_lower.Unsupported, match="sqrt of a complex array"):
         _lower.lower(program)
     with pytest.raises(_lower.Unsupported, match="multiply"):
-        list(_lower.statements(_plan.plan(xopt.SGD()._pieces(), False).body(("p",)), {"add": "{} + {}"}))
+        list(_lower.statements(_plan.plan(xopt.SGD()._specs(), False).body(("p",)), {"add": "{} + {}"}))

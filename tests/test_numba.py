@@ -381,7 +381,7 @@ def test_odd_addresses(rng: np.random.Generator) -> None:
 def test_more_elements_than_int32_counts() -> None:
     """A task that starts beyond 2**31 elements: the address is right to the byte, and nothing else is touched."""
     low = 2**31 + 5
-    plan = _plan.plan(xopt.SGD(lr=1.0)._pieces(), False)
+    plan = _plan.plan(xopt.SGD(lr=1.0)._specs(), False)
     program = plan.body(("p",))
     columns = _emit_numba.table(program, dict.fromkeys("pgv", "float32"), fresh=False)
     run = _cache.kernel(_emit_numba.body_source("far", program, columns, "float32"))

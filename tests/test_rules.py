@@ -14,7 +14,7 @@ from conftest import Lib, tree, walk
 import xopt
 from xopt._arrays import scalars as _scalars
 from xopt._engine.program import compose as _compose
-from xopt._engine.program import contract as _pieces
+from xopt._engine.program import contract as _specs
 from xopt._engine.program import plan as _plan
 from xopt._engine.program.trace import replay
 from xopt._engine.runners.tiled.runner import Tiled
@@ -228,25 +228,25 @@ def test_replayed_trace_is_eager_to_the_bit(row: Row, rule: xopt.Rule, dtype: st
     with np.errstate(all="ignore"):
         arrays = {"p": draw(), "g": draw()}
         arrays["g"][:4] = [np.nan, np.inf, -0.0, 1e-42]
-    [piece] = rule._pieces()
-    plan = _plan.plan((piece,), "complex" in dtype)
+    [spec] = rule._specs()
+    plan = _plan.plan((spec,), "complex" in dtype)
     for name in plan.live:
         x = np.abs(draw()) if plan.kinds[name] == "real" else draw()
         arrays[name] = x
-    values = {"t": 3, **piece.resolve(3, "numpy", read=True)}
-    h = {**piece.statics, **piece.carry, **values}
-    if piece.reduce:  # what it sums is tested elsewhere: any positive number will do
-        slots = {n: arrays[piece.slot(n)] for n in piece.slots if piece.slot(n) in plan.live}
+    values = {"t": 3, **spec.resolve(3, "numpy", read=True)}
+    h = {**spec.statics, **spec.carry, **values}
+    if spec.reduce:  # what it sums is tested elsewhere: any positive number will do
+        slots = {n: arrays[spec.slot(n)] for n in spec.slots if spec.slot(n) in plan.live}
         with np.errstate(all="ignore"):
-            h |= dict.fromkeys(piece.reduce(_plan.namespace(h), np, arrays["p"], arrays["g"], **slots), 2.5)
-    if piece.host:
-        h |= piece.host(_plan.namespace(h), _scalars.floats)
+            h |= dict.fromkeys(spec.reduce(_plan.namespace(h), np, arrays["p"], arrays["g"], **slots), 2.5)
+    if spec.host:
+        h |= spec.host(_plan.namespace(h), _scalars.floats)
     program = plan.body(("p", "u", *plan.live))
-    scalars = program.evaluate({_pieces.scalar_name(n, 0): v for n, v in h.items()})
+    scalars = program.evaluate({_specs.scalar_name(n, 0): v for n, v in h.items()})
     with np.errstate(all="ignore"):
         got = replay(program, np, arrays, scalars)
         slots = {n: x for n, x in arrays.items() if n in plan.live}
-        out, new = _compose.compose((piece,), [_plan.namespace(h)], np, arrays["p"], arrays["g"], slots)
+        out, new = _compose.compose((spec,), [_plan.namespace(h)], np, arrays["p"], arrays["g"], slots)
         want = {"p": arrays["p"] + out.step, "u": out.step, **new}
     for name, x in got.items():
         assert want[name].dtype.itemsize <= arrays["p"].dtype.itemsize, f"{name} is wider than the compute dtype"

@@ -221,7 +221,7 @@ def test_a_tile_fits_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_large_leaf_uses_threads(rng: np.random.Generator) -> None:
     used = set()
-    real = _emit.numpy_kernel(_plan.plan(xopt.SGD()._pieces(), False).body(("p",)))
+    real = _emit.numpy_kernel(_plan.plan(xopt.SGD()._specs(), False).body(("p",)))
     n = 5 * 32_768 + 3
     p, g = rng.standard_normal(n, dtype="float32"), rng.standard_normal(n, dtype="float32")
     want = p - np.float32(0.1) * g
@@ -323,9 +323,9 @@ def test_parts_cover_a_leaf_once_and_in_order(shape: tuple[int, ...], tile: int)
         seen: list[int] = []
         for low, high, block in parts(shape, plain, tile):
             assert 0 < high - low <= tile
-            piece = x.reshape(-1)[low:high] if block is None else x[block]
-            assert piece.size == high - low
-            seen += piece.reshape(-1).tolist()
+            spec = x.reshape(-1)[low:high] if block is None else x[block]
+            assert spec.size == high - low
+            seen += spec.reshape(-1).tolist()
         assert seen == list(range(x.size))
 
 
@@ -407,7 +407,7 @@ def test_an_optimizer_does_not_grow(rng: np.random.Generator) -> None:
 
 def test_kernel_source_uses_memory_that_is_there() -> None:
     """Adam: no NumPy call without `out=`, and one register."""
-    plan = _plan.plan(xopt.Adam()._pieces(), False)
+    plan = _plan.plan(xopt.Adam()._specs(), False)
     kernel = _emit.numpy_kernel(plan.body(("p", *plan.live)))
     lines = kernel.source.splitlines()[1:]
     assert all("out=" in line for line in lines)

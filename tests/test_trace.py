@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xopt
-from xopt._engine.program import contract as _pieces
+from xopt._engine.program import contract as _specs
 from xopt._engine.program import plan as _plan
 from xopt._engine.program.algebra import Value
 from xopt._engine.program.trace import TracedScalar, Tracer, replay
@@ -246,10 +246,10 @@ def test_random_rules_are_varied() -> None:
     """The rules above do swap, alias and drop state."""
     swapped = idle = shared = 0
     for seed in range(150):
-        [piece] = random_rule(seed, False)._pieces()
-        plan = _plan.plan((piece,), False)
+        [spec] = random_rule(seed, False)._specs()
+        plan = _plan.plan((spec,), False)
         program = plan.body(("p", *plan.live))
-        idle += len(plan.live) < len(piece.slots)
+        idle += len(plan.live) < len(spec.slots)
         shared += len(set(program.outputs.values())) < len(program.outputs)
         swapped += any(program.nodes[i].op == "load" for n, i in program.outputs.items() if n != "p")
     assert min(swapped, shared) >= 5
@@ -266,10 +266,10 @@ def test_a_value_is_computed_once() -> None:
 
 def test_scalars_are_computed_by_the_host_in_float64() -> None:
     """1 - b2**t is folded before it is rounded to float32: the last bit is right at b2 = 0.999."""
-    [piece] = xopt.Adam()._pieces()
-    plan = _plan.plan((piece,), False)
+    [spec] = xopt.Adam()._specs()
+    plan = _plan.plan((spec,), False)
     program = plan.body(("p", *plan.live))
-    values = {_pieces.scalar_name(n, 0): v for n, v in piece.resolve(1, "numpy", read=True).items()} | {"t": 1}
+    values = {_specs.scalar_name(n, 0): v for n, v in spec.resolve(1, "numpy", read=True).items()} | {"t": 1}
     assert (1 - 0.999) in program.evaluate(values)
     assert "(1 - (b2_0 ** t))" in program.source
 
@@ -277,7 +277,7 @@ def test_scalars_are_computed_by_the_host_in_float64() -> None:
 def test_a_plan_has_one_body_for_a_whole_chain() -> None:
     """Clip, rule and clip of the step are one elementwise body and one sum: nothing is kept in between."""
     rule = xopt.chain(xopt.ClipByValue(1.0), xopt.ClipByGlobalNorm(1.0), xopt.AdamW(), xopt.ClipByValue(0.1))
-    plan = _plan.plan(rule._pieces(), False)
+    plan = _plan.plan(rule._specs(), False)
     assert list(plan.sums) == [1]
     body = plan.body(("p", *plan.live))
     assert set(body.loads) == {"p", "g", "2.adamw.m", "2.adamw.v"}

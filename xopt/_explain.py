@@ -121,7 +121,7 @@ def explain(
     for batch in stages.batches:
         size = sum(math.prod(layout.shapes[k]) for k in batch.leaves)
         if batch.plan.whole:
-            links = ", ".join(piece.place for piece in batch.pieces if piece.whole)
+            links = ", ".join(spec.place for spec in batch.specs if spec.whole)
             arrays = f"{_count(len(batch.leaves), 'array')}, {_count(size, 'parameter')}"
             lines += ["", f"{batch.dtype.name}: {arrays}", f"  step: whole arrays, for {links}; by the eager runner"]
             continue
@@ -131,7 +131,7 @@ def explain(
         lines += ["", f"{batch.dtype.name}: {arrays}, {state:.4g} bytes of state each"]
         programs: list[tuple[int | None, Program]] = [*batch.plan.sums.items()]
         for place, program in [*programs, (None, batch.plan.body(("p", *batch.plan.changed)))]:
-            name = "step" if place is None else f"sums of {batch.pieces[place].place}"
+            name = "step" if place is None else f"sums of {batch.specs[place].place}"
             moved, text = _stage(stages, batch, place, program)
             total += round(moved * size)
             lines += [f"  {name}: {moved:.4g} bytes and {text.pop(0)} a parameter", *text]
@@ -173,7 +173,7 @@ def _stage(stages: Executor, batch: Bucket, place: int | None, program: Program)
     if place is None:
         lines.append(f"    writes  {', '.join(f'{n} {stored[n]}' for n in written)}")
     else:
-        how = f"over each {batch.pieces[place].scope}, in float64, {_reduce.CHUNK:,} at a time"
+        how = f"over each {batch.specs[place].scope}, in float64, {_reduce.CHUNK:,} at a time"
         lines.append(f"    sums    {', '.join(program.outputs)} {how}")
     goals: dict[int, list[str]] = {}
     for n, i in low.outputs.items():
@@ -203,7 +203,7 @@ def _source(stages: Executor, batch: Bucket, place: int | None, program: Program
     runner = stages.runner.name
     if runner == "numba":
         try:
-            title = numba.title(batch.pieces, batch.dtype, place)
+            title = numba.title(batch.specs, batch.dtype, place)
             parts = {n: _arrays.part(kind) for n, kind in _stored(stages, batch).items()}
             return numba.source(program, title, parts, batch.dtype.real, False if place is None else None).rstrip()
         except _lower.Unsupported as error:

@@ -41,24 +41,24 @@ def _whole(arrays: dict[str, Any]) -> Any:
 
 def _column(stages: Executor, work: BucketStep, state: Any, taken: Any) -> list[Any]:
     """Compute the readout of the leaves of one batch after so many steps, if not 0."""
-    xp, places = work.xp, [i for i, piece in enumerate(work.pieces) if piece.readout]
+    xp, places = work.xp, [i for i, spec in enumerate(work.specs) if spec.readout]
     if not places:
         return [None] * len(work.leaves)
     i = places[-1]
-    piece = work.pieces[i]
-    assert piece.readout is not None
-    readout: Any = piece.readout
-    names = [n for n in list(inspect.signature(readout).parameters)[3:] if piece.slot(n) in work.loads]
+    spec = work.specs[i]
+    assert spec.readout is not None
+    readout: Any = spec.readout
+    names = [n for n in list(inspect.signature(readout).parameters)[3:] if spec.slot(n) in work.loads]
     t = taken if isinstance(taken, int) else xp.maximum(taken, xp.ones_like(taken))
     values = StepScalars([])
-    stages.scalars.open(piece, i, stages.step(t), stages.resolve(t), work, values, state.carry)
+    stages.scalars.open(spec, i, stages.step(t), stages.resolve(t), work, values, state.carry)
     found = []
     with _arrays.no_grad(work.library):
         for k in range(len(work.leaves)):
             arrays = eager.compute_arrays(work, k, work.real)
-            digits = LeafStorage(work.pieces, [None] * len(work.pieces), xp, arrays)
-            own = {"p": _whole(arrays), **{n: digits.read(piece.slot(n)) for n in names}}
-            [x] = eager.run_hook(work, piece, "readout", _call(readout), own, values.pieces[0], k, work.real).values()
+            digits = LeafStorage(work.specs, [None] * len(work.specs), xp, arrays)
+            own = {"p": _whole(arrays), **{n: digits.read(spec.slot(n)) for n in names}}
+            [x] = eager.run_hook(work, spec, "readout", _call(readout), own, values.specs[0], k, work.real).values()
             found.append(eager.restore(work, xp.asarray(x, copy=True), work.loads["p"][k]))
     return found
 

@@ -49,9 +49,9 @@ class Bucket:
         self.which.append(self.chains.index(chain))
 
     @property
-    def pieces(self) -> tuple[ComponentSpec, ...]:
+    def specs(self) -> tuple[ComponentSpec, ...]:
         """The links, but for their hyperparameters."""
-        return self.plan.pieces
+        return self.plan.specs
 
 
 class Executor:
@@ -61,7 +61,7 @@ class Executor:
         self.layout = layout
         self.chains = chains.chains
         check_groups(self.chains)
-        pieces = {piece.place: piece for chain in self.chains for piece in chain}
+        specs = {spec.place: spec for chain in self.chains for spec in chain}
         self.runner = choose(layout, runner)
         self.scalars = ScalarResolver(layout, self.runner.host)
         self.batches: list[Bucket] = []
@@ -71,10 +71,10 @@ class Executor:
             if chain is None:
                 self.batch_of.append(None)
                 continue
-            split = d.complex and any(piece.statics.get("complex") == "split" for piece in self.chains[chain])
-            for piece in self.chains[chain]:
-                if piece.reduce or piece.whole:
-                    layout.refuse_local(k, piece.place)
+            split = d.complex and any(spec.statics.get("complex") == "split" for spec in self.chains[chain])
+            for spec in self.chains[chain]:
+                if spec.reduce or spec.whole:
+                    layout.refuse_local(k, spec.place)
             size, path = math.prod(layout.shapes[k]), partial(layout.path, k)
             own = fitted_plan(self.chains[chain], d, d.complex and not split, size, path)
             kind = (id(own), d, str(layout.devices[k]))
@@ -87,15 +87,15 @@ class Executor:
             batch.pick = None if len(batch.leaves) == len(layout.leaves) else batch.leaves
         self.scalars.mixed = self.runner.host and any(batch.plan.whole for batch in self.batches)
         plans = [batch.plan for batch in self.batches] or [plan(chain, False) for chain in self.chains]
-        self._places = places(self.chains, [batch.pieces for batch in self.batches])
+        self._places = places(self.chains, [batch.specs for batch in self.batches])
         self.live = tuple(dict.fromkeys(n for own in plans for n in own.live))
-        self.inputs = {n for piece in pieces.values() for n in piece.inputs}
-        self.carried = {piece.slot(n): (piece, v) for piece in pieces.values() for n, v in piece.carry.items()}
-        every = [*pieces.values(), *(piece for own in plans for piece in own.pieces)]
-        self._owner = {piece.slot(n): piece for piece in every for n in piece.slots}
-        self._storage: StoragePolicy = next((piece.storage for piece in every if piece.storage), USUAL)
-        self.refuses = any(piece.refuses for piece in pieces.values())
-        self._clocks = [piece for piece in pieces.values() if piece.clock]
+        self.inputs = {n for spec in specs.values() for n in spec.inputs}
+        self.carried = {spec.slot(n): (spec, v) for spec in specs.values() for n, v in spec.carry.items()}
+        every = [*specs.values(), *(spec for own in plans for spec in own.specs)]
+        self._owner = {spec.slot(n): spec for spec in every for n in spec.slots}
+        self._storage: StoragePolicy = next((spec.storage for spec in every if spec.storage), USUAL)
+        self.refuses = any(spec.refuses for spec in specs.values())
+        self._clocks = [spec for spec in specs.values() if spec.clock]
         self._likes: dict[tuple[str, int], Any] = {}
         self._compiled: Any = None
         self.torn = False
@@ -113,13 +113,13 @@ class Executor:
 
     def _first(self, name: str, k: int) -> Any:
         """Return the first value of a slot of parameter ``k``: a number, ``"p"``, a new array, or None for no slot."""
-        piece = self._owner[name]
-        value = piece.slots[name.removeprefix(f"{piece.place}.")]
+        spec = self._owner[name]
+        value = spec.slots[name.removeprefix(f"{spec.place}.")]
         if not callable(value):
             return value
         if (name, k) not in self._likes:
             layout = self.layout
-            p, h = _arrays.detached(layout.library, layout.leaves[k]), SimpleNamespace(**piece.statics)
+            p, h = _arrays.detached(layout.library, layout.leaves[k]), SimpleNamespace(**spec.statics)
             split = self._split(k)
             x = value(h, layout.xp, layout.xp.real(p) if split else p)
             if x is not None:
@@ -191,7 +191,7 @@ class Executor:
 
     def new_carry(self) -> dict[str, Any]:
         """Make the scalars that live from step to step, before the first step."""
-        return {n: self.scalars.first(piece, v) for n, (piece, v) in self.carried.items()}
+        return {n: self.scalars.first(spec, v) for n, (spec, v) in self.carried.items()}
 
     def new_step(self, taken: int = 0) -> Any:
         """Return the number of steps taken: a Python int, on JAX an int32 array, so that a jitted step traces once."""
@@ -225,8 +225,8 @@ class Executor:
                         f"{self.layout.path(k, path)}: an array, but the rule keeps none for this parameter"
                     )
             found[name] = column
-        for name, (piece, _) in self.carried.items():
-            shape = (len(self.layout.leaves),) if piece.scope == "leaf" else ()
+        for name, (spec, _) in self.carried.items():
+            shape = (len(self.layout.leaves),) if spec.scope == "leaf" else ()
             if tuple(np.shape(state.carry[name])) != shape:
                 raise ValueError(
                     f'state.carry["{name}"]: shape {np.shape(state.carry[name])}, but the rule keeps {shape}'
@@ -238,10 +238,10 @@ class Executor:
         return np.dtype(kind) if isinstance(kind, type) else kind
 
     def resolve(self, t: Any, chains: list[tuple[ComponentSpec, ...]] | None = None) -> list[list[dict[str, Any]]]:
-        """Return the hyperparameters of step ``t``, checked, piece by piece of every chain."""
+        """Return the hyperparameters of step ``t``, checked, component by component of every chain."""
         library, host = self.layout.library, self.runner.host
         return [
-            [piece.constants or piece.resolve(t, library, host) for piece in chain]
+            [spec.constants or spec.resolve(t, library, host) for spec in chain]
             for chain in (self.chains if chains is None else self.checked(chains))
         ]
 
@@ -258,10 +258,10 @@ class Executor:
         if not self._clocks:
             return {"": t}
         found, t = {}, self.step(t)
-        for piece in self._clocks:
-            found[piece.place] = t
-            own = {n: self._whole(carry[piece.slot(n)]) for n in piece.carry}
-            t = piece.clock(SimpleNamespace(**piece.statics), t, own)  # type: ignore[misc]
+        for spec in self._clocks:
+            found[spec.place] = t
+            own = {n: self._whole(carry[spec.slot(n)]) for n in spec.carry}
+            t = spec.clock(SimpleNamespace(**spec.statics), t, own)  # type: ignore[misc]
         return {n: x.exact if isinstance(x, Count) else x for n, x in {**found, "": t}.items()}
 
     def _whole(self, x: Any) -> Any:
@@ -309,7 +309,7 @@ class Executor:
                 steps = {n: self.step(t) for n, t in clocks.items()}
             if inputs:
                 given = [[{**h, **inputs} for h in chain] for chain in given]
-            at = places(self.chains, [work.pieces for work in works]) if holes else self._places
+            at = places(self.chains, [work.specs for work in works]) if holes else self._places
             values, carry = self.scalars.run(steps, given, at, works, carry)
             jobs = []
             for work, scalars in zip(works, values, strict=True):
@@ -381,7 +381,7 @@ class Executor:
             if work is None and leaves:
                 columns = {"p": ps, **{n: slots[n] for n in batch.plan.live}}
                 work = BucketStep(
-                    batch.pieces, self.layout.library, self.layout.xp, batch.dtype, batch.split,
+                    batch.specs, self.layout.library, self.layout.xp, batch.dtype, batch.split,
                     {n: _picked(x, pick) for n, x in columns.items()}, (first, *batch.plan.changed), batch.plan,
                     batch.runner, leaves, batch.chains, np.asarray(which) if len(batch.chains) > 1 else None, arenas,
                     kept,

@@ -37,17 +37,17 @@ class ScalarResolver:
         self.checked = False
         """Whether gradients have been looked at already, where a link would refuse some."""
 
-    def first(self, piece: ComponentSpec, value: float) -> Any:
+    def first(self, spec: ComponentSpec, value: float) -> Any:
         """Return the first value of a scalar that is carried from step to step; of scope "leaf", a vector."""
-        return self.kept(piece, [value] * len(self._layout.leaves) if piece.scope == "leaf" else value)
+        return self.kept(spec, [value] * len(self._layout.leaves) if spec.scope == "leaf" else value)
 
-    def kept(self, piece: ComponentSpec, value: Any, dtype: str | None = None) -> Any:
+    def kept(self, spec: ComponentSpec, value: Any, dtype: str | None = None) -> Any:
         """Return a carried scalar, or a list with one a leaf, as it is kept.
 
         ``dtype`` is that of the array of this library that it was; None where it was a number.
         """
         layout, host = self._layout, np.asarray(value, np.float64)
-        if piece.scope == "leaf":
+        if spec.scope == "leaf":
             return host if self._plain() else self._vector(host)
         if layout.library == "jax":
             return layout.xp.asarray(host, dtype=self.wide)
@@ -95,27 +95,27 @@ class ScalarResolver:
         with nullcontext() if self._host else _arrays.no_grad(self._layout.library):
             values = [StepScalars([]) for _ in works]
             go: Any = None  # 1 or 0, if a link may hold the step back
-            for piece, (c, at), members in places:
-                step = clocks[piece.place if piece.place in clocks else ""]
-                before = {piece.slot(n): carry[piece.slot(n)] for n in piece.carry} if piece.carry else {}
+            for spec, (c, at), members in places:
+                step = clocks[spec.place if spec.place in clocks else ""]
+                before = {spec.slot(n): carry[spec.slot(n)] for n in spec.carry} if spec.carry else {}
                 if not members:
-                    own_go = self._alone(piece, {**piece.statics, **self.scalars(given[c][at]), "t": step}, carry)
+                    own_go = self._alone(spec, {**spec.statics, **self.scalars(given[c][at]), "t": step}, carry)
                 for w, i in members:
-                    self.open(piece, i, step, given, works[w], values[w], carry)
-                if members and piece.reduce:
-                    self._sum(piece, members, works, values)
-                if members and piece.host:
-                    self._after(piece, members, works, values, carry)
+                    self.open(spec, i, step, given, works[w], values[w], carry)
+                if members and spec.reduce:
+                    self._sum(spec, members, works, values)
+                if members and spec.host:
+                    self._after(spec, members, works, values, carry)
                 if go is not None:
                     carry |= {n: self._held(go, carry[n], x) for n, x in before.items()}
-                if piece.gates:
-                    own_go = values[members[0][0]].pieces[-1]["go"] if members else own_go
+                if spec.gates:
+                    own_go = values[members[0][0]].specs[-1]["go"] if members else own_go
                     go = own_go if go is None else go * own_go
             return values, carry
 
     def open(
         self,
-        piece: ComponentSpec,
+        spec: ComponentSpec,
         i: int,
         step: Any,
         given: list[list[H]],
@@ -123,12 +123,12 @@ class ScalarResolver:
         own: StepScalars,
         carry: dict[str, Any],
     ) -> None:
-        """Append the scalars of the ``i``-th piece of a work, as far as they are known before any sum."""
-        chains = work.chains if piece.hypers else work.chains[:1]
-        own.add([{**piece.statics, **self.scalars(given[c][i]), "t": step} for c in chains], work.which)
-        if piece.carry:
-            own.share(self._carried(piece, work, carry))
-        if piece.storage and piece.host:
+        """Append the scalars of the ``i``-th component of a work, as far as they are known before any sum."""
+        chains = work.chains if spec.hypers else work.chains[:1]
+        own.add([{**spec.statics, **self.scalars(given[c][i]), "t": step} for c in chains], work.which)
+        if spec.carry:
+            own.share(self._carried(spec, work, carry))
+        if spec.storage and spec.host:
             own.share({"leaf": Value(self._taken(self._vector(np.arange(float(len(self._layout.leaves)))), work))})
 
     def _held(self, go: Any, new: Any, old: Any) -> Any:
@@ -163,11 +163,11 @@ class ScalarResolver:
         for k in sorted(k for k, n in found.items() if n):
             raise FloatingPointError(f"{self._layout.path(k, 'grads')}: {int(found[k]):,} elements are not finite")
 
-    def _carried(self, piece: ComponentSpec, work: BucketStep, carry: dict[str, Any]) -> H:
-        """Return what a piece has from the step before, which another runner may have taken."""
-        if piece.scope == "leaf":
-            return {n: Value(self._taken(self._vector(carry[piece.slot(n)]), work)) for n in piece.carry}
-        return {n: self._number(carry[piece.slot(n)]) for n in piece.carry}
+    def _carried(self, spec: ComponentSpec, work: BucketStep, carry: dict[str, Any]) -> H:
+        """Return what a component has from the step before, which another runner may have taken."""
+        if spec.scope == "leaf":
+            return {n: Value(self._taken(self._vector(carry[spec.slot(n)]), work)) for n in spec.carry}
+        return {n: self._number(carry[spec.slot(n)]) for n in spec.carry}
 
     def _number(self, x: Any) -> Any:
         """Return a carried number of the whole tree."""
@@ -176,13 +176,13 @@ class ScalarResolver:
         return self._value(x) if hasattr(x, "dtype") else x
 
     def _sum(
-        self, piece: ComponentSpec, members: list[tuple[int, int]], works: list[BucketStep], values: list[StepScalars]
+        self, spec: ComponentSpec, members: list[tuple[int, int]], works: list[BucketStep], values: list[StepScalars]
     ) -> None:
         """Add what ``reduce`` sums over the leaves or over the tree."""
         sums = [works[w].runner.sums(works[w], values[w], i) for w, i in members]
         if self.mixed:
             sums = [{n: np.asarray(x, np.float64) for n, x in found.items()} for found in sums]
-        if piece.scope == "tree":
+        if spec.scope == "tree":
             found = {n: self._total(n, sums, members, works) for n in sums[0]}
             totals = {n: _sum_of(x) for n, x in found.items()}
             for w, _ in members:
@@ -190,39 +190,39 @@ class ScalarResolver:
         else:
             for (w, _), found in zip(members, sums, strict=True):
                 values[w].share({n: _sum_of(x) for n, x in found.items()})
-        if piece.refuses:
-            self._refuse(works, members, [found[piece.refuses] for found in sums])
+        if spec.refuses:
+            self._refuse(works, members, [found[spec.refuses] for found in sums])
 
     def _after(
         self,
-        piece: ComponentSpec,
+        spec: ComponentSpec,
         members: list[tuple[int, int]],
         works: list[BucketStep],
         values: list[StepScalars],
         carry: dict[str, Any],
     ) -> None:
         """Add what ``host`` computes, and keep what is carried."""
-        if piece.scope == "leaf":
-            new = {n: self._vector(carry[piece.slot(n)]) for n in piece.carry}
+        if spec.scope == "leaf":
+            new = {n: self._vector(carry[spec.slot(n)]) for n in spec.carry}
             for w, _ in members:
                 with np.errstate(all="ignore"):
-                    found = host_scalars(piece, values[w].pieces[-1])
+                    found = host_scalars(spec, values[w].specs[-1])
                 new = {n: self._spread(x, found[n], works[w]) if n in found else x for n, x in new.items()}
                 values[w].share(found)
-            carry |= {piece.slot(n): x for n, x in new.items()}
+            carry |= {spec.slot(n): x for n, x in new.items()}
             return
         for w, _ in members:
-            many = [host_scalars(piece, h) for h in values[w].sets]
+            many = [host_scalars(spec, h) for h in values[w].sets]
             values[w].merge(many)
-        carry |= {piece.slot(n): self._stored(many[0][n]) for n in piece.carry if n in many[0]}
+        carry |= {spec.slot(n): self._stored(many[0][n]) for n in spec.carry if n in many[0]}
 
-    def _alone(self, piece: ComponentSpec, h: H, carry: dict[str, Any]) -> Any:
+    def _alone(self, spec: ComponentSpec, h: H, carry: dict[str, Any]) -> Any:
         """Keep what is carried in a step in which no leaf takes part, and say whether it would be held back."""
-        if not (piece.carry or piece.gates) or not piece.host or piece.scope == "leaf":
+        if not (spec.carry or spec.gates) or not spec.host or spec.scope == "leaf":
             return None
-        h |= {n: self._number(carry[piece.slot(n)]) for n in piece.carry}
-        found = host_scalars(piece, h | dict.fromkeys(terms(piece), 0.0))
-        carry |= {piece.slot(n): self._stored(found[n]) for n in piece.carry if n in found}
+        h |= {n: self._number(carry[spec.slot(n)]) for n in spec.carry}
+        found = host_scalars(spec, h | dict.fromkeys(terms(spec), 0.0))
+        carry |= {spec.slot(n): self._stored(found[n]) for n in spec.carry if n in found}
         return found.get("go")
 
     def _vector(self, x: Any) -> Any:
@@ -279,16 +279,16 @@ def _sum_of(x: Any) -> Any:
 
 
 Place: TypeAlias = tuple[ComponentSpec, tuple[int, int], list[tuple[int, int]]]
-"""A piece, a chain and the place in it where it stands, and the works that it is in, with its place in them."""
+"""A component, a chain and the place in it where it stands, and the works that it is in, with its place in them."""
 
 
 def places(chains: list[tuple[ComponentSpec, ...]], works: Iterable[tuple[ComponentSpec, ...]]) -> list[Place]:
-    """Return every place of the chains in order, for works with these pieces."""
+    """Return every place of the chains in order, for works with these components."""
     found: dict[str, Place] = {}
     for c, chain in enumerate(chains):
-        for i, piece in enumerate(chain):
-            found.setdefault(piece.place, (piece, (c, i), []))
-    for w, pieces in enumerate(works):
-        for i, piece in enumerate(pieces):
-            found[piece.place][2].append((w, i))
+        for i, spec in enumerate(chain):
+            found.setdefault(spec.place, (spec, (c, i), []))
+    for w, specs in enumerate(works):
+        for i, spec in enumerate(specs):
+            found[spec.place][2].append((w, i))
     return sorted(found.values(), key=lambda x: x[0].order)

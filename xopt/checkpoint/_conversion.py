@@ -209,7 +209,7 @@ class Side:
     def state_dict(self, step: int) -> dict[str, Any]:
         """Return what an optimizer with this state would, less what the other library has nothing for."""
         slots = {n: column for n, column in self.slots.items() if any(m == n for m, _ in self.filled)}
-        gates = {n for n, (piece, _) in self.stages.carried.items() if piece.gates}
+        gates = {n for n, (spec, _) in self.stages.carried.items() if spec.gates}
         carry = {n: x for n, x in self.stages.new_carry().items() if n in gates}
         run = Run(self.rule, self.layout, self.stages, slots, carry)
         return _record.state_dict(run, _record.metadata(run, step, None, __version__), False)
@@ -227,7 +227,7 @@ class Leaving(Side):
         self.step = int(self.stages.clocks(loaded.step, loaded.carry)[""])
         """Steps that were taken, without those that a guard left out."""
         self.names = {n for n in loaded.places if n.startswith("state/")}
-        gates = {n for n, (piece, _) in self.stages.carried.items() if piece.gates}
+        gates = {n for n, (spec, _) in self.stages.carried.items() if spec.gates}
         self.problems += [f"carry: {n}: {there} has nothing like it" for n in loaded.carry if n not in gates]
 
     def number(self, k: int, field: str) -> float:

@@ -68,13 +68,13 @@ def check(source: Source, run: Run, *, strict: bool, cast: bool, hyper: bool, wh
     if problems:
         raise CheckpointError(source.where, problems)
     begun, kept = _begun(run, found)
-    for n, (piece, first) in run.stages.carried.items():
-        leaves = begun.get(piece.place, set())
-        if leaves and piece.scope == "leaf":
+    for n, (spec, first) in run.stages.carried.items():
+        leaves = begun.get(spec.place, set())
+        if leaves and spec.scope == "leaf":
             old = to_host(carry.get(n, run.carry[n])).tolist()
-            carry[n] = run.stages.scalars.kept(piece, [first if k in leaves else x for k, x in enumerate(old)])
-        elif leaves and piece.place not in kept:
-            carry[n] = run.stages.scalars.first(piece, first)
+            carry[n] = run.stages.scalars.kept(spec, [first if k in leaves else x for k, x in enumerate(old)])
+        elif leaves and spec.place not in kept:
+            carry[n] = run.stages.scalars.first(spec, first)
     return Loaded(rule, step, carry, copy.deepcopy(meta["extra"]), found, begun)
 
 
@@ -201,8 +201,8 @@ def _carry(meta: dict[str, Any], run: Run, strict: bool, problems: list[str]) ->
             if strict:
                 problems.append(f"carry: {n}: {'missing' if n in run.stages.carried else 'not carried here'}")
             continue
-        piece, value = run.stages.carried[n][0], meta["carry"][n]
-        if piece.scope == "leaf":
+        spec, value = run.stages.carried[n][0], meta["carry"][n]
+        if spec.scope == "leaf":
             if not isinstance(value, dict) or not all(map(_is_number, value.values())):
                 problems.append(f"carry: {n}: it must have a number for each parameter")
                 continue
@@ -216,7 +216,7 @@ def _carry(meta: dict[str, Any], run: Run, strict: bool, problems: list[str]) ->
             problems.append(f"carry: {n}: {value!r}, but it must be a number")
             continue
         same = meta.get("library") == run.layout.library
-        found[n] = run.stages.scalars.kept(piece, value, _real(meta["arrays"].get(n)) if same else None)
+        found[n] = run.stages.scalars.kept(spec, value, _real(meta["arrays"].get(n)) if same else None)
     return found
 
 

@@ -207,7 +207,7 @@ class Component:
         return type(self)(**{**self._given, **changes})
 
     def _altered(self, values: dict[str, Any]) -> Self:
-        """Return a copy with other numbers, of the same formula: what `_piece` found out stays known."""
+        """Return a copy with other numbers, of the same formula: what `_spec` found out stays known."""
         cls = type(self)
         if cls.replace is not Component.replace or cls.__init__ is not Component.__init__:
             return self.replace(**values)
@@ -267,20 +267,20 @@ class Component:
         """Return what the state of this link is filed under."""
         return type(self).__name__.lower()
 
-    def _piece(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
+    def _spec(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
         key, fields = (place, order), self._fields
-        piece = self._known.get(key)
-        if piece is None:
-            piece = self._first_piece(place, order)
+        spec = self._known.get(key)
+        if spec is None:
+            spec = self._base_spec(place, order)
             if all(n not in fields or fields[n].static for n in map(str, self._slots.values())):
-                self._known[key] = piece
-        numbers = {n: getattr(self, n) for n in piece.hypers}
+                self._known[key] = spec
+        numbers = {n: getattr(self, n) for n in spec.hypers}
         moving = {n: x for n, x in numbers.items() if type(x) is not float}
         resolve = partial(_resolve, type(self), numbers, moving)
-        return piece._replace(resolve=resolve, constants=None if moving else numbers, given=numbers)
+        return spec._replace(resolve=resolve, constants=None if moving else numbers, given=numbers)
 
-    def _first_piece(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
-        """Return the piece but for its numbers."""
+    def _base_spec(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
+        """Return the component but for its numbers."""
         cls, values = type(self), self._values()
         values = {n: v for n, v in values.items() if self._fields[n].kinds is None}
         fixed = {n: v for n, v in values.items() if self._fields[n].static or v is None}

@@ -52,15 +52,15 @@ class FunctionalOptimizer(ABC):
         """Return every link, with those inside of others."""
         return named(self._parts())
 
-    def _pieces(self) -> tuple[ComponentSpec, ...]:
+    def _specs(self) -> tuple[ComponentSpec, ...]:
         parts = self._parts()
-        return weighted(parts, [part._piece(f"{i}.{part._place()}", (i,)) for i, part in enumerate(parts)])
+        return weighted(parts, [part._spec(f"{i}.{part._place()}", (i,)) for i, part in enumerate(parts)])
 
     def _chains(self, layout: Layout) -> Chains:
         """Return the links that each leaf goes through."""
         parts = self._parts()
         if all(type(part)._route is Component._route for part in parts):
-            return Chains([self._pieces()], [0] * len(layout.leaves))
+            return Chains([self._specs()], [0] * len(layout.leaves))
         numbers: dict[Any, int] = {}
         chains: list[tuple[ComponentSpec, ...]] = []
         of: list[int | None] = []
@@ -72,8 +72,8 @@ class FunctionalOptimizer(ABC):
             key = tuple((link.label, link.role) for link in links)  # not the values: they may be set to others
             if key not in numbers:
                 numbers[key] = len(chains)
-                pieces = [link.part._piece(link.label, link.order) for link in links]
-                chains.append(weighted([link.part for link in links], pieces))
+                specs = [link.part._spec(link.label, link.order) for link in links]
+                chains.append(weighted([link.part for link in links], specs))
             of.append(numbers[key])
         return Chains(chains, of)
 
@@ -294,8 +294,8 @@ class Wrapper(FunctionalOptimizer):
         chains, of = self.rule._chains(layout)
         if self._first is None:
             return Chains(chains, of)
-        place = min((piece.order[0] for chain in chains for piece in chain), default=0) - 1
-        first = self._first._piece(self._first._place(), (place,))
+        place = min((spec.order[0] for chain in chains for spec in chain), default=0) - 1
+        first = self._first._spec(self._first._place(), (place,))
         return Chains([(first, *chain) for chain in chains], of)
 
     def __eq__(self, other: object) -> bool:

@@ -38,10 +38,10 @@ class Precision(Component):
     def _place(self) -> str:
         return _storage.PLACE
 
-    def _piece(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
+    def _spec(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
         storage = _storage.StoragePolicy(self.rounding, self.master_weights, self.state_dtype)
-        piece = super()._piece(place, order)._replace(storage=storage)
-        return piece if self.rounding == "stochastic" else piece._replace(host=None)
+        spec = super()._spec(place, order)._replace(storage=storage)
+        return spec if self.rounding == "stochastic" else spec._replace(host=None)
 
 
 def usual(*words: Any) -> bool:

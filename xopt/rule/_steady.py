@@ -24,18 +24,18 @@ def check_weights(links: Sequence[Component]) -> None:
                     _check(link, other)
 
 
-def weighted(links: Sequence[Component], pieces: Sequence[ComponentSpec]) -> tuple[ComponentSpec, ...]:
-    """Return the pieces of a chain, with the weights of penalties as they belong behind the links in front of them."""
-    found = list(pieces)
+def weighted(links: Sequence[Component], specs: Sequence[ComponentSpec]) -> tuple[ComponentSpec, ...]:
+    """Return the components of a chain, with the weights that penalties have behind the links in front."""
+    found = list(specs)
     for i, link in enumerate(links):
         if not link._penalty:
             continue
         for other in links[:i]:
             _check(link, other)
-        before = tuple(zip(links[:i], pieces[:i], strict=True))
-        resolve = partial(_resolve, link._penalty, pieces[i], before)
-        known = all(piece.constants is not None for piece in pieces[: i + 1])
-        found[i] = pieces[i]._replace(resolve=resolve, constants=resolve(1, "", True) if known else None)
+        before = tuple(zip(links[:i], specs[:i], strict=True))
+        resolve = partial(_resolve, link._penalty, specs[i], before)
+        known = all(spec.constants is not None for spec in specs[: i + 1])
+        found[i] = specs[i]._replace(resolve=resolve, constants=resolve(1, "", True) if known else None)
     return tuple(found)
 
 
@@ -43,15 +43,15 @@ def _resolve(
     name: str, own: ComponentSpec, before: tuple[tuple[Component, ComponentSpec], ...], t: Any, library: str, read: bool
 ) -> dict[str, Any]:
     values = dict(_values(own, t, library, read))
-    for link, piece in before:
+    for link, spec in before:
         assert link.steady is not None
-        h = SimpleNamespace(**{**piece.statics, **_values(piece, t, library, read)})
+        h = SimpleNamespace(**{**spec.statics, **_values(spec, t, library, read)})
         values[name] = values[name] * link.steady(h)
     return values
 
 
-def _values(piece: ComponentSpec, t: Any, library: str, read: bool) -> dict[str, Any]:
-    return piece.resolve(t, library, read) if piece.constants is None else piece.constants
+def _values(spec: ComponentSpec, t: Any, library: str, read: bool) -> dict[str, Any]:
+    return spec.resolve(t, library, read) if spec.constants is None else spec.constants
 
 
 def _check(link: Component, other: Component) -> None:

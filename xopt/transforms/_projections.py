@@ -216,8 +216,8 @@ class Ball(Transform):
     over: Literal["tree", "leaf"] = "tree"
     after = True
 
-    def _piece(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
-        return super()._piece(place, order)._replace(scope=self.over)
+    def _spec(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
+        return super()._spec(place, order)._replace(scope=self.over)
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array) -> dict[str, Array]:

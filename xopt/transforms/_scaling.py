@@ -131,8 +131,8 @@ class Normalize(Transform):
     eps: Hyper = hyper(default=1e-6, ge=0)
     over: Literal["tree", "leaf"] = "tree"
 
-    def _piece(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
-        return super()._piece(place, order)._replace(scope=self.over)
+    def _spec(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
+        return super()._spec(place, order)._replace(scope=self.over)
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array) -> dict[str, Array]:
@@ -252,9 +252,9 @@ class Cautious(Transform):
     rescale: bool = True
     scope = "leaf"
 
-    def _piece(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
-        piece = super()._piece(place, order)
-        return piece if self.rescale else piece._replace(reduce=None, host=None, asks_sum=False)
+    def _spec(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
+        spec = super()._spec(place, order)
+        return spec if self.rescale else spec._replace(reduce=None, host=None, asks_sum=False)
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array, *, grad: Array) -> dict[str, Array]:

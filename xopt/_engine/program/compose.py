@@ -36,7 +36,7 @@ class LeafUpdate(NamedTuple):
 
 
 def compose(
-    pieces: tuple[ComponentSpec, ...],
+    specs: tuple[ComponentSpec, ...],
     hs: list[Any],
     xp: Any,
     p: Any,
@@ -46,42 +46,42 @@ def compose(
 ) -> tuple[LeafUpdate, dict[str, Any]]:
     """Run a chain on arrays, or on symbols that stand for them: what becomes of the parameter, and the new slots.
 
-    With ``upto``, stop at that piece and return the terms that it wants summed, in place of slots.
+    With ``upto``, stop at that component and return the terms that it wants summed, in place of slots.
     """
     step, moved, x, grad = g, None, g, g
     new: dict[str, Any] = {}
     go: Any = None
-    digits = LeafStorage(pieces, hs, xp, slots)
+    digits = LeafStorage(specs, hs, xp, slots)
     p = p if digits.master is None else digits.master
 
     def keep(made: Any, old: Any) -> Any:
         return made if made is old else chosen(xp, go, made, old)
 
-    for i, piece in enumerate(pieces):
-        if piece.storage:
+    for i, spec in enumerate(specs):
+        if spec.storage:
             continue
-        if piece.after and moved is None:
+        if spec.after and moved is None:
             step, x = x, digits.land(p, x)
             moved = x
-        if piece.enter is not None:
-            x = grad = piece.enter(hs[i], x)
-        names = [n for n in piece.slots if piece.whole or piece.slot(n) in slots]
-        own = {n: digits.read(piece.slot(n)) for n in names}
+        if spec.enter is not None:
+            x = grad = spec.enter(hs[i], x)
+        names = [n for n in spec.slots if spec.whole or spec.slot(n) in slots]
+        own = {n: digits.read(spec.slot(n)) for n in names}
         if i == upto:
-            assert piece.reduce is not None
-            more = {"grad": grad} if piece.asks_sum else {}
-            return LeafUpdate(x), piece.reduce(hs[i], xp, p, x, **own, **more)
-        out = piece.update(hs[i], xp, p, x, **own, **({"grad": grad} if piece.asks else {}))
+            assert spec.reduce is not None
+            more = {"grad": grad} if spec.asks_sum else {}
+            return LeafUpdate(x), spec.reduce(hs[i], xp, p, x, **own, **more)
+        out = spec.update(hs[i], xp, p, x, **own, **({"grad": grad} if spec.asks else {}))
         x, *rest = out if isinstance(out, tuple) else (out,)
-        if len(rest) != len(piece.slots):
+        if len(rest) != len(spec.slots):
             raise TypeError(
-                f"{piece.place}: update returned {len(rest)} state arrays after the step, but its signature declares "
-                f"{len(piece.slots)} ({', '.join(piece.slots) or 'none'})"
+                f"{spec.place}: update returned {len(rest)} state arrays after the step, but its signature declares "
+                f"{len(spec.slots)} ({', '.join(spec.slots) or 'none'})"
             )
-        for n, made in zip(piece.slots, rest, strict=True):
-            for name, stored in digits.written(piece.slot(n), made).items():
+        for n, made in zip(spec.slots, rest, strict=True):
+            for name, stored in digits.written(spec.slot(n), made).items():
                 new[name] = stored if go is None or stored is None else keep(stored, slots.get(name, stored))
-        if piece.gates:
+        if spec.gates:
             go = hs[i].go if go is None else go * hs[i].go
     step, landed = (x, None) if moved is None else (step, None if x is moved else x)
     landed = digits.landed(p, step, landed)

@@ -1,4 +1,4 @@
-"""What stages and runners agree on: the pieces of a chain, the work to do, the scalars of a step."""
+"""What stages and runners agree on: the components of a chain, the work to do, the scalars of a step."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class ComponentSpec(NamedTuple):
     place: str
     """Where it stands and what it is: ``"0.adam"``."""
     key: Hashable
-    """Equal for pieces that record the same program: class and static fields."""
+    """Equal for components that record the same program: class and static fields."""
     update: Callable[..., Any]
     slots: Mapping[str, Any]
     """The state that ``update`` takes after g, with its first values: a number; ``"p"``, a copy of the parameter; of a
-    piece that computes with whole arrays also a function of (h, xp, p)."""
+    component that computes with whole arrays also a function of (h, xp, p)."""
     statics: Mapping[str, Any]
     hypers: tuple[str, ...]
     resolve: Callable[..., dict[str, Any]]
@@ -79,57 +79,57 @@ class Chains(NamedTuple):
 
 
 class StepScalars:
-    """The scalars of one step: for each piece of the chain, its static fields, hyperparameters, sums and the step.
+    """The scalars of one step: for each component of the chain, its static fields, hyperparameters, sums and the step.
 
     A scalar is a Python number or a `Value`.
     """
 
-    def __init__(self, pieces: list[dict[str, Any]], by_leaf: bool = False) -> None:
-        self.pieces, self.by_leaf = pieces, by_leaf
+    def __init__(self, specs: list[dict[str, Any]], by_leaf: bool = False) -> None:
+        self.specs, self.by_leaf = specs, by_leaf
         """Whether any scalar differs from leaf to leaf."""
         self.sets: list[dict[str, Any]] = []
-        """The scalars of the last piece: one set for all leaves, or several."""
+        """The scalars of the last component: one set for all leaves, or several."""
         self._which: Any = None
 
     def add(self, sets: list[dict[str, Any]], which: Any) -> None:
-        """Append a piece that has one or several sets of scalars, and for each leaf which is its own."""
+        """Append a component that has one or several sets of scalars, and for each leaf which is its own."""
         if all(same(h[n], x) for h in sets[1:] for n, x in sets[0].items()):
             self.sets = sets[:1]
-            self.pieces.append(self.sets[0])
+            self.specs.append(self.sets[0])
             return
         self.sets, self._which = [{} for _ in sets], which
-        self.pieces.append({})
+        self.specs.append({})
         self.merge(sets)
 
     def merge(self, more: list[dict[str, Any]]) -> None:
-        """Add scalars to each set of the last piece."""
+        """Add scalars to each set of the last component."""
         for h, new in zip(self.sets, more, strict=True):
             h |= new
         found = more[0]
         if len(more) > 1:
             found = {n: merged([h[n] for h in more], self._which) for n in more[0]}
-            self.pieces[-1] |= found
+            self.specs[-1] |= found
         self.by_leaf = self.by_leaf or any(map(differs, found.values()))
 
     def share(self, scalars: dict[str, Any]) -> None:
-        """Add scalars that all sets of the last piece have."""
+        """Add scalars that all sets of the last component have."""
         self.merge([scalars] * len(self.sets))
 
     def leaf(self, k: int, cast: Callable[[Any], Any], upto: int | None = None) -> list[SimpleNamespace]:
-        """Return numbers and arrays for ``h`` of leaf ``k``, piece by piece. ``cast`` is applied to arrays."""
+        """Return numbers and arrays for ``h`` of leaf ``k``, component by component. ``cast`` is applied to arrays."""
         return [
-            SimpleNamespace(**{n: plain(x.at(k), cast) if isinstance(x, Value) else x for n, x in piece.items()})
-            for piece in self.pieces[:upto]
+            SimpleNamespace(**{n: plain(x.at(k), cast) if isinstance(x, Value) else x for n, x in spec.items()})
+            for spec in self.specs[:upto]
         ]
 
     def of(self, leaves: list[int]) -> StepScalars:
         """Return the scalars of some leaves."""
-        pieces = [{n: x.of(leaves) if differs(x) else x for n, x in piece.items()} for piece in self.pieces]
-        return StepScalars(pieces, self.by_leaf)
+        specs = [{n: x.of(leaves) if differs(x) else x for n, x in spec.items()} for spec in self.specs]
+        return StepScalars(specs, self.by_leaf)
 
     def scalars(self, program: Program) -> tuple[Any, ...]:
         """Compute the scalars of a program: numbers, 0-d arrays, and vectors of what differs from leaf to leaf."""
-        return program.compute([self.pieces[place][name] for place, name in scalar_places(program.inputs)])
+        return program.compute([self.specs[place][name] for place, name in scalar_places(program.inputs)])
 
 
 def differs(x: Any) -> bool:
@@ -143,7 +143,7 @@ def plain(x: Any, cast: Callable[[Any], Any]) -> Any:
 
 
 def scalar_name(name: str, place: int) -> str:
-    """Return what a program calls a hyperparameter: ``lr`` of the second piece is ``lr_1``; the step is ``t``.
+    """Return what a program calls a hyperparameter: ``lr`` of the second component is ``lr_1``; the step is ``t``.
 
     Links that have another step than those behind them use it in ``host`` alone.
     """
@@ -161,7 +161,7 @@ def scalar_places(names: tuple[str, ...]) -> tuple[tuple[int, str], ...]:
 class BucketStep:
     """Leaves that are computed alike, and what to compute."""
 
-    pieces: tuple[ComponentSpec, ...]
+    specs: tuple[ComponentSpec, ...]
     library: str
     xp: Any
     dtype: Any

@@ -1,4 +1,4 @@
-"""The hooks of one piece: tried without values, recorded alone, called with the scalars of a step."""
+"""The hooks of one component: tried without values, recorded alone, called with the scalars of a step."""
 
 from __future__ import annotations
 
@@ -15,76 +15,74 @@ from xopt._engine.program.contract import ComponentSpec, scalar_name
 class Recorded:
     """What a rule sees as ``h`` while it is recorded: static fields as they are, all else as symbols."""
 
-    def __init__(self, piece: ComponentSpec, place: int, extra: tuple[str, ...], used: dict[str, None]) -> None:
-        self._piece, self._place, self._used = piece, place, used
-        self._names = {"t", *piece.hypers, *piece.carry, *piece.inputs, *extra}
+    def __init__(self, spec: ComponentSpec, place: int, extra: tuple[str, ...], used: dict[str, None]) -> None:
+        self._spec, self._place, self._used = spec, place, used
+        self._names = {"t", *spec.hypers, *spec.carry, *spec.inputs, *extra}
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._piece.statics:
-            return self._piece.statics[name]
+        if name in self._spec.statics:
+            return self._spec.statics[name]
         if name not in self._names:
-            known = ", ".join(sorted({*self._names, *self._piece.statics}))
+            known = ", ".join(sorted({*self._names, *self._spec.statics}))
             raise AttributeError(f"{self._piece.place} has no hyperparameter {name!r}; it has {known}")
         self._used[scalar_name(name, self._place)] = None
         return _trace.TracedScalar(scalar_name(name, self._place))
 
 
-def terms(piece: ComponentSpec) -> tuple[str, ...]:
+def terms(spec: ComponentSpec) -> tuple[str, ...]:
     """Name what ``reduce`` sums, found by calling it once."""
-    if piece.reduce is None:
+    if spec.reduce is None:
         return ()
-    tape, probe = _trace.Tracer(piece.inexact), Recorded(piece, 0, (), {})
-    slots = {n: tape.load(n, _trace.REAL) for n in piece.slots}
+    tape, probe = _trace.Tracer(spec.inexact), Recorded(spec, 0, (), {})
+    slots = {n: tape.load(n, _trace.REAL) for n in spec.slots}
     p, g = tape.load("p", _trace.REAL), tape.load("g", _trace.REAL)
-    return tuple(piece.reduce(probe, tape, p, g, **slots, **({"grad": g} if piece.asks_sum else {})))
+    return tuple(spec.reduce(probe, tape, p, g, **slots, **({"grad": g} if spec.asks_sum else {})))
 
 
-def extra(piece: ComponentSpec) -> tuple[str, ...]:
+def extra(spec: ComponentSpec) -> tuple[str, ...]:
     """Name what ``reduce`` and ``host`` add to ``h``."""
-    names = (*terms(piece), *depends(piece), *(("leaf",) if piece.storage else ()))
-    clash = {*names} & {"t", *piece.hypers, *piece.statics}
+    names = (*terms(spec), *depends(spec), *(("leaf",) if spec.storage else ()))
+    clash = {*names} & {"t", *spec.hypers, *spec.statics}
     if clash:
-        raise TypeError(
-            f"{piece.place}: reduce or host returns {sorted(clash)}, which are names of its hyperparameters"
-        )
+        raise TypeError(f"{spec.place}: reduce or host returns {sorted(clash)}, which are names of its hyperparameters")
     return names
 
 
-def depends(piece: ComponentSpec) -> dict[str, frozenset[str]]:
+def depends(spec: ComponentSpec) -> dict[str, frozenset[str]]:
     """Return for each result of ``host`` the scalars that it depends on, found by trying it without values.
 
     A ``host`` that looks at a value would work for numbers alone, and is refused here, whatever the library.
     """
-    if piece.host is None:
+    if spec.host is None:
         return {}
-    names = ("t", *piece.hypers, *piece.carry, *piece.inputs, *terms(piece), *(("leaf",) if piece.storage else ()))
+    names = ("t", *spec.hypers, *spec.carry, *spec.inputs, *terms(spec), *(("leaf",) if spec.storage else ()))
     try:
-        return probed(piece.host, {**piece.statics, **probes(names)})
+        return probed(spec.host, {**spec.statics, **probes(names)})
     except Looked as error:
-        raise TypeError(f"{piece.place}: host could not compute without values: {error}") from error
+        raise TypeError(f"{spec.place}: host could not compute without values: {error}") from error
 
 
 def check_groups(chains: Iterable[tuple[ComponentSpec, ...]]) -> None:
     """Refuse groups whose hyperparameters would make several numbers of one that is carried for the whole tree."""
     first: dict[str, ComponentSpec] = {}
-    for piece in (piece for chain in chains for piece in chain if piece.carry and piece.scope == "tree"):
-        one = first.setdefault(piece.place, piece)
-        alike = one is piece or all(same(x, one.given.get(n)) for n, x in piece.given.items())
-        found = {} if alike else depends(piece)
-        for name, field in ((n, field) for n in piece.carry for field in sorted(found.get(n, ()))):
-            a, b = one.given.get(field), piece.given.get(field)
+    for spec in (spec for chain in chains for spec in chain if spec.carry and spec.scope == "tree"):
+        one = first.setdefault(spec.place, spec)
+        alike = one is spec or all(same(x, one.given.get(n)) for n, x in spec.given.items())
+        found = {} if alike else depends(spec)
+        for name, field in ((n, field) for n in spec.carry for field in sorted(found.get(n, ()))):
+            a, b = one.given.get(field), spec.given.get(field)
             if not same(a, b):
                 a, b = ("an array" if hasattr(x, "dtype") else repr(x) for x in (a, b))  # which may be on a device
                 raise ValueError(
-                    f"{piece.slot(name)}: {field} is {a} in one group and {b} in another, but what is carried from "
+                    f"{spec.slot(name)}: {field} is {a} in one group and {b} in another, but what is carried from "
                     f"step to step is one number for all groups; give {field} once"
                 )
 
 
-def host_scalars(piece: ComponentSpec, h: Mapping[str, Any]) -> dict[str, Any]:
-    """Call the ``host`` of a piece."""
+def host_scalars(spec: ComponentSpec, h: Mapping[str, Any]) -> dict[str, Any]:
+    """Call the ``host`` of a component."""
     alike = functions if any(isinstance(x, Value) for x in h.values()) else _scalars.floats
-    found: dict[str, Any] = piece.host(SimpleNamespace(**h), alike)  # type: ignore[misc]
+    found: dict[str, Any] = spec.host(SimpleNamespace(**h), alike)  # type: ignore[misc]
     return found
 
 
@@ -92,18 +90,18 @@ _hooks: dict[Hashable, tuple[_trace.Program, dict[str, Any]]] = {}
 
 
 def hook(
-    piece: ComponentSpec, name: str, call: Callable[..., Any], kinds: Mapping[str, str]
+    spec: ComponentSpec, name: str, call: Callable[..., Any], kinds: Mapping[str, str]
 ) -> tuple[_trace.Program, dict[str, Any]]:
-    """Record one hook of a piece alone, called with arrays by name: its program, and what it returns by name.
+    """Record one hook of a component alone, called with arrays by name: its program, and what it returns by name.
 
     That is the name of an output, or a number where the hook returned one.
     """
-    key = (piece.place, piece.key, tuple(piece.hypers), name, *kinds.items())
+    key = (spec.place, spec.key, tuple(spec.hypers), name, *kinds.items())
     if key not in _hooks:
         if len(_hooks) >= 1024:
             _hooks.clear()
-        tape, used = _trace.Tracer(piece.inexact), dict[str, None]()
-        made = call(Recorded(piece, 0, extra(piece), used), tape, {n: tape.load(n, kind) for n, kind in kinds.items()})
+        tape, used = _trace.Tracer(spec.inexact), dict[str, None]()
+        made = call(Recorded(spec, 0, extra(spec), used), tape, {n: tape.load(n, kind) for n, kind in kinds.items()})
         made = made if isinstance(made, dict) else dict(enumerate(made if isinstance(made, tuple) else (made,)))
         found = {str(n): x for n, x in made.items()}
         symbols = {n: x for n, x in found.items() if isinstance(x, _trace.TracedArray)}

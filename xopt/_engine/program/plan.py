@@ -19,43 +19,41 @@ from xopt._engine.program.hooks import Recorded, extra, terms
 class Plan:
     """The programs of a chain for real or for complex parameters."""
 
-    def __init__(self, pieces: tuple[ComponentSpec, ...], complex: bool) -> None:
-        self.pieces = pieces
+    def __init__(self, specs: tuple[ComponentSpec, ...], complex: bool) -> None:
+        self.specs = specs
         self.live: tuple[str, ...]
         """Slots that are read or changed; the others are not allocated."""
         self.changed: tuple[str, ...]
         """Those that may come back as something else."""
         self.kinds: dict[str, str]
         self.kind = first = _trace.COMPLEX if complex else _trace.REAL
-        self.terms = {i: terms(piece) for i, piece in enumerate(pieces) if piece.reduce}
-        """For each piece that reduces, the names of its sums."""
-        self.codes: dict[str, str] = next((piece.statics.get("codes", {}) for piece in pieces if piece.storage), {})
+        self.terms = {i: terms(spec) for i, spec in enumerate(specs) if spec.reduce}
+        """For each component that reduces, the names of its sums."""
+        self.codes: dict[str, str] = next((spec.statics.get("codes", {}) for spec in specs if spec.storage), {})
         """Slots that are kept in 8 bits, and how."""
-        self.whole = any(piece.whole for piece in pieces)
-        """Whether some piece computes with whole arrays: then nothing is recorded, and the eager runner serves."""
+        self.whole = any(spec.whole for spec in specs)
+        """Whether some component computes with whole arrays: then nothing is recorded, and the eager runner serves."""
         if self.whole:
-            ends = tuple(piece for piece in pieces if piece.storage or (piece.after and not piece.whole))
-            if any("error" in x.slots for x in ends if x.storage and not self.codes) and len(ends) < len(pieces):
+            ends = tuple(spec for spec in specs if spec.storage or (spec.after and not spec.whole))
+            if any("error" in x.slots for x in ends if x.storage and not self.codes) and len(ends) < len(specs):
                 plan(ends, complex)  # raises where they do not go together
-            apart = [
-                plan((piece,), complex) for piece in pieces if not piece.whole and not (piece.storage and self.codes)
-            ]
+            apart = [plan((spec,), complex) for spec in specs if not spec.whole and not (spec.storage and self.codes)]
             self.live = tuple(
-                piece.slot(n)
-                for piece in pieces
-                for n in piece.slots
-                if (piece.whole and piece.slots[n] is not None)
-                or (piece.storage and self.codes)
-                or any(piece.slot(n) in own.live for own in apart)
+                spec.slot(n)
+                for spec in specs
+                for n in spec.slots
+                if (spec.whole and spec.slots[n] is not None)
+                or (spec.storage and self.codes)
+                or any(spec.slot(n) in own.live for own in apart)
             )
             self.kinds = {n: kind for own in apart for n, kind in own.kinds.items()}
             self.changed = self.live
             return
-        slots = {piece.slot(n): value for piece in pieces for n, value in piece.slots.items()}
+        slots = {spec.slot(n): value for spec in specs for n, value in spec.slots.items()}
         kinds = {n: first if value == "p" else _trace.REAL for n, value in slots.items()}
         while True:  # a slot is complex only if a complex value reaches it: least fixed point
             tape, used, loads, hs = self._start(first, kinds)
-            out, new = compose(self.pieces, hs, tape, loads["p"], loads["g"], loads)
+            out, new = compose(self.specs, hs, tape, loads["p"], loads["g"], loads)
             self._check(out, new, complex)
             wider = {n for n, x in new.items() if x.kind != kinds[n] and kinds[n] == _trace.REAL}
             if not wider:
@@ -76,9 +74,9 @@ class Plan:
                 raise TypeError(f"{name}: update returned {_kind(x)}; state must be an array of numbers, like m * 0")
         for x in (out.step, *([] if out.landed is None else [out.landed])):
             if not isinstance(x, _trace.TracedArray) or x.kind == _trace.BOOL:
-                raise TypeError(f"{self.pieces[-1].place}: update returned {_kind(x)} as the step; it must be an array")
+                raise TypeError(f"{self.specs[-1].place}: update returned {_kind(x)} as the step; it must be an array")
             if not complex and x.kind == _trace.COMPLEX:
-                raise TypeError(f"{self.pieces[-1].place}: update made a complex step of real arrays")
+                raise TypeError(f"{self.specs[-1].place}: update made a complex step of real arrays")
 
     def body(self, outputs: tuple[str, ...]) -> _trace.Program:
         """Return the program that computes these outputs: ``p`` or ``u``, and slots."""
@@ -89,19 +87,19 @@ class Plan:
     def _start(
         self, first: str, kinds: dict[str, str]
     ) -> tuple[_trace.Tracer, dict[str, None], dict[str, Any], list[Any]]:
-        tape, used = _trace.Tracer(any(piece.inexact for piece in self.pieces)), dict[str, None]()
+        tape, used = _trace.Tracer(any(spec.inexact for spec in self.specs)), dict[str, None]()
         loads: dict[str, Any] = {"p": tape.load("p", first), "g": tape.load("g", first)}
         loads |= {name: tape.load(name, kind) for name, kind in kinds.items()}
-        hs = [Recorded(piece, i, extra(piece), used) for i, piece in enumerate(self.pieces)]
+        hs = [Recorded(spec, i, extra(spec), used) for i, spec in enumerate(self.specs)]
         return tape, used, loads, hs
 
     def _sum(self, place: int, first: str, kinds: dict[str, str]) -> _trace.Program:
         tape, used, loads, hs = self._start(first, kinds)
-        _, terms = compose(self.pieces, hs, tape, loads["p"], loads["g"], loads, upto=place)
+        _, terms = compose(self.specs, hs, tape, loads["p"], loads["g"], loads, upto=place)
         for name, x in terms.items():
             if not isinstance(x, _trace.TracedArray) or x.kind != _trace.REAL:
                 raise TypeError(
-                    f"{self.pieces[place].place}: reduce must return real arrays to sum; {name!r} is {_kind(x)}"
+                    f"{self.specs[place].place}: reduce must return real arrays to sum; {name!r} is {_kind(x)}"
                 )
         return tape.finish(terms, list(used))
 
@@ -118,13 +116,13 @@ def namespace(values: Any) -> Any:
 _plans: dict[Hashable, Plan] = {}
 
 
-def plan(pieces: tuple[ComponentSpec, ...], complex: bool) -> Plan:
+def plan(specs: tuple[ComponentSpec, ...], complex: bool) -> Plan:
     """Return the programs of a chain; a chain of the same classes and static fields is recorded once."""
-    key = (tuple((piece.place, piece.key, tuple(piece.hypers)) for piece in pieces), complex)
+    key = (tuple((spec.place, spec.key, tuple(spec.hypers)) for spec in specs), complex)
     if key not in _plans:
         if len(_plans) >= 512:
             _plans.clear()
-        _plans[key] = Plan(pieces, complex)
+        _plans[key] = Plan(specs, complex)
     return _plans[key]
 
 
@@ -135,7 +133,7 @@ def fitted_plan(
 
     ``path`` names one such parameter in an error.
     """
-    at = next((i for i, piece in enumerate(chain) if piece.storage), None)
+    at = next((i for i, spec in enumerate(chain) if spec.storage), None)
     if at is None:
         return plan(chain, complex)
     storage = chain[at].storage

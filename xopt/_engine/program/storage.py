@@ -25,7 +25,7 @@ class StoragePolicy(NamedTuple):
     master_weights: bool = False
     state_dtype: str | None = None
 
-    def fitted(self, piece: ComponentSpec, dtype: _arrays.DType, codes: Mapping[str, str]) -> ComponentSpec:
+    def fitted(self, spec: ComponentSpec, dtype: _arrays.DType, codes: Mapping[str, str]) -> ComponentSpec:
         """Return the link that keeps what parameters of a dtype need: a master copy, an error, scales, or nothing."""
         slots: dict[str, Any] = {"master": "p"} if self.master_weights and dtype.name in HALVES else {}
         if self.rounding == "kahan":
@@ -33,8 +33,8 @@ class StoragePolicy(NamedTuple):
         noisy = self.rounding == "stochastic" and dtype.name in HALVES
         key = (PLACE, *slots, noisy, dtype.name if "error" in slots or noisy else "", *codes.items())
         slots |= {_blocks.SCALE.removeprefix(f"{PLACE}.") + n: _scales for n in codes}
-        statics = {**piece.statics, "stored": dtype.name, "noisy": noisy, "codes": codes}
-        return piece._replace(slots=slots, statics=statics, key=key)
+        statics = {**spec.statics, "stored": dtype.name, "noisy": noisy, "codes": codes}
+        return spec._replace(slots=slots, statics=statics, key=key)
 
     def codes(
         self,
@@ -47,13 +47,13 @@ class StoragePolicy(NamedTuple):
         """Return which slots of a parameter are kept in 8 bits, and how."""
         if self.state_dtype != "int8":
             return {}
-        found = {piece.slot(n): kind for piece in chain for n, kind in piece.moments.items()}
+        found = {spec.slot(n): kind for spec in chain for n, kind in spec.moments.items()}
         found = {n: found[n] for n in live if n in found}
         if found and dtype.complex:
             raise TypeError(f"{path()}: dtype {dtype.name}, but state_dtype='int8' is for real parameters")
         return found if size >= _blocks.LEAST else {}
 
-    def slot(self, piece: ComponentSpec, name: str, dtype: _arrays.DType, usual: str, codes: Mapping[str, str]) -> str:
+    def slot(self, spec: ComponentSpec, name: str, dtype: _arrays.DType, usual: str, codes: Mapping[str, str]) -> str:
         """Name the dtype of a slot whose arithmetic is done in ``usual``.
 
         Averages and copies of parameters, and gradients that are added up, would stall in fewer digits: they stay.
@@ -62,8 +62,8 @@ class StoragePolicy(NamedTuple):
             return _blocks.CODES[codes[name]]
         if name == ERROR:
             return dtype.name
-        copied = piece.slots[name.removeprefix(f"{piece.place}.")] == "p"
-        if self.state_dtype in (None, "int8") or copied or piece.after or piece.gates:
+        copied = spec.slots[name.removeprefix(f"{spec.place}.")] == "p"
+        if self.state_dtype in (None, "int8") or copied or spec.after or spec.gates:
             return usual
         assert self.state_dtype is not None
         if not usual.startswith("complex"):
@@ -87,12 +87,12 @@ def _scales(h: Any, xp: Any, p: Any) -> Any:
 class LeafStorage:
     """How one leaf is stored: what a step computes with in the place of what is stored, and what is stored of it."""
 
-    def __init__(self, pieces: Iterable[ComponentSpec], hs: list[Any], xp: Any, slots: Mapping[str, Any]) -> None:
+    def __init__(self, specs: Iterable[ComponentSpec], hs: list[Any], xp: Any, slots: Mapping[str, Any]) -> None:
         self._xp, self._slots = xp, slots
         self._h: Any
-        found = ((piece, h) for piece, h in zip(pieces, hs, strict=False) if piece.storage)
-        piece, self._h = next(found, (None, None))
-        statics, own = (piece.statics, piece.slots) if piece else ({}, {})
+        found = ((spec, h) for spec, h in zip(specs, hs, strict=False) if spec.storage)
+        spec, self._h = next(found, (None, None))
+        statics, own = (spec.statics, spec.slots) if spec else ({}, {})
         self._stored, self._noisy = statics.get("stored", ""), statics.get("noisy", False)
         self._codes: Mapping[str, str] = statics.get("codes", {})
         self.master = slots[MASTER] if "master" in own else None

@@ -104,10 +104,10 @@ def _replayed(
 def _whole_leaf(work: BucketStep, values: StepScalars, k: int) -> dict[str, Any]:
     xp, arrays, found = work.xp, compute_arrays(work, k, work.real), list[dict[str, Any]]()
     hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, work.real)))
-    pieces = _beside(work, values, k, work.real)
+    specs = _beside(work, values, k, work.real)
     for part, x in enumerate(_parts(work, arrays)):
         _number(work, hs, 2 * work.leaves[k] + part)
-        found.append(_outcome(work, pieces, hs, x))
+        found.append(_outcome(work, specs, hs, x))
     if not work.split:
         return found[0]
     re, im = found
@@ -115,40 +115,40 @@ def _whole_leaf(work: BucketStep, values: StepScalars, k: int) -> dict[str, Any]
 
 
 def _beside(work: BucketStep, values: StepScalars, k: int, real: str) -> tuple[ComponentSpec, ...]:
-    """Return the pieces with hooks that take arrays of leaf ``k``; those of whole arrays have them already."""
+    """Return the components with hooks that take arrays of leaf ``k``; those of whole arrays have them already."""
     return tuple(
-        piece if piece.whole or piece.storage else _bound(work, piece, own, k, real)
-        for piece, own in zip(work.pieces, values.pieces, strict=False)
+        spec if spec.whole or spec.storage else _bound(work, spec, own, k, real)
+        for spec, own in zip(work.specs, values.specs, strict=False)
     )
 
 
-def _bound(work: BucketStep, piece: ComponentSpec, values: Mapping[str, Any], k: int, real: str) -> ComponentSpec:
-    """Return a piece whose hooks run their programs with its scalars for leaf ``k``."""
+def _bound(work: BucketStep, spec: ComponentSpec, values: Mapping[str, Any], k: int, real: str) -> ComponentSpec:
+    """Return a component whose hooks run their programs with its scalars for leaf ``k``."""
 
     def run(what: str, call: Callable[..., Any], arrays: dict[str, Any]) -> dict[str, Any]:
-        return run_hook(work, piece, what, call, arrays, values, k, real)
+        return run_hook(work, spec, what, call, arrays, values, k, real)
 
     def update(_h: Any, _xp: Any, p: Any, g: Any, **own: Any) -> tuple[Any, ...]:
-        found = run("update", lambda h, xp, x: piece.update(h, xp, x["p"], x["g"], **rest(x)), {"p": p, "g": g, **own})
+        found = run("update", lambda h, xp, x: spec.update(h, xp, x["p"], x["g"], **rest(x)), {"p": p, "g": g, **own})
         return tuple(found.values())
 
     def reduce(_h: Any, _xp: Any, p: Any, g: Any, **own: Any) -> dict[str, Any]:
-        hook: Any = piece.reduce
+        hook: Any = spec.reduce
         return run("reduce", lambda h, xp, x: hook(h, xp, x["p"], x["g"], **rest(x)), {"p": p, "g": g, **own})
 
     def enter(_h: Any, g: Any) -> Any:
-        hook: Any = piece.enter
+        hook: Any = spec.enter
         return run("enter", lambda h, xp, x: hook(h, x["p"]), {"p": g})["0"]
 
     def rest(arrays: dict[str, Any]) -> dict[str, Any]:
         return {n: x for n, x in arrays.items() if n not in ("p", "g")}
 
-    return piece._replace(update=update, reduce=piece.reduce and reduce, enter=piece.enter and enter)
+    return spec._replace(update=update, reduce=spec.reduce and reduce, enter=spec.enter and enter)
 
 
 def run_hook(
     work: BucketStep,
-    piece: ComponentSpec,
+    spec: ComponentSpec,
     what: str,
     call: Callable[..., Any],
     arrays: dict[str, Any],
@@ -156,9 +156,9 @@ def run_hook(
     k: int,
     real: str,
 ) -> dict[str, Any]:
-    """Run one hook of a piece over arrays of leaf ``k``: ``call(h, xp, arrays)``. What it returns has names."""
+    """Run one hook of a component over arrays of leaf ``k``: ``call(h, xp, arrays)``. What it returns has names."""
     kinds = {n: COMPLEX if _arrays.is_complex(x) else REAL for n, x in arrays.items()}
-    program, results = hook(piece, what, call, kinds)
+    program, results = hook(spec, what, call, kinds)
     scalars = program.compute([values[n] for _, n in scalar_places(program.inputs)])
     made = (_terms if what == "reduce" else _replayed)(work, program, arrays, scalars, k, real)
     return {n: made.get(n, x) for n, x in results.items()}
@@ -166,22 +166,22 @@ def run_hook(
 
 def _number(work: BucketStep, hs: list[Any], leaf: int) -> None:
     """Say which array of the tree it is; the two parts of a complex one have numbers of their own."""
-    for h, piece in zip(hs, work.pieces, strict=False):
-        if not piece.storage:  # that counts parameters
+    for h, spec in zip(hs, work.specs, strict=False):
+        if not spec.storage:  # that counts parameters
             h.leaf = leaf
 
 
 def _outcome(
-    work: BucketStep, pieces: tuple[ComponentSpec, ...], hs: list[Any], arrays: dict[str, Any]
+    work: BucketStep, specs: tuple[ComponentSpec, ...], hs: list[Any], arrays: dict[str, Any]
 ) -> dict[str, Any]:
     p = arrays["p"]
-    out, new = compose(pieces, hs, work.xp, p, arrays["g"], arrays)
+    out, new = compose(specs, hs, work.xp, p, arrays["g"], arrays)
     result = {"p": out.params(p)} if "p" in work.outputs else {"u": out.change(p)}
     return result | {n: new[n] for n in work.outputs if n in new}
 
 
 def sums(work: BucketStep, values: StepScalars, place: int) -> dict[str, Any]:
-    """Return the sums that piece ``place`` asks for, a vector over the leaves, in float64 where the device has it."""
+    """Return the sums that component ``place`` asks for, a vector over the leaves, in float64 where there is one."""
     xp, found = work.xp, []
     real = _arrays.widest_real(xp, _arrays.device(work.loads["p"][0]), work.real) if work.loads["p"] else work.real
     with _arrays.no_grad(work.library):
@@ -228,10 +228,10 @@ def _whole_sums(
     """Sum the terms of a leaf behind links of whole arrays; of a complex one, those of its two parts."""
     xp = work.xp
     hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, real)), upto=place + 1)
-    pieces, sums = _beside(work, values, k, real), list[Any]()
+    specs, sums = _beside(work, values, k, real), list[Any]()
     for part, x in enumerate(_parts(work, arrays)):
         _number(work, hs, 2 * work.leaves[k] + part)
-        _, terms = compose(pieces, hs, xp, x["p"], x["g"], x, upto=place)
+        _, terms = compose(specs, hs, xp, x["p"], x["g"], x, upto=place)
         own = [_summed(xp, terms[n]) for n in work.plan.terms[place]]
         sums = [_added(xp, a, b) for a, b in zip(sums, own, strict=True)] if sums else own
     return sums

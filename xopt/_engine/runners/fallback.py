@@ -22,7 +22,7 @@ class Runner(Protocol):
         """Return a function that runs the whole chain."""
 
     def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, NDArray]:
-        """Return the sums that a piece asks for."""
+        """Return the sums that a component asks for."""
 
 
 class Shared:
@@ -57,7 +57,7 @@ class Shared:
         return finish
 
     def sums(self, place: int) -> dict[str, NDArray]:
-        """Return the sums that piece ``place`` asks for, a vector over the leaves."""
+        """Return the sums that component ``place`` asks for, a vector over the leaves."""
         found = {n: np.empty(self._count) for n in self._work.plan.sums[place].outputs}
         for runner, leaves, work, values in self._each():
             for n, x in runner.sums(work, values, place).items():

@@ -106,7 +106,7 @@ class _Helper:
 def _start(count: int) -> None:
     """Start so many threads, if they can be started and there are not so many yet.
 
-    Not those of ``concurrent.futures``: Ctrl-C can break their locks, which are not taken in one piece.
+    Not those of ``concurrent.futures``: Ctrl-C can break their locks, which are not taken in one component.
     """
     global _started
     with _lock:

@@ -92,7 +92,7 @@ class Cuda:
         return finish
 
     def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, Any]:
-        """Return the sums that piece ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
+        """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
         program, found = work.plan.sums[place], {}
         try:
             kernels = {n: _emit_cuda.sum_kernel(program, n, _storage(work)) for n in program.outputs}

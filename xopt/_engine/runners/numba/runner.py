@@ -142,7 +142,7 @@ class Numba:
         return finish
 
     def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, NDArray]:
-        """Return the sums that piece ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
+        """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
         try:
             frame = self._kept(work, place) or self._frame(work, reduction(work, place), place, {})
         except Unsupported:
@@ -225,19 +225,19 @@ class Numba:
 
 def body(work: BucketStep, fresh: bool) -> CompiledLoop:
     """Return the kernel of a whole step."""
-    return _compiled(work.plan.body(work.outputs), title(work.pieces, work.dtype), stored(work), work.real, fresh)
+    return _compiled(work.plan.body(work.outputs), title(work.specs, work.dtype), stored(work), work.real, fresh)
 
 
 def reduction(work: BucketStep, place: int) -> CompiledLoop:
-    """Return the kernel of the sums that a piece asks for."""
-    name = title(work.pieces, work.dtype, place)
+    """Return the kernel of the sums that a component asks for."""
+    name = title(work.specs, work.dtype, place)
     return _compiled(work.plan.sums[place], name, stored(work), work.real, None)
 
 
-def title(pieces: tuple[ComponentSpec, ...], dtype: Any, place: int | None = None) -> str:
+def title(specs: tuple[ComponentSpec, ...], dtype: Any, place: int | None = None) -> str:
     """Say what a kernel is for."""
-    chain = " | ".join(piece.place for piece in pieces)
-    return f"{chain}{'' if place is None else f': the sums of {pieces[place].place}'}, {dtype.name}"
+    chain = " | ".join(spec.place for spec in specs)
+    return f"{chain}{'' if place is None else f': the sums of {specs[place].place}'}, {dtype.name}"
 
 
 def stored(work: BucketStep) -> tuple[tuple[str, str], ...]:

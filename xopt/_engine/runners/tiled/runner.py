@@ -111,7 +111,7 @@ class Tiled:
         return at, end
 
     def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, NDArray]:
-        """Return the sums that piece ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
+        """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
         leaves, apart = _leaves(work), bool(work.plan.codes)
         if apart and not all(leaves.plain):
             return Shared(work, values, leaves.plain, self, _ByLeaf()).sums(place)
@@ -145,7 +145,7 @@ class _ByLeaf:
         return finish
 
     def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, NDArray]:
-        """Return the sums that piece ``place`` asks for, a vector over the leaves."""
+        """Return the sums that component ``place`` asks for, a vector over the leaves."""
         return eager.sums(_on_host(work), values, place)
 
 

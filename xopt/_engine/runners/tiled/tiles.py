@@ -180,7 +180,7 @@ class Bound(NamedTuple):
     registers: list[NDArray]
     gathers: list[tuple[int, NDArray]]
     """Loads to copy together, and where to."""
-    pieces: list[list[NDArray]]
+    specs: list[list[NDArray]]
     """For each store, the part of the result that belongs to each leaf; empty where it is at home already."""
 
 
@@ -211,19 +211,19 @@ class Small(_Program):
         bound = None if self.kept is None else self.kept.get(task)
         if bound is None:
             loads, results, gathers, staged = self.bind(task, b)
-            pieces = [
+            specs = [
                 list(map(values.__getitem__, task.slices)) if in_scratch else []
                 for values, in_scratch in zip(results, staged, strict=True)
             ]
             registers = [r[: task.size] for r in b.registers]
-            bound = Bound([*loads, *results], registers, [(j, loads[j]) for j in gathers], pieces)
+            bound = Bound([*loads, *results], registers, [(j, loads[j]) for j in gathers], specs)
             if self.kept is not None:
                 self.kept[task] = bound
-        arguments, registers, buffers, pieces = bound
+        arguments, registers, buffers, specs = bound
         for j, buffer in buffers:
             _gather(self.loads[j], task, buffer)
         self.kernel.run(*arguments, *self.task_scalars(task), *registers, *self.index(task))
-        for j, (column, views) in enumerate(zip(self.stores, pieces, strict=True)):
+        for j, (column, views) in enumerate(zip(self.stores, specs, strict=True)):
             if not views:
                 continue
             if j or not self.adds:
