@@ -111,7 +111,7 @@ class XoptLoops(Xopt):
 
     def __init__(self, problem: Problem, library: Library, runner: str | None) -> None:
         super().__init__(problem, library, runner)
-        inner, self.inside = self.opt._stages.runner, 0.0
+        inner, self.inside = self.opt._executor.runner, 0.0
         outer = self
 
         class Clocked:
@@ -129,7 +129,7 @@ class XoptLoops(Xopt):
 
                 return timed
 
-        for batch in self.opt._stages.batches:
+        for batch in self.opt._executor.batches:
             batch.runner = Clocked()
 
     def clock(self) -> float:

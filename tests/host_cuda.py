@@ -159,9 +159,9 @@ def kernels(rule: Any, dtype: str, fresh: bool = True) -> list[_emit_cuda.Kernel
     """Return every kernel that a step of a rule needs for parameters of a dtype."""
     like = np.zeros(1, "float32" if dtype == "bfloat16" else dtype)
     layout = Layout(like.astype(importlib.import_module("ml_dtypes").bfloat16) if dtype == "bfloat16" else like)
-    stages = Executor(rule._chains(layout), layout, "eager")
-    [batch] = stages.batches
-    columns = {"p": dtype, **{n: stages.slot_dtype(n, 0) for n in stages.live}, "g": dtype}
+    executor = Executor(rule._chains(layout), layout, "eager")
+    [batch] = executor.batches
+    columns = {"p": dtype, **{n: executor.slot_dtype(n, 0) for n in executor.live}, "g": dtype}
     storage = _emit_cuda.storage(columns, batch.split)
     made = [_emit_cuda.sum_kernel(program, n, storage) for program in batch.plan.sums.values() for n in program.outputs]
     body = batch.plan.body(("p", *batch.plan.changed))

@@ -79,7 +79,7 @@ def optimizer(lib: Lib, rule: Any) -> Any:
 def go_on(lib: Lib, opt: Any, last: int) -> None:
     """Take steps up to a number."""
     leaves, spec = optree.tree_flatten(opt.params)
-    asks = {"value"} if opt._stages.inputs else set()
+    asks = {"value"} if opt._executor.inputs else set()
     for t in range(opt.state.step + 1, last + 1):
         rng = np.random.default_rng(t)
         grads = [np.asarray(rng.standard_normal(tuple(x.shape)) * t % 1.3 - 0.6) for x in leaves]

@@ -10,7 +10,7 @@ import pytest
 import xopt
 from xopt._arrays import libraries as _arrays
 from xopt._arrays.layout import AliasGuard, Layout
-from xopt._engine import executor as _stages
+from xopt._engine import executor as _executor
 
 pytestmark = pytest.mark.needs("cupy")
 
@@ -41,12 +41,12 @@ def test_layout_and_runner(cupy: Any) -> None:
     params = {"w": fake(cupy, 4096, 3, 4), "b": fake(cupy, 8192, 4, dtype="complex64")}
     layout = Layout(params, writable=True)
     assert (layout.library, layout.shapes) == ("cupy", [(4,), (3, 4)])
-    stages = _stages.Executor(xopt.AdamW()._chains(layout), layout)
-    assert stages.runner.name == "eager"
-    assert [stages.slot_dtype("0.adamw.v", k) for k in (0, 1)] == ["float32", "float32"]
-    assert stages.slot_dtype("0.adamw.m", 0) == "complex64"
+    executor = _executor.Executor(xopt.AdamW()._chains(layout), layout)
+    assert executor.runner.name == "eager"
+    assert [executor.slot_dtype("0.adamw.v", k) for k in (0, 1)] == ["float32", "float32"]
+    assert executor.slot_dtype("0.adamw.m", 0) == "complex64"
     with pytest.raises(ValueError, match="these are of cupy"):
-        _stages.Executor(xopt.AdamW()._chains(layout), layout, "tiled")
+        _executor.Executor(xopt.AdamW()._chains(layout), layout, "tiled")
 
 
 def test_errors_come_before_any_memory_is_touched(cupy: Any) -> None:

@@ -34,8 +34,8 @@ CLIPPED = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.AdamW())
 def test_bytes(rule: Any, dtype: str, moved: int) -> None:
     text = xopt.explain(rule, array(dtype), runner="tiled", bandwidth=10.0, source=False)
     assert f"{10 * moved} bytes a step: at 1e-08 GB/s at least {moved} s" in text
-    stages = [line for line in text.splitlines() if line.startswith("  ") and line.endswith("a parameter")]
-    assert sum(int(line.split(": ")[1].split()[0]) for line in stages) == moved
+    executor = [line for line in text.splitlines() if line.startswith("  ") and line.endswith("a parameter")]
+    assert sum(int(line.split(": ")[1].split()[0]) for line in executor) == moved
 
 
 def test_stages() -> None:

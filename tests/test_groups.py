@@ -335,7 +335,7 @@ def test_one_launch_for_all_groups(folder: Any, rng: np.random.Generator) -> Non
     opt.set(lr=0.2)
     opt.step(grads)
     assert driver.launches == ["xopt_sums", "xopt_ordered", "xopt_ordered", STEP]
-    [batch] = opt._stages.batches
+    [batch] = opt._executor.batches
     assert len(batch.chains) == 6
 
 
@@ -463,7 +463,7 @@ def test_jax_compiles_once() -> None:
     opt.step(ones, lr=0.25)
     opt.set(lr=S.constant(2.0))
     opt.step(ones)
-    assert opt._stages._compiled._cache_size() == 1
+    assert opt._executor._compiled._cache_size() == 1
     assert opt.params["a"].tolist() == [-2.75] * 2
     assert opt.params["b"].tolist() == [-2.25] * 2
 

@@ -108,37 +108,37 @@ def explain(
     if bandwidth is not None:
         bandwidth = number("bandwidth", Field(None, static=False, gt=0), bandwidth, "bytes a second")
     layout = Layout(params)
-    stages = Executor(rule._chains(layout), layout, runner)
+    executor = Executor(rule._chains(layout), layout, runner)
     count = _count(sum(map(math.prod, layout.shapes)), "parameter")
     arrays = f"{_count(len(layout.leaves), 'array')} of {layout.library}, {count}"
-    lines = [f"{rule!r}: {arrays}, runner {stages.runner.name}"]
-    still = [k for k, batch in enumerate(stages.batch_of) if batch is None]
+    lines = [f"{rule!r}: {arrays}, runner {executor.runner.name}"]
+    still = [k for k, batch in enumerate(executor.batch_of) if batch is None]
     if still:
         count = _count(sum(math.prod(layout.shapes[k]) for k in still), "parameter")
         lines += ["", f"frozen: {_count(len(still), 'array')}, {count}"]
     sources: list[str] = []
     total = 0
-    for batch in stages.batches:
+    for batch in executor.batches:
         size = sum(math.prod(layout.shapes[k]) for k in batch.leaves)
         if batch.plan.whole:
             links = ", ".join(spec.place for spec in batch.specs if spec.whole)
             arrays = f"{_count(len(batch.leaves), 'array')}, {_count(size, 'parameter')}"
             lines += ["", f"{batch.dtype.name}: {arrays}", f"  step: whole arrays, for {links}; by the eager runner"]
             continue
-        stored = _stored(stages, batch)
+        stored = _stored(executor, batch)
         state = sum(_bytes(n, stored[n]) for n in batch.plan.live)
         arrays = f"{_count(len(batch.leaves), 'array')}, {_count(size, 'parameter')}"
         lines += ["", f"{batch.dtype.name}: {arrays}, {state:.4g} bytes of state each"]
         programs: list[tuple[int | None, Program]] = [*batch.plan.sums.items()]
         for place, program in [*programs, (None, batch.plan.body(("p", *batch.plan.changed)))]:
             name = "step" if place is None else f"sums of {batch.specs[place].place}"
-            moved, text = _stage(stages, batch, place, program)
+            moved, text = _stage(executor, batch, place, program)
             total += round(moved * size)
             lines += [f"  {name}: {moved:.4g} bytes and {text.pop(0)} a parameter", *text]
             if source:
-                sources += ["", f"source of the {name}, {batch.dtype.name}:", _source(stages, batch, place, program)]
+                sources += ["", f"source of the {name}, {batch.dtype.name}:", _source(executor, batch, place, program)]
     time = f": at {bandwidth / 1e9:g} GB/s at least {_time(total / bandwidth)}" if bandwidth else ""
-    beside = ", beside those of whole arrays" if any(batch.plan.whole for batch in stages.batches) else ""
+    beside = ", beside those of whole arrays" if any(batch.plan.whole for batch in executor.batches) else ""
     lines += ["", f"{total:,} bytes a step{beside}{time}"]
     return "\n".join([*lines, *sources])
 
@@ -154,10 +154,10 @@ def _time(seconds: float) -> str:
     return f"{seconds / 1e-9:.3g} ns"
 
 
-def _stage(stages: Executor, batch: Bucket, place: int | None, program: Program) -> tuple[float, list[str]]:
+def _stage(executor: Executor, batch: Bucket, place: int | None, program: Program) -> tuple[float, list[str]]:
     """Return the bytes that one stage moves a parameter, and how many operations it does and which."""
     written = [*program.outputs] if place is None else []
-    stored = _stored(stages, batch)
+    stored = _stored(executor, batch)
     moved = sum(_bytes(n, stored[n]) for n in [*program.loads, *written])
     try:
         low = _lower.lower(program)
@@ -192,19 +192,19 @@ def _bytes(name: str, dtype: str) -> float:
     return _arrays.BYTES[dtype] / (BLOCK if is_scale(name) else 1)
 
 
-def _stored(stages: Executor, batch: Bucket) -> dict[str, str]:
+def _stored(executor: Executor, batch: Bucket) -> dict[str, str]:
     """Return the dtype of parameters, gradients and state."""
-    own = {n: stages.slot_dtype(n, batch.leaves[0]) for n in batch.plan.live}
+    own = {n: executor.slot_dtype(n, batch.leaves[0]) for n in batch.plan.live}
     return {"p": batch.dtype.name, "g": batch.dtype.name, **own}
 
 
-def _source(stages: Executor, batch: Bucket, place: int | None, program: Program) -> str:
+def _source(executor: Executor, batch: Bucket, place: int | None, program: Program) -> str:
     """Return what the runner makes of a program; the eager one runs the rule as it stands."""
-    runner = stages.runner.name
+    runner = executor.runner.name
     if runner == "numba":
         try:
             title = numba.title(batch.specs, batch.dtype, place)
-            parts = {n: _arrays.part(kind) for n, kind in _stored(stages, batch).items()}
+            parts = {n: _arrays.part(kind) for n, kind in _stored(executor, batch).items()}
             return numba.source(program, title, parts, batch.dtype.real, False if place is None else None).rstrip()
         except _lower.Unsupported as error:
             return f"(left to the tiled runner: {error})\n{_emit.numpy_kernel(program).source.rstrip()}"
@@ -212,7 +212,7 @@ def _source(stages: Executor, batch: Bucket, place: int | None, program: Program
         return _emit.numpy_kernel(program).source.rstrip()
     if runner == "cuda":
         real = batch.dtype.real
-        storage = _emit_cuda.storage(_stored(stages, batch), batch.split)
+        storage = _emit_cuda.storage(_stored(executor, batch), batch.split)
         try:
             if place is None:
                 return _emit_cuda.step_kernel(program, storage, real, False).source.rstrip()

@@ -96,7 +96,7 @@ class Optimizer(Saving):
         """Make everything that hangs on parameters, as before the first step."""
         self._rule, self._wanted, self._taken = rule, runner, 0
         self._layout = Layout(params, writable=True)
-        self._stages = Executor(rule._chains(self._layout), self._layout, runner)
+        self._executor = Executor(rule._chains(self._layout), self._layout, runner)
         self._tree = params
         self._writes = _arrays.in_place(self._layout.library)
         if self._layout.library == "jax":  # the step donates its buffers; the caller's stay alive
@@ -104,12 +104,12 @@ class Optimizer(Saving):
         if not self._writes:
             self._tree = self._layout.tree(self._layout.leaves)
         self._watch = _tree.Watch(params, self._layout.spec, self._layout.given) if self._writes else None
-        self._slots, self._kept = _buffers.new_slots(self._stages)
-        self._carry = self._stages.new_carry()
-        inspector = getattr(self._stages.runner, "inspector", None)
-        held = _buffers.arrays(self._stages, self._slots, self._kept)
+        self._slots, self._kept = _buffers.new_slots(self._executor)
+        self._carry = self._executor.new_carry()
+        inspector = getattr(self._executor.runner, "inspector", None)
+        held = _buffers.arrays(self._executor, self._slots, self._kept)
         self._memory = AliasGuard(self._layout, held, inspector)
-        self._turns = ExclusiveAccess(self._stages)
+        self._turns = ExclusiveAccess(self._executor)
 
     @property
     def params(self) -> Any:
@@ -124,7 +124,7 @@ class Optimizer(Saving):
     @property
     def runner(self) -> str:
         """Which runner computes the steps."""
-        name: str = self._stages.runner.name
+        name: str = self._executor.runner.name
         return name
 
     @property
@@ -165,23 +165,23 @@ class Optimizer(Saving):
             return self._step(grads, value, overrides)
 
     def _step(self, grads: Any, value: Any, overrides: dict[str, Any]) -> Any:
-        layout, stages = self._layout, self._stages
+        layout, executor = self._layout, self._executor
         gs, where, moved = self._memory.gradients(grads)
         if moved:
             self._forget()
         t = after(self._taken)
         rule = self._rule._with(overrides) if overrides else self._rule
-        clocks = stages.clocks(t, self._carry)
-        given = stages.resolve(clocks[""], rule._chains(layout).chains if overrides else None)
-        inputs = stages.given({"value": value}) if value is not None or stages.inputs else {}
+        clocks = executor.clocks(t, self._carry)
+        given = executor.resolve(clocks[""], rule._chains(layout).chains if overrides else None)
+        inputs = executor.given({"value": value}) if value is not None or executor.inputs else {}
         if layout.library == "jax":
-            if stages.refuses:
-                stages.scalars.checked = True
+            if executor.refuses:
+                executor.scalars.checked = True
                 layout.refuse_nonfinite(gs)
-            clocks = {n: stages.new_step(x) if isinstance(x, int) else x for n, x in clocks.items()}
-            out = stages.donated(layout.leaves, gs, self._slots, self._carry, clocks, given, inputs)
+            clocks = {n: executor.new_step(x) if isinstance(x, int) else x for n, x in clocks.items()}
+            out = executor.donated(layout.leaves, gs, self._slots, self._carry, clocks, given, inputs)
         else:
-            out = stages.run(
+            out = executor.run(
                 clocks,
                 given,
                 layout.leaves,
@@ -194,16 +194,16 @@ class Optimizer(Saving):
                 where=where,
             )
         ps, slots, carry = out
-        stages.torn = True
+        executor.torn = True
         self._carry = carry
         if not self._writes:
             layout.leaves, self._slots = ps, slots
             self._tree = layout.tree(ps)
         if layout.library == "torch":
-            batches = stages.batch_of
+            batches = executor.batch_of
             _arrays.written([p for p, g, b in zip(layout.leaves, gs, batches, strict=True) if g is not None and b])
         self._taken = t
-        stages.torn = False
+        executor.torn = False
         return self._tree
 
     def _fit(self, what: str, torn: bool = False) -> None:
@@ -256,7 +256,7 @@ class Optimizer(Saving):
         with self._turns.free("set"):
             self._turns.check("set", swapped=True)
             rule = self._rule._with(values)
-            self._stages.chains = self._stages.checked(rule._chains(self._layout).chains)
+            self._executor.chains = self._executor.checked(rule._chains(self._layout).chains)
             self._rule = rule
 
     def hyperparams(self) -> dict[str, Any]:
@@ -303,11 +303,11 @@ class Optimizer(Saving):
                 self._tree = new
             yield self._tree
         finally:
-            self._stages.torn = self._writes  # until the parameters are back
+            self._executor.torn = self._writes  # until the parameters are back
             self._tree, self._turns.swapped = tree, False
             if self._writes:
                 _arrays.overwrite(layout.library, layout.leaves, old)
-            self._stages.torn = False
+            self._executor.torn = False
 
     def __repr__(self) -> str:
         n = sum(math.prod(shape) for shape in self._layout.shapes)

@@ -15,25 +15,25 @@ Kept: TypeAlias = list[tuple[dict[str, Any], dict[str, Any]]]
 """For each batch its buffers, with the place of each leaf; and what its runner keeps between steps."""
 
 
-def new_slots(stages: Executor) -> tuple[dict[str, list[Any]], Kept]:
+def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Kept]:
     """Make the state; for a runner on the host its leaves are views of aligned buffers."""
-    layout = stages.layout
-    if not stages.runner.host:
-        return stages.new_slots(), [({}, {}) for _ in stages.batches if stages.runner.name == "cuda"]
-    slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in stages.live}
+    layout = executor.layout
+    if not executor.runner.host:
+        return executor.new_slots(), [({}, {}) for _ in executor.batches if executor.runner.name == "cuda"]
+    slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in executor.live}
     kept: Kept = []
-    for batch in stages.batches:
+    for batch in executor.batches:
         live, arena = batch.plan.live, dict[str, Any]()
         if batch.plan.whole or batch.plan.codes:
             for n in live:
                 for k in batch.leaves:
-                    slots[n][k] = stages.new_slot(n, k)
+                    slots[n][k] = executor.new_slot(n, k)
             kept.append(({}, {}))
             continue
         params = [layout.leaves[k] for k in batch.leaves]
-        at, end = stages.runner.places(layout.library, params, len(live), batch.dtype, batch.split)
+        at, end = executor.runner.places(layout.library, params, len(live), batch.dtype, batch.split)
         for n in live:
-            name = stages.slot_dtype(n, batch.leaves[0])
+            name = executor.slot_dtype(n, batch.leaves[0])
             dtype = np.dtype(_arrays.dtype_of(np, name))
             buffer = _arrays.aligned(end, dtype)
             buffer[...] = 0  # what lies between the leaves is computed with
@@ -43,15 +43,15 @@ def new_slots(stages: Executor) -> tuple[dict[str, list[Any]], Kept]:
             for start, k in zip(at, batch.leaves, strict=True):
                 shape = layout.shapes[k]
                 slots[n][k] = flat[start : start + math.prod(shape)].reshape(shape)
-                slots[n][k][...] = _arrays.detached(layout.library, stages.first_value(n, k))
+                slots[n][k][...] = _arrays.detached(layout.library, executor.first_value(n, k))
         kept.append(({} if batch.split else arena, {}))
     return slots, kept
 
 
-def arrays(stages: Executor, slots: dict[str, list[Any]], kept: Kept) -> list[Any]:
+def arrays(executor: Executor, slots: dict[str, list[Any]], kept: Kept) -> list[Any]:
     """Return the arrays that hold the state: the buffers, or the slots."""
     arenas = [own for own, _ in kept]
-    plain = all(own or not batch.plan.live for own, batch in zip(arenas, stages.batches, strict=bool(arenas)))
-    if kept and plain and not any(batch.split for batch in stages.batches):
+    plain = all(own or not batch.plan.live for own, batch in zip(arenas, executor.batches, strict=bool(arenas)))
+    if kept and plain and not any(batch.split for batch in executor.batches):
         return [buffer for own in arenas for buffer, _ in own.values()]
     return [x for column in slots.values() for x in column if x is not None]

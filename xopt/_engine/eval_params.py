@@ -12,18 +12,18 @@ from xopt._engine.program.storage import ERROR, MASTER, LeafStorage
 from xopt._engine.runners import eager
 
 
-def evaluated(stages: Executor, state: Any) -> Any:
+def evaluated(executor: Executor, state: Any) -> Any:
     """Return what the last link with a ``readout`` makes of each parameter, in new arrays; of others, a copy.
 
     Before the first step nothing has been averaged: all are copies. Steps that were held back are not counted.
     """
-    layout, xp = stages.layout, stages.layout.xp
-    slots = stages.check_state(state)
+    layout, xp = executor.layout, executor.layout.xp
+    slots = executor.check_state(state)
     out: list[Any] = [None] * len(layout.leaves)
-    taken = stages.clocks(state.step + 1, state.carry)[""] - 1
+    taken = executor.clocks(state.step + 1, state.carry)[""] - 1
     if not (isinstance(taken, int) and taken == 0):
-        for work in stages.works("p", layout.leaves, layout.leaves, slots, None, None, False):
-            for k, x in zip(work.leaves, _column(stages, work, state, taken), strict=True):
+        for work in executor.works("p", layout.leaves, layout.leaves, slots, None, None, False):
+            for k, x in zip(work.leaves, _column(executor, work, state, taken), strict=True):
                 out[k] = x
     for k, p in enumerate(layout.leaves):
         if out[k] is None:
@@ -39,7 +39,7 @@ def _whole(arrays: dict[str, Any]) -> Any:
     return p if arrays.get(ERROR) is None else p + arrays[ERROR]
 
 
-def _column(stages: Executor, work: BucketStep, state: Any, taken: Any) -> list[Any]:
+def _column(executor: Executor, work: BucketStep, state: Any, taken: Any) -> list[Any]:
     """Compute the readout of the leaves of one batch after so many steps, if not 0."""
     xp, places = work.xp, [i for i, spec in enumerate(work.specs) if spec.readout]
     if not places:
@@ -51,7 +51,7 @@ def _column(stages: Executor, work: BucketStep, state: Any, taken: Any) -> list[
     names = [n for n in list(inspect.signature(readout).parameters)[3:] if spec.slot(n) in work.loads]
     t = taken if isinstance(taken, int) else xp.maximum(taken, xp.ones_like(taken))
     values = StepScalars([])
-    stages.scalars.open(spec, i, stages.step(t), stages.resolve(t), work, values, state.carry)
+    executor.scalars.open(spec, i, executor.step(t), executor.resolve(t), work, values, state.carry)
     found = []
     with _arrays.no_grad(work.library):
         for k in range(len(work.leaves)):

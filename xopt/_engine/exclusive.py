@@ -19,8 +19,8 @@ class ExclusiveAccess:
     The lock is taken and released by the ``with`` itself, where Ctrl-C cannot come in between.
     """
 
-    def __init__(self, stages: Executor) -> None:
-        self._stages, self._lock = stages, threading.Lock()
+    def __init__(self, executor: Executor) -> None:
+        self._executor, self._lock = executor, threading.Lock()
         self.swapped = False
         """Whether averages stand in the place of the parameters."""
 
@@ -34,7 +34,7 @@ class ExclusiveAccess:
         """Say why this is no time for a call, unless it makes torn arrays whole, or needs no parameters."""
         if self.swapped and not swapped:
             raise RuntimeError(f"{what}: the parameters are averages until the block of averaged() ends")
-        if self._stages.torn and not torn:
+        if self._executor.torn and not torn:
             raise RuntimeError(
                 f"{what}: a step, or a load, was interrupted while it wrote: some arrays are new and some are old; "
                 f"load a checkpoint, or make another optimizer"

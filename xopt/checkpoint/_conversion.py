@@ -42,10 +42,10 @@ class Side:
         self.keys = _tree.pointers(self.layout.spec)
         self.problems: list[str] = []
         self.use(rule)
-        self.stages = Executor(rule._chains(self.layout), self.layout, "eager")
-        if any(batch.plan.codes for batch in self.stages.batches):
+        self.executor = Executor(rule._chains(self.layout), self.layout, "eager")
+        if any(batch.plan.codes for batch in self.executor.batches):
             raise TypeError(f"rule: it keeps its state in 8 bits, which {there} does not; leave state_dtype='int8' out")
-        self.slots = self.stages.new_slots()
+        self.slots = self.executor.new_slots()
         self.filled: set[tuple[str, int]] = set()
         for link in self.owners:
             if link is not None and type(link.part) not in KINDS:
@@ -78,8 +78,8 @@ class Side:
     def wanted(self, k: int) -> dict[str, str]:
         """Return the arrays that the rule keeps for parameter ``k``: their short names, and those in the state."""
         label = self._owner(k).label
-        split = [(n, *n.rpartition(".")[::2]) for n in self.stages.live]
-        return {slot: n for n, place, slot in split if place == label and self.stages.has(n, k)}
+        split = [(n, *n.rpartition(".")[::2]) for n in self.executor.live]
+        return {slot: n for n, place, slot in split if place == label and self.executor.has(n, k)}
 
     def call(self, k: int) -> str:
         """Return what the rule of parameter ``k`` is called there."""
@@ -209,9 +209,9 @@ class Side:
     def state_dict(self, step: int) -> dict[str, Any]:
         """Return what an optimizer with this state would, less what the other library has nothing for."""
         slots = {n: column for n, column in self.slots.items() if any(m == n for m, _ in self.filled)}
-        gates = {n for n, (spec, _) in self.stages.carried.items() if spec.gates}
-        carry = {n: x for n, x in self.stages.new_carry().items() if n in gates}
-        run = Run(self.rule, self.layout, self.stages, slots, carry)
+        gates = {n for n, (spec, _) in self.executor.carried.items() if spec.gates}
+        carry = {n: x for n, x in self.executor.new_carry().items() if n in gates}
+        run = Run(self.rule, self.layout, self.executor, slots, carry)
         return _record.state_dict(run, _record.metadata(run, step, None, __version__), False)
 
 
@@ -221,13 +221,13 @@ class Leaving(Side):
     def __init__(self, state_dict: Any, rule: FunctionalOptimizer, params: Any, there: str, library: str) -> None:
         super().__init__(rule, params, there, library)
         self.source = _record.StateDictSource(state_dict)
-        run = Run(rule, self.layout, self.stages, self.slots, self.stages.new_carry())
+        run = Run(rule, self.layout, self.executor, self.slots, self.executor.new_carry())
         loaded = _resume.check(self.source, run, strict=True, cast=True, hyper=True)
         self.use(loaded.rule)
-        self.step = int(self.stages.clocks(loaded.step, loaded.carry)[""])
+        self.step = int(self.executor.clocks(loaded.step, loaded.carry)[""])
         """Steps that were taken, without those that a guard left out."""
         self.names = {n for n in loaded.places if n.startswith("state/")}
-        gates = {n for n, (spec, _) in self.stages.carried.items() if spec.gates}
+        gates = {n for n, (spec, _) in self.executor.carried.items() if spec.gates}
         self.problems += [f"carry: {n}: {there} has nothing like it" for n in loaded.carry if n not in gates]
 
     def number(self, k: int, field: str) -> float:

@@ -114,8 +114,8 @@ def save_state(
     check_method(rule)
     rule, state, _ = rule._keeping(state)
     layout = Layout(params)
-    stages = Executor(rule._chains(layout), layout, "eager")
-    run = Run(rule, layout, stages, stages.check_state(state), state.carry)
+    executor = Executor(rule._chains(layout), layout, "eager")
+    run = Run(rule, layout, executor, executor.check_state(state), state.carry)
     return save_run(path, run, state.step, only_state=only_state, extra=extra, keep=keep, fsync=fsync)
 
 
@@ -244,7 +244,7 @@ def load_state(
         new = {name: _resume.taken(found, name, place.array) for name, place in loaded.places.items()}
         _resume.replace(new, run, loaded)
     slots = {n: layout.tree(column) for n, column in run.slots.items()} | said
-    state = State(run.stages.new_step(loaded.step), slots, {**run.carry, **loaded.carry})
+    state = State(run.executor.new_step(loaded.step), slots, {**run.carry, **loaded.carry})
     return Restored(layout.tree(layout.leaves), state, loaded.extra)
 
 

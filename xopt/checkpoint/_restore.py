@@ -68,13 +68,13 @@ def check(source: Source, run: Run, *, strict: bool, cast: bool, hyper: bool, wh
     if problems:
         raise CheckpointError(source.where, problems)
     begun, kept = _begun(run, found)
-    for n, (spec, first) in run.stages.carried.items():
+    for n, (spec, first) in run.executor.carried.items():
         leaves = begun.get(spec.place, set())
         if leaves and spec.scope == "leaf":
             old = to_host(carry.get(n, run.carry[n])).tolist()
-            carry[n] = run.stages.scalars.kept(spec, [first if k in leaves else x for k, x in enumerate(old)])
+            carry[n] = run.executor.scalars.kept(spec, [first if k in leaves else x for k, x in enumerate(old)])
         elif leaves and spec.place not in kept:
-            carry[n] = run.stages.scalars.first(spec, first)
+            carry[n] = run.executor.scalars.first(spec, first)
     return Loaded(rule, step, carry, copy.deepcopy(meta["extra"]), found, begun)
 
 
@@ -85,8 +85,8 @@ def _begun(run: Run, found: Mapping[str, Place]) -> tuple[dict[str, set[int]], s
     """
     begun, kept, met = dict[str, set[int]](), set[str](), {place.k for place in found.values()}
     for name, place in run.places(False).items():
-        if place.k in met and run.stages.follows(place.slot):
-            link = run.stages.owner(place.slot).place
+        if place.k in met and run.executor.follows(place.slot):
+            link = run.executor.owner(place.slot).place
             if name in found:
                 kept.add(link)
             else:
@@ -123,8 +123,8 @@ def begun(source: Source, rule: FunctionalOptimizer, layout: Layout) -> tuple[Ru
     """
 
     def run(rule: FunctionalOptimizer) -> Run:
-        stages = Executor(rule._chains(layout), layout)
-        return Run(rule, layout, stages, stages.new_slots(), stages.new_carry())
+        executor = Executor(rule._chains(layout), layout)
+        return Run(rule, layout, executor, executor.new_slots(), executor.new_carry())
 
     first, *_ = migrated(source)["rule"] or [None]
     static = first.get("static") if isinstance(first, dict) and first.get("place") == PLACE else None
@@ -196,12 +196,12 @@ def _name(link: Any) -> str:
 def _carry(meta: dict[str, Any], run: Run, strict: bool, problems: list[str]) -> dict[str, Any]:
     """Return the scalars of a source as the run keeps them."""
     found, keys = {}, _tree.pointers(run.layout.spec)
-    for n in sorted({*meta["carry"], *run.stages.carried}):
-        if n not in meta["carry"] or n not in run.stages.carried:
+    for n in sorted({*meta["carry"], *run.executor.carried}):
+        if n not in meta["carry"] or n not in run.executor.carried:
             if strict:
-                problems.append(f"carry: {n}: {'missing' if n in run.stages.carried else 'not carried here'}")
+                problems.append(f"carry: {n}: {'missing' if n in run.executor.carried else 'not carried here'}")
             continue
-        spec, value = run.stages.carried[n][0], meta["carry"][n]
+        spec, value = run.executor.carried[n][0], meta["carry"][n]
         if spec.scope == "leaf":
             if not isinstance(value, dict) or not all(map(_is_number, value.values())):
                 problems.append(f"carry: {n}: it must have a number for each parameter")
@@ -216,7 +216,7 @@ def _carry(meta: dict[str, Any], run: Run, strict: bool, problems: list[str]) ->
             problems.append(f"carry: {n}: {value!r}, but it must be a number")
             continue
         same = meta.get("library") == run.layout.library
-        found[n] = run.stages.scalars.kept(spec, value, _real(meta["arrays"].get(n)) if same else None)
+        found[n] = run.executor.scalars.kept(spec, value, _real(meta["arrays"].get(n)) if same else None)
     return found
 
 
@@ -247,7 +247,7 @@ def overwrite(source: Source, run: Run, loaded: Loaded) -> None:
     except CheckpointError as error:  # it was in order a moment ago
         raise OSError(errno.EIO, str(error), source.where) from error
     for place in renewed(run, loaded):
-        _arrays.overwrite(library, [place.array], [run.stages.renewed(place.slot, place.k)])
+        _arrays.overwrite(library, [place.array], [run.executor.renewed(place.slot, place.k)])
     if library == "torch":
         _arrays.written([place.array for place in loaded.places.values() if not place.slot])
 
@@ -257,7 +257,7 @@ def replace(new: Mapping[str, Any], run: Run, loaded: Loaded) -> None:
     for name, place in loaded.places.items():
         place.column[place.k] = new[name]
     for place in renewed(run, loaded):
-        place.column[place.k] = run.stages.renewed(place.slot, place.k)
+        place.column[place.k] = run.executor.renewed(place.slot, place.k)
 
 
 def renewed(run: Run, loaded: Loaded) -> list[Place]:
@@ -265,5 +265,5 @@ def renewed(run: Run, loaded: Loaded) -> list[Place]:
     return [
         place
         for name, place in run.places(False).items()
-        if name not in loaded.places and place.k in loaded.begun.get(run.stages.owner(place.slot).place, ())
+        if name not in loaded.places and place.k in loaded.begun.get(run.executor.owner(place.slot).place, ())
     ]

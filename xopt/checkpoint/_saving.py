@@ -30,7 +30,7 @@ class Saving(ABC):
     _wanted: Any
     """The runner that was asked for."""
     _layout: Layout
-    _stages: Executor
+    _executor: Executor
     _tree: Any
     _writes: bool
     _watch: _tree.Watch | None
@@ -162,25 +162,25 @@ class Saving(ABC):
         """Return parameters and state as they are; parameters may have been given other memory."""
         if self._memory.moved():
             self._forget()
-        return _record.Run(self._rule, self._layout, self._stages, self._slots, self._carry)
+        return _record.Run(self._rule, self._layout, self._executor, self._slots, self._carry)
 
     def _load(self, source: _record.Source, strict: bool, cast: bool) -> dict[str, Any]:
         layout, run = self._layout, self._run()
         layout.check_writable()
-        loaded = _resume.check(source, run, strict=strict, cast=cast, hyper=True, whole=self._stages.torn)
-        chains = self._stages.checked(loaded.rule._chains(layout).chains)
+        loaded = _resume.check(source, run, strict=strict, cast=cast, hyper=True, whole=self._executor.torn)
+        chains = self._executor.checked(loaded.rule._chains(layout).chains)
         source.verify()
         if self._writes:
-            self._stages.torn = True
+            self._executor.torn = True
             _resume.overwrite(source, run, loaded)
         else:
             new = {name: _resume.taken(source, name, place.array) for name, place in loaded.places.items()}
-            self._stages.torn = True
+            self._executor.torn = True
             _resume.replace(new, run, loaded)
             self._tree = layout.tree(layout.leaves)
-        self._stages.chains, self._rule = chains, loaded.rule
+        self._executor.chains, self._rule = chains, loaded.rule
         self._taken, self._carry = loaded.step, {**self._carry, **loaded.carry}
-        self._stages.torn = False
+        self._executor.torn = False
         return loaded.extra
 
     def __getstate__(self) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Run(NamedTuple):
 
     rule: FunctionalOptimizer
     layout: Layout
-    stages: Executor
+    executor: Executor
     slots: dict[str, list[Any]]
     carry: Mapping[str, Any]
 

@@ -145,9 +145,9 @@ class FunctionalOptimizer(ABC):
             rule, said = self._asked(
                 rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed
             )
-        stages = Executor(rule._chains(layout), layout)
-        slots = {n: stages.layout.tree(column) for n, column in stages.new_slots().items()}
-        return State(stages.new_step(), {**slots, **said}, stages.new_carry())
+        executor = Executor(rule._chains(layout), layout)
+        slots = {n: executor.layout.tree(column) for n, column in executor.new_slots().items()}
+        return State(executor.new_step(), {**slots, **said}, executor.new_carry())
 
     def apply(
         self,
@@ -235,13 +235,13 @@ class FunctionalOptimizer(ABC):
     ) -> tuple[Any, State]:
         rule, state, said = self._keeping(state)
         layout = Layout(params)
-        stages = Executor(rule._with(overrides)._chains(layout), layout, runner)
+        executor = Executor(rule._with(overrides)._chains(layout), layout, runner)
         gs = layout.gradients(grads)
-        slots = stages.check_state(state)
+        slots = executor.check_state(state)
         t = after(state.step)
-        clocks = stages.clocks(t, state.carry)
-        given, inputs = stages.resolve(clocks[""]), stages.given(inputs)
-        ps, slots, carry = stages.run(
+        clocks = executor.clocks(t, state.carry)
+        given, inputs = executor.resolve(clocks[""]), executor.given(inputs)
+        ps, slots, carry = executor.run(
             clocks, given, layout.leaves, gs, slots, state.carry, inputs=inputs, change=change
         )
         return layout.params(ps), State(t, {n: layout.tree(column) for n, column in slots.items()} | said, carry)

@@ -36,9 +36,9 @@ class Stepping:
         ]
         self.fun, self.limits, self.every = fun, limits, every
         self.optimizer = Optimizer(layout.tree(copies), rule, runner=runner)
-        if "lossscale.scale" in self.optimizer._stages.carried:
+        if "lossscale.scale" in self.optimizer._executor.carried:
             raise ValueError("rule: LossScale divides by a scale, but minimize multiplies nothing; leave it out")
-        self.takes_value = "value" in self.optimizer._stages.inputs
+        self.takes_value = "value" in self.optimizer._executor.inputs
         self.nit = self.nfev = 0
         self.began = time.monotonic()
         self.value: Any = math.nan
