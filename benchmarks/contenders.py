@@ -129,7 +129,7 @@ class XoptLoops(Xopt):
 
                 return timed
 
-        for batch in self.opt._executor.batches:
+        for batch in self.opt._executor.buckets:
             batch.runner = Clocked()
 
     def clock(self) -> float:

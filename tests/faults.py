@@ -332,7 +332,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "set-when-torn": Fault(
         "xopt: a rate was set after an interrupted step",
-        (("optimizer", '            self._turns.check("set", swapped=True)\n', ""),),
+        (("optimizer", '            self._access.check("set", swapped=True)\n', ""),),
         ("tests/test_interrupted.py::test_ctrl_c_between_leaves_is_noticed",),
     ),
     "slow-weights-of-other-parameters": Fault(
@@ -562,8 +562,8 @@ FAULTS: dict[str, Fault] = {
     ),
     "state-in-half": Fault(
         "bounds: second moments of half precision",
-        (("_engine.executor", "        if not d.complex or batch is None:\n            return d.real",
-          "        if not d.complex or batch is None:\n            return d.name"),),
+        (("_engine.executor", "        if not d.complex or bucket is None:\n            return d.real",
+          "        if not d.complex or bucket is None:\n            return d.name"),),
         (f"{HERE}::test_second_moments_of_half_precision", f"{RULES}::test_half[numpy-plain-Adam-float16]"),
     ),
     # differences of the array API

@@ -160,9 +160,11 @@ def kernels(rule: Any, dtype: str, fresh: bool = True) -> list[_emit_cuda.Kernel
     like = np.zeros(1, "float32" if dtype == "bfloat16" else dtype)
     layout = Layout(like.astype(importlib.import_module("ml_dtypes").bfloat16) if dtype == "bfloat16" else like)
     executor = Executor(rule._chains(layout), layout, "eager")
-    [batch] = executor.batches
+    [bucket] = executor.buckets
     columns = {"p": dtype, **{n: executor.slot_dtype(n, 0) for n in executor.live}, "g": dtype}
-    storage = _emit_cuda.storage(columns, batch.split)
-    made = [_emit_cuda.sum_kernel(program, n, storage) for program in batch.plan.sums.values() for n in program.outputs]
-    body = batch.plan.body(("p", *batch.plan.changed))
-    return [*made, _emit_cuda.step_kernel(body, storage, batch.dtype.real, fresh)]
+    storage = _emit_cuda.storage(columns, bucket.split)
+    made = [
+        _emit_cuda.sum_kernel(program, n, storage) for program in bucket.plan.sums.values() for n in program.outputs
+    ]
+    body = bucket.plan.body(("p", *bucket.plan.changed))
+    return [*made, _emit_cuda.step_kernel(body, storage, bucket.dtype.real, fresh)]

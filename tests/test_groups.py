@@ -335,8 +335,8 @@ def test_one_launch_for_all_groups(folder: Any, rng: np.random.Generator) -> Non
     opt.set(lr=0.2)
     opt.step(grads)
     assert driver.launches == ["xopt_sums", "xopt_ordered", "xopt_ordered", STEP]
-    [batch] = opt._executor.batches
-    assert len(batch.chains) == 6
+    [bucket] = opt._executor.buckets
+    assert len(bucket.chains) == 6
 
 
 @pytest.mark.needs("torch")

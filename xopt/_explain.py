@@ -112,33 +112,37 @@ def explain(
     count = _count(sum(map(math.prod, layout.shapes)), "parameter")
     arrays = f"{_count(len(layout.leaves), 'array')} of {layout.library}, {count}"
     lines = [f"{rule!r}: {arrays}, runner {executor.runner.name}"]
-    still = [k for k, batch in enumerate(executor.batch_of) if batch is None]
+    still = [k for k, bucket in enumerate(executor.bucket_of) if bucket is None]
     if still:
         count = _count(sum(math.prod(layout.shapes[k]) for k in still), "parameter")
         lines += ["", f"frozen: {_count(len(still), 'array')}, {count}"]
     sources: list[str] = []
     total = 0
-    for batch in executor.batches:
-        size = sum(math.prod(layout.shapes[k]) for k in batch.leaves)
-        if batch.plan.whole:
-            links = ", ".join(spec.place for spec in batch.specs if spec.whole)
-            arrays = f"{_count(len(batch.leaves), 'array')}, {_count(size, 'parameter')}"
-            lines += ["", f"{batch.dtype.name}: {arrays}", f"  step: whole arrays, for {links}; by the eager runner"]
+    for bucket in executor.buckets:
+        size = sum(math.prod(layout.shapes[k]) for k in bucket.leaves)
+        if bucket.plan.whole:
+            links = ", ".join(spec.place for spec in bucket.specs if spec.whole)
+            arrays = f"{_count(len(bucket.leaves), 'array')}, {_count(size, 'parameter')}"
+            lines += ["", f"{bucket.dtype.name}: {arrays}", f"  step: whole arrays, for {links}; by the eager runner"]
             continue
-        stored = _stored(executor, batch)
-        state = sum(_bytes(n, stored[n]) for n in batch.plan.live)
-        arrays = f"{_count(len(batch.leaves), 'array')}, {_count(size, 'parameter')}"
-        lines += ["", f"{batch.dtype.name}: {arrays}, {state:.4g} bytes of state each"]
-        programs: list[tuple[int | None, Program]] = [*batch.plan.sums.items()]
-        for place, program in [*programs, (None, batch.plan.body(("p", *batch.plan.changed)))]:
-            name = "step" if place is None else f"sums of {batch.specs[place].place}"
-            moved, text = _stage(executor, batch, place, program)
+        stored = _stored(executor, bucket)
+        state = sum(_bytes(n, stored[n]) for n in bucket.plan.live)
+        arrays = f"{_count(len(bucket.leaves), 'array')}, {_count(size, 'parameter')}"
+        lines += ["", f"{bucket.dtype.name}: {arrays}, {state:.4g} bytes of state each"]
+        programs: list[tuple[int | None, Program]] = [*bucket.plan.sums.items()]
+        for place, program in [*programs, (None, bucket.plan.body(("p", *bucket.plan.changed)))]:
+            name = "step" if place is None else f"sums of {bucket.specs[place].place}"
+            moved, text = _stage(executor, bucket, place, program)
             total += round(moved * size)
             lines += [f"  {name}: {moved:.4g} bytes and {text.pop(0)} a parameter", *text]
             if source:
-                sources += ["", f"source of the {name}, {batch.dtype.name}:", _source(executor, batch, place, program)]
+                sources += [
+                    "",
+                    f"source of the {name}, {bucket.dtype.name}:",
+                    _source(executor, bucket, place, program),
+                ]
     time = f": at {bandwidth / 1e9:g} GB/s at least {_time(total / bandwidth)}" if bandwidth else ""
-    beside = ", beside those of whole arrays" if any(batch.plan.whole for batch in executor.batches) else ""
+    beside = ", beside those of whole arrays" if any(bucket.plan.whole for bucket in executor.buckets) else ""
     lines += ["", f"{total:,} bytes a step{beside}{time}"]
     return "\n".join([*lines, *sources])
 
@@ -154,10 +158,10 @@ def _time(seconds: float) -> str:
     return f"{seconds / 1e-9:.3g} ns"
 
 
-def _stage(executor: Executor, batch: Bucket, place: int | None, program: Program) -> tuple[float, list[str]]:
+def _stage(executor: Executor, bucket: Bucket, place: int | None, program: Program) -> tuple[float, list[str]]:
     """Return the bytes that one stage moves a parameter, and how many operations it does and which."""
     written = [*program.outputs] if place is None else []
-    stored = _stored(executor, batch)
+    stored = _stored(executor, bucket)
     moved = sum(_bytes(n, stored[n]) for n in [*program.loads, *written])
     try:
         low = _lower.lower(program)
@@ -173,7 +177,7 @@ def _stage(executor: Executor, batch: Bucket, place: int | None, program: Progra
     if place is None:
         lines.append(f"    writes  {', '.join(f'{n} {stored[n]}' for n in written)}")
     else:
-        how = f"over each {batch.specs[place].scope}, in float64, {_reduce.CHUNK:,} at a time"
+        how = f"over each {bucket.specs[place].scope}, in float64, {_reduce.CHUNK:,} at a time"
         lines.append(f"    sums    {', '.join(program.outputs)} {how}")
     goals: dict[int, list[str]] = {}
     for n, i in low.outputs.items():
@@ -192,27 +196,27 @@ def _bytes(name: str, dtype: str) -> float:
     return _arrays.BYTES[dtype] / (BLOCK if is_scale(name) else 1)
 
 
-def _stored(executor: Executor, batch: Bucket) -> dict[str, str]:
+def _stored(executor: Executor, bucket: Bucket) -> dict[str, str]:
     """Return the dtype of parameters, gradients and state."""
-    own = {n: executor.slot_dtype(n, batch.leaves[0]) for n in batch.plan.live}
-    return {"p": batch.dtype.name, "g": batch.dtype.name, **own}
+    own = {n: executor.slot_dtype(n, bucket.leaves[0]) for n in bucket.plan.live}
+    return {"p": bucket.dtype.name, "g": bucket.dtype.name, **own}
 
 
-def _source(executor: Executor, batch: Bucket, place: int | None, program: Program) -> str:
+def _source(executor: Executor, bucket: Bucket, place: int | None, program: Program) -> str:
     """Return what the runner makes of a program; the eager one runs the rule as it stands."""
     runner = executor.runner.name
     if runner == "numba":
         try:
-            title = numba.title(batch.specs, batch.dtype, place)
-            parts = {n: _arrays.part(kind) for n, kind in _stored(executor, batch).items()}
-            return numba.source(program, title, parts, batch.dtype.real, False if place is None else None).rstrip()
+            title = numba.title(bucket.specs, bucket.dtype, place)
+            parts = {n: _arrays.part(kind) for n, kind in _stored(executor, bucket).items()}
+            return numba.source(program, title, parts, bucket.dtype.real, False if place is None else None).rstrip()
         except _lower.Unsupported as error:
             return f"(left to the tiled runner: {error})\n{_emit.numpy_kernel(program).source.rstrip()}"
     if runner == "tiled":
         return _emit.numpy_kernel(program).source.rstrip()
     if runner == "cuda":
-        real = batch.dtype.real
-        storage = _emit_cuda.storage(_stored(executor, batch), batch.split)
+        real = bucket.dtype.real
+        storage = _emit_cuda.storage(_stored(executor, bucket), bucket.split)
         try:
             if place is None:
                 return _emit_cuda.step_kernel(program, storage, real, False).source.rstrip()

@@ -109,7 +109,7 @@ class Optimizer(Saving):
         inspector = getattr(self._executor.runner, "inspector", None)
         held = _buffers.arrays(self._executor, self._slots, self._kept)
         self._memory = AliasGuard(self._layout, held, inspector)
-        self._turns = ExclusiveAccess(self._executor)
+        self._access = ExclusiveAccess(self._executor)
 
     @property
     def params(self) -> Any:
@@ -160,7 +160,7 @@ class Optimizer(Saving):
             After a step that was interrupted while it wrote, in the block of :meth:`averaged`, and while another
             thread is in a method of this optimizer.
         """
-        with self._turns.free("step"):
+        with self._access.free("step"):
             self._fit("step")
             return self._step(grads, value, overrides)
 
@@ -200,15 +200,15 @@ class Optimizer(Saving):
             layout.leaves, self._slots = ps, slots
             self._tree = layout.tree(ps)
         if layout.library == "torch":
-            batches = executor.batch_of
-            _arrays.written([p for p, g, b in zip(layout.leaves, gs, batches, strict=True) if g is not None and b])
+            buckets = executor.bucket_of
+            _arrays.written([p for p, g, b in zip(layout.leaves, gs, buckets, strict=True) if g is not None and b])
         self._taken = t
         executor.torn = False
         return self._tree
 
     def _fit(self, what: str, torn: bool = False) -> None:
         """Refuse a call at the wrong time, and one after the arrays of the tree were replaced by others."""
-        self._turns.check(what, torn=torn)
+        self._access.check(what, torn=torn)
         if self._watch is not None:
             k = self._watch.changed("params")
         else:
@@ -236,7 +236,7 @@ class Optimizer(Saving):
         >>> opt.step(np.asarray([1.0])), opt.eval_params()
         (array([1.]), array([1.5]))
         """
-        with self._turns.free("eval_params"):
+        with self._access.free("eval_params"):
             self._fit("eval_params")
             return self._rule.eval_params(self.params, self.state)
 
@@ -253,8 +253,8 @@ class Optimizer(Saving):
         RuntimeError
             As for :meth:`step`; but the block of :meth:`averaged` is no hindrance.
         """
-        with self._turns.free("set"):
-            self._turns.check("set", swapped=True)
+        with self._access.free("set"):
+            self._access.check("set", swapped=True)
             rule = self._rule._with(values)
             self._executor.chains = self._executor.checked(rule._chains(self._layout).chains)
             self._rule = rule
@@ -290,12 +290,12 @@ class Optimizer(Saving):
         array([1.])
         """
         layout, tree = self._layout, self._tree
-        with self._turns.free("averaged"):
+        with self._access.free("averaged"):
             self._fit("averaged")
             new = self._rule.eval_params(self.params, self.state)
             held = [_arrays.detached(layout.library, p) for p in layout.leaves]
             old = [layout.xp.asarray(p, copy=True) for p in held] if self._writes else []
-            self._turns.swapped = True
+            self._access.swapped = True
         try:
             if self._writes:
                 _arrays.overwrite(layout.library, layout.leaves, Layout(new).leaves)
@@ -304,7 +304,7 @@ class Optimizer(Saving):
             yield self._tree
         finally:
             self._executor.torn = self._writes  # until the parameters are back
-            self._tree, self._turns.swapped = tree, False
+            self._tree, self._access.swapped = tree, False
             if self._writes:
                 _arrays.overwrite(layout.library, layout.leaves, old)
             self._executor.torn = False

@@ -12,46 +12,46 @@ from xopt._arrays.transfer import shared
 from xopt._engine.executor import Executor
 
 Kept: TypeAlias = list[tuple[dict[str, Any], dict[str, Any]]]
-"""For each batch its buffers, with the place of each leaf; and what its runner keeps between steps."""
+"""For each bucket its buffers, with the place of each leaf; and what its runner keeps between steps."""
 
 
 def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Kept]:
     """Make the state; for a runner on the host its leaves are views of aligned buffers."""
     layout = executor.layout
     if not executor.runner.host:
-        return executor.new_slots(), [({}, {}) for _ in executor.batches if executor.runner.name == "cuda"]
+        return executor.new_slots(), [({}, {}) for _ in executor.buckets if executor.runner.name == "cuda"]
     slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in executor.live}
     kept: Kept = []
-    for batch in executor.batches:
-        live, arena = batch.plan.live, dict[str, Any]()
-        if batch.plan.whole or batch.plan.codes:
+    for bucket in executor.buckets:
+        live, arena = bucket.plan.live, dict[str, Any]()
+        if bucket.plan.whole or bucket.plan.codes:
             for n in live:
-                for k in batch.leaves:
+                for k in bucket.leaves:
                     slots[n][k] = executor.new_slot(n, k)
             kept.append(({}, {}))
             continue
-        params = [layout.leaves[k] for k in batch.leaves]
-        at, end = executor.runner.places(layout.library, params, len(live), batch.dtype, batch.split)
+        params = [layout.leaves[k] for k in bucket.leaves]
+        at, end = executor.runner.places(layout.library, params, len(live), bucket.dtype, bucket.split)
         for n in live:
-            name = executor.slot_dtype(n, batch.leaves[0])
+            name = executor.slot_dtype(n, bucket.leaves[0])
             dtype = np.dtype(_arrays.dtype_of(np, name))
             buffer = _arrays.aligned(end, dtype)
             buffer[...] = 0  # what lies between the leaves is computed with
             arena[n] = (buffer, at)
             bits = buffer.view(np.uint16) if name == "bfloat16" else buffer
             flat = buffer if layout.library == "numpy" else shared(bits, name)
-            for start, k in zip(at, batch.leaves, strict=True):
+            for start, k in zip(at, bucket.leaves, strict=True):
                 shape = layout.shapes[k]
                 slots[n][k] = flat[start : start + math.prod(shape)].reshape(shape)
                 slots[n][k][...] = _arrays.detached(layout.library, executor.first_value(n, k))
-        kept.append(({} if batch.split else arena, {}))
+        kept.append(({} if bucket.split else arena, {}))
     return slots, kept
 
 
 def arrays(executor: Executor, slots: dict[str, list[Any]], kept: Kept) -> list[Any]:
     """Return the arrays that hold the state: the buffers, or the slots."""
     arenas = [own for own, _ in kept]
-    plain = all(own or not batch.plan.live for own, batch in zip(arenas, executor.batches, strict=bool(arenas)))
-    if kept and plain and not any(batch.split for batch in executor.batches):
+    plain = all(own or not bucket.plan.live for own, bucket in zip(arenas, executor.buckets, strict=bool(arenas)))
+    if kept and plain and not any(bucket.split for bucket in executor.buckets):
         return [buffer for own in arenas for buffer, _ in own.values()]
     return [x for column in slots.values() for x in column if x is not None]

@@ -40,7 +40,7 @@ def _whole(arrays: dict[str, Any]) -> Any:
 
 
 def _column(executor: Executor, work: BucketStep, state: Any, taken: Any) -> list[Any]:
-    """Compute the readout of the leaves of one batch after so many steps, if not 0."""
+    """Compute the readout of the leaves of one bucket after so many steps, if not 0."""
     xp, places = work.xp, [i for i, spec in enumerate(work.specs) if spec.readout]
     if not places:
         return [None] * len(work.leaves)
@@ -56,8 +56,8 @@ def _column(executor: Executor, work: BucketStep, state: Any, taken: Any) -> lis
     with _arrays.no_grad(work.library):
         for k in range(len(work.leaves)):
             arrays = eager.compute_arrays(work, k, work.real)
-            digits = LeafStorage(work.specs, [None] * len(work.specs), xp, arrays)
-            own = {"p": _whole(arrays), **{n: digits.read(spec.slot(n)) for n in names}}
+            storage = LeafStorage(work.specs, [None] * len(work.specs), xp, arrays)
+            own = {"p": _whole(arrays), **{n: storage.read(spec.slot(n)) for n in names}}
             [x] = eager.run_hook(work, spec, "readout", _call(readout), own, values.specs[0], k, work.real).values()
             found.append(eager.restore(work, xp.asarray(x, copy=True), work.loads["p"][k]))
     return found

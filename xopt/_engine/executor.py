@@ -1,4 +1,4 @@
-"""One step of a chain over a tree: batches of leaves, state, validation, and the choice of a runner."""
+"""One step of a chain over a tree: bucketes of leaves, state, validation, and the choice of a runner."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ class Executor:
         specs = {spec.place: spec for chain in self.chains for spec in chain}
         self.runner = choose(layout, runner)
         self.scalars = ScalarResolver(layout, self.runner.host)
-        self.batches: list[Bucket] = []
-        self.batch_of: list[Bucket | None] = []
+        self.buckets: list[Bucket] = []
+        self.bucket_of: list[Bucket | None] = []
         by_kind: dict[Hashable, Bucket] = {}
         for k, (d, chain) in enumerate(zip(layout.dtypes, chains.of, strict=True)):
             if chain is None:
-                self.batch_of.append(None)
+                self.bucket_of.append(None)
                 continue
             split = d.complex and any(spec.statics.get("complex") == "split" for spec in self.chains[chain])
             for spec in self.chains[chain]:
@@ -80,14 +80,14 @@ class Executor:
             kind = (id(own), d, str(layout.devices[k]))
             if kind not in by_kind:
                 by_kind[kind] = Bucket(own, d, split, eager if own.whole else self.runner)
-                self.batches.append(by_kind[kind])
+                self.buckets.append(by_kind[kind])
             by_kind[kind].add(k, chain)
-            self.batch_of.append(by_kind[kind])
-        for batch in self.batches:
-            batch.pick = None if len(batch.leaves) == len(layout.leaves) else batch.leaves
-        self.scalars.mixed = self.runner.host and any(batch.plan.whole for batch in self.batches)
-        plans = [batch.plan for batch in self.batches] or [plan(chain, False) for chain in self.chains]
-        self._places = places(self.chains, [batch.specs for batch in self.batches])
+            self.bucket_of.append(by_kind[kind])
+        for bucket in self.buckets:
+            bucket.pick = None if len(bucket.leaves) == len(layout.leaves) else bucket.leaves
+        self.scalars.mixed = self.runner.host and any(bucket.plan.whole for bucket in self.buckets)
+        plans = [bucket.plan for bucket in self.buckets] or [plan(chain, False) for chain in self.chains]
+        self._places = places(self.chains, [bucket.specs for bucket in self.buckets])
         self.live = tuple(dict.fromkeys(n for own in plans for n in own.live))
         self.inputs = {n for spec in specs.values() for n in spec.inputs}
         self.carried = {spec.slot(n): (spec, v) for spec in specs.values() for n, v in spec.carry.items()}
@@ -103,13 +103,13 @@ class Executor:
 
     def has(self, name: str, k: int) -> bool:
         """Whether parameter ``k`` has this slot."""
-        batch = self.batch_of[k]
-        return batch is not None and name in batch.plan.live and self._first(name, k) is not None
+        bucket = self.bucket_of[k]
+        return bucket is not None and name in bucket.plan.live and self._first(name, k) is not None
 
     def _split(self, k: int) -> bool:
         """Whether parameter ``k`` is computed as pairs of reals."""
-        batch = self.batch_of[k]
-        return batch is not None and batch.split
+        bucket = self.bucket_of[k]
+        return bucket is not None and bucket.split
 
     def _first(self, name: str, k: int) -> Any:
         """Return the first value of a slot of parameter ``k``: a number, ``"p"``, a new array, or None for no slot."""
@@ -132,16 +132,16 @@ class Executor:
 
     def slot_dtype(self, name: str, k: int) -> str:
         """Name the dtype of a slot of parameter ``k``: that of its arithmetic, unless the caller wants another one."""
-        batch = self.batch_of[k]
-        codes = batch.plan.codes if batch else {}
+        bucket = self.bucket_of[k]
+        codes = bucket.plan.codes if bucket else {}
         return self._storage.slot(self._owner[name], name, self.layout.dtypes[k], self._usual_dtype(name, k), codes)
 
     def _usual_dtype(self, name: str, k: int) -> str:
-        d, batch = self.layout.dtypes[k], self.batch_of[k]
-        if not d.complex or batch is None:
+        d, bucket = self.layout.dtypes[k], self.bucket_of[k]
+        if not d.complex or bucket is None:
             return d.real
-        if name in batch.plan.kinds:
-            return d.compute if batch.split or batch.plan.kinds[name] == _trace.COMPLEX else d.real
+        if name in bucket.plan.kinds:
+            return d.compute if bucket.split or bucket.plan.kinds[name] == _trace.COMPLEX else d.real
         first = self._first(name, k)
         return _arrays.dtype_name(first) if hasattr(first, "dtype") else d.compute
 
@@ -296,7 +296,7 @@ class Executor:
     ) -> tuple[list[Any], dict[str, list[Any]], dict[str, Any]]:
         """Take one step: the new parameters (or, with ``change``, what to add to them), slots and carry.
 
-        With ``write`` the results land in ``ps`` and ``slots`` themselves. ``memory`` has, for each batch, its arenas
+        With ``write`` the results land in ``ps`` and ``slots`` themselves. ``memory`` has, for each bucket, its arenas
         and what its runner keeps between steps; ``where`` the addresses of the gradients, if they are known. Everything
         that can fail for what the caller gave has been checked before the first write.
         """
@@ -366,24 +366,24 @@ class Executor:
         where: Any,
         holes: bool,
     ) -> list[BucketStep]:
-        """Put the arrays of each batch together, without the leaves that have no gradient."""
+        """Put the arrays of each bucket together, without the leaves that have no gradient."""
         works = []
-        for number, batch in enumerate(self.batches):
-            leaves, which = batch.leaves, batch.which
+        for number, bucket in enumerate(self.buckets):
+            leaves, which = bucket.leaves, bucket.which
             arenas, kept = memory[number] if memory else (None, None)
-            pick = batch.pick
+            pick = bucket.pick
             if holes:
                 some = [j for j, k in enumerate(leaves) if gs[k] is not None]
                 leaves, which = [leaves[j] for j in some], [which[j] for j in some]
-                if len(leaves) < len(batch.leaves):
+                if len(leaves) < len(bucket.leaves):
                     arenas, kept, pick = None, None, leaves
             work = kept.get("work") if kept else None
             if work is None and leaves:
-                columns = {"p": ps, **{n: slots[n] for n in batch.plan.live}}
+                columns = {"p": ps, **{n: slots[n] for n in bucket.plan.live}}
                 work = BucketStep(
-                    batch.specs, self.layout.library, self.layout.xp, batch.dtype, batch.split,
-                    {n: _picked(x, pick) for n, x in columns.items()}, (first, *batch.plan.changed), batch.plan,
-                    batch.runner, leaves, batch.chains, np.asarray(which) if len(batch.chains) > 1 else None, arenas,
+                    bucket.specs, self.layout.library, self.layout.xp, bucket.dtype, bucket.split,
+                    {n: _picked(x, pick) for n, x in columns.items()}, (first, *bucket.plan.changed), bucket.plan,
+                    bucket.runner, leaves, bucket.chains, np.asarray(which) if len(bucket.chains) > 1 else None, arenas,
                     kept,
                 )  # fmt: skip
                 if kept is not None:

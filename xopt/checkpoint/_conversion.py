@@ -43,7 +43,7 @@ class Side:
         self.problems: list[str] = []
         self.use(rule)
         self.executor = Executor(rule._chains(self.layout), self.layout, "eager")
-        if any(batch.plan.codes for batch in self.executor.batches):
+        if any(bucket.plan.codes for bucket in self.executor.buckets):
             raise TypeError(f"rule: it keeps its state in 8 bits, which {there} does not; leave state_dtype='int8' out")
         self.slots = self.executor.new_slots()
         self.filled: set[tuple[str, int]] = set()

@@ -51,8 +51,8 @@ def compose(
     step, moved, x, grad = g, None, g, g
     new: dict[str, Any] = {}
     go: Any = None
-    digits = LeafStorage(specs, hs, xp, slots)
-    p = p if digits.master is None else digits.master
+    storage = LeafStorage(specs, hs, xp, slots)
+    p = p if storage.master is None else storage.master
 
     def keep(made: Any, old: Any) -> Any:
         return made if made is old else chosen(xp, go, made, old)
@@ -61,12 +61,12 @@ def compose(
         if spec.storage:
             continue
         if spec.after and moved is None:
-            step, x = x, digits.land(p, x)
+            step, x = x, storage.land(p, x)
             moved = x
         if spec.enter is not None:
             x = grad = spec.enter(hs[i], x)
         names = [n for n in spec.slots if spec.whole or spec.slot(n) in slots]
-        own = {n: digits.read(spec.slot(n)) for n in names}
+        own = {n: storage.read(spec.slot(n)) for n in names}
         if i == upto:
             assert spec.reduce is not None
             more = {"grad": grad} if spec.asks_sum else {}
@@ -79,16 +79,16 @@ def compose(
                 f"{len(spec.slots)} ({', '.join(spec.slots) or 'none'})"
             )
         for n, made in zip(spec.slots, rest, strict=True):
-            for name, stored in digits.written(spec.slot(n), made).items():
+            for name, stored in storage.written(spec.slot(n), made).items():
                 new[name] = stored if go is None or stored is None else keep(stored, slots.get(name, stored))
         if spec.gates:
             go = hs[i].go if go is None else go * hs[i].go
     step, landed = (x, None) if moved is None else (step, None if x is moved else x)
-    landed = digits.landed(p, step, landed)
-    outcome = LeafUpdate(step, landed, None if go is None else keep, digits.master)
-    if digits.master is not None:
+    landed = storage.landed(p, step, landed)
+    outcome = LeafUpdate(step, landed, None if go is None else keep, storage.master)
+    if storage.master is not None:
         new[MASTER] = outcome.params(p)
-    if digits.error is not None:
-        lost = digits.lost(p, step, landed)
-        new[ERROR] = lost if go is None else keep(lost, digits.error)
+    if storage.error is not None:
+        lost = storage.lost(p, step, landed)
+        new[ERROR] = lost if go is None else keep(lost, storage.error)
     return outcome, new
