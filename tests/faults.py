@@ -446,7 +446,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "master-forgotten": Fault(
         "bfloat16: 500 steps of 1e-3 from 1.0 with master weights",
-        (("_engine.program.compose", "    p = p if digits.master is None else digits.master\n", ""),
+        (("_engine.program.compose", "    p = p if storage.master is None else storage.master\n", ""),
          ("_engine.program.compose", "old = p if self.master is None else self.master", "old = p")),
         ("tests/test_precision.py::test_small_steps_arrive",
          "tests/test_precision.py::test_a_master_copy_is_the_run_in_float32"),
