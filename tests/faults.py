@@ -268,8 +268,8 @@ FAULTS: dict[str, Fault] = {
     ),
     "vacuous-gate": Fault(
         "a parity gate that compared fused with fused",
-        (("_engine.runners.choose", '    if runner == "eager":\n        return eager',
-          '    if runner == "eager":\n        return _TILED'),),
+        (("_engine.runners.choose", 'if runner == "eager":\n        return backend("eager")',
+          'if runner == "eager":\n        return backend("tiled")'),),
         ("tests/test_runners.py::test_which_runner_ran",),
     ),
     "decay-ignored": Fault(

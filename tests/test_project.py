@@ -35,7 +35,8 @@ FLOORS = [
 ]
 ENGINE = [
     ["program"],
-    ["runners.threads", "runners.fallback"],
+    ["runners.threads", "runners.protocol"],
+    ["runners.fallback"],
     ["runners.eager"],
     ["runners.tiled"],
     ["runners.numba", "runners.cuda"],

@@ -10,11 +10,9 @@ from xopt._arrays.layout import Layout
 from xopt._engine.executor import Bucket, Executor
 from xopt._engine.program import lower as _lower
 from xopt._engine.program import summation as _reduce
+from xopt._engine.program.contract import called
 from xopt._engine.program.quantize import BLOCK, is_scale
 from xopt._engine.program.trace import Program
-from xopt._engine.runners.cuda import codegen as _emit_cuda
-from xopt._engine.runners.numba import runner as numba
-from xopt._engine.runners.tiled import codegen as _emit
 from xopt.rule import FunctionalOptimizer, RunnerName, check_method
 from xopt.rule._fields import Field, number
 
@@ -203,24 +201,7 @@ def _stored(executor: Executor, bucket: Bucket) -> dict[str, str]:
 
 
 def _source(executor: Executor, bucket: Bucket, place: int | None, program: Program) -> str:
-    """Return what the runner makes of a program; the eager one runs the rule as it stands."""
-    runner = executor.runner.name
-    if runner == "numba":
-        try:
-            title = numba.title(bucket.specs, bucket.dtype, place)
-            parts = {n: _arrays.part(kind) for n, kind in _stored(executor, bucket).items()}
-            return numba.source(program, title, parts, bucket.dtype.real, False if place is None else None).rstrip()
-        except _lower.Unsupported as error:
-            return f"(left to the tiled runner: {error})\n{_emit.numpy_kernel(program).source.rstrip()}"
-    if runner == "tiled":
-        return _emit.numpy_kernel(program).source.rstrip()
-    if runner == "cuda":
-        real = bucket.dtype.real
-        storage = _emit_cuda.storage(_stored(executor, bucket), bucket.split)
-        try:
-            if place is None:
-                return _emit_cuda.step_kernel(program, storage, real, False).source.rstrip()
-            return "\n\n".join(_emit_cuda.sum_kernel(program, n, storage).source.rstrip() for n in program.outputs)
-        except _lower.Unsupported as error:
-            return f"(left to the eager runner: {error})"
-    return "(none: the rule itself is called with the arrays)"
+    """Return what the runner makes of a program."""
+    title, real = called(bucket.specs, bucket.dtype, place), bucket.dtype.real
+    source: str = executor.runner.source(program, title, _stored(executor, bucket), real, bucket.split, place is None)
+    return source

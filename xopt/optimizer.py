@@ -106,7 +106,7 @@ class Optimizer(Saving):
         self._watch = _tree.Watch(params, self._layout.spec, self._layout.given) if self._writes else None
         self._slots, self._kept = _buffers.new_slots(self._executor)
         self._carry = self._executor.new_carry()
-        inspector = getattr(self._executor.runner, "inspector", None)
+        inspector = self._executor.runner.inspector
         held = _buffers.arrays(self._executor, self._slots, self._kept)
         self._memory = AliasGuard(self._layout, held, inspector)
         self._access = ExclusiveAccess(self._executor)

@@ -19,7 +19,7 @@ def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Kept]:
     """Make the state; for a runner on the host its leaves are views of aligned buffers."""
     layout = executor.layout
     if not executor.runner.host:
-        return executor.new_slots(), [({}, {}) for _ in executor.buckets if executor.runner.name == "cuda"]
+        return executor.new_slots(), [({}, {}) for _ in executor.buckets if executor.runner.caches]
     slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in executor.live}
     kept: Kept = []
     for bucket in executor.buckets:

@@ -9,7 +9,7 @@ from xopt._arrays import libraries as _arrays
 from xopt._engine.executor import Executor
 from xopt._engine.program.contract import BucketStep, StepScalars
 from xopt._engine.program.storage import ERROR, MASTER, LeafStorage
-from xopt._engine.runners import eager
+from xopt._engine.runners.choose import backend
 
 
 def evaluated(executor: Executor, state: Any) -> Any:
@@ -52,7 +52,7 @@ def _column(executor: Executor, work: BucketStep, state: Any, taken: Any) -> lis
     t = taken if isinstance(taken, int) else xp.maximum(taken, xp.ones_like(taken))
     values = StepScalars([])
     executor.scalars.open(spec, i, executor.step(t), executor.resolve(t), work, values, state.carry)
-    found = []
+    found, eager = [], backend("eager")
     with _arrays.no_grad(work.library):
         for k in range(len(work.leaves)):
             arrays = eager.compute_arrays(work, k, work.real)

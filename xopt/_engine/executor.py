@@ -24,8 +24,7 @@ from xopt._engine.program.plan import Plan, fitted_plan, plan
 from xopt._engine.program.quantize import SCALE, is_scale
 from xopt._engine.program.storage import ERROR, USUAL, StoragePolicy
 from xopt._engine.resolve import ScalarResolver, places
-from xopt._engine.runners import eager
-from xopt._engine.runners.choose import choose
+from xopt._engine.runners.choose import backend, choose
 
 
 class Bucket:
@@ -79,7 +78,7 @@ class Executor:
             own = fitted_plan(self.chains[chain], d, d.complex and not split, size, path)
             kind = (id(own), d, str(layout.devices[k]))
             if kind not in by_kind:
-                by_kind[kind] = Bucket(own, d, split, eager if own.whole else self.runner)
+                by_kind[kind] = Bucket(own, d, split, backend("eager") if own.whole else self.runner)
                 self.buckets.append(by_kind[kind])
             by_kind[kind].add(k, chain)
             self.bucket_of.append(by_kind[kind])

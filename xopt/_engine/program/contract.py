@@ -201,3 +201,9 @@ def chosen(xp: Any, go: Any, new: Any, old: Any) -> Any:
     like = old if new is None else new
     zero = 0.0 * xp.where(xp.isfinite(like), like, 0.0)
     return xp.where(xp.real(zero) + go > 0.5, zero if new is None else new, zero if old is None else old)
+
+
+def called(specs: tuple[ComponentSpec, ...], dtype: Any, place: int | None = None) -> str:
+    """Say what the programs of a chain are for, in their text."""
+    chain = " | ".join(spec.place for spec in specs)
+    return f"{chain}{'' if place is None else f': the sums of {specs[place].place}'}, {dtype.name}"

@@ -23,7 +23,14 @@ from xopt._engine.program.trace import COMPLEX, REAL, Program, replay, rooted
 
 name = "eager"
 host = False
+caches = False
+inspector = None
 total = _reduce.total
+
+
+def source(program: Program, title: str, stored: Mapping[str, str], real: str, split: bool, body: bool) -> str:
+    """Say that there is none."""
+    return "(none: the rule itself is called with the arrays)"
 
 
 def prepare(

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from xopt._engine.program.contract import BucketStep, StepScalars
+from xopt._engine.runners.protocol import Stepper
 
 NDArray = np.ndarray[Any, Any]
-
-
-class Runner(Protocol):
-    """What computes a step of some leaves."""
-
-    def prepare(
-        self, work: BucketStep, values: StepScalars, into: dict[str, list[Any]] | None
-    ) -> Callable[[], dict[str, Any]]:
-        """Return a function that runs the whole chain."""
-
-    def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, NDArray]:
-        """Return the sums that a component asks for."""
 
 
 class Shared:
     """Work of which one runner does the leaves that are ``good``, and another one the rest."""
 
-    def __init__(self, work: BucketStep, values: StepScalars, good: list[bool], one: Runner, other: Runner) -> None:
+    def __init__(self, work: BucketStep, values: StepScalars, good: list[bool], one: Stepper, other: Stepper) -> None:
         self._work, self._values, self._count = work, values, len(good)
         plain, rest = ([k for k, ok in enumerate(good) if ok == wanted] for wanted in (True, False))
         self._parts = [(runner, leaves) for runner, leaves in ((one, plain), (other, rest)) if leaves]
 
-    def _each(self) -> Iterator[tuple[Runner, list[int], BucketStep, StepScalars]]:
+    def _each(self) -> Iterator[tuple[Stepper, list[int], BucketStep, StepScalars]]:
         for runner, leaves in self._parts:
             loads = {n: [column[k] for k in leaves] for n, column in self._work.loads.items()}
             work = replace(self._work, loads=loads, arenas=None, kept=None, where=None)

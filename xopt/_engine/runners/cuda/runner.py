@@ -8,7 +8,7 @@ here reads from the device or waits for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from xopt._arrays import libraries as _arrays
 from xopt._engine.program.contract import BucketStep, StepScalars
 from xopt._engine.program.lower import Unsupported
+from xopt._engine.program.trace import Program
 from xopt._engine.runners import eager
 from xopt._engine.runners.cuda import codegen as _emit_cuda
 from xopt._engine.runners.cuda import templates as _cuda_text
@@ -30,6 +31,8 @@ class Cuda:
 
     name = "cuda"
     host = False
+    caches = True
+    inspector = None
 
     def __init__(self, driver: Any = None) -> None:
         self._driver, self._why = driver, ""
@@ -56,6 +59,18 @@ class Cuda:
         if len(devices) > 1:
             return f'runner="cuda" needs all parameters on one device; these are on {" and ".join(devices)}'
         return "" if self.driver is not None else f'runner="cuda" found no CUDA it could use: {self._why}'
+
+    def source(
+        self, program: Program, title: str, stored: Mapping[str, str], real: str, split: bool, body: bool
+    ) -> str:
+        """Return the kernels."""
+        columns = _emit_cuda.storage(stored, split)
+        try:
+            if body:
+                return _emit_cuda.step_kernel(program, columns, real, False).source.rstrip()
+            return "\n\n".join(_emit_cuda.sum_kernel(program, n, columns).source.rstrip() for n in program.outputs)
+        except Unsupported as error:
+            return f"(left to the eager runner: {error})"
 
     def prepare(
         self, work: BucketStep, values: StepScalars, into: dict[str, list[Any]] | None

@@ -13,14 +13,14 @@ import itertools
 import math
 import operator
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xopt._arrays import libraries as _arrays
 from xopt._engine.program import summation as _reduce
-from xopt._engine.program.contract import BucketStep, ComponentSpec, StepScalars
+from xopt._engine.program.contract import BucketStep, StepScalars, called
 from xopt._engine.program.lower import Unsupported, lower
 from xopt._engine.program.quantize import BLOCK
 from xopt._engine.program.trace import Program
@@ -99,6 +99,7 @@ class Numba:
 
     name = "numba"
     host = True
+    caches = True
     total = staticmethod(_reduce.total)
     inspector = staticmethod(_objects.inspector)
 
@@ -106,6 +107,17 @@ class Numba:
         self._threads, self._task = threads, task
         self._rest = Tiled(threads=threads)
         self.places = self._rest.places
+
+    def source(
+        self, program: Program, title: str, stored: Mapping[str, str], real: str, split: bool, body: bool
+    ) -> str:
+        """Return the module that is compiled."""
+        try:
+            parts = {n: _arrays.part(kind) for n, kind in stored.items()}
+            return source(program, title, parts, real, False if body else None).rstrip()
+        except Unsupported as error:
+            text = self._rest.source(program, title, stored, real, split, body)
+            return f"(left to the tiled runner: {error})\n{text}"
 
     def prepare(
         self, work: BucketStep, values: StepScalars, into: dict[str, list[Any]] | None
@@ -225,19 +237,13 @@ class Numba:
 
 def body(work: BucketStep, fresh: bool) -> CompiledLoop:
     """Return the kernel of a whole step."""
-    return _compiled(work.plan.body(work.outputs), title(work.specs, work.dtype), stored(work), work.real, fresh)
+    return _compiled(work.plan.body(work.outputs), called(work.specs, work.dtype), stored(work), work.real, fresh)
 
 
 def reduction(work: BucketStep, place: int) -> CompiledLoop:
     """Return the kernel of the sums that a component asks for."""
-    name = title(work.specs, work.dtype, place)
+    name = called(work.specs, work.dtype, place)
     return _compiled(work.plan.sums[place], name, stored(work), work.real, None)
-
-
-def title(specs: tuple[ComponentSpec, ...], dtype: Any, place: int | None = None) -> str:
-    """Say what a kernel is for."""
-    chain = " | ".join(spec.place for spec in specs)
-    return f"{chain}{'' if place is None else f': the sums of {specs[place].place}'}, {dtype.name}"
 
 
 def stored(work: BucketStep) -> tuple[tuple[str, str], ...]:

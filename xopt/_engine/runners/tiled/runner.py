@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,9 +20,11 @@ from xopt._arrays import libraries as _arrays
 from xopt._engine.program import summation as _reduce
 from xopt._engine.program.contract import BucketStep, StepScalars
 from xopt._engine.program.quantize import BLOCK
+from xopt._engine.program.trace import Program
 from xopt._engine.runners import eager
 from xopt._engine.runners import threads as _pool
 from xopt._engine.runners.fallback import Shared
+from xopt._engine.runners.tiled.codegen import numpy_kernel
 from xopt._engine.runners.tiled.tiles import Large, Ready, Small, Sums
 from xopt._engine.runners.tiled.tiling import Leaves, NDArray, Task, pairs
 
@@ -51,10 +53,18 @@ class Tiled:
     name = "tiled"
     host = True
     """Scalars are Python floats: what the host computes, and what it reads from arrays it shares memory with."""
+    caches = True
+    inspector = None
     total = staticmethod(_reduce.total)
 
     def __init__(self, tile: int | None = None, threads: int | None = None) -> None:
         self._fixed, self.threads = tile, threads
+
+    def source(
+        self, program: Program, title: str, stored: Mapping[str, str], real: str, split: bool, body: bool
+    ) -> str:
+        """Return the function of a tile."""
+        return numpy_kernel(program).source.rstrip()
 
     def _tile(self, work: BucketStep) -> int:
         tile = self._fixed or fitting(len(work.loads), work.dtype, work.split)
