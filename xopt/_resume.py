@@ -122,6 +122,7 @@ def begun(source: Source, rule: Method, layout: Layout) -> tuple[Run, dict[str, 
 
     def run(rule: Method) -> Run:
         stages = Stages(rule._chains(layout), layout)
+        stages.scalars.as_saved = True  # the next step may be that of another runner
         return Run(rule, layout, stages, stages.new_slots(), stages.new_carry())
 
     first, *_ = migrated(source)["rule"] or [None]
