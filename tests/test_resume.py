@@ -93,3 +93,18 @@ def test_a_run_that_moves_between_libraries(dtype: str, tmp_path: Path) -> None:
         resume.go_on(lib, opt, last)
         opt.save(tmp_path / "moved", fsync=False)
     assert contents(tmp_path / "moved") == contents(tmp_path / "alone")
+
+
+@pytest.mark.needs("strict")
+@pytest.mark.parametrize("rule", [xopt.LossScale(xopt.NovoGrad()), xopt.Prodigy(), xopt.LDoG()], ids=repr)
+@pytest.mark.parametrize(("there", "here"), [("CPU_DEVICE", "no_float64"), ("no_x64", "device1")])
+def test_scalars_that_move_to_a_device_with_other_dtypes(rule: Any, there: str, here: str) -> None:
+    a, b = Lib("strict", there), Lib("strict", here)
+    old = xopt.Optimizer([a.array(np.asarray([1.0, 2.0]), "float32")], rule)
+    old.step([a.array(np.asarray([0.5, 1.0]), "float32")])
+    new = xopt.Optimizer([b.array(a.numpy(old.params[0]), "float32")], rule)
+    new.load_state_dict(old.state_dict())
+    assert xopt.load_state(old.state_dict(), rule, new.params).state.step == 1
+    for lib, opt in ((a, old), (b, new)):
+        opt.step([lib.array(np.asarray([2.0, 1.0]), "float32")])
+    np.testing.assert_allclose(b.numpy(new.params[0]), a.numpy(old.params[0]), rtol=1e-6)

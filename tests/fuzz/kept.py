@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fuzz.cases import Array, Case, Leaf, Set, Step
+from fuzz.cases import Array, Case, Leaf, Resume, Set, Step
 
 W, B = Leaf((3, 2)), Leaf((3,))
 TREE = {"w": W, "b": B}
@@ -60,6 +60,9 @@ KEPT = [
     Case(B, "xopt.DoG()", (Step("tiny"), Set({"reps_rel": 0.01}), Step())),
     Case(B, "xopt.LDoG(weight_decay=0.3, decay='lr')", (Step("tiny"), Step())),
     Case(B, "xopt.DAdaptSGD()", (Step("huge"), Step("huge"), Step())),
+    # scalars that were arrays are so again after a resume
+    Case(Leaf((2, 3), "float64"), "xopt.LossScale(xopt.Adam())", (Step(overrides={"lr": 0.5}), Resume(), Step())),
+    Case(Leaf(()), "xopt.LossScale(xopt.Prodigy(like='optax'))", (Step(), Resume("file"), Step())),
     # an overflow of NumPy that another order of products has not, or that the norm of a step in float64 has not
     Case(B, "xopt.RMSProp(centered=True)", (Step("huge"),)),
     Case((B, B), "xopt.chain(xopt.RMSProp(centered=True), xopt.ClipByGlobalNorm(1.0))", (Step(("huge", "normal")),)),

@@ -34,6 +34,8 @@ class ScalarResolver:
         self._layout, self._host = layout, host
         self.mixed = False
         """Whether the host's runner leaves some leaves to the eager one, whose sums are arrays of the library."""
+        self.as_saved = False
+        """Whether what is loaded is an array where it was one, although the host would compute with numbers."""
         self.checked = False
         """Whether gradients have been looked at already, where a link would refuse some."""
 
@@ -47,13 +49,14 @@ class ScalarResolver:
         ``dtype`` is that of the array of this library that it was; None where it was a number.
         """
         layout, host = self._layout, np.asarray(value, np.float64)
-        if spec.scope == "leaf":
-            return host if self._plain() else self._vector(host)
         if layout.library == "jax":
             return layout.xp.asarray(host, dtype=self.wide)
-        if dtype is None or self._plain():
-            return host.item()
-        return layout.xp.asarray(host, dtype=getattr(layout.xp, dtype), **_arrays.beside(layout.leaves[0]))
+        if dtype is not None and layout.library != "numpy" and (self.as_saved or not self._host):
+            kind = layout.xp.float32 if dtype == "float32" else self.wide
+            return layout.xp.asarray(host, dtype=kind, **_arrays.beside(layout.leaves[0]))
+        if spec.scope == "leaf":
+            return host if self._plain() else self._vector(host)
+        return host.item()
 
     def _real_name(self) -> str:
         return "float64" if any(d.real == "float64" for d in self._layout.dtypes) else "float32"

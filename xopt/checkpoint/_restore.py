@@ -124,6 +124,7 @@ def begun(source: Source, rule: FunctionalOptimizer, layout: Layout) -> tuple[Ru
 
     def run(rule: FunctionalOptimizer) -> Run:
         executor = Executor(rule._chains(layout), layout)
+        executor.scalars.as_saved = True  # the next step may be that of another runner
         return Run(rule, layout, executor, executor.new_slots(), executor.new_carry())
 
     first, *_ = migrated(source)["rule"] or [None]
