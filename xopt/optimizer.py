@@ -24,7 +24,7 @@ from xopt.transforms._wrappers import Guard, OnNonFinite
 
 
 class Optimizer(Saving):
-    """A rule and its state for one tree of parameters, updated in place.
+    """An optimizer for one tree of parameters, updated in place: a rule and its state.
 
     Parameters
     ----------

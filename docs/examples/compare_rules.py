@@ -141,13 +141,13 @@ def measure(file, texts):
 
 FAMILIES = {
     "Gradient descent, averages": ("sgd", "averaging"),
-    "Running squares": ("adaptive", "factored"),
+    "Adaptive methods": ("adaptive", "factored"),
     "Adam": ("adam", "novograd"),
     "Adam, other denominators": ("adam_denominator",),
     "Adam, other momentum": ("adam_momentum", "adam_difference"),
-    "Signs": ("sign",),
+    "Sign-based methods": ("sign",),
     "Norms of arrays, matrices": ("layerwise", "matrix", "shampoo"),
-    "No rate to find": ("free", "schedule_free"),
+    "Parameter-free methods": ("free", "schedule_free"),
 }
 COLOURS = "#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"  # Okabe & Ito
 LINES = "-", "-", "-", "-", "-", "--", "--"

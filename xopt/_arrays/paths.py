@@ -90,7 +90,7 @@ def check_unmatched(who: str, unmatched: Any) -> None:
 
 
 def no_decay_1d(path: str, x: Any) -> bool:
-    """Whether an array has fewer than two axes, as biases and the scales of norms have: they are not to decay.
+    """Select biases and the scales of norms, which are not to decay: arrays of fewer than two axes.
 
     A predicate for :class:`Groups`.
 

@@ -24,7 +24,7 @@ _STEP = re.compile(r"step-(\d{1,19})\.safetensors")
 
 
 class Restored(NamedTuple):
-    """What :func:`load_state` returns.
+    """Parameters, state and extra data that :func:`load_state` returns.
 
     Examples
     --------

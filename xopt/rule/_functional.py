@@ -21,7 +21,7 @@ RunnerName: TypeAlias = Literal["eager", "tiled", "numba", "cuda"]
 
 
 class State(NamedTuple):
-    """What a rule remembers between steps: a pytree in every library that has pytrees."""
+    """Optimizer state: what a rule remembers between steps; a pytree in every library that has pytrees."""
 
     step: Any
     """Steps taken so far: an int; on JAX a 0-d int32 array, so that a jitted step traces once."""

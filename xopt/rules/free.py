@@ -19,7 +19,7 @@ def _bias(h: H) -> Any:
 
 
 class DAdaptSGD(Rule):
-    r"""Gradient descent with D-Adaptation (Defazio & Mishchenko 2023, arXiv:2301.07733, Algorithm 4).
+    r"""Parameter-free (learning-rate-free) SGD: D-Adaptation (Defazio & Mishchenko 2023, arXiv:2301.07733).
 
     d is a lower bound of the distance from the first parameters to a solution, G = ‖g‖ of the first step; sums and
     norms are those of the whole tree::
@@ -101,7 +101,7 @@ class DAdaptSGD(Rule):
 
 
 class DAdaptAdam(Rule):
-    r"""Adam with D-Adaptation (Defazio & Mishchenko 2023, arXiv:2301.07733, Algorithm 5).
+    r"""Parameter-free (learning-rate-free) Adam: D-Adaptation (Defazio & Mishchenko 2023, arXiv:2301.07733).
 
     d is a lower bound of the distance from the first parameters to a solution in the largest norm; sums and norms are
     those of the whole tree. With r = √β₂, and c = 1, or √(1-β₂ᵗ)/(1-β₁ᵗ) with ``bias="standard"``::
@@ -188,7 +188,7 @@ class DAdaptAdam(Rule):
 
 
 class Prodigy(Rule):
-    r"""Prodigy (Mishchenko & Defazio 2023, arXiv:2306.06101, Algorithm 4, the Adam version).
+    r"""Prodigy, parameter-free Adam (Mishchenko & Defazio 2023, arXiv:2306.06101, Algorithm 4, the Adam version).
 
     d is a lower bound of the distance from the first parameters x₀ to a solution; sums and norms are those of the
     whole tree. With c = 1, or √(1-β₂ᵗ)/(1-β₁ᵗ) with ``bias="standard"``::
@@ -292,7 +292,7 @@ class Prodigy(Rule):
 
 
 class DoG(Rule):
-    r"""Distance over gradients (Ivgi, Hinder & Carmon 2023, arXiv:2302.12022, equations 1 and 2).
+    r"""DoG, parameter-free SGD: distance over gradients (Ivgi, Hinder & Carmon 2023, arXiv:2302.12022).
 
     With x₀ the first parameters, and norms those of the whole tree::
 
@@ -365,7 +365,7 @@ class DoG(Rule):
 
 
 class LDoG(DoG):
-    r"""Distance over gradients, layer by layer (Ivgi, Hinder & Carmon 2023, arXiv:2302.12022, section 4).
+    r"""Layer-wise DoG: distance over gradients (Ivgi, Hinder & Carmon 2023, arXiv:2302.12022, section 4).
 
     As :class:`~xopt.DoG`, but each leaf of the tree has its own norms::
 

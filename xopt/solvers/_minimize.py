@@ -24,7 +24,7 @@ from xopt.solvers._stepping import Stepping
 
 
 class OptimizeResult(dict[str, Any]):
-    """What `minimize` found, under SciPy's names, as attributes and as keys.
+    """Result of `minimize`, under SciPy's names, as attributes and as keys.
 
     ``x`` the parameters, ``fun`` the value there, ``jac`` the gradient there, ``nit`` iterations, ``nfev`` evaluations,
     ``njev`` of the gradient, ``status`` (0 converged, 1 a limit was reached, 2 no better point was found, or the value

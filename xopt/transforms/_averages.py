@@ -20,7 +20,7 @@ def _averaged(h: H, average: Array, p: Array) -> Array:
 
 
 class EMA(Transform):
-    r"""Keep an exponential moving average of the parameters (Polyak & Juditsky 1992, with weights that fade).
+    r"""Weight averaging by an exponential moving average (EMA) of the parameters (Polyak & Juditsky 1992).
 
     ::
 
@@ -101,7 +101,7 @@ class EMA(Transform):
 
 
 class SWA(Transform):
-    r"""Keep the equal average of the parameters from some step on (Izmailov et al. 2018).
+    r"""Stochastic weight averaging (SWA): the equal average of the parameters (Izmailov et al. 2018).
 
     ::
 
@@ -157,7 +157,7 @@ class SWA(Transform):
 
 
 class Lookahead(Transform):
-    r"""Every k steps, go back part of the way to where the last k began (Zhang et al. 2019, Algorithm 1).
+    r"""Lookahead: every k steps, go back part of the way to where the last k began (Zhang et al. 2019).
 
     ::
 

@@ -8,7 +8,7 @@ from xopt.rule import Array, H, Hyper, Transform, abs2, hyper, is_complex, uncha
 
 
 class ClipByValue(Transform):
-    r"""Keep every element within [-limit, limit]; of a complex element, the modulus (the phase stays).
+    r"""Gradient clipping by value: every element in [-limit, limit]; of a complex one, the modulus.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def _clip(h: H, xp: Any) -> dict[str, Any]:
 
 
 class ClipByNorm(Transform):
-    r"""Scale each array so that its Euclidean norm is at most ``max_norm``.
+    r"""Gradient clipping by norm: scale each array to a Euclidean norm of at most ``max_norm``.
 
     ::
 
@@ -86,7 +86,7 @@ class ClipByNorm(Transform):
 
 
 class ClipByGlobalNorm(ClipByNorm):
-    r"""Scale the whole tree so that its Euclidean norm is at most ``max_norm`` (Pascanu et al. 2013).
+    r"""Gradient clipping by the global norm: scale the whole tree to at most ``max_norm`` (Pascanu et al. 2013).
 
     ::
 

@@ -18,7 +18,7 @@ __all__ = ["Freeze", "Groups", "layerwise_decay", "scaled"]
 
 
 class Freeze:
-    """What :class:`Groups` does with parameters that are to stay: no state, no step, no part in any norm.
+    """Frozen parameters in :class:`Groups`: no state, no step, no part in any norm.
 
     Examples
     --------
@@ -81,7 +81,7 @@ class _Target(NamedTuple):
 
 
 class Groups(Component, FunctionalOptimizer):
-    """A rule with other hyperparameters for some parameters, other rules for some, and some that stay as they are.
+    """Parameter groups: other hyperparameters or rules for some parameters, and some that are frozen.
 
     Groups stands wherever a rule may stand: alone, in :class:`~xopt.Optimizer`, in a :func:`~xopt.chain`, in other
     Groups.
@@ -353,7 +353,7 @@ def layerwise_decay(
     *,
     unmatched: Literal["error", "ignore"] = "error",
 ) -> Groups:
-    """Let layers learn more slowly, the further they are from the output: by ``factor`` for every layer of distance.
+    """Layer-wise learning rate decay: by ``factor`` for every layer of distance from the output.
 
     ::
 

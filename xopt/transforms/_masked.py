@@ -13,7 +13,7 @@ __all__ = ["Masked"]
 
 
 class Masked(Transform):
-    """A transform for some of the parameters; the others do not go through it.
+    """Masked transform: for some of the parameters; the others do not go through it.
 
     Parameters
     ----------

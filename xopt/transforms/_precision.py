@@ -10,7 +10,7 @@ __all__ = ["Precision"]
 
 
 class Precision(Wrapper):
-    r"""Say in how many digits a rule keeps parameters and state, and what makes up for digits that are lost.
+    r"""Mixed and low precision: the dtypes of parameters and optimizer state, and what limits rounding error.
 
     A step is computed in float32 at least, and rounded when it is stored. In bfloat16, 1 - 0.001 is 1: a parameter does
     not move by steps of less than 1/256 of itself, however many. ::

@@ -12,7 +12,7 @@ __all__ = ["L1", "L2", "Ball", "Box", "NonNegative", "Project", "Simplex"]
 
 
 class Box(Transform):
-    r"""Keep every element within [low, high].
+    r"""Box constraint: keep every element within [low, high].
 
     ::
 
@@ -56,7 +56,7 @@ class Box(Transform):
 
 
 class NonNegative(Transform):
-    r"""Make negative elements 0.
+    r"""Nonnegativity constraint: make negative elements 0.
 
     ::
 
@@ -83,7 +83,7 @@ class NonNegative(Transform):
 
 
 class L1(Transform):
-    r"""Soft threshold: the proximal step of ‖p‖₁, which makes parameters exactly 0.
+    r"""L1 regularization by soft thresholding: the proximal step of ‖p‖₁, which makes parameters exactly 0.
 
     ::
 
@@ -139,7 +139,7 @@ class L1(Transform):
 
 
 class L2(Transform):
-    r"""Shrink: the proximal step of ½·‖p‖₂².
+    r"""L2 regularization by shrinking: the proximal step of ½·‖p‖₂².
 
     ::
 
@@ -183,7 +183,7 @@ class L2(Transform):
 
 
 class Ball(Transform):
-    r"""Keep the Euclidean norm of the parameters at most ``radius``.
+    r"""Projection onto a ball: keep the Euclidean norm of the parameters at most ``radius``.
 
     ::
 
@@ -233,7 +233,7 @@ class Ball(Transform):
 
 
 class Simplex(Transform):
-    r"""Keep the elements nonnegative with a given sum: the nearest point of the simplex.
+    r"""Projection onto the simplex: nonnegative elements with a given sum.
 
     ::
 
@@ -293,7 +293,7 @@ class Simplex(Transform):
 
 
 class Project(Transform):
-    r"""Put the new parameters where a function of your own says, array by array.
+    r"""Projected gradient: project the new parameters by a function of your own, array by array.
 
     Parameters
     ----------

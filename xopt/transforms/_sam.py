@@ -12,7 +12,7 @@ from xopt.rule import Array, Chain, Component, H, Hyper, abs2, hyper, static
 
 
 class SAM(Component):
-    r"""The gradient where the loss is worst nearby (Foret et al. 2021), also scale-invariant (Kwon et al. 2021).
+    r"""Sharpness-aware minimization (SAM): the gradient where the loss is worst nearby (Foret 2021; ASAM, Kwon 2021).
 
     ::
 

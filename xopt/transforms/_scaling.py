@@ -12,7 +12,7 @@ __all__ = ["AddDecay", "Cautious", "Normalize", "ReduceOnPlateau", "Scale", "Tru
 
 
 class Scale(Transform):
-    r"""Multiply by a number: ``factor · g``.
+    r"""Scale gradients or steps by a number: ``factor · g``.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Scale(Transform):
 
 
 class AddDecay(Transform):
-    r"""Weight decay as a link, to stand where another link should see it or not see it, or for some arrays only.
+    r"""Weight decay as a transform, to stand where another should see it or not see it, or for some arrays only.
 
     ::
 
@@ -101,7 +101,7 @@ class AddDecay(Transform):
 
 
 class Normalize(Transform):
-    r"""Divide by the Euclidean norm, of the whole tree or of each array.
+    r"""Gradient normalization: divide by the Euclidean norm, of the whole tree or of each array.
 
     ::
 
@@ -149,7 +149,7 @@ class Normalize(Transform):
 
 
 class TrustRatio(Transform):
-    r"""Scale each array by the ratio of the norms of the parameter and of its step (You et al. 2017, 2020).
+    r"""Layer-wise trust ratio: scale each array by norm of the parameter over norm of the step (You et al. 2017, 2020).
 
     ::
 
@@ -213,7 +213,7 @@ class TrustRatio(Transform):
 
 
 class Cautious(Transform):
-    r"""Drop what a step does against the gradient of this moment (Liang et al. 2024).
+    r"""Cautious optimizer: drop what a step does against the current gradient (Liang et al. 2024).
 
     ::
 
@@ -279,7 +279,7 @@ def _along(xp: Any, step: Array, grad: Array) -> Array:
 
 
 class ReduceOnPlateau(Transform):
-    r"""Make the steps smaller when the loss has stopped improving.
+    r"""Reduce on plateau: make the steps smaller when the loss has stopped improving.
 
     ::
 

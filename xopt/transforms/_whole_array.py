@@ -20,7 +20,7 @@ def _unit_axes(units: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class AdaptiveGradientClip(Transform):
-    r"""Scale the gradient of each unit to a fraction of its weights (Brock et al. 2021, arXiv:2102.06171).
+    r"""Adaptive gradient clipping: the norm of each unit's gradient relative to its weights (Brock et al. 2021).
 
     ::
 
@@ -71,7 +71,7 @@ class AdaptiveGradientClip(Transform):
 
 
 class Centralize(Transform):
-    r"""Subtract from the gradient of each unit its mean (Yong et al. 2020, arXiv:2004.01461).
+    r"""Gradient centralization: subtract from the gradient of each unit its mean (Yong et al. 2020).
 
     ::
 
@@ -113,7 +113,7 @@ class Centralize(Transform):
 
 
 class AddNoise(Transform):
-    r"""Add Gaussian noise to the gradient, less of it in every step (Neelakantan et al. 2015, arXiv:1511.06807).
+    r"""Gradient noise: add Gaussian noise, less of it in every step (Neelakantan et al. 2015, arXiv:1511.06807).
 
     ::
 

@@ -13,7 +13,7 @@ OnNonFinite: TypeAlias = Literal["propagate", "skip", "raise", "zero"]
 
 
 class Accumulate(Wrapper):
-    r"""Take a step of a rule with every k-th gradient, by the mean of the last k.
+    r"""Gradient accumulation: a step with every k-th gradient, by the mean of the last k.
 
     ::
 
@@ -64,7 +64,7 @@ class Accumulate(Wrapper):
 
 
 class Guard(Wrapper):
-    r"""Say what a rule does with gradients that have an element which is infinite or NaN.
+    r"""Skip steps with non-finite gradients (infinite or NaN), or zero them, or raise.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class Guard(Wrapper):
 
 
 class LossScale(Wrapper):
-    r"""Divide the gradients of a loss that was multiplied by a scale, and find the scale that just does not overflow.
+    r"""Dynamic loss scaling for mixed precision: unscale the gradients, and find the largest scale without overflow.
 
     ::
 
