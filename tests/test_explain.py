@@ -33,7 +33,7 @@ CLIPPED = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.AdamW())
 )
 def test_bytes(rule: Any, dtype: str, moved: int) -> None:
     text = xopt.explain(rule, array(dtype), runner="tiled", bandwidth=10.0, source=False)
-    assert f"{10 * moved} bytes a step: at 1e-08 GB/s at least {moved} s" in text
+    assert f"{10 * moved} bytes per step: at 1e-08 GB/s at least {moved} s" in text
     executor = [line for line in text.splitlines() if line.startswith("  ") and line.endswith("a parameter")]
     assert sum(int(line.split(": ")[1].split()[0]) for line in executor) == moved
 
@@ -52,7 +52,7 @@ def test_stages() -> None:
     assert " = scale_0\n" in text
     assert text.count("source of the ") == 4
     assert text.count("def kernel(") == 4
-    assert f"{20 * 32 + 10 * 64:,} bytes a step" in text
+    assert f"{20 * 32 + 10 * 64:,} bytes per step" in text
 
 
 def test_other_libraries_and_runners() -> None:

@@ -202,7 +202,7 @@ def test_every_public_name_has_a_docstring_with_an_example(name: str, thing: Any
 @pytest.mark.parametrize("rule", catalog.public(xopt.Rule))
 def test_rule_docstrings_are_complete(rule: Any) -> None:
     doc = inspect.getdoc(rule) or ""
-    for part in ("Parameters", "Notes", "State:", "bytes a float32", "References", "Examples", "::"):
+    for part in ("Parameters", "Notes", "State:", "bytes per float32", "References", "Examples", "::"):
         assert part in doc, part
     for field in rule._fields:
         assert field in doc, field

@@ -528,7 +528,7 @@ def test_state_of_whole_arrays_is_checked(rng: np.random.Generator) -> None:
 def test_explain_whole_arrays(rng: np.random.Generator) -> None:
     text = xopt.explain(xopt.chain(xopt.ClipByGlobalNorm(1.0), Rows()), shapes(rng))
     assert "float64: 3 arrays, 18 parameters\n  step: whole arrays, for 1.rows; by the eager runner\n" in text
-    assert "0 bytes a step, beside those of whole arrays" in text
+    assert "0 bytes per step, beside those of whole arrays" in text
 
 
 def test_what_a_class_may_not_be() -> None:

@@ -58,7 +58,7 @@ def explain(
     -------
     str
         For every dtype among the parameters the stages: the sums that are needed first, then the step itself, each with
-        the arrays it reads and writes, in bytes a parameter, the operations a parameter (of a complex number, those on
+        the arrays it reads and writes, in bytes per parameter, the operations per parameter (of a complex number, those on
         its parts), and the scalars that are computed once a step.
 
     Raises
@@ -80,7 +80,7 @@ def explain(
     SGD(lr=0.1, momentum=0.9): 1 array of numpy, 1,000 parameters, runner tiled
     <BLANKLINE>
     float32: 1 array, 1,000 parameters, 4 bytes of state each
-      step: 20 bytes and 5 operations a parameter
+      step: 20 bytes and 5 operations per parameter
         reads   t0 = p float32, t1 = g float32, t2 = 0.sgd.m float32
         writes  p float32, 0.sgd.m float32
         t3 = s0 * t2
@@ -92,7 +92,7 @@ def explain(
         s1 = gain_0
         s2 = (-lr_0)
     <BLANKLINE>
-    20,000 bytes a step: at 20 GB/s at least 1 µs
+    20,000 bytes per step: at 20 GB/s at least 1 µs
     <BLANKLINE>
     source of the step, float32:
     def kernel(l_0, l_1, l_2, o_0, o_1, s0, s1, s2, r_0):
@@ -132,7 +132,7 @@ def explain(
             name = "step" if place is None else f"sums of {bucket.specs[place].place}"
             moved, text = _stage(executor, bucket, place, program)
             total += round(moved * size)
-            lines += [f"  {name}: {moved:.4g} bytes and {text.pop(0)} a parameter", *text]
+            lines += [f"  {name}: {moved:.4g} bytes and {text.pop(0)} per parameter", *text]
             if source:
                 sources += [
                     "",
@@ -141,7 +141,7 @@ def explain(
                 ]
     time = f": at {bandwidth / 1e9:g} GB/s at least {_time(total / bandwidth)}" if bandwidth else ""
     beside = ", beside those of whole arrays" if any(bucket.plan.whole for bucket in executor.buckets) else ""
-    lines += ["", f"{total:,} bytes a step{beside}{time}"]
+    lines += ["", f"{total:,} bytes per step{beside}{time}"]
     return "\n".join([*lines, *sources])
 
 
@@ -190,7 +190,7 @@ def _stage(executor: Executor, bucket: Bucket, place: int | None, program: Progr
 
 
 def _bytes(name: str, dtype: str) -> float:
-    """Return the bytes a parameter; a scale belongs to a block of them."""
+    """Return the bytes per parameter; a scale belongs to a block of them."""
     return _arrays.BYTES[dtype] / (BLOCK if is_scale(name) else 1)
 
 

@@ -54,7 +54,7 @@ class Optimizer(Saving):
 
     Notes
     -----
-    State in bytes a parameter is the rule's; the scratch of the tiled runner is a few megabytes, whatever the size of
+    State in bytes per parameter is the rule's; the scratch of the tiled runner is a few megabytes, whatever the size of
     the parameters. Everything is checked before the first write: a step that raises has changed nothing. What stops a
     step while it writes (Ctrl-C, no memory for a thread) leaves some arrays new and some old; this is noticed, and
     every later call but :meth:`load` refuses. So does a call while another thread is in one: two optimizers in two

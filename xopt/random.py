@@ -37,7 +37,7 @@ def threefry2x32(xp: Any, key: tuple[int, int], x0: Array, x1: Array) -> tuple[A
     Returns
     -------
     tuple
-        Two arrays of the same dtype with 32 random bits an element.
+        Two arrays of the same dtype with 32 random bits per element.
 
     Examples
     --------

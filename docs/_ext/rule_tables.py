@@ -216,7 +216,7 @@ class Catalogue(Generated):
         rows = [("Scope", scope(cls))]
         if issubclass(cls, xopt.Rule):
             arrays, size = state(cls)
-            kept = f"{arrays}: {size} bytes a float32 parameter" if arrays != "none" else arrays
+            kept = f"{arrays}: {size} bytes per float32 parameter" if arrays != "none" else arrays
             rows.insert(0, ("State", said(doc) if size == "see below" else kept))
         else:
             rows.insert(0, ("State", said(doc).partition(". ")[0].replace("No state", "none")))

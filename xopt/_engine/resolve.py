@@ -44,7 +44,7 @@ class ScalarResolver:
         return self.kept(spec, [value] * len(self._layout.leaves) if spec.scope == "leaf" else value)
 
     def kept(self, spec: ComponentSpec, value: Any, dtype: str | None = None) -> Any:
-        """Return a carried scalar, or a list with one a leaf, as it is kept.
+        """Return a carried scalar, or a list with one per leaf, as it is kept.
 
         ``dtype`` is that of the array of this library that it was; None where it was a number.
         """

@@ -38,7 +38,7 @@ class Adam(Rule):
 
     Notes
     -----
-    State: ``m`` and ``v`` (real), with amsgrad ``top``, shaped like the parameter: 8 or 12 bytes a float32 parameter.
+    State: ``m`` and ``v`` (real), with amsgrad ``top``, shaped like the parameter: 8 or 12 bytes per float32 parameter.
 
     Computed as lr·√c₂/c₁ · (m / (√v + ε·√c₂)): the same numbers with one array division. With amsgrad the largest
     *uncorrected* v is kept, as in torch; optax keeps the largest corrected one.
@@ -110,7 +110,7 @@ class AdamW(Adam):
 
     Notes
     -----
-    State: that of Adam, 8 or 12 bytes a float32 parameter.
+    State: that of Adam, 8 or 12 bytes per float32 parameter.
 
     The decay joins the step before the one rounding of p. Multiplying p by 1 - lr·w first, as torch does, loses it in
     float32 when lr·w is below 1e-7.

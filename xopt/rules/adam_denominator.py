@@ -35,7 +35,7 @@ class Adamax(Rule):
 
     Notes
     -----
-    State: ``m`` and ``u`` (real), shaped like the parameter, 8 bytes a float32 parameter.
+    State: ``m`` and ``u`` (real), shaped like the parameter, 8 bytes per float32 parameter.
 
     References
     ----------
@@ -96,7 +96,7 @@ class RAdam(Rule):
 
     Notes
     -----
-    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes a float32 parameter.
+    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes per float32 parameter.
 
     Steps of ``"sgd"`` have the size of the gradient, not of lr.
 
@@ -162,7 +162,7 @@ class AdaBelief(Rule):
 
     Notes
     -----
-    State: ``m`` and ``v`` (real; s in the paper), shaped like the parameter, 8 bytes a float32 parameter.
+    State: ``m`` and ``v`` (real; s in the paper), shaped like the parameter, 8 bytes per float32 parameter.
 
     The paper has one ε in both places, 1e-16 in its second version as here and in optax.
 
@@ -220,7 +220,7 @@ class Yogi(Rule):
 
     Notes
     -----
-    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes a float32 parameter.
+    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes per float32 parameter.
 
     References
     ----------
@@ -280,7 +280,7 @@ class StableAdamW(Rule):
 
     Notes
     -----
-    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes a float32 parameter.
+    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes per float32 parameter.
 
     This is the clipping of Adafactor, with a threshold of 1, for each array by itself. The paper's moments, whose
     coefficients follow the step, are m/c₁ and v/c₂.

@@ -38,7 +38,7 @@ class Adan(Rule):
 
     Notes
     -----
-    State: ``m``, ``d``, ``last`` (g') and ``v`` (real), shaped like the parameter, 16 bytes a float32 parameter.
+    State: ``m``, ``d``, ``last`` (g') and ``v`` (real), shaped like the parameter, 16 bytes per float32 parameter.
 
     The paper's algorithm has no c₁, c₂ and c₃; the authors' code and every library do. Restarts are left out.
 
@@ -118,7 +118,7 @@ class MARS(Rule):
 
     Notes
     -----
-    State: ``m``, ``last`` (g') and ``v`` (real), shaped like the parameter, 12 bytes a float32 parameter.
+    State: ``m``, ``last`` (g') and ``v`` (real), shaped like the parameter, 12 bytes per float32 parameter.
 
     This is the approximate form, in which g' is of the batch before. The authors' code takes AdamW for arrays of less
     than two axes, and a norm of the whole array, as here.

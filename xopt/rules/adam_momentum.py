@@ -34,7 +34,7 @@ class NAdam(Rule):
 
     Notes
     -----
-    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes a float32 parameter; and C for the whole tree.
+    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes per float32 parameter; and C for the whole tree.
 
     m is averaged with β₁ and corrected with the μ of the schedule, as in torch and Keras.
 
@@ -97,7 +97,7 @@ class LaProp(Rule):
 
     Notes
     -----
-    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes a float32 parameter.
+    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes per float32 parameter.
 
     The authors' code has lr inside the momentum, the paper outside as here: the same while lr is constant.
 
@@ -153,7 +153,7 @@ class ADOPT(Rule):
 
     Notes
     -----
-    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes a float32 parameter.
+    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes per float32 parameter.
 
     Decoupled decay shrinks p in step 1 too.
 
@@ -224,7 +224,7 @@ class AdEMAMix(Rule):
 
     Notes
     -----
-    State: ``m``, ``s`` and ``v`` (real), shaped like the parameter, 12 bytes a float32 parameter.
+    State: ``m``, ``s`` and ``v`` (real), shaped like the parameter, 12 bytes per float32 parameter.
 
     References
     ----------

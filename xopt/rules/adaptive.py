@@ -36,7 +36,7 @@ class Adagrad(Rule):
 
     Notes
     -----
-    State: ``v``, real, shaped like the parameter, 4 bytes a float32 parameter.
+    State: ``v``, real, shaped like the parameter, 4 bytes per float32 parameter.
 
     torch's ``lr_decay`` is a schedule: ``lr=xopt.schedules.inverse_time(lr, rate=lr_decay)``.
 
@@ -89,7 +89,7 @@ class Adadelta(Rule):
 
     Notes
     -----
-    State: ``v`` and ``u``, real, shaped like the parameter, 8 bytes a float32 parameter.
+    State: ``v`` and ``u``, real, shaped like the parameter, 8 bytes per float32 parameter.
 
     References
     ----------
@@ -153,7 +153,7 @@ class RMSProp(Rule):
     Notes
     -----
     State: ``v``, real, and with ``centered`` ``a``, with momentum ``m``, shaped like the parameter:
-    4 to 12 bytes a float32 parameter.
+    4 to 12 bytes per float32 parameter.
 
     The variance w is kept from falling below 0 by rounding, where other libraries return NaN.
 

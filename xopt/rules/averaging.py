@@ -33,7 +33,7 @@ class ASGD(Rule):
 
     Notes
     -----
-    State: ``mean``, shaped like the parameter, 4 bytes a float32 parameter. It is the result, which
+    State: ``mean``, shaped like the parameter, 4 bytes per float32 parameter. It is the result, which
     :meth:`~xopt.Rule.eval_params` returns. It does not see what a link behind the rule does to the step.
 
     torch's numbers, whose ``ax`` the mean is; but a schedule of lr counts at once, in torch one step later.
@@ -107,7 +107,7 @@ class FTRL(Rule):
 
     Notes
     -----
-    State: ``z`` and ``n`` (real), shaped like the parameter, 8 bytes a float32 parameter.
+    State: ``z`` and ``n`` (real), shaped like the parameter, 8 bytes per float32 parameter.
 
     p is made anew from z, which begins at 0: the first step takes p to (1 - (initial/n)^power) of itself. The method is
     meant for parameters that start at 0.
@@ -164,7 +164,7 @@ class MADGRAD(Rule):
 
     Notes
     -----
-    State: ``s``, ``v`` (real) and ``start`` (p₀), shaped like the parameter, 12 bytes a float32 parameter.
+    State: ``s``, ``v`` (real) and ``start`` (p₀), shaped like the parameter, 12 bytes per float32 parameter.
 
     The authors' code and optax add ε to lr: their lr=0.1 is ``lr=0.1 + 1e-6`` here.
 

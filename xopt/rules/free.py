@@ -46,7 +46,7 @@ class DAdaptSGD(Rule):
 
     Notes
     -----
-    State: ``s``, and with momentum ``z``, which starts as the parameter, 4 or 8 bytes a float32 parameter; in
+    State: ``s``, and with momentum ``z``, which starts as the parameter, 4 or 8 bytes per float32 parameter; in
     ``state.carry`` d, n (``weighted``) and G (``first``).
 
     The authors' ``dadaptation.DAdaptSGD`` keeps the first parameters too and has L2 decay alone. While no gradient
@@ -133,7 +133,7 @@ class DAdaptAdam(Rule):
 
     Notes
     -----
-    State: ``m``, ``s`` and ``v`` (real), 12 bytes a float32 parameter; in ``state.carry`` d and n (``weighted``).
+    State: ``m``, ``s`` and ``v`` (real), 12 bytes per float32 parameter; in ``state.carry`` d and n (``weighted``).
 
     A step in which s is 0 leaves d alone, where ``optax.contrib.dadapt_adamw`` makes it NaN; there is no growth rate
     there either. Parameters with learning rates of their own are refused: there is one d.
@@ -226,7 +226,7 @@ class Prodigy(Rule):
 
     Notes
     -----
-    State: ``m``, ``s``, ``x0`` (the first parameters) and ``v`` (real), 16 bytes a float32 parameter; in
+    State: ``m``, ``s``, ``x0`` (the first parameters) and ``v`` (real), 16 bytes per float32 parameter; in
     ``state.carry`` d, n (``weighted``) and the largest estimate so far (``top``).
 
     m is kept divided by d0, and v, s and n by d0²: the same step, and nothing underflows in float32. A step in which s
@@ -316,7 +316,7 @@ class DoG(Rule):
 
     Notes
     -----
-    State: ``x0`` (the first parameters), 4 bytes a float32 parameter; in ``state.carry`` r (``rbar``) and √G
+    State: ``x0`` (the first parameters), 4 bytes per float32 parameter; in ``state.carry`` r (``rbar``) and √G
     (``norm``), which is in range where G is not.
 
     The first step is that with the first gradient that differs from 0. The authors average the parameters to evaluate.
@@ -378,7 +378,7 @@ class LDoG(DoG):
 
     Notes
     -----
-    State: ``x0`` (the first parameters), 4 bytes a float32 parameter; in ``state.carry`` r (``rbar``) and √G
+    State: ``x0`` (the first parameters), 4 bytes per float32 parameter; in ``state.carry`` r (``rbar``) and √G
     (``norm``) of each leaf.
 
     References

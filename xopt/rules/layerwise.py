@@ -43,7 +43,7 @@ class LARS(Rule):
 
     Notes
     -----
-    State: ``m``, shaped like the parameter, 4 bytes a float32 parameter; none without momentum.
+    State: ``m``, shaped like the parameter, 4 bytes per float32 parameter; none without momentum.
 
     Norms are summed in float64. Biases and scales of normalisation are usually left to another rule.
 
@@ -136,7 +136,7 @@ class LAMB(Rule):
 
     Notes
     -----
-    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes a float32 parameter.
+    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes per float32 parameter.
 
     timm clips the global norm to 1 first, which is ``chain(ClipByGlobalNorm(1.0), LAMB())``, and leaves the ratio out
     where there is no decay. Norms are summed in float64; d is computed twice rather than kept.
@@ -207,7 +207,7 @@ class Fromage(Rule):
 
     Notes
     -----
-    State: none, 0 bytes a float32 parameter. Norms are summed in float64.
+    State: none, 0 bytes per float32 parameter. Norms are summed in float64.
 
     References
     ----------

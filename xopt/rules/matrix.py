@@ -58,7 +58,7 @@ class Muon(Rule):
 
     Notes
     -----
-    State: ``m``, shaped like the parameter, 4 bytes a float32 parameter; of other leaves that of ``other``.
+    State: ``m``, shaped like the parameter, 4 bytes per float32 parameter; of other leaves that of ``other``.
 
     Computed in the dtype of the arithmetic, float32 at least; torch and Jordan use bfloat16, which is another result
     from the third digit on. A singular value that is 0 but for rounding grows with the others, a times in each step of

@@ -48,7 +48,7 @@ class ScheduleFreeSGD(Rule):
 
     Notes
     -----
-    State: ``z``, which starts as the parameter, 4 bytes a float32 parameter; x is computed from p and z. In
+    State: ``z``, which starts as the parameter, 4 bytes per float32 parameter; x is computed from p and z. In
     ``state.carry``, for each leaf, the sum of weights, the largest γ and the last β, so β may have a schedule too.
 
     Computed as p ← p - c·(p - z) - (1 - β·(1-c))·γ·g, as by the authors, which does not lose the step in the rounding
@@ -117,7 +117,7 @@ class ScheduleFreeAdamW(ScheduleFreeSGD):
 
     Notes
     -----
-    State: ``z`` and ``v`` (real), 8 bytes a float32 parameter.
+    State: ``z`` and ``v`` (real), 8 bytes per float32 parameter.
 
     The paper's Algorithm 1 has γ = lr·√(1-β₂ᵗ)·min(1, t/warmup) and √v + ε; the authors' code since, and this rule,
     correct v alone. Keras weights all steps alike: ``weight_lr_power=0``.

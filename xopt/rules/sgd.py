@@ -38,7 +38,7 @@ class SGD(Rule):
 
     Notes
     -----
-    State: ``m``, shaped like the parameter, 4 bytes a float32 parameter; none without momentum.
+    State: ``m``, shaped like the parameter, 4 bytes per float32 parameter; none without momentum.
 
     As in torch, the first step is not dampened. Keras and Chainer have no dampening; optax has none either.
 

@@ -56,7 +56,7 @@ class Shampoo(Rule):
     -----
     State: ``s``, the matrices of all axes end to end, 4·(rows² + columns²) bytes a float32 matrix; as much again for
     the roots ``q`` if they are not computed in every step; with momentum ``m``, shaped like the parameter,
-    4 bytes a float32 parameter.
+    4 bytes per float32 parameter.
 
     The roots are computed from eigenvalues, in the dtype of the arithmetic. The paper's εI, which S starts with, is
     added when the root is taken, so that b2 does not wear it down. A NaN in the gradient makes the array NaN. dask has
@@ -222,7 +222,7 @@ class SOAP(Rule):
 
     Notes
     -----
-    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes a float32 parameter; ``s`` and ``q``, the matrices
+    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes per float32 parameter; ``s`` and ``q``, the matrices
     and bases of all axes end to end, 8·(rows² + columns²) bytes a float32 matrix.
 
     Before they are turned, the columns of Qᵢ are sorted by what they show of Sᵢ, the largest first, and v with them:

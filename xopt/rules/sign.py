@@ -25,7 +25,7 @@ class SignSGD(Rule):
 
     Notes
     -----
-    State: none, 0 bytes a float32 parameter. An element with gradient 0 stays. The sign of a complex number is its
+    State: none, 0 bytes per float32 parameter. An element with gradient 0 stays. The sign of a complex number is its
     phase g/\|g\|.
 
     References
@@ -68,7 +68,7 @@ class Signum(Rule):
 
     Notes
     -----
-    State: ``m``, shaped like the parameter, 4 bytes a float32 parameter.
+    State: ``m``, shaped like the parameter, 4 bytes per float32 parameter.
 
     References
     ----------
@@ -116,7 +116,7 @@ class Lion(Rule):
 
     Notes
     -----
-    State: ``m``, shaped like the parameter, 4 bytes a float32 parameter. The sign of a complex number is its phase.
+    State: ``m``, shaped like the parameter, 4 bytes per float32 parameter. The sign of a complex number is its phase.
 
     References
     ----------
@@ -169,7 +169,7 @@ class Rprop(Rule):
     Notes
     -----
     State: ``last`` (g') and ``size`` (real), with "rprop+" ``move``, shaped like the parameter: 8 or 12
-    bytes a float32 parameter.
+    bytes per float32 parameter.
 
     For gradients of whole data sets: the sign of a noisy gradient changes without need. g·g' of complex numbers is the
     real part of g times the conjugate of g', and the sign is the phase. ``optax.rprop`` (0.2.8) makes each of these

@@ -116,7 +116,7 @@ def minimize(
         of that, JAX's. With ``jac=False`` and with differences nothing need be said.
     bounds
         A tuple ``(lower, upper)``, each None, a number, an array like x0, or a tree of these like x0; where x0 is one
-        array also SciPy's forms: a list of pairs ``[(low, high), …]``, one an element, with None for what is open, or
+        array also SciPy's forms: a list of pairs ``[(low, high), …]``, one per element, with None for what is open, or
         ``Bounds``. Equal bounds hold a variable still. Every evaluation is within them, those of differences too: they
         are rounded inwards to the dtype of the parameters, and x0 is moved there. Of complex parameters there are none.
     maxiter

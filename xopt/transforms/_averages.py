@@ -41,7 +41,7 @@ class EMA(Transform):
 
     Notes
     -----
-    State: ``average``, 4 bytes a float32 parameter; a float16 parameter has it in float32. It is what
+    State: ``average``, 4 bytes per float32 parameter; a float16 parameter has it in float32. It is what
     :meth:`~xopt.Optimizer.eval_params` returns and :meth:`~xopt.Optimizer.averaged` puts in place. With
     ``start="zero"`` it is kept divided already, and the sum of the weights is carried.
 
@@ -116,7 +116,7 @@ class SWA(Transform):
 
     Notes
     -----
-    State: ``average``, 4 bytes a float32 parameter. Before step ``start`` it is the parameters themselves. It is what
+    State: ``average``, 4 bytes per float32 parameter. Before step ``start`` it is the parameters themselves. It is what
     :meth:`~xopt.Optimizer.eval_params` returns. The same as ``torch.optim.swa_utils.AveragedModel``, updated at those
     steps. ``start=1, every=1`` is the average of Polyak and Ruppert. For the high learning rate of the paper give the
     rule a schedule; statistics of batch normalization are the model's to update.
@@ -175,7 +175,7 @@ class Lookahead(Transform):
 
     Notes
     -----
-    State: ``slow``, 4 bytes a float32 parameter; the state of the rule is not touched by a return. The slow weights are
+    State: ``slow``, 4 bytes per float32 parameter; the state of the rule is not touched by a return. The slow weights are
     what :meth:`~xopt.Optimizer.eval_params` returns: between returns those of the last, with ``start="first"`` and
     before the first one the parameters. In optax they are a part of the parameters. k is 5 in the paper and 6 in timm.
 

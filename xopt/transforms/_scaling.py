@@ -311,7 +311,7 @@ class ReduceOnPlateau(Transform):
 
     Notes
     -----
-    State: six scalars, carried; no bytes a parameter. The loss is given to every step, ``opt.step(grads, value=loss)``,
+    State: six scalars, carried; no bytes per parameter. The loss is given to every step, ``opt.step(grads, value=loss)``,
     and may stay on the device: nothing is read back, and a jitted step is traced once. A loss that is NaN is no
     improvement.
 

@@ -34,7 +34,7 @@ class Accumulate(Wrapper):
 
     Notes
     -----
-    State: that of the rule, and ``accumulate.gradient``, shaped like the parameter: 4 bytes a float32 parameter more.
+    State: that of the rule, and ``accumulate.gradient``, shaped like the parameter: 4 bytes per float32 parameter more.
     ``state.step`` counts gradients, and the rule's own step t is 1 for the first k of them. A parameter whose gradient
     is None in the k-th call takes no part in that step; what it has gathered waits for the next.
 

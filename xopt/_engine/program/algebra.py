@@ -23,7 +23,7 @@ _NUMBERS = (bool, int, float)
 
 
 def on_host(x: Any) -> bool:
-    """Whether this is a vector of NumPy: numbers that the host knows, one a leaf, whatever the library."""
+    """Whether this is a vector of NumPy: numbers that the host knows, one per leaf, whatever the library."""
     return isinstance(x, np.ndarray) and x.ndim == 1
 
 
@@ -56,7 +56,7 @@ class Value:
         return x.item() if isinstance(x, np.generic) else x
 
     def of(self, leaves: list[int]) -> Value:
-        """Return the same for some leaves, of what the host has one a leaf."""
+        """Return the same for some leaves, of what the host has one per leaf."""
         return Value(self.array[leaves])
 
     def _refuse(self, *_: Any) -> NoReturn:
@@ -197,7 +197,7 @@ def _raw(x: Any) -> Any:
 
 
 def _met(*given: Any) -> list[Any]:
-    """Return arrays of one library: what the host has one a leaf goes to where the others are."""
+    """Return arrays of one library: what the host has one per leaf goes to where the others are."""
     there = [x for x in given if hasattr(x, "dtype") and not isinstance(x, np.ndarray | np.generic)]
     if not there or not any(map(on_host, given)):
         return [*given]

@@ -1,4 +1,4 @@
-"""The eager runner: a program run with a library's own arrays and functions, leaf by leaf. The reference implementation.
+"""The eager runner: a program run with a library's own arrays, leaf by leaf. The reference implementation.
 
 Parameters, gradients and state are cast to the compute dtype, 0-d leaves are seen as (1,), and every result is rounded
 once when it is stored. Links of whole arrays are called as they are, those beside them by a program of their own.

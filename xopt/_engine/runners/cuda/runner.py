@@ -1,4 +1,4 @@
-"""The cuda runner: one launch a stage for all leaves, on CuPy arrays and torch CUDA tensors.
+"""The cuda runner: one launch per stage for all leaves, on CuPy arrays and torch CUDA tensors.
 
 Leaves are cut into chunks of 65,536 elements, one a block of threads. Tables in the memory of the device say where the
 leaves lie; an optimizer uploads them once, and after that only the places of gradients, when they have changed. Nothing
@@ -279,7 +279,7 @@ class _Call:
         return words
 
     def _column(self, kernel: _emit_cuda.CudaKernel, k: int, x: Words) -> Any:
-        """Return scalars of the host, one a leaf, in memory of the device; those of the step before, if they are."""
+        """Return scalars of the host, one per leaf, in memory of the device; those of the step before, if they are."""
         known, key = self.tables.columns, (kernel.source, k)
         if key not in known or not np.array_equal(known[key][0].view(np.uint64), x.view(np.uint64)):
             known[key] = x, self.uploaded(x.view(np.uint64))

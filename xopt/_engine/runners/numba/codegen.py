@@ -46,7 +46,7 @@ OPERATIONS = {
 
 
 class Array(NamedTuple):
-    """One column of the address table: the arrays, one a leaf, that a kernel calls by one name."""
+    """One column of the address table: the arrays, one per leaf, that a kernel calls by one name."""
 
     name: str
     dtype: str
@@ -93,7 +93,7 @@ def body_source(title: str, program: Program, columns: Table, real: str) -> str:
     """Write the kernel of a whole step: ``kernel(tasks, addresses, scalars, first, last)``.
 
     It does the tasks from ``first`` to ``last``. A task is a leaf, an element to start from and a number of elements;
-    ``addresses`` has a row an array and a column a leaf, ``scalars`` one row, or one a leaf.
+    ``addresses`` has a row per array and a column per leaf, ``scalars`` one row, or one per leaf.
     """
     low = lower(program)
     made = {s.node: f"t{s.node} = {s.expression}" for s in statements(low, OPERATIONS)}

@@ -65,7 +65,7 @@ class _Frame(NamedTuple):
     ranges: list[tuple[int, int]]
     """The tasks, shared out."""
     addresses: NDArray
-    """A row an array, a column a leaf. The row of the gradients is filled each step."""
+    """A row per array, a column per leaf. The row of the gradients is filled each step."""
     plain: list[bool]
     """Whether all arrays of a leaf but its gradient are in C order."""
     whole: bool
@@ -84,7 +84,7 @@ class _Frame(NamedTuple):
             self.row[:] = work.where if known else _arrays.addresses(work.library, work.loads["g"])
 
     def scalars(self, values: StepScalars) -> NDArray:
-        """Return the scalars of a step: one row, or one a leaf."""
+        """Return the scalars of a step: one row, or one per leaf."""
         found = values.scalars(self.kernel.program)
         if not values.by_leaf:
             return np.asarray((found,))
