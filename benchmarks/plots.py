@@ -38,7 +38,7 @@ def champion(cell: Results) -> str:
 
 
 def ceiling(cell: Results) -> float | None:
-    """Return the bandwidth of the fastest stream of a cell, in bytes a second."""
+    """Return the bandwidth of the fastest stream of a cell, in bytes per second."""
     rates = [x["bytes"] / x["median"] for name, x in cell["results"].items() if name.startswith("stream")]
     return max(rates, default=None)
 
@@ -65,7 +65,7 @@ def draw(results: Results, folder: Path) -> dict[Path, str]:
 
 
 def by_size(results: Results) -> Any:
-    """Return a figure of gigabytes a second against the size of one vector, Adam, float32."""
+    """Return a figure of gigabytes per second against the size of one vector, Adam, float32."""
     from matplotlib.figure import Figure
 
     cells = [x for x in results["findings"] if x["kind"] == "cell" and x["suite"] == "vector"]

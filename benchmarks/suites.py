@@ -104,7 +104,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def bandwidth_of_ceiling(found: dict[str, Any]) -> float | None:
-    """Return the bandwidth of the fastest stream of a cell, in bytes a second."""
+    """Return the bandwidth of the fastest stream of a cell, in bytes per second."""
     rates = [x["bytes"] / x["median"] for name, x in found["results"].items() if name.startswith("stream")]
     return max(rates, default=None)
 

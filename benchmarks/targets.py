@@ -72,7 +72,7 @@ def cell(results: Results, workload: str, rule: str = "adam", dtype: str = "floa
 
 
 def rate(results: Results, workload: str, name: str) -> float | None:
-    """Return bytes a second of a contender; ``"stream"`` is the fastest of the streams."""
+    """Return bytes per second of a contender; ``"stream"`` is the fastest of the streams."""
     found = cell(results, workload)
     rates = [
         x["bytes"] / x["median"]
@@ -83,7 +83,7 @@ def rate(results: Results, workload: str, name: str) -> float | None:
 
 
 def ratio(workload: str, name: str, other: str) -> Callable[[Results], float | None]:
-    """Return a figure: how many times as many bytes a second ``name`` moves as ``other``."""
+    """Return a figure: how many times as many bytes per second ``name`` moves as ``other``."""
 
     def figure(results: Results) -> float | None:
         mine, theirs = rate(results, workload, name), rate(results, workload, other)

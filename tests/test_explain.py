@@ -34,8 +34,8 @@ CLIPPED = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.AdamW())
 def test_bytes(rule: Any, dtype: str, moved: int) -> None:
     text = xopt.explain(rule, array(dtype), runner="tiled", bandwidth=10.0, source=False)
     assert f"{10 * moved} bytes per step: at 1e-08 GB/s at least {moved} s" in text
-    executor = [line for line in text.splitlines() if line.startswith("  ") and line.endswith("a parameter")]
-    assert sum(int(line.split(": ")[1].split()[0]) for line in executor) == moved
+    stages = [line for line in text.splitlines() if line.startswith("  ") and line.endswith("per parameter")]
+    assert sum(int(line.split(": ")[1].split()[0]) for line in stages) == moved
 
 
 def test_stages() -> None:
@@ -45,7 +45,7 @@ def test_stages() -> None:
     )
     assert "float32: 2 arrays, 20 parameters, 8 bytes of state each" in text
     assert "float64: 1 array, 10 parameters, 16 bytes of state each" in text
-    assert "  sums of 0.clipbyglobalnorm: 4 bytes and 1 operation a parameter" in text
+    assert "  sums of 0.clipbyglobalnorm: 4 bytes and 1 operation per parameter" in text
     assert "    sums    total over each tree, in float64, 65,536 at a time" in text
     assert "    reads   t0 = p float32, t1 = g float32, t2 = 1.adamw.m float32, t3 = 1.adamw.v float32" in text
     assert "-> 1.adamw.m" in text
@@ -65,7 +65,7 @@ def test_other_libraries_and_runners() -> None:
 def test_errors() -> None:
     with pytest.raises(TypeError, match="rule: Adam, but it must be a rule or a chain; make an object of it"):
         xopt.explain(xopt.Adam, array("float32"))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"bandwidth: 0.0 is out of range, it must be > 0 \(bytes a second\)"):
+    with pytest.raises(ValueError, match=r"bandwidth: 0.0 is out of range, it must be > 0 \(bytes per second\)"):
         xopt.explain(xopt.Adam(), array("float32"), bandwidth=0)
     for bad in ("20", 1j, 10**400):
         with pytest.raises(TypeError, match="bandwidth: "):

@@ -58,8 +58,8 @@ def explain(
     -------
     str
         For every dtype among the parameters the stages: the sums that are needed first, then the step itself, each with
-        the arrays it reads and writes, in bytes per parameter, the operations per parameter (of a complex number, those on
-        its parts), and the scalars that are computed once a step.
+        the arrays it reads and writes, in bytes per parameter, the operations per parameter (of a complex number, those
+        on its parts), and the scalars that are computed once per step.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def explain(
     """
     check_method(rule)
     if bandwidth is not None:
-        bandwidth = number("bandwidth", Field(None, static=False, gt=0), bandwidth, "bytes a second")
+        bandwidth = number("bandwidth", Field(None, static=False, gt=0), bandwidth, "bytes per second")
     layout = Layout(params)
     executor = Executor(rule._chains(layout), layout, runner)
     count = _count(sum(map(math.prod, layout.shapes)), "parameter")

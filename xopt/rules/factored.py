@@ -53,9 +53,9 @@ class Adafactor(Rule):
 
     Notes
     -----
-    State: ``r`` and ``c``, real, with one of the two axes of length 1: 4·(rows + columns) bytes a float32 matrix. Of
-    an array that is not factored ``v``, real, 4 bytes per float32 parameter. With b1 ``m``, shaped like the parameter, 4
-    bytes.
+    State: ``r`` and ``c``, real, with one of the two axes of length 1: 4·(rows + columns) bytes per float32 matrix. Of
+    an array that is not factored ``v``, real, 4 bytes per float32 parameter. With b1 ``m``, shaped like the parameter,
+    4 bytes.
 
     ``relative_step=False, scale_parameter=False`` is a factored RMSProp with the rate of Adam.
 
@@ -204,7 +204,7 @@ class SM3(Rule):
 
     Notes
     -----
-    State: ``v``, real, the sums of all axes end to end, 4·(rows + columns) bytes a float32 matrix; an array with one
+    State: ``v``, real, the sums of all axes end to end, 4·(rows + columns) bytes per float32 matrix; an array with one
     axis has 4 bytes per float32 parameter, and there it is Adagrad. With momentum ``m``, shaped like the parameter, as
     much again.
 

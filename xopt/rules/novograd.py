@@ -37,8 +37,8 @@ class NovoGrad(Rule):
 
     Notes
     -----
-    State: ``m``, shaped like the parameter, 4 bytes per float32 parameter; in ``state.carry`` √v of each leaf (``norm``),
-    which is in range where v is not.
+    State: ``m``, shaped like the parameter, 4 bytes per float32 parameter; in ``state.carry`` √v of each leaf
+    (``norm``), which is in range where v is not.
 
     The first gradient of a leaf is the first that is not all 0.
 

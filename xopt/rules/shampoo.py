@@ -54,7 +54,7 @@ class Shampoo(Rule):
 
     Notes
     -----
-    State: ``s``, the matrices of all axes end to end, 4·(rows² + columns²) bytes a float32 matrix; as much again for
+    State: ``s``, the matrices of all axes end to end, 4·(rows² + columns²) bytes per float32 matrix; as much again for
     the roots ``q`` if they are not computed in every step; with momentum ``m``, shaped like the parameter,
     4 bytes per float32 parameter.
 
@@ -222,8 +222,8 @@ class SOAP(Rule):
 
     Notes
     -----
-    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes per float32 parameter; ``s`` and ``q``, the matrices
-    and bases of all axes end to end, 8·(rows² + columns²) bytes a float32 matrix.
+    State: ``m`` and ``v`` (real), shaped like the parameter, 8 bytes per float32 parameter; ``s`` and ``q``, the
+    matrices and bases of all axes end to end, 8·(rows² + columns²) bytes per float32 matrix.
 
     Before they are turned, the columns of Qᵢ are sorted by what they show of Sᵢ, the largest first, and v with them:
     the authors' code does that, the paper does not say so. Where the first gradient has a lower rank than an axis is

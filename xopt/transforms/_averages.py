@@ -175,8 +175,8 @@ class Lookahead(Transform):
 
     Notes
     -----
-    State: ``slow``, 4 bytes per float32 parameter; the state of the rule is not touched by a return. The slow weights are
-    what :meth:`~xopt.Optimizer.eval_params` returns: between returns those of the last, with ``start="first"`` and
+    State: ``slow``, 4 bytes per float32 parameter; the state of the rule is not touched by a return. The slow weights
+    are what :meth:`~xopt.Optimizer.eval_params` returns: between returns those of the last, with ``start="first"`` and
     before the first one the parameters. In optax they are a part of the parameters. k is 5 in the paper and 6 in timm.
 
     References

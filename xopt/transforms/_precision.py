@@ -50,16 +50,17 @@ class Precision(Wrapper):
 
     Notes
     -----
-    State: that of the rule. ``precision.error`` takes 2 bytes a bfloat16 parameter, 4 a float32 one;
+    State: that of the rule. ``precision.error`` takes 2 bytes per bfloat16 parameter, 4 a float32 one;
     ``precision.master`` 4 bytes per parameter of half precision. With the gradient and the two moments of Adam, bytes a
     bfloat16 parameter: 12 plain, 14 with ``"kahan"``, 16 with master weights, 8 with ``state_dtype="bfloat16"``.
 
     In 8 bits (Dettmers et al. 2022), 128 numbers that follow each other in C order share a scale s, the largest size
     among them: an average c of int8 stands for ±(c/127)²·s, an average of squares c of uint8 for (c/255)⁴·s. The
     nearest is kept, by roots; a square that is not 0 does not become 0. Slots ``m`` of int8 and ``v`` of uint8, and for
-    each one more, ``precision.scale.0.adam.m`` and so on, a vector with a number a block in the dtype of the
-    arithmetic: in float32 together 2.06 bytes per parameter for Adam, 1.03 for Lion. First moments of less than 1/65,000
-    of the largest of their block are 0: a parameter hardly moves beside one whose gradients are a million times larger.
+    each one more, ``precision.scale.0.adam.m`` and so on, a vector with a number per block in the dtype of the
+    arithmetic: in float32 together 2.06 bytes per parameter for Adam, 1.03 for Lion (8-bit block-wise quantization).
+    First moments of less than 1/65,000 of the largest of their block are 0: a parameter hardly moves beside one whose
+    gradients are a million times larger.
     An infinity or a NaN in a block makes all of its moments such.
 
     Codes are 1 to 2 % of a second moment apart, so that v + (g² - v)/1000 is often v again. With b2 = 0.999 and normal

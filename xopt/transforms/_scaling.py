@@ -311,9 +311,9 @@ class ReduceOnPlateau(Transform):
 
     Notes
     -----
-    State: six scalars, carried; no bytes per parameter. The loss is given to every step, ``opt.step(grads, value=loss)``,
-    and may stay on the device: nothing is read back, and a jitted step is traced once. A loss that is NaN is no
-    improvement.
+    State: six scalars, carried; no bytes per parameter. The loss is given to every step, ``opt.step(grads,
+    value=loss)``, and may stay on the device: nothing is read back, and a jitted step is traced once. A loss that is
+    NaN is no improvement.
 
     The loss counts from the step that it is given to, as in optax; with torch's ``ReduceLROnPlateau`` call
     ``scheduler.step(loss)`` before ``optimizer.step()``. optax reduces when ``patience`` losses have passed, torch and
