@@ -31,9 +31,9 @@ def problem(name: str) -> shared.Problem:
 
 def check(rule: xopt.Rule, cell: Cell, problem: shared.Problem, dtype: str) -> None:
     """Assert that a rule comes within each fraction of the table, in the steps of the table, and stays there."""
-    executor = [(f, allowed(n)) for f, n in zip(FRACTIONS, cell.steps, strict=True) if n is not None]
-    found = list(islice(convergence.gaps(rule, problem, dtype), executor[-1][1] + 1))
-    for fraction, steps in executor:
+    stages = [(f, allowed(n)) for f, n in zip(FRACTIONS, cell.steps, strict=True) if n is not None]
+    found = list(islice(convergence.gaps(rule, problem, dtype), stages[-1][1] + 1))
+    for fraction, steps in stages:
         worst = max(x if x == x else np.inf for x in found[steps:])
         assert worst <= fraction, f"after {steps} steps {worst:.2g} of the first distance, not {fraction:g}"
 

@@ -263,8 +263,8 @@ def test_clip_adamw_ema_and_a_cautious_mask_are_one_sum_and_one_kernel(rng: np.r
     assert list(plan.sums) == [0]
     text = xopt.explain(rule, np.zeros(10, "f4"), runner="tiled")
     assert text.count("def kernel(") == 2
-    executor = [line for line in text.splitlines() if line.startswith("  ") and line.endswith("a parameter")]
-    moved = [int(line.split(": ")[1].split()[0]) for line in executor]
+    stages = [line for line in text.splitlines() if line.startswith("  ") and line.endswith("per parameter")]
+    moved = [int(line.split(": ")[1].split()[0]) for line in stages]
     assert moved == [4, 9 * 4], "the sum reads g; the kernel reads p, g, m, v, a and writes all but g"
     rescaled = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.AdamW(), xopt.Cautious(), xopt.EMA())
     assert list(_plan.plan(rescaled._specs(), complex=False).sums) == [0, 2]

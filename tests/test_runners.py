@@ -323,9 +323,9 @@ def test_parts_cover_a_leaf_once_and_in_order(shape: tuple[int, ...], tile: int)
         seen: list[int] = []
         for low, high, block in parts(shape, plain, tile):
             assert 0 < high - low <= tile
-            spec = x.reshape(-1)[low:high] if block is None else x[block]
-            assert spec.size == high - low
-            seen += spec.reshape(-1).tolist()
+            part = x.reshape(-1)[low:high] if block is None else x[block]
+            assert part.size == high - low
+            seen += part.reshape(-1).tolist()
         assert seen == list(range(x.size))
 
 
