@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -242,6 +243,15 @@ def test_no_public_name_is_missing_from_all() -> None:
     assert set(dir(xopt)) >= set(xopt.__all__)
     with pytest.raises(AttributeError, match="module 'xopt' has no attribute 'Adan2'"):
         xopt.Adan2  # noqa: B018
+
+
+def test_one_version_of_every_tool_and_of_the_package() -> None:
+    """What pre-commit runs is what `nox -s lint` runs; what is to be cited is what there is."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    for tool, version in re.findall(r'"(ruff|typos)==([\d.]+)"', project):
+        assert re.search(rf"{tool}\S*\n +rev: v{re.escape(version)}\n", hooks), tool
+    assert f"\nversion: {xopt.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_no_stray_names_of_the_machine() -> None:
