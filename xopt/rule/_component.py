@@ -75,7 +75,7 @@ class Component:
     host: ClassVar[Callable[..., dict[str, Any]] | None] = None
     """``host(h, xp) -> {name: value}``: more scalars, once a step; ``xp`` has scalar functions."""
     scope: ClassVar[str] = "tree"
-    """What ``reduce`` sums over: ``"tree"`` or ``"leaf"``."""
+    """What ``reduce`` sums over: ``"tree"`` or ``"leaf"``, or the name of a static field that says which."""
     carry: ClassVar[Mapping[str, float | str]] = {}
     """Scalars kept between steps, with their first values: numbers or names of static fields; ``host`` returns the new
     ones."""
@@ -288,9 +288,10 @@ class Component:
         first = {n: self._first(v) for n, v in self._slots.items()}
         carry = {n: self._first_carried(n, v) for n, v in cls.carry.items()}
         update, reduce = self._hooks()
+        scope = getattr(self, cls.scope) if cls.scope in self._fields else cls.scope
         return ComponentSpec(
             place, (cls, *fixed.items()), update, first, fixed, hypers, partial(_resolve, cls, {}, {}), None, reduce,
-            cls.host, cls.scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.after, cls.whole,
+            cls.host, scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.after, cls.whole,
             cls.inputs, cls.gates, cls.clock, cls.refuses, cls.readout, moments=cls.moments,
         )  # fmt: skip
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from xopt._engine.program.contract import ComponentSpec
 from xopt.rule import Array, H, Hyper, Transform, abs2, hyper, is_complex, static, unchanged
 
 __all__ = ["L1", "L2", "Ball", "Box", "NonNegative", "Project", "Simplex"]
@@ -214,10 +213,8 @@ class Ball(Transform):
 
     radius: Hyper = hyper(gt=0)
     over: Literal["tree", "leaf"] = "tree"
+    scope = "over"
     after = True
-
-    def _spec(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
-        return super()._spec(place, order)._replace(scope=self.over)
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array) -> dict[str, Array]:

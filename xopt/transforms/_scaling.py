@@ -130,9 +130,7 @@ class Normalize(Transform):
 
     eps: Hyper = hyper(default=1e-6, ge=0)
     over: Literal["tree", "leaf"] = "tree"
-
-    def _spec(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
-        return super()._spec(place, order)._replace(scope=self.over)
+    scope = "over"
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array) -> dict[str, Array]:
