@@ -45,7 +45,7 @@ PROBLEMS = {  # name: (title, steps, samples of a mini-batch or None, seeds)
     "network": ("Network of two layers, digits, mini-batches, 2,410 parameters", 400, 64, 3),
 }
 POINTS = 40  # of a curve
-NO_SCHEDULE, NO_RATE = ("ScheduleFreeSGD", "ScheduleFreeAdamW", "FTRL"), ("free",)  # rules, families
+NO_SCHEDULE, NO_RATE = ("ScheduleFreeSGD", "ScheduleFreeAdamW", "FTRL"), ("parameter_free",)  # rules, families
 
 
 def curve(rule, problem, steps, batch, seed):
@@ -147,7 +147,7 @@ FAMILIES = {
     "Adam, other momentum": ("adam_momentum", "adam_difference"),
     "Sign-based methods": ("sign",),
     "Norms of arrays, matrices": ("layerwise", "matrix", "shampoo"),
-    "Parameter-free methods": ("free", "schedule_free"),
+    "Parameter-free methods": ("parameter_free", "schedule_free"),
 }
 COLOURS = "#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"  # Okabe & Ito
 LINES = "-", "-", "-", "-", "-", "--", "--"
