@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 
 import xopt
+from xopt._engine.runners import choose
+from xopt._engine.runners.protocol import Runner
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "xopt"
@@ -148,6 +150,27 @@ xopt.nn.Dropout().forward(np.ones(9))
 print([m for m in ("torch", "jax", "cupy", "dask", "array_api_compat") if m in sys.modules])
 """
     assert run(code, "-W", "error").splitlines()[-1] == "[]"
+
+
+def test_a_runner_is_imported_when_it_is_chosen() -> None:
+    """The engine knows `choose` alone; what a user asks for first, a rule or a schedule, loads no backend."""
+    code = """
+import sys, numpy as np, xopt
+def loaded():
+    return sorted({m.split(".")[3] for m in sys.modules if m.startswith("xopt._engine.runners.")} - {"choose"})
+xopt.SGD(lr=xopt.schedules.cosine(0.1, steps=9)), xopt.Groups, xopt.Accumulate
+print(loaded())
+xopt.Optimizer(np.ones(2), xopt.SGD(), runner="eager").step(np.ones(2))
+print(loaded())
+"""
+    assert run(code).splitlines() == ["[]", "['eager']"]
+
+
+@pytest.mark.parametrize("name", ["eager", "tiled", "numba", "cuda"])
+def test_a_runner_is_all_that_callers_use(name: str) -> None:
+    runner = choose.backend(name)
+    assert isinstance(runner, Runner)
+    assert runner.name == name
 
 
 def test_import_costs_at_most_half_of_numpy(tmp_path: Path) -> None:
