@@ -267,7 +267,8 @@ def _one(case: Case, ref: Reference, at: int, n: str, x: Any, y: Any, exact: boo
         off = np.where(finite, np.abs(a - b), 0.0)
         odd = ~finite & ~((a == b) | ((a != a) & (b != b)))
         size = unit(case, dtype)
-        bound = ULPS * size * ref.scale(at, n) + 4 * float(
+        of = n.replace("slots.precision.error", "params")  # what rounding lost is as large as a unit of the parameter
+        bound = ULPS * size * max(ref.scale(at, n), ref.scale(at, of)) + 4 * float(
             np.finfo("float32" if eps(dtype) >= EPS["float32"] else "float64").tiny
         )
         if not odd.any() and (off <= bound).all():

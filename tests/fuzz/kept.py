@@ -63,6 +63,16 @@ KEPT = [
     # scalars that were arrays are so again after a resume
     Case(Leaf((2, 3), "float64"), "xopt.LossScale(xopt.Adam())", (Step(overrides={"lr": 0.5}), Resume(), Step())),
     Case(Leaf(()), "xopt.LossScale(xopt.Prodigy(like='optax'))", (Step(), Resume("file"), Step())),
+    # numbers one a leaf on the host, where their logarithm is taken beside a step that is an array
+    Case((B, B), "xopt.Guard(xopt.Groups(xopt.LaProp(), ('1', {'b2': 0.0})), 'skip')", (*TWO, Step())),
+    # an error of rounding, where the number that was rounded is off by a unit
+    Case(
+        Leaf((), "float64"),
+        "xopt.Precision(xopt.LossScale(xopt.DAdaptSGD(d0=0.1, weight_decay=0.3, momentum=0.9, decay='lr'), "
+        "initial=8.0, growth=4.0, every=1), rounding='kahan', state_dtype='bfloat16')",
+        (Step(layout="F"), Step()),
+        seed=3,
+    ),
     # an overflow of NumPy that another order of products has not, or that the norm of a step in float64 has not
     Case(B, "xopt.RMSProp(centered=True)", (Step("huge"),)),
     Case((B, B), "xopt.chain(xopt.RMSProp(centered=True), xopt.ClipByGlobalNorm(1.0))", (Step(("huge", "normal")),)),

@@ -90,7 +90,8 @@ class Zeros:
                 if isinstance(condition, bool):  # the host knows: torch takes no bool here
                     return a if condition else b
                 return function(condition, a, b)
-            return function(*map(self.lift, args))
+            with np.errstate(all="ignore"):  # as of numbers: log 0 is -inf
+                return function(*map(self.lift, args))
 
         return scalar
 
