@@ -44,6 +44,8 @@ KEPT = [
     Case(TREE, "xopt.chain(xopt.SGD(0.1), xopt.Masked(xopt.Simplex(), 'w'))", TWO),
     Case(TREE, "xopt.Adam(0.1)", (Step(overrides={"lr": Array(0.05)}), Step(("none", "normal")))),
     Case(TREE, "xopt.Groups(xopt.DAdaptSGD(), ('b', {'lr': 1.0}))", (Step(overrides={"group0.lr": Array(2.0)}),)),
+    # a hyperparameter that is given anew as an argument under jit, of which the rule asks whether it was given
+    Case(TREE, "xopt.SGD(momentum=0.9, dampening=0.4)", (Step(overrides={"dampening": 0.5}),)),
     # a carried scalar whose dtype is asked for
     Case((B, Leaf(()), B), "xopt.Groups(xopt.ScheduleFreeSGD(), ('2', {'b1': 1.0}))", TWO),
     # what the eager runner called a branch of JAX for

@@ -77,9 +77,10 @@ class SGD(Rule):
 
     def _check(self) -> None:
         super()._check()
-        extras = [n for n in ("dampening", "nesterov", "form") if self._given.get(n)]
-        if self.momentum is None and extras:
-            raise ValueError(f"SGD: {extras[0]} does nothing without momentum")
+        if self.momentum is None:  # else dampening may be an array, of which nobody may ask whether it is 0
+            extras = [n for n in ("dampening", "nesterov", "form") if self._given.get(n)]
+            if extras:
+                raise ValueError(f"SGD: {extras[0]} does nothing without momentum")
         if self.form == "ema" and self.dampening is not None:
             raise ValueError('SGD: form="ema" has 1 - momentum in the place of 1 - dampening; give one of the two')
 
