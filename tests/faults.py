@@ -650,9 +650,9 @@ class _Report:
         self._path.write_text(json.dumps(self._found), encoding="utf-8")
 
 
-def source(module: str) -> str:
-    """Return the source of a module, without importing it."""
-    path = ROOT.joinpath(*module.split("."))
+def source(inside: str) -> str:
+    """Return the source of a module of xopt, without importing it."""
+    path = ROOT.joinpath("xopt", *inside.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     return path.read_text(encoding="utf-8")
 
@@ -662,7 +662,7 @@ def plant(fault: Fault) -> None:
     texts: dict[str, str] = {}
     for inside, old, new in fault.edits:
         module = f"xopt.{inside}"
-        text = texts.get(module) or source(module)
+        text = texts.get(module) or source(inside)
         assert text.count(old) == 1, f"{module} has not one {old!r}"
         texts[module] = text.replace(old, new)
     early = [module for module in texts if module in sys.modules]

@@ -63,7 +63,7 @@ REFUSED = [
     (lambda h, xp, p, g: g * "x", TypeError, "str"),
     (lambda h, xp, p, g: xp.sqrt(g, p), TypeError, "xp.sqrt takes 1 argument, got 2"),
     (lambda h, xp, p, g: xp.imag(g), TypeError, "needs a complex array"),
-    (lambda h, xp, p, g: h.lr, TypeError, "update returned a Scalar as the step"),
+    (lambda h, xp, p, g: h.lr, TypeError, "update returned a scalar as the step"),
     (lambda h, xp, p, g: g > 0, TypeError, "update returned a bool array as the step"),
     (
         lambda h, xp, p, g, m=0.0: g,

@@ -43,7 +43,7 @@ class Optimizer(Saving):
         What to do with a gradient that is infinite or NaN somewhere: ``"propagate"``, ``"skip"``, ``"zero"`` or
         ``"raise"``, see :class:`~xopt.Guard`.
     rounding, master_weights, state_dtype, seed
-        In how many digits parameters and state are kept, see :class:`~xopt.Precision`.
+        The precision in which parameters and optimizer state are stored, see :class:`~xopt.Precision`.
 
     Raises
     ------

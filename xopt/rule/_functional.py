@@ -112,9 +112,9 @@ class FunctionalOptimizer(ABC):
             subclasses of ``numpy.ndarray`` are computed with as arrays, and new parameters are of that class again;
             matrices, masked arrays and those with units are refused.
         rounding, master_weights, state_dtype, seed
-            In how many digits parameters and state are kept, see :class:`~xopt.Precision`. The state remembers it, by
-            one more key in its slots that has no arrays, and each step from it goes on so. What takes a state apart
-            must keep that key: without it, ``"stochastic"`` would silently be ``"nearest"``.
+            The precision in which parameters and optimizer state are stored, see :class:`~xopt.Precision`. The state
+            remembers it, by one more key in its slots that has no arrays, and each step from it goes on so. What takes
+            a state apart must keep that key: without it, ``"stochastic"`` would silently be ``"nearest"``.
 
         Returns
         -------

@@ -24,7 +24,7 @@ class Recorded:
             return self._spec.statics[name]
         if name not in self._names:
             known = ", ".join(sorted({*self._names, *self._spec.statics}))
-            raise AttributeError(f"{self._piece.place} has no hyperparameter {name!r}; it has {known}")
+            raise AttributeError(f"{self._spec.place} has no hyperparameter {name!r}; it has {known}")
         self._used[scalar_name(name, self._place)] = None
         return _trace.TracedScalar(scalar_name(name, self._place))
 

@@ -105,6 +105,8 @@ class Plan:
 
 
 def _kind(x: Any) -> str:
+    if isinstance(x, _trace.TracedScalar):
+        return "a scalar"
     return f"a {x.kind} array" if isinstance(x, _trace.TracedArray) else f"a {type(x).__name__}"
 
 
