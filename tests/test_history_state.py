@@ -18,7 +18,7 @@ from test_file_faults import parts, signed
 from test_interrupted import interrupt
 
 import xopt
-from xopt._arrays import libraries as _arrays
+from xopt._arrays.library import Library
 from xopt._engine.runners import threads as _pool
 from xopt.checkpoint import _safetensors
 
@@ -140,7 +140,7 @@ def test_a_secret_file_is_secret_while_it_is_written(tmp_path: Path, monkeypatch
 def test_averages_that_ctrl_c_left_in_place_can_be_loaded_over(monkeypatch: pytest.MonkeyPatch) -> None:
     opt = xopt.Optimizer([np.ones(2), np.ones(2)], xopt.chain(xopt.SGD(lr=1.0), xopt.EMA(0.9)))
     opt.step([np.ones(2)] * 2)
-    kept, real, calls = opt.state_dict(only_state=False), _arrays.overwrite, []
+    kept, real, calls = opt.state_dict(only_state=False), Library.overwrite, []
 
     def overwrite(*args: Any) -> None:
         calls.append(1)
@@ -148,7 +148,7 @@ def test_averages_that_ctrl_c_left_in_place_can_be_loaded_over(monkeypatch: pyte
             raise KeyboardInterrupt
         real(*args)
 
-    monkeypatch.setattr(_arrays, "overwrite", overwrite)
+    monkeypatch.setattr(Library, "overwrite", overwrite)
     with pytest.raises(KeyboardInterrupt), opt.averaged():
         pass
     monkeypatch.undo()

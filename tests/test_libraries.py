@@ -10,7 +10,6 @@ import pytest
 from conftest import Lib
 
 import xopt
-from xopt._arrays import libraries as _arrays
 
 
 @pytest.fixture
@@ -89,7 +88,7 @@ def test_torch_bfloat16_and_conjugates(torch: Any, monkeypatch: pytest.MonkeyPat
     p = torch.ones(3, dtype=torch.bfloat16)
     opt = xopt.Optimizer(p, xopt.Adam(lr=0.25))
     assert opt.runner == "tiled"  # through ml_dtypes
-    monkeypatch.setattr(_arrays, "bfloat16", lambda: None)
+    monkeypatch.setattr("xopt._arrays.libraries.torch.bfloat16", lambda: None)
     assert xopt.Optimizer(p, xopt.SGD(lr=0.5)).runner == "eager"
     monkeypatch.undo()
     opt.step(torch.ones(3, dtype=torch.bfloat16))

@@ -114,9 +114,21 @@ def test_rules_import_only_rule() -> None:
             assert folders.imports(tree) <= RULES_IMPORT, name
 
 
-def test_only_arrays_knows_array_api_compat() -> None:
-    knowing = {p for p in PACKAGE.rglob("*.py") if "array_api_compat" in p.read_text(encoding="utf-8")}
-    assert knowing == {PACKAGE / "_arrays" / "libraries.py"}
+def test_only_the_file_of_a_library_knows_it() -> None:
+    """Nobody else compares names of libraries or imports one; checkpoints of torch and presets name what is theirs."""
+    home, formats = PACKAGE / "_arrays" / "libraries", {"checkpoint._torch", "rule._presets"}
+    known = {path.stem for path in home.glob("[!_]*.py")}
+    assert {"numpy", "torch", "cupy", "jax", "dask", "array_api_strict"} <= known
+    compat = {p.parent for p in PACKAGE.rglob("*.py") if "array_api_compat" in p.read_text(encoding="utf-8")}
+    assert compat == {home}
+    for name, tree in folders.modules().items():
+        if name.startswith("_arrays.") or name in formats:
+            continue
+        for node in ast.walk(tree):
+            named = {x.value for x in ast.walk(node) if isinstance(x, ast.Constant)} & known
+            assert not (named and isinstance(node, ast.Compare | ast.Dict | ast.Match)), (name, named)
+        roots = {x.partition(".")[0] for x in folders.imports(tree)}
+        assert not roots & (known - {"numpy"}), name
 
 
 def test_no_module_is_long() -> None:

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
+from xopt._arrays.libraries import KNOWN, named
 from xopt._engine.runners import threads as _pool
-
-_LIBRARIES = {
-    "numpy": ("numpy", "numba if installed, else tiled"),
-    "cupy": ("cupy", "cuda"),
-    "torch": ("torch", "like NumPy on CPU, cuda on GPUs, eager elsewhere"),
-    "jax": ("jax", "eager, under jit in Optimizer"),
-    "dask": ("dask", "eager"),
-    "array_api_strict": ("array-api-strict", "eager"),
-    "numba": ("numba", "numba"),
-}
 
 
 def _version(package: str) -> str:
@@ -39,12 +30,11 @@ def show_config() -> None:
     print(
         f"xopt {_version('xopt-array')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     )
-    for module, (package, runner) in _LIBRARIES.items():
+    rows = [(name, named(name).packages, named(name).served) for name in KNOWN]
+    for module, packages, runner in [*rows, ("numba", ("numba",), "numba")]:
         if util.find_spec(module) is not None:
-            version = _version(package)
-            if module == "cupy" and version == "installed":
-                wheels = (_version(f"cupy-cuda{n}x") for n in (13, 12))
-                version = next((v for v in wheels if v != "installed"), version)
+            versions = [_version(package) for package in packages]
+            version = next((v for v in versions if v != "installed"), "installed")
             print(f"  {module:17} {version:14} runner: {runner}")
         else:
             print(f"  {module:17} not installed")

@@ -191,7 +191,7 @@ def _stage(executor: Executor, bucket: Bucket, place: int | None, program: Progr
 
 def _bytes(name: str, dtype: str) -> float:
     """Return the bytes per parameter; a scale belongs to a block of them."""
-    return _arrays.BYTES[dtype] / (BLOCK if is_scale(name) else 1)
+    return _arrays.TABLE[dtype].itemsize / (BLOCK if is_scale(name) else 1)
 
 
 def _stored(executor: Executor, bucket: Bucket) -> dict[str, str]:

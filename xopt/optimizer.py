@@ -98,8 +98,8 @@ class Optimizer(Saving):
         self._layout = Layout(params, writable=True)
         self._executor = Executor(rule._chains(self._layout), self._layout, runner)
         self._tree = params
-        self._writes = _arrays.in_place(self._layout.library)
-        if self._layout.library == "jax":  # the step donates its buffers; the caller's stay alive
+        self._writes = self._layout.library.writes
+        if self._layout.library.jits:  # the step donates its buffers; the caller's stay alive
             self._layout.leaves = [self._layout.xp.asarray(p, dtype=p.dtype, copy=True) for p in self._layout.leaves]
         if not self._writes:
             self._tree = self._layout.tree(self._layout.leaves)
@@ -174,7 +174,7 @@ class Optimizer(Saving):
         clocks = executor.clocks(t, self._carry)
         given = executor.resolve(clocks[""], rule._chains(layout).chains if overrides else None)
         inputs = executor.given({"value": value}) if value is not None or executor.inputs else {}
-        if layout.library == "jax":
+        if layout.library.jits:
             if executor.refuses:
                 executor.scalars.checked = True
                 layout.refuse_nonfinite(gs)
@@ -199,9 +199,9 @@ class Optimizer(Saving):
         if not self._writes:
             layout.leaves, self._slots = ps, slots
             self._tree = layout.tree(ps)
-        if layout.library == "torch":
-            buckets = executor.bucket_of
-            _arrays.written([p for p, g, b in zip(layout.leaves, gs, buckets, strict=True) if g is not None and b])
+        if layout.library.graphs:
+            rows = zip(layout.leaves, gs, executor.bucket_of, strict=True)
+            layout.library.written([p for p, g, bucket in rows if g is not None and bucket])
         self._taken = t
         executor.torn = False
         return self._tree
@@ -293,12 +293,12 @@ class Optimizer(Saving):
         with self._access.free("averaged"):
             self._fit("averaged")
             new = self._rule.eval_params(self.params, self.state)
-            held = [_arrays.detached(layout.library, p) for p in layout.leaves]
+            held = [_arrays.detached(p) for p in layout.leaves]
             old = [layout.xp.asarray(p, copy=True) for p in held] if self._writes else []
             self._access.swapped = True
         try:
             if self._writes:
-                _arrays.overwrite(layout.library, layout.leaves, Layout(new).leaves)
+                layout.library.overwrite(layout.leaves, Layout(new).leaves)
             else:
                 self._tree = new
             yield self._tree
@@ -306,7 +306,7 @@ class Optimizer(Saving):
             self._executor.torn = self._writes  # until the parameters are back
             self._tree, self._access.swapped = tree, False
             if self._writes:
-                _arrays.overwrite(layout.library, layout.leaves, old)
+                layout.library.overwrite(layout.leaves, old)
             self._executor.torn = False
 
     def __repr__(self) -> str:

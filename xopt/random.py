@@ -10,9 +10,8 @@ import functools
 import math
 from typing import Any
 
-import numpy as np
-
 from xopt._arrays import libraries as _arrays
+from xopt._arrays.libraries import Library
 
 Array = Any
 _MASK = 0xFFFFFFFF
@@ -61,14 +60,16 @@ def threefry2x32(xp: Any, key: tuple[int, int], x0: Array, x1: Array) -> tuple[A
     return x0, x1
 
 
+def _library(x: Array) -> Library:
+    found = _arrays.library(x)
+    if found is None:
+        raise TypeError(f"like: a {type(x).__name__}, but it must be an array")
+    return found
+
+
 def constant(xp: Any, like: Array, value: int) -> Any:
     """Make a constant that mixes with ``like``, without a transfer to a device where a host scalar will do."""
-    name = _arrays.library(like)
-    if name == "torch":
-        return value
-    if name in ("numpy", "jax", "cupy", "dask"):  # JAX would read a Python int as int32
-        return np.uint32(value)
-    return xp.asarray(value, dtype=like.dtype, device=_arrays.device(like))
+    return _library(like).constant(xp, like, value)
 
 
 def _constants(xp: Any, like: Array) -> tuple[Any, Any]:
@@ -82,7 +83,7 @@ def _constants(xp: Any, like: Array) -> tuple[Any, Any]:
 
 def _counters(xp: Any, like: Array, count: int) -> Array:
     """Count from 0 on, beside an array, in the dtype that the library has arithmetic for."""
-    dtype = xp.int64 if _arrays.library(like) == "torch" else xp.uint32
+    dtype = getattr(xp, _library(like).random_dtype)
     return xp.arange(count, dtype=dtype, **_arrays.beside(like))
 
 
@@ -174,7 +175,7 @@ def normal(like: Array, key: tuple[int, int], stream: Any) -> Array:
     >>> normal(np.zeros(3), (0, 1), 2).round(3)
     array([ 0.816, -0.392,  0.115])
     """
-    xp, name = _arrays.namespace(like), _arrays.library(like)
+    xp = _arrays.namespace(like)
     index = _counters(xp, like, math.prod(like.shape))
     counter = xp.zeros_like(index) + xp.astype(stream, index.dtype) if hasattr(stream, "dtype") else None
     counter = xp.full_like(index, int(stream) & _MASK) if counter is None else counter
@@ -182,7 +183,7 @@ def normal(like: Array, key: tuple[int, int], stream: Any) -> Array:
     u, v = ((xp.astype(x, real) + 1) * 2.0**-32 for x in threefry2x32(xp, key, index, counter))
     size, angle = xp.sqrt(-xp.log(u)), 2 * math.pi * v
     if _arrays.is_complex(like):
-        z = _arrays.join_complex(xp, name or "", size * xp.cos(angle), size * xp.sin(angle))
+        z = _library(like).join_complex(xp, size * xp.cos(angle), size * xp.sin(angle))
     else:
         z = math.sqrt(2) * size * xp.cos(angle)
     return xp.reshape(z, like.shape)

@@ -14,14 +14,6 @@ from xopt._arrays import tree as _tree
 
 _base = operator.attrgetter("base")
 _writeable = operator.attrgetter("flags.writeable")
-_conj = operator.methodcaller("is_conj")
-_MOVING: list[Any] = [operator.attrgetter("shape"), operator.attrgetter("dtype")]
-_stride = operator.methodcaller("stride")
-
-
-_SPREAD = (
-    "a DTensor, whose parts lie with several processes; pass x.to_local().detach(), where no link needs the whole array"
-)
 
 
 class Layout:
@@ -39,11 +31,12 @@ class Layout:
                 raise TypeError(f"{self.path(k)}: {_what(x)}, but a parameter must be an array")
             if library != libraries[0]:
                 raise TypeError(f"{self.path(k)}: an array of {library}, but {self.path(0)} is one of {libraries[0]}")
-            if library == "torch" and _is_distributed(x):
-                raise TypeError(f"{self.path(k)}: {_SPREAD}")
+            reason = library.reason(x)
+            if reason:
+                raise TypeError(f"{self.path(k)}: {reason}")
             if writable:
                 self._check_writable(k, x)
-        self.library = libraries[0] or "numpy" if libraries else "numpy"
+        self.library = libraries[0] or _arrays.NUMPY if libraries else _arrays.NUMPY
         self.given = self.leaves
         """The parameters as they came; those of classes of their own are computed with as arrays."""
         self.leaves = list(map(_plain, self.leaves))
@@ -52,8 +45,8 @@ class Layout:
         self.dtypes = [self._dtype(k, x) for k, x in enumerate(self.leaves)]
         self.raw_dtypes = [x.dtype for x in self.leaves]
         self.devices = [_arrays.device(x) for x in self.leaves]
-        self.kinds = {*map(type, self.leaves), *_arrays.plain_type(self.library)}
-        self.facts = _arrays.facts(self.library, self.leaves)
+        self.kinds = {*map(type, self.leaves), *self.library.plain_types()}
+        self.facts = self.library.facts(self.leaves)
 
     def path(self, k: int, name: str = "") -> str:
         """Name leaf ``k``: ``params["layer1"]["w"]``."""
@@ -81,7 +74,7 @@ class Layout:
 
     def check_writable(self) -> None:
         """Refuse parameters that were made read-only since."""
-        if self.library == "numpy" and not all(map(_writeable, self.leaves)):
+        if self.library.host and not all(map(_writeable, self.leaves)):
             for k, x in enumerate(self.leaves):
                 self._check_writable(k, x)
 
@@ -104,11 +97,11 @@ class Layout:
             return None
         g = _plain(g)
         self.same(name, k, g, self.raw_dtypes[k])
-        return g.resolve_conj().resolve_neg() if self.library == "torch" else g
+        return self.library.resolved(g)
 
     def refuse_local(self, k: int, name: str) -> None:
         """Raise where parameter ``k`` is known to be a part of an array of which a link needs the whole."""
-        if self.library == "torch" and _is_local_part(self.leaves[k]):
+        if self.library.is_part(self.leaves[k]):
             raise ValueError(
                 f"{self.path(k)}: the local part of a DTensor, and {name} needs a norm or a sum of the whole, which no "
                 f"process has; leave that out, or pass x.to_local().detach() if the part is the whole"
@@ -126,14 +119,14 @@ class Layout:
         shape = self.shapes[k] if shape is None else shape
         p, library = self.leaves[k], _arrays.library(x)
         fits = library == self.library and tuple(x.shape) == shape and x.dtype == dtype
-        if fits and library != "torch" and _arrays.device(x) == self.devices[k]:
+        if fits and not self.library.graphs and self.library.device(x) == self.devices[k]:
             return
         path = self.path(k, name)
         if library != self.library:
             got = f"an array of {library}" if library else _what(x)
             raise TypeError(f"{path}: {got}, but the parameter is an array of {self.library}")
-        if library == "torch" and _is_distributed(x):
-            raise TypeError(f"{path}: {_SPREAD}")
+        if self.library.reason(x):
+            raise TypeError(f"{path}: {self.library.reason(x)}")
         if tuple(x.shape) != shape:
             owner = "the parameter has" if shape == self.shapes[k] else "the rule keeps"
             raise ValueError(f"{path}: shape {tuple(x.shape)}, but {owner} {shape}")
@@ -144,8 +137,9 @@ class Layout:
             raise ValueError(
                 f"{path}: on device {_arrays.device_name(x)}, but the parameter is on {_arrays.device_name(p)}"
             )
-        if library == "torch" and x.layout != p.layout:
-            raise TypeError(f"{path}: layout {x.layout}, but the parameter has {p.layout}; pass x.to_dense()")
+        own, other = self.library.layout(p), self.library.layout(x)
+        if other != own:
+            raise TypeError(f"{path}: layout {other}, but the parameter has {own}; pass x.to_dense()")
 
     def tree(self, leaves: list[Any]) -> Any:
         """Put one array a parameter back into the structure."""
@@ -153,7 +147,7 @@ class Layout:
 
     def params(self, leaves: list[Any]) -> Any:
         """Put new parameters back into the structure, in the classes of those that came."""
-        if self.library == "numpy" and {*map(type, self.given)} != {np.ndarray}:
+        if self.library.host and {*map(type, self.given)} != {np.ndarray}:
             leaves = [
                 x.__array_wrap__(y) if isinstance(x, np.ndarray) and x is not p else y
                 for x, p, y in zip(self.given, self.leaves, leaves, strict=True)
@@ -161,19 +155,9 @@ class Layout:
         return self.tree(leaves)
 
 
-def _is_distributed(x: Any) -> bool:
-    """Whether a tensor of torch is a DTensor."""
-    return hasattr(x, "to_local")
-
-
-def _is_local_part(x: Any) -> bool:
-    """Whether a tensor of torch is what ``to_local`` of a DTensor made, which nobody can tell once it is detached."""
-    return "ToTorchTensor" in type(x.grad_fn).__name__
-
-
 def _plain(x: Any) -> Any:
     """Return the array in a scalar of NumPy, which makes such of 0-d results, and in an array of another class."""
-    odd = isinstance(x, np.generic | np.ndarray) and type(x) is not np.ndarray and _arrays.library(x) == "numpy"
+    odd = isinstance(x, np.generic | np.ndarray) and type(x) is not np.ndarray and _arrays.on_host(x)
     return np.asarray(x) if odd else x
 
 
@@ -210,7 +194,7 @@ class AliasGuard:
             [math.prod(shape) * d.itemsize for shape, d in zip(layout.shapes, layout.dtypes, strict=True)], np.int64
         )
         self._longest = max((high - low for low, high, _ in self._spans), default=0)
-        owners = [_arrays.owner(x) for x in self._arrays] if layout.library == "numpy" else []
+        owners = [_arrays.owner(x) for x in self._arrays] if layout.library.host else []
         self._owners = {id(x) for x in owners}
         self._foreign = any(type(x) is not np.ndarray for x in owners)  # memory that others may own too
         seen: dict[int, int] = {}
@@ -225,22 +209,14 @@ class AliasGuard:
                     f"{layout.path(k)}: shares memory with {layout.path(shared[0])}; give the optimizer each array once"
                 )
             seen[id(x)] = k
-        quick = self._inspector is not None and layout.library == "numpy"
+        quick = self._inspector is not None and layout.library.host
         self._inspect = self._inspector(layout.leaves, self._starts, self._reach) if quick else None
         self._known = known
 
     def _fingerprints(self) -> list[Any]:
         """Say of each parameter what can change without it: by ``p.data = x`` of torch, ``p.shape = x`` of NumPy."""
-        library, leaves = self._layout.library, self._layout.leaves
-        if library not in ("torch", "numpy", "cupy"):
-            return []
-        found: list[Any] = [list(map(fact, leaves)) for fact in _MOVING]
-        if library == "torch":
-            wide = any(d.complex for d in self._layout.dtypes)
-            found += [list(map(_conj, leaves)) if wide else None, list(map(_stride, leaves))]
-        if library == "torch" or self._inspector is not None:
-            found.append(_arrays.addresses(library, leaves))
-        return found
+        wide = any(d.complex for d in self._layout.dtypes)
+        return self._layout.library.moving(self._layout.leaves, wide, self._inspector is not None)
 
     def gradients(self, grads: Any) -> tuple[list[Any], Any, bool]:
         """Return the gradients leaf by leaf, checked, and refuse one that shares memory with what the step writes.
@@ -263,14 +239,14 @@ class AliasGuard:
         layout = self._layout
         layout.check_writable()
         plain = layout.facts and {*map(type, found)} <= layout.kinds
-        if plain and layout.facts == _arrays.facts(layout.library, found):
+        if plain and layout.facts == layout.library.facts(found):
             if self._owned(found):
                 return found, None
             where = self._addresses(found)
             if where is not None:
                 return found, where
         found = [layout.accept(k, g) for k, g in enumerate(found)]
-        held = {id(p): k for k, p in enumerate(layout.leaves)} if layout.library == "jax" else {}
+        held = {id(p): k for k, p in enumerate(layout.leaves)} if layout.library.jits else {}
         for k, g in enumerate(found):
             if g is not None:
                 self._refuse_shared(k, g, held)
@@ -278,15 +254,15 @@ class AliasGuard:
 
     def _owned(self, found: list[Any]) -> bool:
         """Whether these are NumPy arrays of which each owns its memory, and none is a parameter or state."""
-        if self._layout.library != "numpy" or self._foreign or {*map(type, map(_base, found))} != {type(None)}:
+        if not self._layout.library.host or self._foreign or {*map(type, map(_base, found))} != {type(None)}:
             return False
         return self._owners.isdisjoint(map(id, found))
 
     def _addresses(self, found: list[Any]) -> Any:
         """Return where gradients lie, if they are in C order and surely not where a parameter or state does."""
-        if not all(_arrays.contiguous(self._layout.library, found)):
+        if not all(self._layout.library.contiguous(found)):
             return None
-        lows = np.asarray(_arrays.addresses(self._layout.library, found), np.int64)
+        lows = np.asarray(self._layout.library.addresses(found), np.int64)
         apart = self._reach[np.searchsorted(self._starts, lows + self._bytes)] <= lows
         return lows if apart.all() else None
 
@@ -310,7 +286,7 @@ class AliasGuard:
             if was != now:
                 words = [f"shape {x[0]}, dtype {x[1]}" + (f", device {x[2]}" if x[2] else "") for x in (now, was)]
                 raise ValueError(f"{layout.path(k)}: {words[0]} now, but {words[1]} when the optimizer was made")
-            if layout.library == "torch" and (x.is_conj() or x.is_neg()):
+            if not layout.library.is_plain(x):
                 raise ValueError(
                     f"{layout.path(k)}: now a view that stands for the conjugate or the negative of another, which "
                     f"cannot be written as it is; assign p.data.resolve_conj().resolve_neg()"

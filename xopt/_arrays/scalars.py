@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xopt._arrays import libraries as _arrays
+from xopt._arrays.libraries import Library
 
 STEP_LIMIT = 2**63 - 1
 _NAMES = "sqrt exp expm1 log log1p sin cos tanh abs floor ceil maximum minimum hypot where sign isfinite isnan"
@@ -121,18 +122,18 @@ def value_at(schedule: Callable[[Any], Any], t: Any) -> Any:
     return schedule(t if getattr(schedule, "counts", False) else as_real(t))
 
 
-def taken(name: str, x: Any, library: str, host: bool) -> Any:
+def taken(name: str, x: Any, library: Library, host: bool) -> Any:
     """Return a number that is given with a step: a Python float, or a 0-d array that nobody may read."""
     if isinstance(x, bool | np.bool_ | str) or not (hasattr(x, "dtype") or isinstance(x, int | float)):
         raise TypeError(f"{name}: {x!r} is a {type(x).__name__}, but it must be a number")
     if hasattr(x, "shape") and tuple(x.shape) != ():
         raise ValueError(f"{name}: shape {tuple(x.shape)}, but it must be one number")
     if isinstance(x, int | float | np.generic | np.ndarray) or host:
-        return float(_arrays.detached("torch" if hasattr(x, "detach") else "", x))
+        return float(_arrays.detached(x))
     found = _arrays.library(x)
     if found != library:
         raise TypeError(f"{name}: an array of {found}, but the parameters are arrays of {library}")
-    return _arrays.detached(library, x)
+    return _arrays.detached(x)
 
 
 def after(step: Any) -> Any:

@@ -24,8 +24,14 @@ def flatten(tree: Any) -> tuple[list[Any], optree.PyTreeSpec]:
     while True:
         leaves, spec = optree.tree_flatten(tree, namespace=_SPACE)
         fresh = {type(x): x for x in leaves}
-        if not any(_arrays.library(x) not in _arrays.LIBRARIES and register(x) for x in fresh.values()):
+        if not any(not _is_array(x) and register(x) for x in fresh.values()):
             return leaves, spec
+
+
+def _is_array(x: Any) -> bool:
+    """Whether this is surely an array and nothing else."""
+    library = _arrays.library(x)
+    return library is not None and library.known
 
 
 def unflatten(spec: optree.PyTreeSpec, leaves: list[Any]) -> Any:

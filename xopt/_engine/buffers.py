@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from xopt._arrays import libraries as _arrays
-from xopt._arrays.transfer import shared
 from xopt._engine.executor import Executor
 
 Kept: TypeAlias = list[tuple[dict[str, Any], dict[str, Any]]]
@@ -34,16 +33,15 @@ def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Kept]:
         at, end = executor.runner.places(layout.library, params, len(live), bucket.dtype, bucket.split)
         for n in live:
             name = executor.slot_dtype(n, bucket.leaves[0])
-            dtype = np.dtype(_arrays.dtype_of(np, name))
+            dtype = np.dtype(_arrays.dtype_of(_arrays.NUMPY, np, name))
             buffer = _arrays.aligned(end, dtype)
             buffer[...] = 0  # what lies between the leaves is computed with
             arena[n] = (buffer, at)
-            bits = buffer.view(np.uint16) if name == "bfloat16" else buffer
-            flat = buffer if layout.library == "numpy" else shared(bits, name)
+            flat = layout.library.shared(buffer, name)
             for start, k in zip(at, bucket.leaves, strict=True):
                 shape = layout.shapes[k]
                 slots[n][k] = flat[start : start + math.prod(shape)].reshape(shape)
-                slots[n][k][...] = _arrays.detached(layout.library, executor.first_value(n, k))
+                slots[n][k][...] = _arrays.detached(executor.first_value(n, k))
         kept.append(({} if bucket.split else arena, {}))
     return slots, kept
 

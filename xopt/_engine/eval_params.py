@@ -27,7 +27,7 @@ def evaluated(executor: Executor, state: Any) -> Any:
                 out[k] = x
     for k, p in enumerate(layout.leaves):
         if out[k] is None:
-            out[k] = xp.asarray(_arrays.detached(layout.library, p), copy=True)
+            out[k] = xp.asarray(_arrays.detached(p), copy=True)
         elif not isinstance(taken, int):
             out[k] = xp.where(taken > 0, out[k], p)
     return layout.params(out)
@@ -53,7 +53,7 @@ def _column(executor: Executor, work: BucketStep, state: Any, taken: Any) -> lis
     values = StepScalars([])
     executor.scalars.open(spec, i, executor.step(t), executor.resolve(t), work, values, state.carry)
     found, eager = [], backend("eager")
-    with _arrays.no_grad(work.library):
+    with work.library.no_grad():
         for k in range(len(work.leaves)):
             arrays = eager.compute_arrays(work, k, work.real)
             storage = LeafStorage(work.specs, [None] * len(work.specs), xp, arrays)

@@ -118,14 +118,14 @@ class Executor:
             return value
         if (name, k) not in self._likes:
             layout = self.layout
-            p, h = _arrays.detached(layout.library, layout.leaves[k]), SimpleNamespace(**spec.statics)
+            p, h = _arrays.detached(layout.leaves[k]), SimpleNamespace(**spec.statics)
             split = self._split(k)
             x = value(h, layout.xp, layout.xp.real(p) if split else p)
             if x is not None:
                 kind = layout.dtypes[k].compute if split or _arrays.is_complex(x) else layout.dtypes[k].real
                 x = _arrays.cast(layout.xp, x, getattr(layout.xp, kind))
                 if split:
-                    x = _arrays.join_complex(layout.xp, layout.library, layout.xp.real(x), layout.xp.real(x))
+                    x = layout.library.join_complex(layout.xp, layout.xp.real(x), layout.xp.real(x))
             self._likes[name, k] = x
         return self._likes[name, k]
 
@@ -157,8 +157,8 @@ class Executor:
         xp, library, p = self.layout.xp, self.layout.library, self.layout.leaves[k]
         first = self.first_value(name, k)
         if hasattr(first, "dtype"):
-            return _arrays.copied(xp, library, first, self.slot_dtype(name, k))
-        return _arrays.full_like(xp, library, p, self.slot_dtype(name, k), first)
+            return _arrays.copied(library, xp, first, self.slot_dtype(name, k))
+        return _arrays.full_like(library, xp, p, self.slot_dtype(name, k), first)
 
     def first_value(self, name: str, k: int) -> Any:
         """Return the first value of a slot of parameter ``k``: a number, or an array.
@@ -195,7 +195,7 @@ class Executor:
     def new_step(self, taken: int = 0) -> Any:
         """Return the number of steps taken: a Python int, on JAX an int32 array, so that a jitted step traces once."""
         xp = self.layout.xp
-        return xp.asarray(min(taken, 2**31 - 1), dtype=xp.int32) if self.layout.library == "jax" else taken
+        return xp.asarray(min(taken, 2**31 - 1), dtype=xp.int32) if self.layout.library.jits else taken
 
     def check_state(self, state: Any) -> dict[str, list[Any]]:
         """Return the slots of a state leaf by leaf, or say what does not fit this chain and these parameters."""
@@ -205,7 +205,7 @@ class Executor:
         _same_keys("state.slots", state.slots, self.live)
         _same_keys("state.carry", state.carry, self.carried)
         step = state.step
-        traced = self.layout.library == "jax" and getattr(step, "shape", None) == () and "int" in str(step.dtype)
+        traced = self.layout.library.jits and getattr(step, "shape", None) == () and "int" in str(step.dtype)
         if isinstance(step, bool) or not (isinstance(step, int) or traced):
             raise TypeError(f"state.step: {step!r}, but the number of steps taken is an int")
         if isinstance(step, int) and step < 0:
@@ -233,7 +233,7 @@ class Executor:
         return found
 
     def _slot_dtype_object(self, name: str, k: int) -> Any:
-        kind = _arrays.dtype_of(self.layout.xp, self.slot_dtype(name, k))
+        kind = _arrays.dtype_of(self.layout.library, self.layout.xp, self.slot_dtype(name, k))
         return np.dtype(kind) if isinstance(kind, type) else kind
 
     def resolve(self, t: Any, chains: list[tuple[ComponentSpec, ...]] | None = None) -> list[list[dict[str, Any]]]:
@@ -340,12 +340,11 @@ class Executor:
     def donated(self, *args: Any) -> Any:
         """Take a whole step on JAX, compiled once; parameters, slots and carry are donated, all else is an argument."""
         if self._compiled is None:
-            import jax
 
             def step(ps: Any, gs: Any, slots: Any, carry: Any, clocks: Any, given: Any, inputs: Any) -> Any:
                 return self.run(clocks, given, ps, gs, slots, carry, inputs=inputs)
 
-            self._compiled = jax.jit(step, donate_argnums=(0, 2, 3))
+            self._compiled = self.layout.library.jit(step, given=(0, 2, 3))
         try:
             return self._compiled(*args)
         finally:  # what came in may be gone, and what comes out may never arrive

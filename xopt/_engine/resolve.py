@@ -49,9 +49,9 @@ class ScalarResolver:
         ``dtype`` is that of the array of this library that it was; None where it was a number.
         """
         layout, host = self._layout, np.asarray(value, np.float64)
-        if layout.library == "jax":
+        if layout.library.jits:
             return layout.xp.asarray(host, dtype=self.wide)
-        if dtype is not None and layout.library != "numpy" and (self.as_saved or not self._host):
+        if dtype is not None and not layout.library.host and (self.as_saved or not self._host):
             kind = layout.xp.float32 if dtype == "float32" else self.wide
             return layout.xp.asarray(host, dtype=kind, **_arrays.beside(layout.leaves[0]))
         if spec.scope == "leaf":
@@ -79,7 +79,7 @@ class ScalarResolver:
 
     def _plain(self) -> bool:
         """Whether a vector of scalars is one of NumPy."""
-        return self._host or self._layout.library == "numpy"
+        return self._host or self._layout.library.host
 
     def run(
         self,
@@ -95,7 +95,7 @@ class ScalarResolver:
         hyperparameters, chain by chain.
         """
         carry = dict(carry)
-        with nullcontext() if self._host else _arrays.no_grad(self._layout.library):
+        with nullcontext() if self._host else self._layout.library.no_grad():
             values = [StepScalars([]) for _ in works]
             go: Any = None  # 1 or 0, if a link may hold the step back
             for spec, (c, at), members in places:
@@ -144,7 +144,7 @@ class ScalarResolver:
     def _stored(self, x: Any) -> Any:
         """Return a scalar as it is carried to the next step: a number or an array."""
         x = x.array if isinstance(x, Value) else x
-        if self._layout.library == "jax":
+        if self._layout.library.jits:
             return self._layout.xp.asarray(x, dtype=self.wide)
         return x
 
@@ -271,7 +271,7 @@ class ScalarResolver:
         if len(members) == 1:
             return total(xp, columns[0])
         order = np.argsort([k for w, _ in members for k in works[w].leaves])
-        if self._host or self._layout.library == "numpy":
+        if self._host or self._layout.library.host:
             return total(xp, np.concatenate(columns)[order])
         return total(xp, xp.take(xp.concat(columns), self._index(columns[0], order), axis=0))
 

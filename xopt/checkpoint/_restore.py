@@ -216,7 +216,7 @@ def _carry(meta: dict[str, Any], run: Run, strict: bool, problems: list[str]) ->
         elif not _is_number(value):
             problems.append(f"carry: {n}: {value!r}, but it must be a number")
             continue
-        same = meta.get("library") == run.layout.library
+        same = meta.get("library") == run.layout.library.name
         found[n] = run.executor.scalars.kept(spec, value, _real(meta["arrays"].get(n)) if same else None)
     return found
 
@@ -244,13 +244,12 @@ def overwrite(source: Source, run: Run, loaded: Loaded) -> None:
             if host is not None and host.flags.c_contiguous:
                 source.into(name, host)
             else:
-                _arrays.overwrite(library, [x], [taken(source, name, x)])
+                library.overwrite([x], [taken(source, name, x)])
     except CheckpointError as error:  # it was in order a moment ago
         raise OSError(errno.EIO, str(error), source.where) from error
     for place in renewed(run, loaded):
-        _arrays.overwrite(library, [place.array], [run.executor.renewed(place.slot, place.k)])
-    if library == "torch":
-        _arrays.written([place.array for place in loaded.places.values() if not place.slot])
+        library.overwrite([place.array], [run.executor.renewed(place.slot, place.k)])
+    library.written([place.array for place in loaded.places.values() if not place.slot])
 
 
 def replace(new: Mapping[str, Any], run: Run, loaded: Loaded) -> None:

@@ -19,12 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
+from xopt._arrays.dtypes import TABLE, part
 from xopt.checkpoint._atomic import replacing, reserve
 
-_TAGS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64", "int8": "I8", "uint8": "U8"}
-_PART = {"complex64": "float32", "complex128": "float64"}
-_HOST = {"bfloat16": "<u2", "float16": "<f2", "float32": "<f4", "float64": "<f8"}
 _LONGEST = 100_000_000  # bytes of a header, as in the safetensors library
 _START = b'{"__metadata__":{"crc32":"'
 _ALIGN, _CHUNK = 64, 1 << 20
@@ -76,7 +73,7 @@ class Tensor(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Its size."""
-        return math.prod(self.shape) * _arrays.BYTES[self.dtype]
+        return math.prod(self.shape) * TABLE[self.dtype].itemsize
 
 
 def memory(x: np.ndarray[Any, Any]) -> memoryview:
@@ -91,7 +88,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], meta: dic
     """
     if sys.byteorder != "little":
         raise NotImplementedError("checkpoints hold little-endian numbers; this machine is big-endian")
-    names = sorted(tensors, key=lambda n: (-_arrays.BYTES[_PART.get(tensors[n].dtype, tensors[n].dtype)], n))
+    names = sorted(tensors, key=lambda n: (-TABLE[part(tensors[n].dtype)].itemsize, n))
     with replacing(path, fsync) as fd:
         length = len(_header(names, tensors, meta, {}))
         reserve(fd, length + sum(x.nbytes for x in tensors.values()))
@@ -110,10 +107,9 @@ def _header(names: list[str], tensors: Mapping[str, Tensor], meta: dict[str, Any
     for n in names:
         dtype, shape = tensors[n].dtype, [*tensors[n].shape]
         begin, end = end, end + tensors[n].nbytes
-        part = _PART.get(dtype)
         header[n] = {
-            "dtype": _TAGS[part or dtype],
-            "shape": [*shape, 2] if part else shape,
+            "dtype": TABLE[dtype].tag,
+            "shape": [*shape, 2] if TABLE[dtype].complex else shape,
             "data_offsets": [begin, end],
         }
     data = _dumps(header).encode()
@@ -328,7 +324,7 @@ class File:
     def read(self, name: str) -> np.ndarray[Any, Any]:
         """Read an array, bfloat16 as 16-bit integers."""
         stored = self.tensors[name]
-        out = np.empty(stored.shape, _HOST.get(stored.dtype, stored.dtype))
+        out = np.empty(stored.shape, TABLE[stored.dtype].bits)
         self.into(name, out)
         return out
 
@@ -337,17 +333,17 @@ def _stored(entry: Any, own: Any) -> Stored:
     """Check what a header says of an array."""
     if not isinstance(entry, dict) or {*entry} != {"dtype", "shape", "data_offsets"}:
         raise ValueError("it must have dtype, shape and data_offsets")
-    if not isinstance(own, dict) or not _hex(own.get("crc32")) or own.get("dtype") not in (*_TAGS, *_PART):
+    if not isinstance(own, dict) or not _hex(own.get("crc32")) or own.get("dtype") not in [*TABLE]:
         raise ValueError("the metadata has no dtype that is known here, or no checksum of it")
     dtype, shape, offsets = own["dtype"], entry["shape"], entry["data_offsets"]
     if not (_counts(shape) and _counts(offsets) and len(offsets) == 2 and len(shape) <= 64):
         raise ValueError("shape and data_offsets must be lists of numbers from 0 on")
-    part = _PART.get(dtype)
-    if entry["dtype"] != _TAGS[part or dtype] or (part and shape[-1:] != [2]):
+    pairs = TABLE[dtype].complex
+    if entry["dtype"] != TABLE[dtype].tag or (pairs and shape[-1:] != [2]):
         raise ValueError(f"dtype and shape are not those of {dtype}")
     [begin, end] = offsets
-    stored = Stored(dtype, tuple(shape[:-1] if part else shape), begin, end, int(own["crc32"], 16))
-    if end - begin != math.prod(stored.shape) * _arrays.BYTES[dtype]:
+    stored = Stored(dtype, tuple(shape[:-1] if pairs else shape), begin, end, int(own["crc32"], 16))
+    if end - begin != math.prod(stored.shape) * TABLE[dtype].itemsize:
         raise ValueError(f"{end - begin:,} bytes are not those of shape {stored.shape} and {dtype}")
     return stored
 

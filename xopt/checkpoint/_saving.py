@@ -187,9 +187,9 @@ class Saving(ABC):
         with self._access.free("pickle"):
             self._fit("pickle")
             self._run()
-            xp, library = self._layout.xp, self._layout.library
+            xp = self._layout.xp
             slots = {
-                n: [None if x is None else xp.asarray(_arrays.detached(library, x), copy=True) for x in column]
+                n: [None if x is None else xp.asarray(_arrays.detached(x), copy=True) for x in column]
                 for n, column in self._slots.items()
             }
             return {
@@ -209,7 +209,7 @@ class Saving(ABC):
         for n, column in state["slots"].items():
             kept = [(x, y) for x, y in zip(self._slots[n], column, strict=True) if y is not None]
             if self._writes:
-                _arrays.overwrite(self._layout.library, [x for x, _ in kept], [y for _, y in kept])
+                self._layout.library.overwrite([x for x, _ in kept], [y for _, y in kept])
             else:
                 self._slots[n] = column
         self._taken, self._carry = state["rest"]

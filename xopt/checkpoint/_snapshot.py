@@ -118,7 +118,7 @@ def metadata(run: Run, step: Any, extra: Mapping[str, Any] | None, version: str)
         if not isinstance(x, np.ndarray | np.generic | float | int):
             arrays[n] = _arrays.dtype_name(x)
     return {
-        "schema": SCHEMA, "xopt": version, "library": run.layout.library, "rule": described(run.rule),
+        "schema": SCHEMA, "xopt": version, "library": run.layout.library.name, "rule": described(run.rule),
         "step": int(step), "carry": numbers, "arrays": arrays, "extra": copied,
     }  # fmt: skip
 
@@ -149,7 +149,7 @@ class StateDictSource:
         self._arrays |= {f"params/{key}": x for key, x in _items(state.get("params", {}))}
         self.tensors = {}
         for name, x in self._arrays.items():
-            if _arrays.library(x) is None or _arrays.dtype_name(x) not in _arrays.BYTES:
+            if _arrays.library(x) is None or _arrays.dtype_name(x) not in _arrays.TABLE:
                 raise CheckpointError(self.where, [f"{name}: {type(x).__name__}, but it must be an array of numbers"])
             self.tensors[name] = _tensor(x)
 
@@ -182,6 +182,6 @@ def state_dict(run: Run, meta: dict[str, Any], params: bool) -> dict[str, Any]:
     state: dict[str, dict[str, Any]] = {n: {} for n in run.slots}
     own: dict[str, Any] = {}
     for place in run.places(params).values():
-        x = _arrays.detached(run.layout.library, place.array)
+        x = _arrays.detached(place.array)
         (state[place.slot] if place.slot else own)[place.key] = run.layout.xp.asarray(x, copy=True)
     return {**meta, "state": state, **({"params": own} if params else {})}

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import optree
 
-from xopt._arrays import libraries as _arrays
 from xopt.checkpoint._conversion import Leaving, Side
 from xopt.checkpoint._safetensors import CheckpointError
 from xopt.rule import FunctionalOptimizer
@@ -247,7 +246,7 @@ def to_torch(
         kind = _KINDS[side.kind(k)]
         _compare(side, k, groups[number], number)
         p, dtype = side.layout.leaves[k], getattr(torch, side.layout.dtypes[k].name)
-        proto = p if side.layout.library == "torch" else torch.empty((), dtype=dtype)
+        proto = p if isinstance(p, torch.Tensor) else torch.empty((), dtype=dtype)
         made = {there: side.take(k, slot, proto) for slot, there in kind.slots.items() if slot in side.wanted(k)}
         if kind.counts:
             exact = torch.float32 if side.step <= 2**24 else torch.float64
@@ -371,7 +370,7 @@ def _filled(side: Leaving, group: dict[str, Any], leaves: list[int], number: int
         if there in flat:
             new = side.common(leaves, n, f"group {number} of {_THERE}") if hasattr(side.part(leaves[0]), n) else 0.0
             old = flat[there]
-            flat[there] = old.detach().clone().fill_(new) if _arrays.library(old) == "torch" else new
+            flat[there] = old.detach().clone().fill_(new) if hasattr(old, "detach") else new
     if "betas" in flat:
         flat["betas"] = (flat.pop("betas.0"), flat.pop("betas.1"))
     return flat

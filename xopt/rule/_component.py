@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, dataclass_transform
 
 from xopt._arrays.layout import Layout
+from xopt._arrays.libraries import Library
 from xopt._arrays.scalars import value_at
 from xopt._engine.program.contract import ComponentSpec
 from xopt._engine.program.quantize import CODES
@@ -317,7 +318,7 @@ class Component:
 
 
 def _resolve(
-    cls: type[Component], numbers: dict[str, Any], moving: dict[str, Any], t: Any, library: str, read: bool
+    cls: type[Component], numbers: dict[str, Any], moving: dict[str, Any], t: Any, library: Library | None, read: bool
 ) -> dict[str, Any]:
     """Return the hyperparameters at a step, of which those that are no plain numbers have to be looked at."""
     found = dict(numbers)

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 import numpy as np
 
 from xopt._arrays import libraries as _arrays
+from xopt._arrays.libraries import Library
 
 MISSING: Any = object()
 
@@ -127,7 +128,7 @@ def _check_static(where: str, field: Field, value: Any) -> Any:
     return value if field.whole else found
 
 
-def number(where: str, field: Field, value: Any, why: str, library: str = "", read: bool = False) -> Any:
+def number(where: str, field: Field, value: Any, why: str, library: Library | None = None, read: bool = False) -> Any:
     """Return a Python float within the bounds of a field.
 
     A 0-d array of ``library`` stays as it is, because nobody may read it, unless ``read`` says that it is at hand.
@@ -141,7 +142,7 @@ def number(where: str, field: Field, value: Any, why: str, library: str = "", re
             raise TypeError(
                 f"{where}: an array of shape {tuple(value.shape)} and dtype {kind}, but it must be a number{note}"
             )
-        value = _arrays.detached("torch", value)  # a learning rate that is itself learned
+        value = _arrays.detached(value)  # a learning rate that is itself learned
         if not isinstance(value, np.ndarray) and not read:
             if library and _arrays.library(value) != library:
                 raise TypeError(

@@ -11,6 +11,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+from xopt._arrays.libraries import Library
 from xopt._engine.program.contract import ComponentSpec
 from xopt.rule._component import Component
 
@@ -35,12 +36,17 @@ def weighted(links: Sequence[Component], specs: Sequence[ComponentSpec]) -> tupl
         before = tuple(zip(links[:i], specs[:i], strict=True))
         resolve = partial(_resolve, link._penalty, specs[i], before)
         known = all(spec.constants is not None for spec in specs[: i + 1])
-        found[i] = specs[i]._replace(resolve=resolve, constants=resolve(1, "", True) if known else None)
+        found[i] = specs[i]._replace(resolve=resolve, constants=resolve(1, None, True) if known else None)
     return tuple(found)
 
 
 def _resolve(
-    name: str, own: ComponentSpec, before: tuple[tuple[Component, ComponentSpec], ...], t: Any, library: str, read: bool
+    name: str,
+    own: ComponentSpec,
+    before: tuple[tuple[Component, ComponentSpec], ...],
+    t: Any,
+    library: Library | None,
+    read: bool,
 ) -> dict[str, Any]:
     values = dict(_values(own, t, library, read))
     for link, spec in before:
@@ -50,7 +56,7 @@ def _resolve(
     return values
 
 
-def _values(spec: ComponentSpec, t: Any, library: str, read: bool) -> dict[str, Any]:
+def _values(spec: ComponentSpec, t: Any, library: Library | None, read: bool) -> dict[str, Any]:
     return spec.resolve(t, library, read) if spec.constants is None else spec.constants
 
 

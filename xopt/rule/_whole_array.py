@@ -98,6 +98,5 @@ def either(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any
 
     The condition is looked at, but on JAX, which may be tracing it. It depends on the step alone.
     """
-    if _arrays.library(condition) == "jax":
-        return _arrays.either(condition, yes, no)
-    return yes() if bool(condition) else no()
+    library = _arrays.library(condition)
+    return (yes() if condition else no()) if library is None else library.either(condition, yes, no)

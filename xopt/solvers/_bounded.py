@@ -52,15 +52,15 @@ class Bounds:
         space, dtype = self.space, self.space.layout.dtypes[k].real
         if not hasattr(x, "shape") or x.shape == ():
             return space.zeros(space.sizes[k]) + float(self._inward(x, dtype, sign))
-        if _arrays.library(x) != "numpy":
-            x = _arrays.detached(space.library, x)
+        if not _arrays.on_host(x):
+            x = _arrays.detached(x)
             if _arrays.dtype_name(x) in _WITHIN[dtype]:
                 return space.xp.reshape(space.beside(x), (-1,))
             x = to_host(x)
         return space.beside(self._inward(x, dtype, sign).reshape(-1))
 
     def _inward(self, x: Any, dtype: str, sign: int) -> Numbers:
-        return inward(x, dtype, sign, normal=self.space.library != "numpy")
+        return inward(x, dtype, sign, normal=not self.space.library.host)
 
     def _explain(self, given: tuple[Side, Side]) -> NoReturn:
         space = self.space

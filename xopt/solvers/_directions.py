@@ -239,7 +239,7 @@ class LimitedMemory:
     @property
     def used(self) -> int:
         """How many pairs of rows there are to multiply; JAX would compile anew for each number."""
-        return self.history if self.space.library == "jax" else max([*self.order, self.slot]) + 1
+        return self.history if self.space.library.jits else max([*self.order, self.slot]) + 1
 
     def _rows(self, c: slice | None) -> Array:
         """Return a chunk of the rows that there are."""

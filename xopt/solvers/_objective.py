@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,7 @@ def objective(fun: Any, jac: Any, args: Any, layout: Layout, conjugate: bool, st
         raise TypeError(f"fun: {fun!r}, but it must be a function")
     args = args if isinstance(args, tuple) else (args,)
     if jac is None:
-        jac = False if layout.library in _AUTODIFF else "2-point"
+        jac = False if layout.library.differentiates else "2-point"
     if isinstance(jac, str) and jac in SCHEMES:
         sides = [] if box is None else [box.space.host(side) for _, side in box.named()]
         return Differences(lambda x: fun(x, *args), layout, jac, step, *sides)
@@ -33,8 +32,8 @@ def objective(fun: Any, jac: Any, args: Any, layout: Layout, conjugate: bool, st
     def both(x: Any) -> tuple[Any, Any]:
         return _pair(fun(x, *args)) if jac is True else (fun(x, *args), jac(x, *args))
 
-    if jac is False and layout.library in _AUTODIFF:
-        return _AUTODIFF[layout.library](fun, args, layout)
+    if jac is False and layout.library.differentiates:
+        return _differentiated(fun, args, layout)
     if jac is False:
         raise TypeError(
             f"jac: False, but {layout.library} does not differentiate; return the gradient with the value, give "
@@ -66,28 +65,11 @@ def _conjugated(fun: Fun, layout: Layout) -> Fun:
     return both
 
 
-def _by_torch(fun: Any, args: tuple[Any, ...], layout: Layout) -> Fun:
-    torch: Any = importlib.import_module("torch")
+def _differentiated(fun: Any, args: tuple[Any, ...], layout: Layout) -> Fun:
+    by_leaves = layout.library.value_and_grad(lambda leaves: fun(layout.tree(leaves), *args))
 
     def both(x: Any) -> tuple[Any, Any]:
-        leaves = [p.detach().requires_grad_() for p in Layout(x).leaves]
-        with torch.enable_grad():
-            value = fun(layout.tree(leaves), *args)
-            if not isinstance(value, torch.Tensor) or not value.requires_grad:
-                raise TypeError(
-                    f"fun: returned {value!r}, but with jac=False it must return a tensor that torch can differentiate"
-                    f'; jac="2-point" takes differences'
-                )
-            grads = torch.autograd.grad(value.reshape(()) if value.numel() == 1 else value, leaves, allow_unused=True)
-        found = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
-        return value.detach(), layout.tree(found)
+        value, grads = by_leaves(Layout(x).leaves)
+        return value, layout.tree(grads)
 
     return both
-
-
-def _by_jax(fun: Any, args: tuple[Any, ...], layout: Layout) -> Fun:
-    jax: Any = importlib.import_module("jax")
-    return _conjugated(jax.value_and_grad(lambda x: fun(x, *args)), layout)
-
-
-_AUTODIFF = {"torch": _by_torch, "jax": _by_jax}

@@ -68,7 +68,7 @@ def _entry(layout: Layout, k: int, x: Any, path: str) -> Any:
     """Check what stands for one parameter."""
     if x is None or _is_number(x):
         return x if x is None else _plain(x)
-    if _arrays.library(x) not in ("numpy", layout.library):
+    if _arrays.library(x) not in (_arrays.NUMPY, layout.library):
         raise TypeError(f"{path}: a {type(x).__name__}, but it must be None, a number or an array like x0")
     if tuple(x.shape) != layout.shapes[k]:
         raise ValueError(f"{path}: shape {tuple(x.shape)}, but the parameter has {layout.shapes[k]}")
@@ -98,7 +98,7 @@ def _plain(x: Any) -> Any:
     kind = _arrays.dtype_name(x)
     if "int" in kind:
         return int(x)
-    return x[()] if _arrays.library(x) == "numpy" and x.dtype.itemsize > 8 else float(x)
+    return x[()] if _arrays.on_host(x) and x.dtype.itemsize > 8 else float(x)
 
 
 def is_infinite(bound: Any, sign: int) -> bool:

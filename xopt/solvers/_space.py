@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import math
 from typing import Any, NamedTuple
 
@@ -12,6 +10,7 @@ import numpy as np
 from xopt._arrays import libraries as _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
+from xopt._arrays.libraries import Library
 
 Array = Any
 CHUNK = 2**16
@@ -44,9 +43,9 @@ class Space:
         if not self.size:
             raise ValueError("x0: no elements, so there is nothing to minimize over")
         self.eps = float(max(np.finfo(d.real).eps for d in layout.dtypes))
-        self.writes = _arrays.in_place(self.library) or (self.library != "jax" and self._can_write())
+        self.writes = self.library.writes or (not self.library.jits and self._can_write())
         """Whether arrays can be written into."""
-        host = _arrays.in_place(self.library) and _arrays.device_name(layout.leaves[0]) == "cpu"
+        host = self.library.writes and _arrays.device_name(layout.leaves[0]) == "cpu"
         self.chunks = self.pieces(CHUNK) if host else [None]
         """Slices of a vector, None for all of it: on a host, what stays in the cache."""
 
@@ -69,7 +68,7 @@ class Space:
         """Return one array a parameter as a vector; it may be the memory of the array itself."""
         xp, parts = self.xp, list[Array]()
         for x, d in zip(leaves, self.layout.dtypes, strict=True):
-            x = _arrays.detached(self.library, x)
+            x = _arrays.detached(x)
             halves = (xp.real(x), xp.imag(x)) if d.complex else (x,)
             parts += [_arrays.cast(xp, xp.reshape(y, (-1,)), self.dtype) for y in halves]
         return parts[0] if len(parts) == 1 else xp.concat(parts)
@@ -91,7 +90,7 @@ class Space:
             part = vector[start : start + size] if size < self.size else vector
             start += size
             if d.complex:
-                part = _arrays.join_complex(xp, self.library, part[: size // 2], part[size // 2 :])
+                part = self.library.join_complex(xp, part[: size // 2], part[size // 2 :])
             leaves.append(xp.reshape(_arrays.cast(xp, part, raw), shape))
         return self.layout.tree(leaves)
 
@@ -118,7 +117,7 @@ class Space:
 
     def beside(self, x: Array) -> Array:
         """Return an array of NumPy, or of the library of the parameters, beside them."""
-        if _arrays.library(x) not in ("numpy", self.library):
+        if _arrays.library(x) not in (_arrays.NUMPY, self.library):
             raise TypeError(f"state: an array of {_arrays.library(x)}, but the parameters are arrays of {self.library}")
         return self.xp.asarray(x, dtype=self.dtype, **_arrays.beside(self.layout.leaves[0]))
 
@@ -131,9 +130,9 @@ class Space:
         return self.xp.zeros(shape, dtype=self.dtype, **_arrays.beside(self.layout.leaves[0]))
 
     def put(self, rows: Array, i: int, chunk: slice | None, values: Array) -> Array:
-        """Write into a row of a matrix, in place also on JAX, whose old matrix is gone then."""
-        if self.library == "jax":
-            return _jax_put()(rows, i, values)
+        """Write into a row of a matrix, perhaps in place: the old matrix is gone then."""
+        if self.library.jits:
+            return self.library.set_row(rows, i, values)
         if not self.writes:
             row = self.zeros(1, self.size) + values
             return self.xp.concat([rows[:i, :], row, rows[i + 1 :, :]])
@@ -177,7 +176,7 @@ def gradients(layout: Layout, grads: Any, name: str = "grads") -> list[Any]:
 
 def _shaped(layout: Layout, k: int, g: Any, name: str) -> Any:
     """Bring what stands for a gradient into the shape of its parameter, where that leaves no doubt."""
-    if layout.library == "numpy":
+    if layout.library.host:
         bare = isinstance(g, list | tuple) or (isinstance(g, int | float | complex) and not isinstance(g, bool))
         if bare or (isinstance(g, np.ndarray | np.generic) and g.dtype.kind in "iu"):
             x = numbers_of(g, layout.path(k, name)) if not bare or is_numbers(g) else None
@@ -216,13 +215,7 @@ def part(x: Array, chunk: slice | None) -> Array:
     return x if chunk is None else x[..., chunk]
 
 
-@functools.cache
-def _jax_put() -> Any:
-    jax: Any = importlib.import_module("jax")
-    return jax.jit(lambda rows, i, values: rows.at[i].set(values), donate_argnums=0)
-
-
-def checked_value(library: str, x: Any) -> Any:
+def checked_value(library: Library, x: Any) -> Any:
     """Check what a function returned as its value: a number, or a 0-d array of the library of the parameters."""
     if isinstance(x, bool | complex | str) or not (isinstance(x, int | float) or hasattr(x, "dtype")):
         raise TypeError(f"value: {x!r} is a {type(x).__name__}, but it must be a real number")
@@ -238,7 +231,7 @@ def checked_value(library: str, x: Any) -> Any:
         raise TypeError(f"value: dtype {_arrays.dtype_name(x)}, but it must be a real number")
     if _arrays.library(x) != library:
         raise TypeError(f"value: an array of {_arrays.library(x)}, but the parameters are arrays of {library}")
-    return _arrays.detached(library, x)
+    return _arrays.detached(x)
 
 
 def numbers(xp: Any, value: Any, vectors: list[Array]) -> list[float]:

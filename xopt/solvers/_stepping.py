@@ -31,7 +31,7 @@ class Stepping:
     ) -> None:
         self.layout = layout
         copies = [
-            _arrays.copied(layout.xp, layout.library, p, d.name)
+            _arrays.copied(layout.library, layout.xp, p, d.name)
             for p, d in zip(layout.leaves, layout.dtypes, strict=True)
         ]
         self.fun, self.limits, self.every = fun, limits, every
@@ -62,7 +62,7 @@ class Stepping:
         return self.layout.tree([None if g is None else self._copied(g) for g in self.layout.gradients(self.g)])
 
     def _copied(self, x: Any) -> Any:
-        return self.layout.xp.asarray(_arrays.detached(self.layout.library, x), copy=True)
+        return self.layout.xp.asarray(_arrays.detached(x), copy=True)
 
     def settle(self) -> None:
         """Say so if the value at the last point is not known."""
@@ -106,6 +106,6 @@ class Stepping:
         """Bring the value and the largest slope to the host."""
         xp, layout = self.layout.xp, self.layout
         leaves = [g for g in layout.gradients(self.g) if g is not None and 0 not in g.shape]
-        tops = [xp.reshape(xp.max(xp.abs(_arrays.detached(layout.library, g))), (1,)) for g in leaves]
+        tops = [xp.reshape(xp.max(xp.abs(_arrays.detached(g))), (1,)) for g in leaves]
         value, *found = numbers(xp, self.value, tops)
         return value, max(found, default=0.0)

@@ -131,16 +131,16 @@ class SAM(Component):
         array([3., 4.])
         """
         layout = Layout(params, writable=True)
-        if not _arrays.in_place(layout.library):
+        if not layout.library.writes:
             raise TypeError(f"SAM.perturbed: arrays of {layout.library} cannot be written; use SAM.gradient")
         moved = Layout(self.perturb(params, grads)).leaves
-        held = [_arrays.detached(layout.library, p) for p in layout.leaves]
+        held = [_arrays.detached(p) for p in layout.leaves]
         old = [layout.xp.asarray(p, copy=True) for p in held]
         try:
-            _arrays.overwrite(layout.library, layout.leaves, moved)
+            layout.library.overwrite(layout.leaves, moved)
             yield params
         finally:
-            _arrays.overwrite(layout.library, layout.leaves, old)
+            layout.library.overwrite(layout.leaves, old)
 
 
 def _scaled(h: H, xp: Any, p: Array, g: Array) -> Array:

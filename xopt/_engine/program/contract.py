@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xopt._arrays.libraries import Library
 from xopt._engine.program.algebra import Value, merged, same
 from xopt._engine.program.trace import Program
 
@@ -162,7 +163,7 @@ class BucketStep:
     """Leaves that are computed alike, and what to compute."""
 
     specs: tuple[ComponentSpec, ...]
-    library: str
+    library: Library
     xp: Any
     dtype: Any
     """The `DType` of the parameters and gradients; state has that of the arithmetic."""

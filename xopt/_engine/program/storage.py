@@ -15,7 +15,6 @@ from xopt.random import noise
 
 PLACE = "precision"
 MASTER, ERROR = f"{PLACE}.master", f"{PLACE}.error"
-HALVES = ("float16", "bfloat16")
 
 
 class StoragePolicy(NamedTuple):
@@ -27,10 +26,10 @@ class StoragePolicy(NamedTuple):
 
     def fitted(self, spec: ComponentSpec, dtype: _arrays.DType, codes: Mapping[str, str]) -> ComponentSpec:
         """Return the link that keeps what parameters of a dtype need: a master copy, an error, scales, or nothing."""
-        slots: dict[str, Any] = {"master": "p"} if self.master_weights and dtype.name in HALVES else {}
+        slots: dict[str, Any] = {"master": "p"} if self.master_weights and dtype.half else {}
         if self.rounding == "kahan":
             slots = {"error": 0.0}
-        noisy = self.rounding == "stochastic" and dtype.name in HALVES
+        noisy = self.rounding == "stochastic" and dtype.half
         key = (PLACE, *slots, noisy, dtype.name if "error" in slots or noisy else "", *codes.items())
         slots |= {_blocks.SCALE.removeprefix(f"{PLACE}.") + n: _scales for n in codes}
         statics = {**spec.statics, "stored": dtype.name, "noisy": noisy, "codes": codes}
@@ -67,8 +66,8 @@ class StoragePolicy(NamedTuple):
             return usual
         assert self.state_dtype is not None
         if not usual.startswith("complex"):
-            return self.state_dtype if _arrays.BYTES[self.state_dtype] < _arrays.BYTES[usual] else usual
-        if self.state_dtype in HALVES:
+            return min(self.state_dtype, usual, key=lambda name: _arrays.TABLE[name].itemsize)
+        if _arrays.TABLE[self.state_dtype].half:
             raise TypeError(
                 f"state_dtype={self.state_dtype!r}: {name} is complex, and there are no such complex numbers"
             )

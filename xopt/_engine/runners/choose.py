@@ -6,7 +6,6 @@ import functools
 import importlib
 from typing import Any
 
-from xopt._arrays import libraries as _arrays
 from xopt._arrays.layout import Layout
 
 _NAMES = ("eager", "tiled", "numba", "cuda")
@@ -37,11 +36,11 @@ def choose(layout: Layout, runner: Any = None) -> Any:
         return cuda
     if runner is not name:
         return runner
-    shared = layout.library in ("numpy", "torch") and all(_arrays.host_view(x) is not None for x in layout.leaves)
+    shared = all(layout.library.host_view(x) is not None for x in layout.leaves)
     if not shared and runner is not None:
         raise ValueError(f'runner="{runner}" needs arrays that share memory with NumPy; these are of {layout.library}')
     if not shared:
-        served = layout.library in ("cupy", "torch") and not backend("cuda").refuses(layout.library, layout.leaves)
+        served = layout.library.cuda and not backend("cuda").refuses(layout.library, layout.leaves)
         return backend("cuda" if served else "eager")
     numba = None if runner == "tiled" else importlib.import_module("xopt._engine.runners.numba.runner")
     missing = numba.missing() if numba else ""

@@ -45,7 +45,7 @@ def prepare(
         found = _body(work, partial(_whole_leaf, work, values), None, {*work.outputs})
         return partial(_store, work, found, into)
     program = work.plan.body(work.outputs)
-    with _arrays.no_grad(work.library):
+    with work.library.no_grad():
         scalars = values.scalars(program)
     return partial(_body, work, partial(_leaf, work, program, scalars), into, _aliases(program))
 
@@ -61,7 +61,7 @@ def _body(
     work: BucketStep, leaf: Callable[[int], dict[str, Any]], into: dict[str, list[Any]] | None, aliases: set[str]
 ) -> dict[str, list[Any]]:
     outputs: dict[str, list[Any]] = {n: [] for n in work.outputs}
-    with _arrays.no_grad(work.library):
+    with work.library.no_grad():
         for k in range(len(work.loads["p"])):
             results = leaf(k)
             for n, x in results.items():
@@ -82,7 +82,7 @@ def _store(work: BucketStep, found: dict[str, list[Any]], into: dict[str, list[A
 
 def _stored(work: BucketStep, home: Any, x: Any) -> Any:
     if home is not None:
-        (home.detach() if work.library == "torch" else home)[...] = x
+        work.library.detached(home)[...] = x
     return home
 
 
@@ -118,7 +118,7 @@ def _whole_leaf(work: BucketStep, values: StepScalars, k: int) -> dict[str, Any]
     if not work.split:
         return found[0]
     re, im = found
-    return {n: None if x is None else _arrays.join_complex(xp, work.library, x, im[n]) for n, x in re.items()}
+    return {n: None if x is None else work.library.join_complex(xp, x, im[n]) for n, x in re.items()}
 
 
 def _beside(work: BucketStep, values: StepScalars, k: int, real: str) -> tuple[ComponentSpec, ...]:
@@ -191,7 +191,7 @@ def sums(work: BucketStep, values: StepScalars, place: int) -> dict[str, Any]:
     """Return the sums that component ``place`` asks for, a vector over the leaves, in float64 where there is one."""
     xp, found = work.xp, []
     real = _arrays.widest_real(xp, _arrays.device(work.loads["p"][0]), work.real) if work.loads["p"] else work.real
-    with _arrays.no_grad(work.library):
+    with work.library.no_grad():
         program = None if work.plan.whole else work.plan.sums[place]
         scalars = () if program is None else values.scalars(program)
         for k in range(len(work.loads["p"])):
@@ -265,16 +265,12 @@ def compute_arrays(work: BucketStep, k: int, real: str) -> dict[str, Any]:
         if column[k] is None:  # a slot that this leaf does not have
             arrays[n] = None
             continue
-        x = column[k].detach() if work.library == "torch" else column[k]
+        x = work.library.detached(column[k])
         is_complex = _arrays.is_complex(x)
         x = _arrays.cast(xp, x, getattr(xp, _arrays.COMPLEX_OF[real] if is_complex else real))
         if x.ndim == 0 and not whole:
             x = xp.reshape(x, (1,))
-        if (is_complex or whole) and work.library == "numpy":
-            # NumPy's complex loops round otherwise where the stride is negative, and its sums follow the memory
-            x = np.require(x, requirements="C")
-        if whole and work.library == "torch":
-            x = x.contiguous()
+        x = work.library.ordered(x, whole)
         if is_complex and work.split and not whole:
             x = xp.stack([xp.real(x), xp.imag(x)], axis=-1)
         arrays[n] = x
@@ -287,7 +283,7 @@ def restore(work: BucketStep, x: Any, like: Any, name: str = "") -> Any:
     if like is None:
         return None
     if work.split and _arrays.is_complex(like) and not work.plan.whole:
-        x = _arrays.join_complex(xp, work.library, x[..., 0], x[..., 1])
+        x = work.library.join_complex(xp, x[..., 0], x[..., 1])
     if _blocks.is_scale(name) and not work.plan.whole:
         x = xp.reshape(x, (-1,))[:: _blocks.BLOCK]
     return _arrays.cast(xp, xp.reshape(x, like.shape), like.dtype)

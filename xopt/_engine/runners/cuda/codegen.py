@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from xopt._arrays import libraries as _arrays
-from xopt._arrays.libraries import BYTES
+from xopt._arrays.dtypes import TABLE
 from xopt._engine.program.lower import PARTS, Halves, Unsupported, halves, lower, statements
 from xopt._engine.program.quantize import BLOCK, is_scale
 from xopt._engine.program.trace import BOOL, Program, pruned
@@ -26,11 +26,6 @@ SHARED = 48 * 1024
 
 DOUBLES = 20
 """So many loaded numbers of float64 a thread, and half the registers of a multiprocessor are enough: by trial."""
-
-_NAMES = {"float16": "Half", "bfloat16": "BFloat", "float32": "float", "float64": "double"}
-_NAMES |= {"complex64": "Complex<float>", "complex128": "Complex<double>"}
-_NAMES |= {"int8": "signed char", "uint8": "unsigned char"}
-_C = {"float32": "float", "float64": "double"}
 
 _OPERATIONS = {
     "add": "{0} + {1}",
@@ -102,8 +97,8 @@ def step_kernel(program: Program, storage: tuple[tuple[str, str], ...], real: st
         return _blocks_kernel(program, columns, storage, real, fresh)
     stores = columns.stores
     used = [n for n in dict(storage) if n in columns.loads or (n in stores and not fresh)]
-    vector = 16 // min(BYTES[columns.dtype(n)] for n in [*used, *stores])
-    C = _C[real]
+    vector = 16 // min(TABLE[columns.dtype(n)].itemsize for n in [*used, *stores])
+    C = TABLE[real].cuda
     bounds = f"{THREADS}, {_blocks(columns, vector, real)}"
     setup = _setup(program, columns, used, list(dict(storage)), C, fresh)
     homes = {n: f"new_{columns.name(n)}" if fresh else columns.name(n) for n in stores}
@@ -152,9 +147,9 @@ def _blocks_kernel(
     program: Program, columns: _Columns, storage: tuple[tuple[str, str], ...], real: str, fresh: bool
 ) -> CudaKernel:
     """Write the kernel of a step with state in 8 bits: its threads wait for the largest number of each block."""
-    C, stores, order = _C[real], columns.stores, list(dict(storage))
+    C, stores, order = TABLE[real].cuda, columns.stores, list(dict(storage))
     cut, prefix = halves(program), "new_" if fresh else ""
-    if BYTES[real] * (TILE * len(cut.rows) + 34 * TILE // BLOCK * len(cut.tops)) > SHARED:
+    if TABLE[real].itemsize * (TILE * len(cut.rows) + 34 * TILE // BLOCK * len(cut.tops)) > SHARED:
         raise Unsupported(f"{len(cut.rows)} numbers of each element in shared memory")
     used = [n for n in order if n in columns.loads or (n in stores and not fresh)]
     scalars = "".join(f", s{k}" for k in range(len(program.scalars)))
@@ -194,7 +189,7 @@ def _half(
     program: Program, columns: _Columns, real: str, cut: Halves, outputs: Mapping[str, int], name: str
 ) -> Iterator[str]:
     """Write what one of the two loops over a block does with an element."""
-    C, again = _C[real], name == "last"
+    C, again = TABLE[real].cuda, name == "last"
     scalars = "".join(f", {C} s{k}" for k in range(len(program.scalars)))
     scalars += "" if again else _at(program, "long long index")
     yield f"static __device__ __forceinline__ void {name}(Element& x, Kept& y{scalars}) {{"
@@ -273,7 +268,7 @@ def _pointer(columns: _Columns, name: str, table: str, row: int, prefix: str = "
 
 def _body(program: Program, columns: _Columns, real: str, result: str = "") -> Iterator[str]:
     """Write the arithmetic of one element as a function, so that it stands once for wide and for single accesses."""
-    C = _C[real]
+    C = TABLE[real].cuda
     scalars = "".join(f", {C} s{k}" for k in range(len(program.scalars))) + _at(program, "long long index")
     yield f"static __device__ __forceinline__ {C if result else 'void'} body(Element& x{scalars}) {{"
     for name, i in program.loads.items():
@@ -314,7 +309,7 @@ class _Columns:
 
     def type(self, column: str) -> str:
         """Name the C type that a column is stored in."""
-        return _NAMES[self.dtype(column)]
+        return TABLE[self.dtype(column)].cuda
 
     def field(self, name: str) -> str:
         """Name the field of the element that is this number: ``p.re`` is ``p_re``."""

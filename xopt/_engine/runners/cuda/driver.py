@@ -69,7 +69,9 @@ class Driver:
 
     def queue(self, x: _arrays.Array) -> Queue:
         """Return the current stream of the device that an array is on."""
-        return Queue(*_arrays.cuda_stream(x))
+        library = _arrays.library(x)
+        assert library is not None
+        return Queue(*library.cuda_stream(x))
 
     def capturing(self, queue: Queue) -> bool:
         """Whether what is put into this stream is being recorded instead of run."""

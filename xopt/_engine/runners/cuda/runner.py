@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from xopt._arrays import libraries as _arrays
+from xopt._arrays.libraries import Library
 from xopt._engine.program.contract import BucketStep, StepScalars
 from xopt._engine.program.lower import Unsupported
 from xopt._engine.program.trace import Program
@@ -47,13 +48,13 @@ class Cuda:
                 self._why = f"{type(error).__name__}: {error}".splitlines()[0]
         return self._driver
 
-    def refuses(self, library: str, leaves: list[Any]) -> str:
+    def refuses(self, library: Library, leaves: list[Any]) -> str:
         """Say why these parameters are not for this runner; nothing if they are."""
         if self._driver is not None and not isinstance(self._driver, Driver):
             return ""
-        if library not in ("cupy", "torch") or not leaves:
+        if not library.cuda or not leaves:
             return f'runner="cuda" needs CuPy arrays or torch CUDA tensors; these are of {library}'
-        if library == "torch" and any(x.device.type != "cuda" or x.is_conj() or x.is_neg() for x in leaves):
+        if not all(map(library.on_cuda, leaves)):
             return f'runner="cuda" needs plain tensors on a GPU; there is one on {leaves[0].device}'
         devices = list(dict.fromkeys(_arrays.device_name(x) for x in leaves))
         if len(devices) > 1:
@@ -84,23 +85,23 @@ class Cuda:
             kernel = _emit_cuda.step_kernel(program, _storage(work), work.real, into is None)
         except Unsupported:
             return eager.prepare(work, values, into)
-        with _arrays.on_device(work.library, work.loads["p"][0]):
+        with work.library.on_device(work.loads["p"][0]):
             call = _Call(self.driver, work)
             function = call.function(kernel)
             made = into
             if made is None:
                 made = {
-                    n: [_arrays.empty(work.xp, x.shape, x.dtype, x) for x in work.loads["p" if n == "u" else n]]
+                    n: [work.library.empty(work.xp, x.shape, x.dtype, x) for x in work.loads["p" if n == "u" else n]]
                     for n in work.outputs
                 }
-                places = [x for n in kernel.stores for x in _arrays.addresses(work.library, made[n])]
+                places = [x for n in kernel.stores for x in work.library.addresses(made[n])]
                 call.results = call.uploaded(np.asarray(places, np.uint64))
             words = call.arguments(kernel, values)
 
         def finish() -> dict[str, list[Any]]:
             call.launch(function, call.tables.chunks, _cuda_text.THREADS, words)
             if into is not None:
-                with _arrays.on_device(work.library, work.loads["p"][0]):
+                with work.library.on_device(work.loads["p"][0]):
                     call.copy_back(kernel.stores)
             return made
 
@@ -113,7 +114,7 @@ class Cuda:
             kernels = {n: _emit_cuda.sum_kernel(program, n, _storage(work)) for n in program.outputs}
         except Unsupported:
             return eager.sums(work, values, place)
-        with _arrays.on_device(work.library, work.loads["p"][0]):
+        with work.library.on_device(work.loads["p"][0]):
             call = _Call(self.driver, work)
             chunks, leaves = call.tables.chunks, len(work.loads["p"])
             for n, kernel in kernels.items():
@@ -124,10 +125,11 @@ class Cuda:
 
     def total(self, xp: Any, leaves: Any) -> Any:
         """Sum a vector of the sums of leaves, in their order: a 0-d array on the device."""
-        name = _arrays.library(leaves) or ""
-        with _arrays.on_device(name, leaves):
-            out, queue = _arrays.empty(xp, (), leaves.dtype, leaves), self.driver.queue(leaves)
-            [parts, sums] = _arrays.addresses(name, [leaves, out])
+        library = _arrays.library(leaves)
+        assert library is not None
+        with library.on_device(leaves):
+            out, queue = library.empty(xp, (), leaves.dtype, leaves), self.driver.queue(leaves)
+            [parts, sums] = library.addresses([leaves, out])
             words = np.asarray([parts, 0, sums, leaves.shape[0]], np.uint64)
             function = self.driver.function(_cuda_text.TOOLS, "xopt_ordered", queue.device)
             self.driver.launch(function, queue, 1, _cuda_text.THREADS, words)
@@ -163,8 +165,8 @@ class _Tables:
         """Scalars of the host with one value a leaf, and where the device has them."""
         words = [np.asarray(x, np.uint64) for x in (sizes, leaf | number << 32, [0, *ends], places, self._gradients)]
         starts = np.cumsum([0, *map(len, words)])
-        self._memory = _arrays.empty(work.xp, (int(starts[-1]),), work.xp.int64, work.loads["p"][0])
-        [first] = _arrays.addresses(work.library, [self._memory])
+        self._memory = work.library.empty(work.xp, (int(starts[-1]),), work.xp.int64, work.loads["p"][0])
+        [first] = work.library.addresses([self._memory])
         self.sizes, self.cut, self.starts, self.pointers, self._row, _ = (first + 8 * starts).tolist()
         _store(driver, queue, first, np.concatenate(words))
 
@@ -186,13 +188,13 @@ def _gradients(work: BucketStep) -> tuple[list[int], list[Any]]:
 
 
 def _copies(work: BucketStep, column: list[Any]) -> list[Any]:
-    plain = _arrays.contiguous(work.library, column)
-    return [None if ok else _arrays.c_order(work.xp, work.library, x) for ok, x in zip(plain, column, strict=True)]
+    plain = work.library.contiguous(column)
+    return [None if ok else work.library.c_order(work.xp, x) for ok, x in zip(plain, column, strict=True)]
 
 
 def _places(work: BucketStep, column: list[Any], copies: list[Any]) -> list[int]:
     chosen = [x if copy is None else copy for copy, x in zip(copies, column, strict=True)]
-    return _arrays.addresses(work.library, chosen)
+    return work.library.addresses(chosen)
 
 
 def _store(driver: Any, queue: Queue, at: int, words: Words) -> None:
@@ -234,17 +236,17 @@ class _Call:
 
     def empty(self, size: int) -> Any:
         """Make a vector of float64 on the device."""
-        return _arrays.empty(self._work.xp, (size,), self._work.xp.float64, self._work.loads["p"][0])
+        return self._work.library.empty(self._work.xp, (size,), self._work.xp.float64, self._work.loads["p"][0])
 
     def uploaded(self, words: Words) -> Any:
         """Return words in memory of their own on the device."""
         like = self._work.loads["p"][0]
-        memory = _arrays.empty(self._work.xp, (len(words),), self._work.xp.int64, like)
+        memory = self._work.library.empty(self._work.xp, (len(words),), self._work.xp.int64, like)
         _store(self._driver, self.queue, self._address(memory), words)
         return memory
 
     def _address(self, x: Any) -> int:
-        return _arrays.addresses(self._work.library, [x])[0]
+        return self._work.library.addresses([x])[0]
 
     def function(self, kernel: _emit_cuda.CudaKernel) -> Any:
         """Compile a kernel, once for each text and device."""
@@ -262,18 +264,18 @@ class _Call:
             len(self._work.loads["p"]),
         )  # fmt: skip
         numbers = words.view(np.float64)
-        with _arrays.no_grad(self._work.library):
+        with self._work.library.no_grad():
             scalars = values.scalars(kernel.program)
         for k, x in enumerate(scalars):
             if isinstance(x, int | float):
                 numbers[5 + 3 * k] = x
             else:
-                if isinstance(x, np.ndarray) and self._work.library != "numpy":
+                if isinstance(x, np.ndarray) and not self._work.library.host:
                     x = self._column(kernel, k, x.astype(np.float64))
                 else:
                     x = _arrays.cast(self._work.xp, x, self._work.xp.float64)
-                if not _arrays.contiguous(self._work.library, [x])[0]:
-                    x = _arrays.c_order(self._work.xp, self._work.library, x)
+                if not self._work.library.contiguous([x])[0]:
+                    x = self._work.library.c_order(self._work.xp, x)
                 self._held.append(x)
                 words[6 + 3 * k : 8 + 3 * k] = self._address(x), x.ndim
         return words
@@ -301,4 +303,4 @@ class _Call:
         for n in names:
             for x, copy in zip(self._work.loads[n], self.tables.copies[n], strict=True):
                 if copy is not None:
-                    (x.detach() if self._work.library == "torch" else x)[...] = copy
+                    self._work.library.detached(x)[...] = copy

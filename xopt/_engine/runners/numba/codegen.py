@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from xopt._arrays.dtypes import TABLE
 from xopt._engine.program.lower import PARTS, Unsupported, halves, lower, statements
 from xopt._engine.program.quantize import BLOCK, is_scale
 from xopt._engine.program.trace import COMPLEX, Program
-
-_TYPES = {"float32": "f4", "float64": "f8", "int8": "i1", "uint8": "u1", "float16": "u2", "bfloat16": "u2"}
-_CONVERTED = {"float16", "bfloat16", "int8", "uint8"}
 
 OPERATIONS = {
     "add": "({} + {})",
@@ -116,7 +114,7 @@ def _stores(columns: Table, low: Program) -> Iterator[tuple[int, str]]:
             if low.loads.get(array.name + part) == node:
                 continue  # it comes back as it was, where it was
             value = f"t{node}"
-            value = f"to_{array.dtype}({value})" if array.dtype in _CONVERTED else value
+            value = f"to_{array.dtype}({value})" if TABLE[array.dtype].converted else value
             yield node, f"store(a{column}, {at}, {column}, {value})  # {key}{part}"
 
 
@@ -124,11 +122,13 @@ def _by_block(low: Program, columns: Table, real: str, made: dict[int, str]) -> 
     """Write loops over a block: what comes before the largest numbers, these, and what is made with them."""
     late, tops, kept = halves(low)
     rows, stores = {a: k for k, a in enumerate(kept)}, list(_stores(columns, low))
-    size = int(_TYPES[real][1])
+    size = TABLE[real].itemsize
     first = len(columns.arrays)
     yield f"    rows = np.empty(({len(rows) + 1}, {BLOCK}), np.{real})  # a row more, for what is found"
     yield f"    bits = rows.view(np.int{8 * size})  # of numbers that are not below 0, they have the same order"
-    yield from (f"    r{k} = {_TYPES[real]}_at(rows.ctypes.data + {k * size * BLOCK})  # t{a}" for a, k in rows.items())
+    yield from (
+        f"    r{k} = {TABLE[real].compiled}_at(rows.ctypes.data + {k * size * BLOCK})  # t{a}" for a, k in rows.items()
+    )
     yield from _start(columns, low, real)
     yield f"        for begin in range(0, n, {BLOCK}):"
     yield f"            end = min(begin + {BLOCK}, n)"
@@ -170,7 +170,7 @@ def _start(columns: Table, low: Program, real: str) -> Iterator[str]:
     yield "    for k in range(first, last):"
     yield "        leaf, low, n = tasks[k, 0], tasks[k, 1], tasks[k, 2]"
     for k, array in enumerate(columns.arrays):
-        kind = _TYPES[array.dtype]
+        kind = TABLE[array.dtype].compiled
         first = f"low // {BLOCK}" if array.scales else "low"
         at = f"addresses[{k}, leaf] + {int(kind[1]) * (1 + array.paired)} * {first}"
         yield f"        a{k} = {kind}_at({at})  # {array.name}, {array.dtype}"
@@ -185,7 +185,7 @@ def _loads(columns: Table, low: Program, real: str) -> Iterator[str]:
     for name, node in low.loads.items():
         k, array, at = where[name]
         value = f"load(a{k}, {at}, {k})"
-        value = f"of_{array.dtype}({value})" if array.dtype in _CONVERTED else value
+        value = f"of_{array.dtype}({value})" if TABLE[array.dtype].converted else value
         if real == "float64" and array.dtype != "float64":
             value = f"float64({value})"
         yield f"t{node} = {value}  # {name}"

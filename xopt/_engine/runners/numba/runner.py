@@ -75,13 +75,13 @@ class _Frame(NamedTuple):
 
     def serves(self, work: BucketStep) -> bool:
         """Whether all arrays of a step are in C order."""
-        return self.whole and (work.where is not None or all(_arrays.contiguous(work.library, work.loads["g"])))
+        return self.whole and (work.where is not None or all(work.library.contiguous(work.loads["g"])))
 
     def look(self, work: BucketStep) -> None:
         """Find the gradients of this step."""
         if self.row is not None:
             known = work.where is not None
-            self.row[:] = work.where if known else _arrays.addresses(work.library, work.loads["g"])
+            self.row[:] = work.where if known else work.library.addresses(work.loads["g"])
 
     def scalars(self, values: StepScalars) -> NDArray:
         """Return the scalars of a step: one row, or one per leaf."""
@@ -181,7 +181,7 @@ class Numba:
 
     def _mixed(self, work: BucketStep, values: StepScalars, plain: list[bool]) -> Shared:
         """Leave what is not in C order to the tiled runner."""
-        good = list(map(operator.and_, plain, _arrays.contiguous(work.library, work.loads["g"])))
+        good = list(map(operator.and_, plain, work.library.contiguous(work.loads["g"])))
         return Shared(work, values, good, self, self._rest)
 
     def _run(self, ranges: list[tuple[int, int]], do: Callable[[int, int], None]) -> None:
@@ -219,7 +219,7 @@ class Numba:
                 grads = row
             else:
                 new = array.name.startswith("new ")
-                row[:] = _arrays.addresses(work.library, made[array.name[4:]] if new else work.loads[array.name])
+                row[:] = work.library.addresses(made[array.name[4:]] if new else work.loads[array.name])
         plain = _plain(work, without="g")
         frame = _Frame(kernel, tasks, self._ranges(tasks), addresses, plain, all(plain), grads)
         if work.kept is not None and not made:
@@ -271,5 +271,5 @@ def source(program: Program, title: str, stored: dict[str, str], real: str, fres
 
 def _plain(work: BucketStep, without: str = "") -> list[bool]:
     """Say of each leaf whether all its arrays, but for one, are in C order."""
-    columns = [_arrays.contiguous(work.library, column) for n, column in work.loads.items() if n != without]
+    columns = [work.library.contiguous(column) for n, column in work.loads.items() if n != without]
     return [all(row) for row in zip(*columns, strict=True)]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from xopt._arrays import libraries as _arrays
+from xopt._arrays.libraries import Library
 from xopt._engine.program import summation as _reduce
 from xopt._engine.program.contract import BucketStep, StepScalars
 from xopt._engine.program.quantize import BLOCK
@@ -105,7 +106,7 @@ class Tiled:
 
         return finish
 
-    def places(self, library: str, params: list[Any], slots: int, dtype: Any, split: bool) -> tuple[list[int], int]:
+    def places(self, library: Library, params: list[Any], slots: int, dtype: Any, split: bool) -> tuple[list[int], int]:
         """Say where each of the ``slots`` states of each leaf should lie in a buffer, and how long that is.
 
         Leaves that are computed together lie end to end, and each tile starts on a cache line.
@@ -162,7 +163,7 @@ class _ByLeaf:
 def _on_host(work: BucketStep) -> BucketStep:
     """Return the same work on the same memory, as NumPy sees it."""
     columns = {n: _views(work.library, column, work.split) for n, column in work.loads.items()}
-    return replace(work, library="numpy", xp=np, loads=columns)
+    return replace(work, library=_arrays.NUMPY, xp=np, loads=columns)
 
 
 def _go(ready: list[Ready]) -> None:
@@ -188,7 +189,7 @@ def _drain(queue: deque[Task], worker: Callable[[Task], None]) -> None:
 def fresh_arrays(work: BucketStep, output: str) -> list[Any]:
     """Allocate the arrays of an output, which are written before they are read."""
     like = work.loads["p" if output == "u" else output]
-    return [_arrays.empty(work.xp, x.shape, x.dtype, x) for x in like]
+    return [work.library.empty(work.xp, x.shape, x.dtype, x) for x in like]
 
 
 def _leaves(work: BucketStep) -> Leaves:
@@ -204,7 +205,7 @@ def _leaves(work: BucketStep) -> Leaves:
     return leaves.joined({"g": _views(work.library, work.loads["g"], work.split)})
 
 
-def _views(library: str, column: list[Any], split: bool) -> list[NDArray]:
-    if library != "numpy":
+def _views(library: Library, column: list[Any], split: bool) -> list[NDArray]:
+    if not library.host:
         column = [_arrays.host_view(x) for x in column]
     return [pairs(x) for x in column] if split and column and column[0].dtype.kind == "c" else column

@@ -1,0 +1,67 @@
+"""JAX: arrays are immutable, and steps are compiled."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xopt._arrays.library import Array, Library, NDArray, numbers_of_bits
+
+
+def _jax() -> Any:
+    return importlib.import_module("jax")
+
+
+class Own(Library):
+    packages = ("jax",)
+    served = "eager, under jit in Optimizer"
+    jits = True
+    differentiates = True
+
+    def device(self, x: Array) -> Any:
+        return None  # it places arrays itself
+
+    def full_like(self, xp: Any, p: Array, kind: Any, value: Any) -> Array:
+        return xp.full_like(p, value, dtype=kind)  # sharded like the parameter
+
+    def join_complex(self, xp: Any, re: Array, im: Array) -> Array:
+        return _jax().lax.complex(re, im)
+
+    def constant(self, xp: Any, like: Array, value: int) -> Any:
+        return np.uint32(value)  # a Python int would be int32
+
+    def to_host(self, x: Array) -> Any:
+        return x
+
+    def from_host(self, xp: Any, x: NDArray, dtype: str, like: Array) -> Array:
+        made = xp.asarray(numbers_of_bits(x, dtype), copy=True)
+        # what was committed to a device, or is sharded over several, stays so
+        return _jax().device_put(made, like.sharding) if like.committed else made
+
+    def either(self, condition: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+        return _jax().lax.cond(condition, yes, no)  # it may be traced
+
+    def jit(self, function: Callable[..., Any], given: tuple[int, ...]) -> Callable[..., Any]:
+        compiled: Callable[..., Any] = _jax().jit(function, donate_argnums=given)
+        return compiled
+
+    def set_row(self, rows: Array, i: int, values: Array) -> Array:
+        return _set_row()(rows, i, values)
+
+    def value_and_grad(self, function: Callable[[list[Array]], Any]) -> Callable[[list[Array]], Any]:
+        found = _jax().value_and_grad(function)
+
+        def both(leaves: list[Array]) -> Any:
+            value, grads = found(leaves)
+            return value, [g.conj() if g.dtype.kind == "c" else g for g in grads]
+
+        return both
+
+
+@functools.cache
+def _set_row() -> Any:
+    return _jax().jit(lambda rows, i, values: rows.at[i].set(values), donate_argnums=0)

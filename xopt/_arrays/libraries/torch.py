@@ -1,0 +1,151 @@
+"""PyTorch, in the dress of array-api-compat."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from xopt._arrays.library import Array, Library, NDArray, bfloat16, described
+
+_contiguous, _address = operator.methodcaller("is_contiguous"), operator.methodcaller("data_ptr")
+_conj, _neg, _stride = (operator.methodcaller(n) for n in ("is_conj", "is_neg", "stride"))
+_SHAPE, _DTYPE = operator.attrgetter("shape"), operator.attrgetter("dtype")
+_FACTS = (_DTYPE, _SHAPE, operator.attrgetter("device"), operator.attrgetter("layout"))
+
+
+def _torch() -> Any:
+    return importlib.import_module("torch")
+
+
+class Own(Library):
+    packages = ("torch",)
+    served = "like NumPy on CPU, cuda on GPUs, eager elsewhere"
+    writes = True
+    graphs = True
+    differentiates = True
+    cuda = True
+    random_dtype = "int64"  # it has next to no arithmetic of unsigned integers
+
+    def namespace(self, x: Array) -> Any:
+        return importlib.import_module("array_api_compat.torch")
+
+    def reason(self, x: Array) -> str:
+        if not hasattr(x, "to_local"):
+            return ""
+        return (
+            "a DTensor, whose parts lie with several processes; pass x.to_local().detach(), where no link needs the "
+            "whole array"
+        )
+
+    def is_part(self, x: Array) -> bool:
+        return "ToTorchTensor" in type(x.grad_fn).__name__  # nobody can tell once it is detached
+
+    def resolved(self, x: Array) -> Array:
+        return x.resolve_conj().resolve_neg()
+
+    def is_plain(self, x: Array) -> bool:
+        return not (x.is_conj() or x.is_neg())
+
+    def detached(self, x: Array) -> Array:
+        return x.detach() if hasattr(x, "detach") else x
+
+    def ordered(self, x: Array, whole: bool) -> Array:
+        return x.contiguous() if whole else x
+
+    def layout(self, x: Array) -> Any:
+        return x.layout
+
+    def copied(self, xp: Any, p: Array, kind: Any) -> Array:
+        return self.resolved(p.detach()).to(kind, copy=True).contiguous()
+
+    def join_complex(self, xp: Any, re: Array, im: Array) -> Array:
+        return _torch().complex(re, im)
+
+    def constant(self, xp: Any, like: Array, value: int) -> Any:
+        return value
+
+    def host_view(self, x: Array) -> NDArray | None:
+        if x.device.type != "cpu" or not self.is_plain(x):
+            return None
+        x = x.detach()
+        if x.dtype != _torch().bfloat16:
+            view: NDArray = x.numpy()
+            return view
+        return None if bfloat16() is None else x.view(_torch().int16).numpy().view(bfloat16())
+
+    def to_host(self, x: Array) -> Any:
+        x = self.resolved(x.detach())
+        x = x.view(_torch().int16) if x.dtype == _torch().bfloat16 else x
+        return x.cpu().contiguous().numpy()
+
+    def from_host(self, xp: Any, x: NDArray, dtype: str, like: Array) -> Array:
+        return self.shared(x, dtype).to(like.device)
+
+    def shared(self, x: NDArray, dtype: str) -> Array:
+        torch = _torch()
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) if dtype == "bfloat16" else torch.from_numpy(x)
+
+    def written(self, arrays: list[Array]) -> None:
+        # so that a stale graph raises instead of lying
+        _torch().autograd.graph.increment_version(arrays)
+
+    def no_grad(self) -> Any:
+        return _torch().no_grad()
+
+    def contiguous(self, column: list[Array]) -> list[bool]:
+        return list(map(_contiguous, column))
+
+    def addresses(self, column: list[Array]) -> list[int]:
+        return list(map(_address, column))
+
+    def facts(self, column: list[Array]) -> list[Any]:
+        if any(map(_conj, column)) or any(map(_neg, column)):
+            return []
+        return [list(map(fact, column)) for fact in _FACTS]
+
+    def plain_types(self) -> list[type]:
+        return [_torch().Tensor]
+
+    def phantom(self, x: Array) -> NDArray | None:
+        try:
+            size = x.element_size()
+            return described(x.data_ptr(), x.shape, tuple(s * size for s in x.stride()), size)
+        except RuntimeError:
+            return None
+
+    def moving(self, leaves: list[Array], wide: bool, where: bool) -> list[Any]:
+        found: list[Any] = [list(map(_SHAPE, leaves)), list(map(_DTYPE, leaves))]
+        found += [list(map(_conj, leaves)) if wide else None, list(map(_stride, leaves))]
+        return [*found, self.addresses(leaves)]
+
+    def on_device(self, x: Array) -> Any:
+        return _torch().cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
+
+    def cuda_stream(self, x: Array) -> tuple[int, int]:
+        return x.device.index, _torch().cuda.current_stream(x.device).cuda_stream
+
+    def on_cuda(self, x: Array) -> bool:
+        return x.device.type == "cuda" and self.is_plain(x)
+
+    def value_and_grad(self, function: Callable[[list[Array]], Any]) -> Callable[[list[Array]], Any]:
+        torch = _torch()
+
+        def both(leaves: list[Array]) -> Any:
+            leaves = [p.detach().requires_grad_() for p in leaves]
+            with torch.enable_grad():
+                value = function(leaves)
+                if not isinstance(value, torch.Tensor) or not value.requires_grad:
+                    raise TypeError(
+                        f"fun: returned {value!r}, but with jac=False it must return a tensor that torch can "
+                        f'differentiate; jac="2-point" takes differences'
+                    )
+                scalar = value.reshape(()) if value.numel() == 1 else value
+                grads = torch.autograd.grad(scalar, leaves, allow_unused=True)
+            return value.detach(), [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
+
+        return both

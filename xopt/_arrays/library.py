@@ -1,0 +1,247 @@
+"""What xopt has to know of an array library, and what it takes for granted: the Python Array API standard.
+
+A library that does anything otherwise has a file of its own in ``libraries``, named as its package is, with a subclass
+of `Library` that is called ``Own``. No other module asks which library an array belongs to.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = Any
+"""An array of any library. There is no static type that covers them all."""
+NDArray: TypeAlias = np.ndarray[Any, Any]
+
+
+class Library:
+    """An array library that keeps to the standard, as far as nothing is known of it: arrays cannot be written into."""
+
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Which distributions it comes in, the likeliest first."""
+    served: ClassVar[str] = "eager"
+    """Which runner serves it, for people."""
+    known: ClassVar[bool] = True
+    """Whether its arrays are surely arrays and nothing else, such as a container."""
+    host: ClassVar[bool] = False
+    """Whether it is NumPy, the library of the host."""
+    writes: ClassVar[bool] = False
+    """Whether arrays can be written into."""
+    jits: ClassVar[bool] = False
+    """Whether it compiles steps itself: what changes from step to step must be arrays, and arrays may be given away."""
+    lazy: ClassVar[bool] = False
+    """Whether nothing is computed before it is asked for."""
+    differentiates: ClassVar[bool] = False
+    """Whether it computes gradients of functions."""
+    graphs: ClassVar[bool] = False
+    """Whether arrays remember what they were computed from, and count how often they were written."""
+    cuda: ClassVar[bool] = False
+    """Whether arrays may lie on a CUDA GPU, where a kernel can be given their address."""
+    random_dtype: ClassVar[str] = "uint32"
+    """The integers that random numbers are computed in: 32 bits that wrap, or more of them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+    # --- arrays
+
+    def namespace(self, x: Array) -> Any:
+        """Return the array-API namespace of an array."""
+        return x.__array_namespace__()
+
+    def device(self, x: Array) -> Any:
+        """Return the device of an array, or None where it is not ours to compare."""
+        return x.device
+
+    def dtype(self, xp: Any, name: str) -> Any:
+        """Return what the library calls a dtype; None if it has none."""
+        return getattr(xp, name, None)
+
+    def reason(self, x: Array) -> str:
+        """Say why an array cannot be computed with as one; nothing if it can."""
+        return ""
+
+    def is_part(self, x: Array) -> bool:
+        """Whether an array is known to be a part of a larger one, of which other processes have the rest."""
+        return False
+
+    def resolved(self, x: Array) -> Array:
+        """Return an array whose memory has its elements as they are: not, say, their conjugates."""
+        return x
+
+    def is_plain(self, x: Array) -> bool:
+        """Whether the memory of an array has its elements as they are."""
+        return True
+
+    def detached(self, x: Array) -> Array:
+        """Return an array, or a number, without its graph."""
+        return x
+
+    def ordered(self, x: Array, whole: bool) -> Array:
+        """Return an array in the order of memory that its results must not hang on; ``whole``: as a matrix."""
+        return x
+
+    def layout(self, x: Array) -> Any:
+        """Return what else must be the same of two arrays beside shape, dtype and device."""
+        return None
+
+    # --- new arrays
+
+    def full_like(self, xp: Any, p: Array, kind: Any, value: Any) -> Array:
+        """Make an array of one value beside another one: its shape and device, C order, never part of a graph."""
+        return xp.full(tuple(p.shape), value, dtype=kind, device=p.device)
+
+    def copied(self, xp: Any, p: Array, kind: Any) -> Array:
+        """Copy an array: its shape and device, C order, never part of a graph."""
+        return xp.asarray(p, dtype=kind, copy=True) if p.dtype == kind else xp.astype(p, kind, copy=True)
+
+    def empty(self, xp: Any, shape: Sequence[int], dtype: Any, like: Array) -> Array:
+        """Allocate an array in C order on the device of another one."""
+        return xp.empty(tuple(shape), dtype=dtype, device=like.device)
+
+    def join_complex(self, xp: Any, re: Array, im: Array) -> Array:
+        """Make a complex array of two real ones; where it can be, without the NaN that inf · 1j has."""
+        return re + im * 1j
+
+    def constant(self, xp: Any, like: Array, value: int) -> Any:
+        """Make an integer that mixes with ``like``, without a transfer to a device where a host scalar will do."""
+        return xp.asarray(value, dtype=like.dtype, device=self.device(like))
+
+    # --- the host
+
+    def host_view(self, x: Array) -> NDArray | None:
+        """Return a NumPy array on the same memory, or None where there is no such thing."""
+        return None
+
+    def to_host(self, x: Array) -> Any:
+        """Return an array as one of NumPy, perhaps in the same memory; bfloat16 perhaps as 16-bit integers."""
+        return np.from_dlpack(x)
+
+    def from_host(self, xp: Any, x: NDArray, dtype: str, like: Array) -> Array:
+        """Return an array of NumPy beside another one; ``dtype`` says what it holds: bfloat16 comes as integers."""
+        return xp.asarray(numbers_of_bits(x, dtype), **self.beside(like))
+
+    def shared(self, x: NDArray, dtype: str) -> Array:
+        """Return an array in the memory of one of NumPy."""
+        raise NotImplementedError  # asked of those that have host views
+
+    def beside(self, x: Array) -> dict[str, Any]:
+        """Say where to make an array, so that it is on the device of another one: an argument of ``xp.zeros``."""
+        place = self.device(x)
+        return {} if place is None else {"device": place}
+
+    # --- writing
+
+    def overwrite(self, places: list[Array], values: list[Array]) -> None:
+        """Write arrays into others, if the library allows it."""
+        with self.no_grad():
+            for place, x in zip(places, values, strict=True):
+                self.detached(place)[...] = x
+
+    def written(self, arrays: list[Array]) -> None:
+        """Take note that arrays were written behind the library's back."""
+
+    def no_grad(self) -> Any:
+        """Return a context in which no graph is recorded and NumPy raises no floating-point warning."""
+        return np.errstate(all="ignore")
+
+    # --- memory
+
+    def contiguous(self, column: list[Array]) -> list[bool]:
+        """Say of arrays whether their memory is in C order without gaps."""
+        raise NotImplementedError  # asked of those whose memory a compiled runner reads
+
+    def addresses(self, column: list[Array]) -> list[int]:
+        """Return where the first element of each array lies."""
+        raise NotImplementedError
+
+    def facts(self, column: list[Array]) -> list[Any]:
+        """Return what arrays must have in common with others to be computed with them; loops that run in C.
+
+        Nothing of a library that is not known well enough.
+        """
+        return []
+
+    def plain_types(self) -> list[type]:
+        """Return the type that arrays mostly have, where there is one."""
+        return []
+
+    def phantom(self, x: Array) -> NDArray | None:
+        """Describe the memory of an array as a NumPy array that must not be read: for address arithmetic only."""
+        return None
+
+    def c_order(self, xp: Any, x: Array) -> Array:
+        """Copy an array into memory in C order."""
+        made = self.empty(xp, x.shape, x.dtype, x)
+        made[...] = self.detached(x)
+        return made
+
+    def moving(self, leaves: list[Array], wide: bool, where: bool) -> list[Any]:
+        """Say of parameters what can change without them, such as their memory: of complex ones, if ``wide``, more.
+
+        ``where``: their addresses as well, where asking is not free.
+        """
+        return []
+
+    # --- devices
+
+    def on_device(self, x: Array) -> Any:
+        """Return a context in which the library works on the device of an array."""
+        return nullcontext()
+
+    def cuda_stream(self, x: Array) -> tuple[int, int]:
+        """Return the device of a CUDA array and the stream that is current there."""
+        raise NotImplementedError
+
+    def on_cuda(self, x: Array) -> bool:
+        """Whether an array lies on a CUDA GPU."""
+        return self.cuda
+
+    # --- functions
+
+    def either(self, condition: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+        """Return one of two results of the same shapes, as a 0-d array says."""
+        return yes() if bool(condition) else no()
+
+    def jit(self, function: Callable[..., Any], given: tuple[int, ...]) -> Callable[..., Any]:
+        """Compile a function that may use the memory of the arguments with these numbers."""
+        raise NotImplementedError  # asked of those that compile steps
+
+    def set_row(self, rows: Array, i: int, values: Array) -> Array:
+        """Return a matrix with another row, perhaps in its memory, where arrays cannot be written into."""
+        raise NotImplementedError
+
+    def value_and_grad(self, function: Callable[[list[Array]], Any]) -> Callable[[list[Array]], Any]:
+        """Make a function of arrays return its value and the list of gradients, ∂f/∂Re + i·∂f/∂Im."""
+        raise NotImplementedError  # asked of those that differentiate
+
+
+@functools.cache
+def bfloat16() -> Any:
+    """Return NumPy's bfloat16, which is that of ml_dtypes, or None."""
+    found = importlib.util.find_spec("ml_dtypes")
+    return found and importlib.import_module("ml_dtypes").bfloat16
+
+
+def numbers_of_bits(x: NDArray, dtype: str) -> NDArray:
+    """Return what 16-bit integers stand for, if they stand for bfloat16."""
+    return x.view(bfloat16()) if dtype == "bfloat16" else x
+
+
+def described(pointer: int, shape: Any, strides: Any, size: int) -> NDArray | None:
+    """Describe memory as a NumPy array that must not be read; None if there is none."""
+    if pointer == 0 or math.prod(shape) == 0:
+        return None
+    face = {"data": (pointer, True), "shape": tuple(shape), "strides": strides, "typestr": f"|V{size}", "version": 3}
+    return np.asarray(SimpleNamespace(__array_interface__=face))
