@@ -43,8 +43,8 @@ def test_layout_and_runner(cupy: Any) -> None:
     assert (layout.library.name, layout.shapes) == ("cupy", [(4,), (3, 4)])
     executor = _executor.Executor(xopt.AdamW()._chains(layout), layout)
     assert executor.runner.name == "eager"
-    assert [executor.slot_dtype("0.adamw.v", k) for k in (0, 1)] == ["float32", "float32"]
-    assert executor.slot_dtype("0.adamw.m", 0) == "complex64"
+    assert [executor.state.slot_dtype("0.adamw.v", k) for k in (0, 1)] == ["float32", "float32"]
+    assert executor.state.slot_dtype("0.adamw.m", 0) == "complex64"
     with pytest.raises(ValueError, match="these are of cupy"):
         _executor.Executor(xopt.AdamW()._chains(layout), layout, "tiled")
 

@@ -38,15 +38,15 @@ FLOORS = [
 ]
 ENGINE = [
     ["program"],
-    ["runners.threads", "runners.protocol"],
+    ["runners.threads", "runners.protocol", "bucket", "exclusive"],
     ["runners.fallback"],
     ["runners.eager"],
     ["runners.tiled"],
     ["runners.numba", "runners.cuda"],
     ["runners.choose"],
-    ["resolve"],
+    ["resolve", "state"],
     ["executor", "block"],
-    ["eval_params", "buffers", "exclusive"],
+    ["eval_params", "buffers", "jitted"],
 ]
 
 

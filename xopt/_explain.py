@@ -7,7 +7,8 @@ from typing import Any
 
 from xopt._arrays import libraries as _arrays
 from xopt._arrays.layout import Layout
-from xopt._engine.executor import Bucket, Executor
+from xopt._engine.bucket import Bucket
+from xopt._engine.executor import Executor
 from xopt._engine.program import lower as _lower
 from xopt._engine.program import summation as _reduce
 from xopt._engine.program.contract import called
@@ -196,7 +197,7 @@ def _bytes(name: str, dtype: str) -> float:
 
 def _stored(executor: Executor, bucket: Bucket) -> dict[str, str]:
     """Return the dtype of parameters, gradients and state."""
-    own = {n: executor.slot_dtype(n, bucket.leaves[0]) for n in bucket.plan.live}
+    own = {n: executor.state.slot_dtype(n, bucket.leaves[0]) for n in bucket.plan.live}
     return {"p": bucket.dtype.name, "g": bucket.dtype.name, **own}
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from xopt._arrays import libraries as _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import AliasGuard, Layout
-from xopt._arrays.scalars import after
 from xopt._engine import buffers as _buffers
 from xopt._engine.block import block
 from xopt._engine.exclusive import ExclusiveAccess
 from xopt._engine.executor import Executor
+from xopt._engine.jitted import JittedStep
 from xopt.checkpoint._saving import Saving
 from xopt.rule import FunctionalOptimizer, RunnerName, State, check_method
 from xopt.rule import _precision as _kept
@@ -109,7 +109,8 @@ class Optimizer(Saving):
         inspector = self._executor.runner.inspector
         held = _buffers.arrays(self._executor, self._slots, self._kept)
         self._memory = AliasGuard(self._layout, held, inspector)
-        self._access = ExclusiveAccess(self._executor)
+        self._access = ExclusiveAccess(self._executor.writing)
+        self._jitted = JittedStep(self._executor) if self._layout.library.jits else None
 
     @property
     def params(self) -> Any:
@@ -169,41 +170,23 @@ class Optimizer(Saving):
         gs, where, moved = self._memory.gradients(grads)
         if moved:
             self._forget()
-        t = after(self._taken)
-        rule = self._rule._with(overrides) if overrides else self._rule
-        clocks = executor.clocks(t, self._carry)
-        given = executor.resolve(clocks[""], rule._chains(layout).chains if overrides else None)
-        inputs = executor.given({"value": value}) if value is not None or executor.inputs else {}
-        if layout.library.jits:
-            if executor.refuses:
-                executor.scalars.checked = True
-                layout.refuse_nonfinite(gs)
-            clocks = {n: executor.new_step(x) if isinstance(x, int) else x for n, x in clocks.items()}
-            out = executor.donated(layout.leaves, gs, self._slots, self._carry, clocks, given, inputs)
+        chains = self._rule._with(overrides)._chains(layout).chains if overrides else None
+        step = executor.begin(self._taken, self._carry, {"value": value}, chains)
+        if self._jitted is not None:
+            ready = self._jitted.prepare(step, layout.leaves, gs, self._slots, self._carry)
         else:
-            out = executor.run(
-                clocks,
-                given,
-                layout.leaves,
-                gs,
-                self._slots,
-                self._carry,
-                inputs=inputs,
-                write=self._writes,
-                memory=self._kept,
-                where=where,
+            ready = executor.prepare(
+                step, layout.leaves, gs, self._slots, self._carry, write=self._writes, memory=self._kept, where=where
             )
-        ps, slots, carry = out
-        executor.torn = True
-        self._carry = carry
-        if not self._writes:
-            layout.leaves, self._slots = ps, slots
-            self._tree = layout.tree(ps)
-        if layout.library.graphs:
-            rows = zip(layout.leaves, gs, executor.bucket_of, strict=True)
-            layout.library.written([p for p, g, bucket in rows if g is not None and bucket])
-        self._taken = t
-        executor.torn = False
+        with executor.writing(ready.intact):
+            ps, slots, self._carry = ready.run()
+            if not self._writes:
+                layout.leaves, self._slots = ps, slots
+                self._tree = layout.tree(ps)
+            if layout.library.graphs:
+                rows = zip(layout.leaves, gs, executor.bucket_of, strict=True)
+                layout.library.written([p for p, g, bucket in rows if g is not None and bucket])
+            self._taken = step.t
         return self._tree
 
     def _fit(self, what: str, torn: bool = False) -> None:
@@ -303,11 +286,10 @@ class Optimizer(Saving):
                 self._tree = new
             yield self._tree
         finally:
-            self._executor.torn = self._writes  # until the parameters are back
-            self._tree, self._access.swapped = tree, False
-            if self._writes:
-                layout.library.overwrite(layout.leaves, old)
-            self._executor.torn = False
+            with self._executor.writing():
+                self._tree, self._access.swapped = tree, False
+                if self._writes:
+                    layout.library.overwrite(layout.leaves, old)
 
     def __repr__(self) -> str:
         n = sum(math.prod(shape) for shape in self._layout.shapes)

@@ -18,7 +18,7 @@ def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Kept]:
     """Make the state; for a runner on the host its leaves are views of aligned buffers."""
     layout = executor.layout
     if not executor.runner.host:
-        return executor.new_slots(), [({}, {}) for _ in executor.buckets if executor.runner.caches]
+        return executor.state.new_slots(), [({}, {}) for _ in executor.buckets if executor.runner.caches]
     slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in executor.live}
     kept: Kept = []
     for bucket in executor.buckets:
@@ -26,13 +26,13 @@ def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Kept]:
         if bucket.plan.whole or bucket.plan.codes:
             for n in live:
                 for k in bucket.leaves:
-                    slots[n][k] = executor.new_slot(n, k)
+                    slots[n][k] = executor.state.new_slot(n, k)
             kept.append(({}, {}))
             continue
         params = [layout.leaves[k] for k in bucket.leaves]
         at, end = executor.runner.places(layout.library, params, len(live), bucket.dtype, bucket.split)
         for n in live:
-            name = executor.slot_dtype(n, bucket.leaves[0])
+            name = executor.state.slot_dtype(n, bucket.leaves[0])
             dtype = np.dtype(_arrays.dtype_of(_arrays.NUMPY, np, name))
             buffer = _arrays.aligned(end, dtype)
             buffer[...] = 0  # what lies between the leaves is computed with
@@ -41,7 +41,7 @@ def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Kept]:
             for start, k in zip(at, bucket.leaves, strict=True):
                 shape = layout.shapes[k]
                 slots[n][k] = flat[start : start + math.prod(shape)].reshape(shape)
-                slots[n][k][...] = _arrays.detached(executor.first_value(n, k))
+                slots[n][k][...] = _arrays.detached(executor.state.first_value(n, k))
         kept.append(({} if bucket.split else arena, {}))
     return slots, kept
 

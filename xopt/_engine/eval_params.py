@@ -18,7 +18,7 @@ def evaluated(executor: Executor, state: Any) -> Any:
     Before the first step nothing has been averaged: all are copies. Steps that were held back are not counted.
     """
     layout, xp = executor.layout, executor.layout.xp
-    slots = executor.check_state(state)
+    slots = executor.state.check(state)
     out: list[Any] = [None] * len(layout.leaves)
     taken = executor.clocks(state.step + 1, state.carry)[""] - 1
     if not (isinstance(taken, int) and taken == 0):

@@ -3,8 +3,44 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from types import TracebackType
 
-from xopt._engine.executor import Executor
+
+class Writes:
+    """What makes blocks that write into arrays; an exception that leaves one leaves them torn.
+
+    ::
+
+        with writes(intact):
+            ...
+
+    ``intact`` says of an exception whether it came before the first write.
+    """
+
+    def __init__(self) -> None:
+        self.torn = False
+        """Whether some arrays may be new and some old."""
+
+    def __call__(self, intact: Callable[[BaseException], bool] | None = None) -> Writing:
+        return Writing(self, intact)
+
+
+class Writing:
+    """One such block."""
+
+    __slots__ = ("_intact", "_writes")
+
+    def __init__(self, writes: Writes, intact: Callable[[BaseException], bool] | None) -> None:
+        self._writes, self._intact = writes, intact
+
+    def __enter__(self) -> None:
+        self._writes.torn = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writes.torn = error is not None and (self._intact is None or not self._intact(error))
 
 
 class ExclusiveAccess:
@@ -12,15 +48,15 @@ class ExclusiveAccess:
 
     ::
 
-        with turns.free("step"):
-            turns.check("step")
+        with access.free("step"):
+            access.check("step")
             ...
 
     The lock is taken and released by the ``with`` itself, where Ctrl-C cannot come in between.
     """
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor, self._lock = executor, threading.Lock()
+    def __init__(self, writes: Writes) -> None:
+        self._writes, self._lock = writes, threading.Lock()
         self.swapped = False
         """Whether averages stand in the place of the parameters."""
 
@@ -34,7 +70,7 @@ class ExclusiveAccess:
         """Say why this is no time for a call, unless it makes torn arrays whole, or needs no parameters."""
         if self.swapped and not swapped:
             raise RuntimeError(f"{what}: the parameters are averages until the block of averaged() ends")
-        if self._executor.torn and not torn:
+        if self._writes.torn and not torn:
             raise RuntimeError(
                 f"{what}: a step, or a load, was interrupted while it wrote: some arrays are new and some are old; "
                 f"load a checkpoint, or make another optimizer"

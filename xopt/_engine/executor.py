@@ -5,52 +5,58 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
 from xopt._arrays import scalars as _scalars
-from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
-from xopt._engine.program import trace as _trace
+from xopt._arrays.scalars import after
+from xopt._engine.bucket import Bucket
+from xopt._engine.exclusive import Writes
 from xopt._engine.program.algebra import Count
 from xopt._engine.program.contract import BucketStep, Chains, ComponentSpec
 from xopt._engine.program.hooks import check_groups
-from xopt._engine.program.plan import Plan, fitted_plan, plan
-from xopt._engine.program.quantize import SCALE, is_scale
-from xopt._engine.program.storage import ERROR, USUAL, StoragePolicy
+from xopt._engine.program.plan import fitted_plan, plan
 from xopt._engine.resolve import ScalarResolver, places
 from xopt._engine.runners.choose import backend, choose
+from xopt._engine.state import StateSpec
+
+Results: TypeAlias = tuple[list[Any], dict[str, list[Any]], dict[str, Any]]
+"""Parameters or changes, slots and carry after a step."""
 
 
-class Bucket:
-    """Leaves of one dtype on one device that go through the same formulas."""
+class StepInputs(NamedTuple):
+    """What a step has beside arrays."""
 
-    def __init__(self, plan: Plan, dtype: _arrays.DType, split: bool, runner: Any) -> None:
-        self.plan, self.dtype, self.split, self.runner = plan, dtype, split, runner
-        self.leaves: list[int] = []
-        self.chains: list[int] = []
-        """Chains whose hyperparameters some leaf has."""
-        self.which: list[int] = []
-        """For each leaf, which of these is its own."""
-        self.pick: list[int] | None = None
-        """The leaves, unless they are all of the tree."""
+    t: Any
+    """Which step it is: the first is 1."""
+    clocks: dict[str, Any]
+    """Which it is for components by name, and under "" for all others."""
+    given: list[list[dict[str, Any]]]
+    """The hyperparameters, component by component of every chain."""
+    inputs: dict[str, Any]
+    """What components ask for beside the gradients."""
 
-    def add(self, k: int, chain: int) -> None:
-        """Take in a leaf."""
-        if chain not in self.chains:
-            self.chains.append(chain)
-        self.leaves.append(k)
-        self.which.append(self.chains.index(chain))
 
-    @property
-    def specs(self) -> tuple[ComponentSpec, ...]:
-        """The links, but for their hyperparameters."""
-        return self.plan.specs
+class Prepared:
+    """A step that has only to be run."""
+
+    def __init__(self, run: Callable[[], Results], intact: Callable[[BaseException], bool]) -> None:
+        self._run, self._intact, self._done = run, intact, False
+
+    def run(self) -> Results:
+        """Take the step."""
+        results = self._run()
+        self._done = True
+        return results
+
+    def intact(self, error: BaseException) -> bool:
+        """Whether an error came before the first write."""
+        return not self._done and self._intact(error)
 
 
 class Executor:
@@ -91,150 +97,14 @@ class Executor:
         self.inputs = {n for spec in specs.values() for n in spec.inputs}
         self.carried = {spec.slot(n): (spec, v) for spec in specs.values() for n, v in spec.carry.items()}
         every = [*specs.values(), *(spec for own in plans for spec in own.specs)]
-        self._owner = {spec.slot(n): spec for spec in every for n in spec.slots}
-        self._storage: StoragePolicy = next((spec.storage for spec in every if spec.storage), USUAL)
+        self.state = StateSpec(layout, self.bucket_of, every, self.live, self.carried)
         self.refuses = any(spec.refuses for spec in specs.values())
         self._clocks = [spec for spec in specs.values() if spec.clock]
-        self._likes: dict[tuple[str, int], Any] = {}
-        self._compiled: Any = None
-        self.torn = False
-        """Whether a step began to write; who counts the steps says when it has ended."""
-
-    def has(self, name: str, k: int) -> bool:
-        """Whether parameter ``k`` has this slot."""
-        bucket = self.bucket_of[k]
-        return bucket is not None and name in bucket.plan.live and self._first(name, k) is not None
-
-    def _split(self, k: int) -> bool:
-        """Whether parameter ``k`` is computed as pairs of reals."""
-        bucket = self.bucket_of[k]
-        return bucket is not None and bucket.split
-
-    def _first(self, name: str, k: int) -> Any:
-        """Return the first value of a slot of parameter ``k``: a number, ``"p"``, a new array, or None for no slot."""
-        spec = self._owner[name]
-        value = spec.slots[name.removeprefix(f"{spec.place}.")]
-        if not callable(value):
-            return value
-        if (name, k) not in self._likes:
-            layout = self.layout
-            p, h = _arrays.detached(layout.leaves[k]), SimpleNamespace(**spec.statics)
-            split = self._split(k)
-            x = value(h, layout.xp, layout.xp.real(p) if split else p)
-            if x is not None:
-                kind = layout.dtypes[k].compute if split or _arrays.is_complex(x) else layout.dtypes[k].real
-                x = _arrays.cast(layout.xp, x, getattr(layout.xp, kind))
-                if split:
-                    x = layout.library.join_complex(layout.xp, layout.xp.real(x), layout.xp.real(x))
-            self._likes[name, k] = x
-        return self._likes[name, k]
-
-    def slot_dtype(self, name: str, k: int) -> str:
-        """Name the dtype of a slot of parameter ``k``: that of its arithmetic, unless the caller wants another one."""
-        bucket = self.bucket_of[k]
-        codes = bucket.plan.codes if bucket else {}
-        return self._storage.slot(self._owner[name], name, self.layout.dtypes[k], self._usual_dtype(name, k), codes)
-
-    def _usual_dtype(self, name: str, k: int) -> str:
-        d, bucket = self.layout.dtypes[k], self.bucket_of[k]
-        if not d.complex or bucket is None:
-            return d.real
-        if name in bucket.plan.kinds:
-            return d.compute if bucket.split or bucket.plan.kinds[name] == _trace.COMPLEX else d.real
-        first = self._first(name, k)
-        return _arrays.dtype_name(first) if hasattr(first, "dtype") else d.compute
-
-    def new_slots(self) -> dict[str, list[Any]]:
-        """Make the state before the first step."""
-        made = {n: [self.new_slot(n, k) for k in range(len(self.layout.leaves))] for n in self.live}
-        self._likes.clear()
-        return made
-
-    def new_slot(self, name: str, k: int) -> Any:
-        """Make a slot of parameter ``k``; None if it has no such one."""
-        if not self.has(name, k):
-            return None
-        xp, library, p = self.layout.xp, self.layout.library, self.layout.leaves[k]
-        first = self.first_value(name, k)
-        if hasattr(first, "dtype"):
-            return _arrays.copied(library, xp, first, self.slot_dtype(name, k))
-        return _arrays.full_like(library, xp, p, self.slot_dtype(name, k), first)
-
-    def first_value(self, name: str, k: int) -> Any:
-        """Return the first value of a slot of parameter ``k``: a number, or an array.
-
-        Of a split complex one, both parts have the number.
-        """
-        value = self._first(name, k)
-        if isinstance(value, str):
-            return self.layout.leaves[k]
-        if hasattr(value, "dtype"):
-            return value
-        return complex(value, value) if self._split(k) else value
-
-    def renewed(self, name: str, k: int) -> Any:
-        """Make a slot of parameter ``k`` anew, of the parameter as it is now."""
-        self._likes.clear()
-        made = self.new_slot(name, k)
-        self._likes.clear()
-        return made
-
-    def owner(self, name: str) -> ComponentSpec:
-        """Return the link that a slot belongs to; scales belong where their codes do."""
-        return self._owner[name.removeprefix(SCALE)]
-
-    def follows(self, name: str) -> bool:
-        """Whether the first value of a slot hangs on the parameter, or what it holds does."""
-        first = self._owner[name].slots[name.removeprefix(f"{self._owner[name].place}.")]
-        return (isinstance(first, str) or callable(first) or name == ERROR) and not is_scale(name)
+        self.writing = Writes()
 
     def new_carry(self) -> dict[str, Any]:
         """Make the scalars that live from step to step, before the first step."""
         return {n: self.scalars.first(spec, v) for n, (spec, v) in self.carried.items()}
-
-    def new_step(self, taken: int = 0) -> Any:
-        """Return the number of steps taken: a Python int, on JAX an int32 array, so that a jitted step traces once."""
-        xp = self.layout.xp
-        return xp.asarray(min(taken, 2**31 - 1), dtype=xp.int32) if self.layout.library.jits else taken
-
-    def check_state(self, state: Any) -> dict[str, list[Any]]:
-        """Return the slots of a state leaf by leaf, or say what does not fit this chain and these parameters."""
-        for field in ("step", "slots", "carry"):
-            if not hasattr(state, field):
-                raise TypeError(f"state: a {type(state).__name__}, but rule.init returns a State")
-        _same_keys("state.slots", state.slots, self.live)
-        _same_keys("state.carry", state.carry, self.carried)
-        step = state.step
-        traced = self.layout.library.jits and getattr(step, "shape", None) == () and "int" in str(step.dtype)
-        if isinstance(step, bool) or not (isinstance(step, int) or traced):
-            raise TypeError(f"state.step: {step!r}, but the number of steps taken is an int")
-        if isinstance(step, int) and step < 0:
-            raise ValueError(f"state.step: {step}, but the number of steps taken is at least 0")
-        found = {}
-        for name in self.live:
-            path = f'state.slots["{name}"]'
-            column = _tree.match(self.layout.spec, state.slots[name], path)
-            for k, x in enumerate(column):
-                if self.has(name, k):
-                    first = self._first(name, k)
-                    shape = tuple(first.shape) if hasattr(first, "dtype") else self.layout.shapes[k]
-                    self.layout.same(path, k, x, self._slot_dtype_object(name, k), shape)
-                elif x is not None:
-                    raise ValueError(
-                        f"{self.layout.path(k, path)}: an array, but the rule keeps none for this parameter"
-                    )
-            found[name] = column
-        for name, (spec, _) in self.carried.items():
-            shape = (len(self.layout.leaves),) if spec.scope == "leaf" else ()
-            if tuple(np.shape(state.carry[name])) != shape:
-                raise ValueError(
-                    f'state.carry["{name}"]: shape {np.shape(state.carry[name])}, but the rule keeps {shape}'
-                )
-        return found
-
-    def _slot_dtype_object(self, name: str, k: int) -> Any:
-        kind = _arrays.dtype_of(self.layout.library, self.layout.xp, self.slot_dtype(name, k))
-        return np.dtype(kind) if isinstance(kind, type) else kind
 
     def resolve(self, t: Any, chains: list[tuple[ComponentSpec, ...]] | None = None) -> list[list[dict[str, Any]]]:
         """Return the hyperparameters of step ``t``, checked, component by component of every chain."""
@@ -278,56 +148,84 @@ class Executor:
         found = {n: _scalars.taken(n, x, library, host) for n, x in inputs.items() if x is not None}
         return {n: x for n, x in found.items() if n in self.inputs}
 
-    def run(
+    def begin(
         self,
-        clocks: dict[str, Any],
-        given: list[list[dict[str, Any]]],
+        taken: Any,
+        carry: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        chains: list[tuple[ComponentSpec, ...]] | None = None,
+    ) -> StepInputs:
+        """Return all that the step after ``taken`` ones has beside arrays, checked.
+
+        ``inputs`` are what the caller gives by name; ``chains`` have other hyperparameters for this step only.
+        """
+        t = after(taken)
+        clocks = self.clocks(t, carry)
+        given = self.given(inputs) if self.inputs or any(x is not None for x in inputs.values()) else {}
+        return StepInputs(t, clocks, self.resolve(clocks[""], chains), given)
+
+    def prepare(
+        self,
+        step: StepInputs,
         ps: list[Any],
         gs: list[Any],
         slots: dict[str, list[Any]],
         carry: dict[str, Any],
         *,
-        inputs: Mapping[str, Any] | None = None,
         change: bool = False,
         write: bool = False,
         memory: list[tuple[dict[str, Any], dict[str, Any]]] | None = None,
         where: Any = None,
-    ) -> tuple[list[Any], dict[str, list[Any]], dict[str, Any]]:
-        """Take one step: the new parameters (or, with ``change``, what to add to them), slots and carry.
+    ) -> Prepared:
+        """Make one step ready, which returns the new parameters (or, with ``change``, what to add), slots and carry.
 
         With ``write`` the results land in ``ps`` and ``slots`` themselves. ``memory`` has, for each bucket, its arenas
         and what its runner keeps between steps; ``where`` the addresses of the gradients, if they are known. Everything
-        that can fail for what the caller gave has been checked before the first write.
+        that can fail for what the caller gave fails here, before the first write.
         """
         first = "u" if change else "p"
         holes = where is None and any(map(operator.is_, gs, itertools.repeat(None)))
         works = self.works(first, ps, gs, slots, memory, where, holes)
         try:
-            steps = clocks
+            clocks, given = step.clocks, step.given
             if self._clocks or type(clocks[""]) is not int:
-                steps = {n: self.step(t) for n, t in clocks.items()}
-            if inputs:
-                given = [[{**h, **inputs} for h in chain] for chain in given]
+                clocks = {n: self.step(t) for n, t in clocks.items()}
+            if step.inputs:
+                given = [[{**h, **step.inputs} for h in chain] for chain in given]
             at = places(self.chains, [work.specs for work in works]) if holes else self._places
-            values, carry = self.scalars.run(steps, given, at, works, carry)
+            values, carry = self.scalars.run(clocks, given, at, works, carry)
             jobs = []
             for work, scalars in zip(works, values, strict=True):
                 into = {n: work.loads[n] for n in work.outputs} if write else None
                 jobs.append(work.runner.prepare(work, scalars, into))
-            self.torn = write
+        except BaseException:
+            _release(works)
+            raise
+
+        def finish() -> Results:
             try:
                 found = [job() for job in jobs]
-            except Exception:  # of a scalar that no one could look at before
-                self.torn = write and any(work.stored != 0 for work in works)
-                raise
-        finally:
-            for work in works:  # the next step may use it again, and gradients are not ours to keep
-                del work.loads["g"]
-                work.where = None
-        if write:
-            return ps, slots, carry
+            finally:
+                _release(works)
+            return (ps, slots, carry) if write else self._collected(first, works, found, ps, slots, carry)
+
+        def intact(error: BaseException) -> bool:  # a scalar that no one could look at before fails in a job
+            return not write or (isinstance(error, Exception) and all(work.stored == 0 for work in works))
+
+        return Prepared(finish, intact)
+
+    def _collected(
+        self,
+        first: str,
+        works: list[BucketStep],
+        found: list[dict[str, list[Any]]],
+        ps: list[Any],
+        slots: dict[str, list[Any]],
+        carry: dict[str, Any],
+    ) -> Results:
+        """Return what the buckets have made, leaf by leaf."""
         news, new_slots = list(ps), {n: list(column) for n, column in slots.items()}
-        if change:
+        if first == "u":
             moved = {k for work in works for k in work.leaves}
             news = [None if k in moved else self.layout.xp.zeros_like(p) for k, p in enumerate(ps)]
         for work, out in zip(works, found, strict=True):
@@ -336,19 +234,6 @@ class Executor:
                 for k, x in zip(work.leaves, column, strict=True):
                     target[k] = x
         return news, new_slots, carry
-
-    def donated(self, *args: Any) -> Any:
-        """Take a whole step on JAX, compiled once; parameters, slots and carry are donated, all else is an argument."""
-        if self._compiled is None:
-
-            def step(ps: Any, gs: Any, slots: Any, carry: Any, clocks: Any, given: Any, inputs: Any) -> Any:
-                return self.run(clocks, given, ps, gs, slots, carry, inputs=inputs)
-
-            self._compiled = self.layout.library.jit(step, given=(0, 2, 3))
-        try:
-            return self._compiled(*args)
-        finally:  # what came in may be gone, and what comes out may never arrive
-            self.torn = any(x.is_deleted() for x in args[0])
 
     def step(self, t: Any) -> Any:
         """Return what rules see as ``h.t``."""
@@ -393,15 +278,12 @@ class Executor:
         return works
 
 
+def _release(works: list[BucketStep]) -> None:
+    """Let the gradients go, which are not ours to keep; the next step may use the rest again."""
+    for work in works:
+        del work.loads["g"]
+        work.where = None
+
+
 def _picked(column: list[Any], leaves: list[int] | None) -> list[Any]:
     return column if leaves is None else [column[k] for k in leaves]
-
-
-def _same_keys(path: str, got: Any, want: Any) -> None:
-    if not isinstance(got, dict):
-        raise TypeError(f"{path}: a {type(got).__name__}, but it must be a dict")
-    if {*got} != {*want}:
-        raise ValueError(
-            f"{path}: {sorted(got, key=str)}, but this rule keeps {sorted(want)}; "
-            f"the state belongs to another rule or to other options"
-        )

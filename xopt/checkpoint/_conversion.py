@@ -45,7 +45,7 @@ class Side:
         self.executor = Executor(rule._chains(self.layout), self.layout, "eager")
         if any(bucket.plan.codes for bucket in self.executor.buckets):
             raise TypeError(f"rule: it keeps its state in 8 bits, which {there} does not; leave state_dtype='int8' out")
-        self.slots = self.executor.new_slots()
+        self.slots = self.executor.state.new_slots()
         self.filled: set[tuple[str, int]] = set()
         for link in self.owners:
             if link is not None and type(link.part) not in KINDS:
@@ -79,7 +79,7 @@ class Side:
         """Return the arrays that the rule keeps for parameter ``k``: their short names, and those in the state."""
         label = self._owner(k).label
         split = [(n, *n.rpartition(".")[::2]) for n in self.executor.live]
-        return {slot: n for n, place, slot in split if place == label and self.executor.has(n, k)}
+        return {slot: n for n, place, slot in split if place == label and self.executor.state.has(n, k)}
 
     def call(self, k: int) -> str:
         """Return what the rule of parameter ``k`` is called there."""

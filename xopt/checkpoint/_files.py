@@ -115,7 +115,7 @@ def save_state(
     rule, state, _ = rule._keeping(state)
     layout = Layout(params)
     executor = Executor(rule._chains(layout), layout, "eager")
-    run = Run(rule, layout, executor, executor.check_state(state), state.carry)
+    run = Run(rule, layout, executor, executor.state.check(state), state.carry)
     return save_run(path, run, state.step, only_state=only_state, extra=extra, keep=keep, fsync=fsync)
 
 
@@ -244,7 +244,7 @@ def load_state(
         new = {name: _resume.taken(found, name, place.array) for name, place in loaded.places.items()}
         _resume.replace(new, run, loaded)
     slots = {n: layout.tree(column) for n, column in run.slots.items()} | said
-    state = State(run.executor.new_step(loaded.step), slots, {**run.carry, **loaded.carry})
+    state = State(run.executor.state.new_step(loaded.step), slots, {**run.carry, **loaded.carry})
     return Restored(layout.tree(layout.leaves), state, loaded.extra)
 
 

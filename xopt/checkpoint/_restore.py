@@ -85,8 +85,8 @@ def _begun(run: Run, found: Mapping[str, Place]) -> tuple[dict[str, set[int]], s
     """
     begun, kept, met = dict[str, set[int]](), set[str](), {place.k for place in found.values()}
     for name, place in run.places(False).items():
-        if place.k in met and run.executor.follows(place.slot):
-            link = run.executor.owner(place.slot).place
+        if place.k in met and run.executor.state.follows(place.slot):
+            link = run.executor.state.owner(place.slot).place
             if name in found:
                 kept.add(link)
             else:
@@ -125,7 +125,7 @@ def begun(source: Source, rule: FunctionalOptimizer, layout: Layout) -> tuple[Ru
     def run(rule: FunctionalOptimizer) -> Run:
         executor = Executor(rule._chains(layout), layout)
         executor.scalars.as_saved = True  # the next step may be that of another runner
-        return Run(rule, layout, executor, executor.new_slots(), executor.new_carry())
+        return Run(rule, layout, executor, executor.state.new_slots(), executor.new_carry())
 
     first, *_ = migrated(source)["rule"] or [None]
     static = first.get("static") if isinstance(first, dict) and first.get("place") == PLACE else None
@@ -248,7 +248,7 @@ def overwrite(source: Source, run: Run, loaded: Loaded) -> None:
     except CheckpointError as error:  # it was in order a moment ago
         raise OSError(errno.EIO, str(error), source.where) from error
     for place in renewed(run, loaded):
-        library.overwrite([place.array], [run.executor.renewed(place.slot, place.k)])
+        library.overwrite([place.array], [run.executor.state.renewed(place.slot, place.k)])
     library.written([place.array for place in loaded.places.values() if not place.slot])
 
 
@@ -257,7 +257,7 @@ def replace(new: Mapping[str, Any], run: Run, loaded: Loaded) -> None:
     for name, place in loaded.places.items():
         place.column[place.k] = new[name]
     for place in renewed(run, loaded):
-        place.column[place.k] = run.executor.renewed(place.slot, place.k)
+        place.column[place.k] = run.executor.state.renewed(place.slot, place.k)
 
 
 def renewed(run: Run, loaded: Loaded) -> list[Place]:
@@ -265,5 +265,5 @@ def renewed(run: Run, loaded: Loaded) -> list[Place]:
     return [
         place
         for name, place in run.places(False).items()
-        if name not in loaded.places and place.k in loaded.begun.get(run.executor.owner(place.slot).place, ())
+        if name not in loaded.places and place.k in loaded.begun.get(run.executor.state.owner(place.slot).place, ())
     ]

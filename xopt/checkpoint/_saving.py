@@ -16,6 +16,7 @@ from xopt._arrays.layout import AliasGuard, Layout
 from xopt._engine import buffers as _buffers
 from xopt._engine.exclusive import ExclusiveAccess
 from xopt._engine.executor import Executor
+from xopt._engine.jitted import JittedStep
 from xopt._version import __version__
 from xopt.checkpoint import _restore as _resume
 from xopt.checkpoint import _snapshot as _record
@@ -40,6 +41,7 @@ class Saving(ABC):
     _carry: dict[str, Any]
     _memory: AliasGuard
     _access: ExclusiveAccess
+    _jitted: JittedStep | None
 
     @abstractmethod
     def _begin(self, rule: FunctionalOptimizer, params: Any, runner: Any) -> None:
@@ -167,20 +169,19 @@ class Saving(ABC):
     def _load(self, source: _record.Source, strict: bool, cast: bool) -> dict[str, Any]:
         layout, run = self._layout, self._run()
         layout.check_writable()
-        loaded = _resume.check(source, run, strict=strict, cast=cast, hyper=True, whole=self._executor.torn)
+        loaded = _resume.check(source, run, strict=strict, cast=cast, hyper=True, whole=self._executor.writing.torn)
         chains = self._executor.checked(loaded.rule._chains(layout).chains)
         source.verify()
-        if self._writes:
-            self._executor.torn = True
-            _resume.overwrite(source, run, loaded)
-        else:
-            new = {name: _resume.taken(source, name, place.array) for name, place in loaded.places.items()}
-            self._executor.torn = True
-            _resume.replace(new, run, loaded)
-            self._tree = layout.tree(layout.leaves)
-        self._executor.chains, self._rule = chains, loaded.rule
-        self._taken, self._carry = loaded.step, {**self._carry, **loaded.carry}
-        self._executor.torn = False
+        arrays = {} if self._writes else loaded.places
+        new = {name: _resume.taken(source, name, place.array) for name, place in arrays.items()}
+        with self._executor.writing():
+            if self._writes:
+                _resume.overwrite(source, run, loaded)
+            else:
+                _resume.replace(new, run, loaded)
+                self._tree = layout.tree(layout.leaves)
+            self._executor.chains, self._rule = chains, loaded.rule
+            self._taken, self._carry = loaded.step, {**self._carry, **loaded.carry}
         return loaded.extra
 
     def __getstate__(self) -> dict[str, Any]:

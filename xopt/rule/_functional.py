@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from xopt._arrays.layout import Layout
-from xopt._arrays.scalars import after
 from xopt._engine.eval_params import evaluated
 from xopt._engine.executor import Executor
 from xopt._engine.program.contract import Chains, ComponentSpec
@@ -146,8 +145,8 @@ class FunctionalOptimizer(ABC):
                 rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed
             )
         executor = Executor(rule._chains(layout), layout)
-        slots = {n: executor.layout.tree(column) for n, column in executor.new_slots().items()}
-        return State(executor.new_step(), {**slots, **said}, executor.new_carry())
+        slots = {n: executor.layout.tree(column) for n, column in executor.state.new_slots().items()}
+        return State(executor.state.new_step(), {**slots, **said}, executor.new_carry())
 
     def apply(
         self,
@@ -237,14 +236,10 @@ class FunctionalOptimizer(ABC):
         layout = Layout(params)
         executor = Executor(rule._with(overrides)._chains(layout), layout, runner)
         gs = layout.gradients(grads)
-        slots = executor.check_state(state)
-        t = after(state.step)
-        clocks = executor.clocks(t, state.carry)
-        given, inputs = executor.resolve(clocks[""]), executor.given(inputs)
-        ps, slots, carry = executor.run(
-            clocks, given, layout.leaves, gs, slots, state.carry, inputs=inputs, change=change
-        )
-        return layout.params(ps), State(t, {n: layout.tree(column) for n, column in slots.items()} | said, carry)
+        slots = executor.state.check(state)
+        step = executor.begin(state.step, state.carry, inputs)
+        ps, slots, carry = executor.prepare(step, layout.leaves, gs, slots, state.carry, change=change).run()
+        return layout.params(ps), State(step.t, {n: layout.tree(column) for n, column in slots.items()} | said, carry)
 
 
 def check_method(rule: object) -> None:
