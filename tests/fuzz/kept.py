@@ -86,4 +86,6 @@ KEPT = [
         "xopt.L1(0.05))",
         (*TWO, Step(overrides={"momentum": Array(0.25)}), Set({"momentum": 0.75}), Step()),
     ),
+    # a parameter without state, beside one that overflows where there is no float64
+    Case(TREE, "xopt.Groups(xopt.StableAdamW(0.05), ('b', xopt.Freeze))", (Step("huge"), Step("normal"))),
 ]

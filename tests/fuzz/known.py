@@ -91,13 +91,18 @@ def _text(record: Record) -> str:
     return record.refusal.text if record.refusal else ""
 
 
+def _is_finite(x: Any) -> bool:
+    """Whether all numbers are finite; a parameter without a slot has None in its place."""
+    return np.asarray(x).dtype.kind not in "fc" or bool(np.isfinite(x).all())
+
+
 def _nonfinite(seen: Seen) -> bool:
-    return any(not np.isfinite(x).all() for x in (seen.want.found[seen.name], seen.have.found[seen.name]))
+    return not all(map(_is_finite, (seen.want.found[seen.name], seen.have.found[seen.name])))
 
 
 def _overflowed(seen: Seen) -> bool:
     """Whether gradients were so large that NumPy has something that is not finite, here or in another array."""
-    return "'huge'" in repr(seen.case.events) and any(not np.isfinite(x).all() for x in seen.want.found.values())
+    return "'huge'" in repr(seen.case.events) and not all(map(_is_finite, seen.want.found.values()))
 
 
 EXCUSES = [
