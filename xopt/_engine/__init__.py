@@ -18,5 +18,5 @@ bucket
     The leaves of one dtype, on one device, with one plan (`Bucket`): what a runner computes together.
 step
     The arrays of a bucket in one step (`BucketStep`) and its scalars (`StepScalars`), which a runner is given. The
-    `Executor` holds the buckets of a tree and takes the steps.
+    `Executor` holds the buckets of a tree and takes the steps; `StateSpec` says what is kept between them.
 """
