@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xopt._engine.runners import threads as _pool
+from xopt._public import public
 
 _LIBRARIES = {
     "numpy": ("numpy", "numba if installed, else tiled"),
@@ -24,6 +25,7 @@ def _version(package: str) -> str:
         return "installed"
 
 
+@public
 def show_config() -> None:
     """Print what was found and which runner serves which library. Imports nothing.
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xopt._arrays import libraries as _arrays
+from xopt._public import public
 from xopt.checkpoint._atomic import replacing, reserve
 
 _TAGS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64", "int8": "I8", "uint8": "U8"}
@@ -31,6 +32,7 @@ _ALIGN, _CHUNK = 64, 1 << 20
 _SHOWN = 50  # problems in a message
 
 
+@public
 class CheckpointError(ValueError):
     """A checkpoint that does not fit, or is no checkpoint: everything that is wrong with it, found before any write.
 
