@@ -35,6 +35,12 @@ THINGS = {name: x for name, x in THINGS.items() if x is not Any}
 CLASSES = {name: x for name, x in THINGS.items() if inspect.isclass(x)}
 
 
+def test_the_public_names_are_those_of_the_list() -> None:
+    """Who adds or removes a name changes tests/public_names.txt with it."""
+    listed = Path(__file__).with_name("public_names.txt").read_text(encoding="utf-8").split()
+    assert sorted(NAMES) == listed
+
+
 def private(data: bytes) -> set[str]:
     """Return the modules of xopt that a pickle names and that no user imports."""
     texts = {x for _, arg, _ in pickletools.genops(data) if isinstance(arg, str) for x in arg.split()}
