@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import importlib.util
+import inspect
 import os
 import warnings
 from collections.abc import Callable
@@ -125,6 +127,19 @@ def available(name: str) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return bool(cupy.cuda.is_available())
+
+
+_from_module: Any = vars(doctest.DocTestFinder)["_from_module"]
+
+
+def _written_in(finder: Any, module: Any, thing: Any) -> bool:
+    """Whether the examples of a thing are those of this module; what is public says that it is in `xopt`."""
+    if inspect.isfunction(thing) and module is not None:
+        return inspect.unwrap(thing).__globals__ is vars(module)
+    return bool(_from_module(finder, module, getattr(thing, "__wrapped__", thing) if inspect.isclass(thing) else thing))
+
+
+doctest.DocTestFinder._from_module = _written_in
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xopt._arrays.libraries import KNOWN, named
 from xopt._engine.runners import threads as _pool
+from xopt._public import public
 
 
 def _version(package: str) -> str:
@@ -15,6 +16,7 @@ def _version(package: str) -> str:
         return "installed"
 
 
+@public
 def show_config() -> None:
     """Print what was found and which runner serves which library. Imports nothing.
 

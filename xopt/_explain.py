@@ -14,6 +14,7 @@ from xopt._engine.program import summation as _reduce
 from xopt._engine.program.contract import called
 from xopt._engine.program.quantize import BLOCK, is_scale
 from xopt._engine.program.trace import Program
+from xopt._public import public
 from xopt.rule import FunctionalOptimizer, RunnerName, check_method
 from xopt.rule._fields import Field, number
 
@@ -32,6 +33,7 @@ _SIGNS = {
 }
 
 
+@public
 def explain(
     rule: FunctionalOptimizer,
     params: Any,

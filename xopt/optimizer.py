@@ -14,6 +14,7 @@ from xopt._engine.block import block
 from xopt._engine.exclusive import ExclusiveAccess
 from xopt._engine.executor import Executor
 from xopt._engine.jitted import JittedStep
+from xopt._public import public
 from xopt.checkpoint._saving import Saving
 from xopt.rule import FunctionalOptimizer, RunnerName, State, check_method
 from xopt.rule import _precision as _kept
@@ -23,6 +24,7 @@ from xopt.transforms._precision import Precision
 from xopt.transforms._wrappers import Guard, OnNonFinite
 
 
+@public
 class Optimizer(Saving):
     """An optimizer for one tree of parameters, updated in place: a rule and its state.
 

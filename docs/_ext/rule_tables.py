@@ -39,8 +39,13 @@ def public(kind: type[Component]) -> list[type[Component]]:
     """Return the public classes of a kind, family by family, in the order of their definition."""
     found = [getattr(xopt, n) for n in xopt.__all__]
     found = [x for x in found if isinstance(x, type) and issubclass(x, kind) and x is not kind]
-    order = {cls: inspect.getsourcelines(cls)[1] for cls in found}
-    return sorted(found, key=lambda cls: (cls.__module__ != "xopt.rules.sgd", cls.__module__, order[cls]))
+    order = {cls: inspect.getsourcelines(cls.__wrapped__)[1] for cls in found}
+    return sorted(found, key=lambda cls: (family(cls) != "xopt.rules.sgd", family(cls), order[cls]))
+
+
+def family(cls: Any) -> str:
+    """Return the module that a class is written in."""
+    return str(cls.__wrapped__.__module__)
 
 
 def slots(rule: xopt.Rule) -> dict[str, tuple[int, ...]]:
@@ -188,17 +193,17 @@ class Catalogue(Generated):
 
     def lines(self) -> list[str]:
         record, lines = parity(), list[str]()
-        family = ""
+        last = ""
         for cls in public(getattr(xopt, self.arguments[0])):
             name = cls.__name__
             if not hasattr(cls, "update"):  # Masked: its maths is that of another
                 continue
             if issubclass(cls, xopt.Rule) and name not in record["rules"]:
                 _log.warning("%s is public, but %s has no entry for it; run `%s`", name, PARITY.name, COMMAND)
-            if family != cls.__module__:
-                family = cls.__module__
+            if last != family(cls):
+                last = family(cls)
                 lines += headed(
-                    (importlib.import_module(family).__doc__ or name).partition("\n")[0].partition(":")[0], "-"
+                    (importlib.import_module(last).__doc__ or name).partition("\n")[0].partition(":")[0], "-"
                 )
             lines += [*headed(name, "~"), *self.entry(cls)]
         return lines

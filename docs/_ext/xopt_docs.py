@@ -10,6 +10,7 @@ import folders
 import rule_tables
 from rule_tables import Generated, public, table
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 
 import xopt
@@ -76,6 +77,20 @@ class Names(Generated):
         return [f".. auto{'class' if isinstance(x, type) else 'function'}:: xopt.{n}\n" for n, x in mine]
 
 
+def analyze(app: Sphinx) -> None:
+    """Have autodoc find the order of members, and what stands below fields, where a public class says that it is."""
+    del app
+    places = [xopt, xopt.rule, xopt.schedules]
+    classes = {x for place in places for n in dir(place) if isinstance(x := getattr(place, n), type)}
+    for cls in classes:
+        if written := getattr(cls, "__wrapped__", None):
+            found, own = ModuleAnalyzer.for_module(cls.__module__), ModuleAnalyzer.for_module(written.__module__)
+            found.analyze()
+            own.analyze()
+            found.attr_docs |= {key: text for key, text in own.attr_docs.items() if key[0] == cls.__name__}
+            found.tagorder |= {n: i for n, i in own.tagorder.items() if n.partition(".")[0] == cls.__name__}
+
+
 def check(app: Sphinx, env: Any) -> None:
     """Warn of public names that no page describes."""
     known = env.get_domain("py").objects
@@ -107,5 +122,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("folder-table", FolderTable)
     app.add_directive("public-classes", Classes)
     app.add_directive("public-names", Names)
+    app.connect("builder-inited", analyze)
     app.connect("env-check-consistency", check)
     return {"parallel_read_safe": True}

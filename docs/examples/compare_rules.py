@@ -99,7 +99,7 @@ def tuned(make, kind, problems, steps, batch):
 
 
 def family(kind):
-    return kind.__module__.rpartition(".")[2]
+    return kind.__wrapped__.__module__.rpartition(".")[2]
 
 
 def measure(file, texts):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from xopt._arrays.layout import Layout
+from xopt._public import public
 
 Predicate: TypeAlias = str | re.Pattern[str] | Callable[[str, Any], bool]
 """Which parameters: a glob over the path, a regular expression searched in it, or a function of path and array."""
@@ -89,6 +90,7 @@ def check_unmatched(who: str, unmatched: Any) -> None:
         raise ValueError(f"{who}: unmatched={unmatched!r}, but it must be one of 'error', 'ignore'")
 
 
+@public
 def no_decay_1d(path: str, x: Any) -> bool:
     """Select biases and the scales of norms, which are not to decay: arrays of fewer than two axes.
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from xopt._arrays.layout import Layout
 from xopt._engine.executor import Executor
+from xopt._public import public
 from xopt._version import __version__
 from xopt.checkpoint import _restore as _resume
 from xopt.checkpoint import _snapshot as _record
@@ -23,6 +24,7 @@ __all__ = ["CheckpointError", "Restored", "latest", "load_state", "save_state"]
 _STEP = re.compile(r"step-(\d{1,19})\.safetensors")
 
 
+@public
 class Restored(NamedTuple):
     """Parameters, state and extra data that :func:`load_state` returns.
 
@@ -43,6 +45,7 @@ class Restored(NamedTuple):
     """What was saved under this name."""
 
 
+@public
 def save_state(
     path: str | os.PathLike[str],
     rule: FunctionalOptimizer,
@@ -155,6 +158,7 @@ def _files(directory: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+@public
 def latest(directory: str | os.PathLike[str]) -> Path | None:
     """Return the checkpoint of the highest step in a directory, or None where there is none, or no directory.
 
@@ -186,6 +190,7 @@ def opened(path: str | os.PathLike[str], checksums: bool) -> File:
     return File(found, checksums)
 
 
+@public
 def load_state(
     source: str | os.PathLike[str] | Mapping[str, Any],
     rule: FunctionalOptimizer,

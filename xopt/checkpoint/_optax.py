@@ -10,6 +10,7 @@ import optree
 
 from xopt._arrays import tree as _tree
 from xopt._arrays.transfer import from_host
+from xopt._public import public
 from xopt.checkpoint._conversion import Leaving, Side
 from xopt.rule import FunctionalOptimizer
 from xopt.rules.adam import Adam
@@ -78,6 +79,7 @@ class _Found(NamedTuple):
         return type(self.node).__name__
 
 
+@public
 def from_optax(state: Any, rule: FunctionalOptimizer, params: Any, *, step: int | None = None) -> dict[str, Any]:
     r"""Read the state of optax's ``adam``, ``adamw``, ``sgd`` or ``rmsprop``, to go on with it here.
 
@@ -167,6 +169,7 @@ def from_optax(state: Any, rule: FunctionalOptimizer, params: Any, *, step: int 
     return side.state_dict(taken or 0)
 
 
+@public
 def to_optax(state_dict: Mapping[str, Any], rule: FunctionalOptimizer, params: Any, like: Any) -> Any:
     """Return a state of xopt as optax's ``adam``, ``adamw``, ``sgd`` or ``rmsprop`` has it, to go on with it there.
 

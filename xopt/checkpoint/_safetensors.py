@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xopt._arrays.dtypes import TABLE, part
+from xopt._public import public
 from xopt.checkpoint._atomic import replacing, reserve
 
 _LONGEST = 100_000_000  # bytes of a header, as in the safetensors library
@@ -28,6 +29,7 @@ _ALIGN, _CHUNK = 64, 1 << 20
 _SHOWN = 50  # problems in a message
 
 
+@public
 class CheckpointError(ValueError):
     """A checkpoint that does not fit, or is no checkpoint: everything that is wrong with it, found before any write.
 

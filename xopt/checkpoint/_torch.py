@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import optree
 
+from xopt._public import public
 from xopt.checkpoint._conversion import Leaving, Side
 from xopt.checkpoint._safetensors import CheckpointError
 from xopt.rule import FunctionalOptimizer
@@ -55,6 +56,7 @@ _KINDS: dict[type, _Kind] = {
 }
 
 
+@public
 def from_torch(
     state_dict: Mapping[str, Any],
     rule: FunctionalOptimizer,
@@ -180,6 +182,7 @@ def from_torch(
     return side.state_dict(taken or 0)
 
 
+@public
 def to_torch(
     state_dict: Mapping[str, Any],
     rule: FunctionalOptimizer,

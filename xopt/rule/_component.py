@@ -12,6 +12,7 @@ from xopt._arrays.libraries import Library
 from xopt._arrays.scalars import value_at
 from xopt._engine.program.contract import ComponentSpec
 from xopt._engine.program.quantize import CODES
+from xopt._public import offered, public
 from xopt.rule._fields import MISSING, Field, check, declared, hyper, number, signature, static
 
 Array: TypeAlias = Any
@@ -62,6 +63,7 @@ _RESERVED = {
 }
 
 
+@public
 @dataclass_transform(field_specifiers=(hyper, static), frozen_default=True)
 class Component:
     """One link of a chain. Subclasses declare fields with :func:`hyper`, :func:`static` or a plain annotation."""
@@ -141,6 +143,8 @@ class Component:
         own = inspect.signature(cls.__init__) if "__init__" in vars(cls) else None
         shown = own.replace(parameters=list(own.parameters.values())[1:]) if own else signature(found)
         cls.__signature__ = shown  # type: ignore[attr-defined]
+        if offered(cls):
+            public(cls)
 
     def __init__(self, *args: Any, **given: Any) -> None:
         fields = self._fields
@@ -217,6 +221,11 @@ class Component:
         new.__dict__.update(self.__dict__, **found, _given={**self._given, **found})
         new._check()
         return new
+
+    @classmethod
+    def _of(cls, args: tuple[Any, ...], given: dict[str, Any]) -> Self:
+        """Make a link, as pickles do: they name the class alone."""
+        return cls(*args, **given)
 
     def __getstate__(self) -> dict[str, Any]:
         return {n: x for n, x in self.__dict__.items() if n != "_memo"}
@@ -317,6 +326,9 @@ class Component:
         return None
 
 
+public(RoutedComponent)  # it names Component
+
+
 def _resolve(
     cls: type[Component], numbers: dict[str, Any], moving: dict[str, Any], t: Any, library: Library | None, read: bool
 ) -> dict[str, Any]:
@@ -331,11 +343,13 @@ def _resolve(
     return found
 
 
+@public
 def unchanged(h: Any) -> float:
     """Say as ``steady`` of a link that it leaves a gradient that stays the same as it is, at the end."""
     return 1.0
 
 
+@public
 def routed(parts: Iterable[Component], places: Iterable[str], layout: Layout, k: int) -> list[RoutedComponent] | None:
     """Return the links that stand for those of a chain at leaf ``k``, in order; None if the leaf is to stay."""
     found: list[RoutedComponent] = []

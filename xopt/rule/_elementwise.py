@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from xopt._arrays import libraries as _arrays
+from xopt._public import public
 from xopt.rule._component import Array
 
 
+@public
 def abs2(xp: Any, x: Array) -> Array:
     """Square the modulus of an array: x² of a real one, Re² + Im² (real) of a complex one.
 
@@ -24,6 +26,7 @@ def abs2(xp: Any, x: Array) -> Array:
     return re * re + im * im
 
 
+@public
 def is_complex(x: Array) -> bool:
     """Whether an array is complex, in a rule that is running or being recorded.
 
@@ -38,6 +41,7 @@ def is_complex(x: Array) -> bool:
     return x.kind == "complex" if kind is not None else _arrays.is_complex(x)
 
 
+@public
 def inner(xp: Any, x: Array, y: Array) -> Array:
     """Return the terms of the real inner product of two arrays: x·y, of complex ones Re(x̄·y).
 
@@ -51,6 +55,7 @@ def inner(xp: Any, x: Array, y: Array) -> Array:
     return xp.real(x) * xp.real(y) + xp.imag(x) * xp.imag(y) if is_complex(x) else x * y
 
 
+@public
 def sign(xp: Any, x: Array) -> Array:
     """Return -1, 0 or 1, of a complex number its phase x/|x|.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from xopt._arrays import libraries as _arrays
 from xopt._arrays.libraries import Library
+from xopt._public import public
 
 MISSING: Any = object()
 
@@ -39,6 +40,7 @@ class Field(NamedTuple):
         return " and ".join(f"{sign} {bound:g}" for sign, bound in signs.items() if bound is not None)
 
 
+@public
 def hyper(
     *,
     default: Any = MISSING,
@@ -63,10 +65,26 @@ def hyper(
         Whether it must be given by name.
     optional
         Whether None may be given where it is not the default.
+
+    Examples
+    --------
+    >>> import xopt
+    >>> from xopt.rule import Hyper
+    >>> class Descent(xopt.Rule):
+    ...     lr: Hyper = xopt.hyper(default=0.1, ge=0)
+    ...
+    ...     @staticmethod
+    ...     def update(h, xp, p, g):
+    ...         return -h.lr * g
+    >>> Descent(lr=-1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: Descent.lr: -1.0 is out of range, it must be ≥ 0
     """
     return Field(default, False, ge, gt, le, lt, None, kw_only, optional=optional or default is None)
 
 
+@public
 def static(
     *,
     default: Any = MISSING,
@@ -89,6 +107,22 @@ def static(
         Bounds of a number: at least, more than, at most.
     kw_only
         Whether it must be given by name.
+
+    Examples
+    --------
+    >>> import xopt
+    >>> from xopt.rule import Hyper
+    >>> class Descent(xopt.Rule):
+    ...     lr: Hyper = xopt.hyper(default=0.1, ge=0)
+    ...     signs: bool = xopt.static(default=False, kw_only=True)
+    ...
+    ...     @staticmethod
+    ...     def update(h, xp, p, g):
+    ...         return -h.lr * (xp.sign(g) if h.signs else g)
+    >>> Descent(signs=1)
+    Traceback (most recent call last):
+    ...
+    ValueError: Descent.signs: 1, but it must be one of True, False
     """
     return Field(default, True, ge, gt, le, None, None, kw_only)
 

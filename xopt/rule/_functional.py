@@ -10,6 +10,7 @@ from xopt._arrays.layout import Layout
 from xopt._engine.eval_params import evaluated
 from xopt._engine.executor import Executor
 from xopt._engine.program.contract import Chains, ComponentSpec
+from xopt._public import public
 from xopt.rule import _precision as _kept
 from xopt.rule._component import Component, routed
 from xopt.rule._names import Named, named
@@ -19,8 +20,17 @@ from xopt.rule._steady import weighted
 RunnerName: TypeAlias = Literal["eager", "tiled", "numba", "cuda"]
 
 
+@public
 class State(NamedTuple):
-    """Optimizer state: what a rule remembers between steps; a pytree in every library that has pytrees."""
+    """Optimizer state: what a rule remembers between steps; a pytree in every library that has pytrees.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xopt
+    >>> xopt.SGD(momentum=0.9).init({"w": np.ones(2)})
+    State(step=0, slots={'0.sgd.m': {'w': array([0., 0.])}}, carry={})
+    """
 
     step: Any
     """Steps taken so far: an int; on JAX a 0-d int32 array, so that a jitted step traces once."""
@@ -31,9 +41,7 @@ class State(NamedTuple):
     """Scalars that a chain keeps for the whole tree."""
 
 
-State.__module__ = "xopt.rule"  # the public place, for pickles
-
-
+@public
 class FunctionalOptimizer(ABC):
     """What rules and chains have in common: ``init``, ``apply`` and ``updates``."""
 
@@ -242,6 +250,7 @@ class FunctionalOptimizer(ABC):
         return layout.params(ps), State(step.t, {n: layout.tree(column) for n, column in slots.items()} | said, carry)
 
 
+@public
 def check_method(rule: object) -> None:
     """Refuse what is neither a rule nor a chain."""
     if not isinstance(rule, FunctionalOptimizer):

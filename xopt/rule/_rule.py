@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, cast
 
+from xopt._public import public
 from xopt.rule._component import Array as Array
 from xopt.rule._component import Component as Component
 from xopt.rule._component import H as H
@@ -33,7 +34,24 @@ from xopt.rule._presets import PRESETS, REQUIRED, Like, preset
 
 
 class Transform(Component):
-    """A link that maps a gradient to a gradient, or behind the rule a step to a step."""
+    """A link that maps a gradient to a gradient, or behind the rule a step to a step.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xopt
+    >>> from xopt.rule import Hyper
+    >>> class Shrink(xopt.Transform):
+    ...     factor: Hyper = xopt.hyper(default=0.5, ge=0, le=1)
+    ...
+    ...     @staticmethod
+    ...     def update(h, xp, p, g):
+    ...         return h.factor * g
+    >>> rule = xopt.chain(Shrink(), xopt.SGD(lr=1.0))
+    >>> p = np.asarray([2.0])
+    >>> rule.apply(p, p, rule.init(p))[0]
+    array([1.])
+    """
 
 
 class Rule(Component, FunctionalOptimizer):
@@ -57,6 +75,24 @@ class Rule(Component, FunctionalOptimizer):
     like
         Have every convention and default of another library: see the page on conventions. What is given beside it
         counts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xopt
+    >>> from xopt.rule import Hyper
+    >>> class Momentum(xopt.Rule):
+    ...     lr: Hyper = xopt.hyper(default=0.1, ge=0)
+    ...     b: Hyper = xopt.hyper(default=0.9, ge=0, lt=1)
+    ...
+    ...     @staticmethod
+    ...     def update(h, xp, p, g, m=0.0):
+    ...         m = h.b * m + g
+    ...         return -h.lr * m, m
+    >>> rule = Momentum(lr=0.5)
+    >>> p = np.asarray([2.0])
+    >>> rule.apply(p, p, rule.init(p))[0]
+    array([1.])
     """
 
     weight_decay: Hyper | None = hyper(default=None, ge=0, kw_only=True)
@@ -113,6 +149,7 @@ class Rule(Component, FunctionalOptimizer):
         return lambda h, g: -g if h.maximize else g
 
 
+@public
 def decoupled(h: H, rate: Any = None) -> Any:
     """Return the part of p by which decoupled decay shrinks it, or None without such decay.
 
@@ -125,12 +162,14 @@ def decoupled(h: H, rate: Any = None) -> Any:
     return rate * h.weight_decay if h.decay == "lr" else h.weight_decay
 
 
+@public
 def shrunk(h: H, u: Array, rate: Any, p: Array) -> Array:
     """Add decoupled weight decay at p to what a rule subtracts, in a rule whose ``decay_by`` is None."""
     factor = decoupled(h, rate)
     return u if factor is None else u + factor * p
 
 
+@public
 class Chain(FunctionalOptimizer):
     """Transforms and one rule, applied in order. Made by :func:`chain`; its links are in ``parts``.
 
@@ -172,6 +211,7 @@ class Chain(FunctionalOptimizer):
         return hash(self.parts)
 
 
+@public
 def chain(*parts: Component | Chain) -> Chain:
     """Put transforms and exactly one rule together; each link feeds the next.
 

@@ -23,6 +23,7 @@ from xopt.schedules._phases import (
     wsd,
 )
 from xopt.schedules._schedule import Schedule
+from xopt.schedules._schedule import _rebuild as _rebuild  # pickles name it
 
 __all__ = [
     "Schedule",

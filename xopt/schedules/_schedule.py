@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, get_args
 import numpy as np
 
 from xopt._arrays import scalars as _scalars
+from xopt._public import public
 from xopt.schedules._maths import Number
 
 P = ParamSpec("P")
@@ -23,6 +24,7 @@ _POINTS = 2000  # of a plot, more than it has pixels
 _made: dict[str, Callable[..., Any]] = {}
 
 
+@public
 class Schedule:
     """A schedule made by one of the functions of this module: callable, comparable, and shown as it was written.
 
@@ -192,6 +194,7 @@ def _arithmetic(sign: str, done: Number, xp: Any, *operands: Any) -> Number:
     return _OPERATIONS[sign](*values)
 
 
+@public
 def _rebuild(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return combined(name, *args) if name in _RANK else _made[name](*args, **kwargs)
 
@@ -223,7 +226,7 @@ def schedule(function: Callable[Concatenate[Number, Any, P], Number]) -> Callabl
 
     make.__signature__ = own  # type: ignore[attr-defined]
     make.__annotations__ = {}
-    _made[name] = make
+    _made[name] = public(make)
     return make
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from xopt._arrays import libraries as _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
+from xopt._public import public
 from xopt.solvers._descent import CONVERGED, Descent, Limits, Stop
 from xopt.solvers._directions import LimitedMemory
 from xopt.solvers._minimize import OptimizeResult, checked_layout
@@ -18,6 +19,7 @@ from xopt.solvers._objective import objective
 from xopt.solvers._options import solver_options
 
 
+@public
 class LBFGS:
     r"""L-BFGS with a line search, one step at a time.
 

@@ -14,6 +14,7 @@ import numpy as np
 from xopt._arrays import libraries as _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
+from xopt._public import public
 from xopt.rule import FunctionalOptimizer, check_method
 from xopt.solvers._descent import CONVERGED, INTERRUPTED, STOPPED, Descent, Stop
 from xopt.solvers._differences import Differences, evaluations
@@ -23,6 +24,7 @@ from xopt.solvers._space import is_numbers, numbers_of
 from xopt.solvers._stepping import Stepping
 
 
+@public
 class OptimizeResult(dict[str, Any]):
     """Result of `minimize`, under SciPy's names, as attributes and as keys.
 
@@ -65,6 +67,7 @@ class OptimizeResult(dict[str, Any]):
         return "\n".join(lines) or f"{type(self).__name__}()"
 
 
+@public
 def minimize(
     fun: Callable[..., Any],
     x0: Any,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from xopt._arrays.layout import Layout
+from xopt._public import public
 from xopt.rule import FunctionalOptimizer, check_method
 from xopt.solvers._differences import Differences
 from xopt.solvers._minimize import annotate, show, solve
@@ -26,6 +27,7 @@ _EPS = 1e-8
 """What SciPy's L-BFGS-B does where nothing is said. The rest of its defaults are those of xopt too."""
 
 
+@public
 def scipy_method(method: str | FunctionalOptimizer | None = None) -> Callable[..., Any]:
     """Make a method for ``scipy.optimize.minimize(…, method=…)`` of a solver or of a rule.
 

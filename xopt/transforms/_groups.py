@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from xopt._arrays.layout import Layout
 from xopt._arrays.paths import Predicate, check_predicate, check_unmatched, chosen, shown
+from xopt._public import public
 from xopt.rule import Chain, Component, FunctionalOptimizer, RoutedComponent, Rule, check_method, routed
 from xopt.rule._fields import Field, check, number
 from xopt.rule._names import locate, named, qualified_names, replaced
@@ -17,6 +18,7 @@ from xopt.schedules._schedule import combined
 __all__ = ["Freeze", "Groups", "layerwise_decay", "scaled"]
 
 
+@public
 class Freeze:
     """Frozen parameters in :class:`Groups`: no state, no step, no part in any norm.
 
@@ -51,6 +53,7 @@ class Scaled(NamedTuple):
         return f"scaled({self.factor!r})"
 
 
+@public
 def scaled(factor: float) -> Scaled:
     """Say that a hyperparameter of a group is ``factor`` times that of the rule, whatever that is or becomes.
 
@@ -201,7 +204,7 @@ class Groups(Component, FunctionalOptimizer):
         return hash((Groups, self._rule, len(self._groups)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _groups, (self._rule, self._groups, self._unmatched)
+        return Groups._of, ((self._rule, *self._groups), {"unmatched": self._unmatched})
 
     def _values(self) -> dict[str, Any]:
         values = dict[str, Any]()
@@ -346,6 +349,7 @@ def _overrides(
     return values, targets
 
 
+@public
 def layerwise_decay(
     rule: FunctionalOptimizer,
     layers: Sequence[Predicate],
@@ -412,6 +416,5 @@ def layerwise_decay(
     ]
     if not names:
         raise ValueError(f"layerwise_decay: {rule!r} has no lr")
-    depth = len(layers)
-    groups = [(layer, dict.fromkeys(names, scaled(factor ** (depth - i)))) for i, layer in enumerate(layers)]
+    groups = [(layer, dict.fromkeys(names, scaled(factor ** (len(layers) - i)))) for i, layer in enumerate(layers)]
     return Groups(rule, *groups, unmatched=unmatched)

@@ -72,7 +72,7 @@ class Masked(Transform):
         return hash((Masked, self._link))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _masked, (self._link, self._predicate, self._unmatched)
+        return Masked._of, ((self._link, self._predicate), {"unmatched": self._unmatched})
 
     def _inner(self) -> tuple[Component, ...]:
         return (self._link,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xopt._public import public
 from xopt.rule import _precision as _kept
 from xopt.rule._functional import FunctionalOptimizer, Wrapper, check_method
 from xopt.rule._precision import Rounding, StateDType
@@ -9,6 +10,7 @@ from xopt.rule._precision import Rounding, StateDType
 __all__ = ["Precision"]
 
 
+@public
 class Precision(Wrapper):
     r"""Mixed and low precision: the dtypes of parameters and optimizer state, and what limits rounding error.
 

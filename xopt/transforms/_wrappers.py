@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+from xopt._public import public
 from xopt.rule._functional import FunctionalOptimizer, Wrapper
 from xopt.transforms._conditional import NONFINITE, Accumulation, LossScaling
 
@@ -12,6 +13,7 @@ __all__ = ["Accumulate", "Guard", "LossScale", "OnNonFinite"]
 OnNonFinite: TypeAlias = Literal["propagate", "skip", "raise", "zero"]
 
 
+@public
 class Accumulate(Wrapper):
     r"""Gradient accumulation: a step with every k-th gradient, by the mean of the last k.
 
@@ -63,6 +65,7 @@ class Accumulate(Wrapper):
         return f"Accumulate({self.rule!r}, every={self._first.every}{more})"
 
 
+@public
 class Guard(Wrapper):
     r"""Skip steps with non-finite gradients (infinite or NaN), or zero them, or raise.
 
@@ -111,6 +114,7 @@ class Guard(Wrapper):
         return f"Guard({self.rule!r}, on_nonfinite={action!r})"
 
 
+@public
 class LossScale(Wrapper):
     r"""Dynamic loss scaling for mixed precision: unscale the gradients, and find the largest scale without overflow.
 
