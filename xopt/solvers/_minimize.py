@@ -15,12 +15,14 @@ from xopt._arrays import libraries as _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt.rule import FunctionalOptimizer, check_method
-from xopt.solvers._descent import CONVERGED, INTERRUPTED, STOPPED, Descent, Stop
+from xopt.solvers._descent import Descent
 from xopt.solvers._differences import Differences, evaluations
 from xopt.solvers._objective import objective
-from xopt.solvers._options import MethodName, count, gathered, limits, method_name, solver_options
+from xopt.solvers._options import count, gathered, limits, solver_options
+from xopt.solvers._registry import MethodName, bounded_names, chosen
 from xopt.solvers._space import is_numbers, numbers_of
 from xopt.solvers._stepping import Stepping
+from xopt.solvers._stopping import CONVERGED, INTERRUPTED, STOPPED, Stop
 
 
 class OptimizeResult(dict[str, Any]):
@@ -216,23 +218,24 @@ def solve(
     """Do what `minimize` does; return also what interrupted it."""
     if rule is not None and method is not None:
         raise TypeError(f"method: {method!r}, but a rule is given too; choose one of both")
-    name = "rule" if rule is not None else method_name(method, bounds is not None)
-    if bounds is not None and name != "lbfgs-b":
-        chosen = "a rule, which xopt.Box behind it keeps within bounds" if rule is not None else f"method {name!r}"
-        raise TypeError(f"bounds: given with {chosen}; 'lbfgs-b' has bounds")
+    solver = None if rule is not None else chosen(method, bounds is not None)
+    if bounds is not None and (solver is None or not solver.bounds):
+        what = "a rule, which xopt.Box behind it keeps within bounds" if solver is None else f"method {solver.name!r}"
+        raise TypeError(f"bounds: given with {what}; {' or '.join(map(repr, bounded_names()))} has bounds")
     if rule is not None:
         check_method(rule)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: {callback!r}, but it must be a function")
-    given = gathered(name, options, maxiter, tol)
+    given = gathered(solver, options, maxiter, tol)
     when, layout, step = limits(given), checked_layout(x0), given.get("eps")
     run: Descent | Stepping
-    if rule is not None:
+    if solver is None:
+        assert rule is not None
         both = objective(fun, jac, args, layout, conjugate, step)
         every = count("every", given.get("every", 10), 1)
         run = Stepping(both, layout, rule, when, every=every, runner=given.get("runner"))
     else:
-        run = Descent(layout, name, when, bounds=bounds, **solver_options(given, name))
+        run = Descent(layout, solver, when, bounds=bounds, **solver_options(given, solver))
         run.fun = objective(fun, jac, args, layout, conjugate, step, run.box)
     if isinstance(run.fun, Differences):
         run.limits = when._replace(maxfun=max(1.0, when.maxfun / run.fun.cost))

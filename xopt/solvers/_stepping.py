@@ -10,10 +10,10 @@ from xopt._arrays import libraries as _arrays
 from xopt._arrays.layout import Layout
 from xopt.optimizer import Optimizer
 from xopt.rule import FunctionalOptimizer, RunnerName
-from xopt.solvers._descent import LIMIT, STUCK, Limits, Stop
 from xopt.solvers._differences import evaluations
 from xopt.solvers._objective import Fun
 from xopt.solvers._space import checked_value, gradients, numbers
+from xopt.solvers._stopping import LIMIT, STUCK, Limits, Stop
 
 
 class Stepping:
