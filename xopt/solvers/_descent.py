@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -11,13 +10,12 @@ import numpy as np
 
 from xopt._arrays.layout import Layout
 from xopt.solvers._bounded import Bounds
-from xopt.solvers._differences import evaluations
 from xopt.solvers._directions import Asked, Line, Numbers, Projected
 from xopt.solvers._line import Point
-from xopt.solvers._objective import Fun
 from xopt.solvers._options import Solver
-from xopt.solvers._space import Array, Space, Vectors, checked_value
-from xopt.solvers._stopping import LIMIT, STUCK, Limits, Stop
+from xopt.solvers._run import Run
+from xopt.solvers._space import Array, Space, Vectors
+from xopt.solvers._stopping import STUCK, Limits, Stop
 
 PATIENCE = 20
 
@@ -31,20 +29,19 @@ class Known(NamedTuple):
     """The largest element of the gradient, and what the method asked for."""
 
 
-class Descent:
+class Descent(Run):
     """A method at a point. Vectors are never written into, so that whoever keeps one keeps its values."""
 
     def __init__(self, layout: Layout, solver: Solver, limits: Limits, *, maxls: int, search: Any,
                  preconditioner: Any = None, bounds: Any = None, **options: Any) -> None:  # fmt: skip
+        super().__init__(limits)
         self.space = space = Space(layout)
-        self.limits, self.maxls, self.search, self.preconditioner = limits, maxls, search, preconditioner
+        self.maxls, self.search, self.preconditioner = maxls, search, preconditioner
         self.box = Bounds(space, (None, None) if bounds is None else bounds) if solver.bounds else None
         self.method = solver.direction(space, **({"box": self.box} if solver.bounds else {}), **options)
-        self.fun: Fun
-        self.nit = self.nfev = self.better = 0
+        self.better = 0
         self.lowest = self.least = math.inf
         self.value, self.known = math.nan, Known(np.zeros(2), np.zeros(1))
-        self.began = time.monotonic()
         x = space.vector(layout.leaves)
         x = space.copied(x) if self.box is None else self.box.project(space.copied(x))
         self.here = Vectors(x, x, x)
@@ -71,12 +68,10 @@ class Descent:
 
     @property
     def x(self) -> Any:
-        """The parameters, in memory of their own."""
         return self.space.tree(self.space.copied(self.here.x))
 
     @property
     def gradient(self) -> Any:
-        """The gradient there, in memory of its own."""
         return self.space.tree(self.space.copied(self.here.g))
 
     def settle(self) -> None:
@@ -85,13 +80,11 @@ class Descent:
             self.value, self.here = self.best
 
     def begin(self) -> None:
-        """Evaluate the start."""
         value, new = self._call(self.here.x)
         with np.errstate(all="ignore"):  # infinite numbers are refused below
             asked = self.method.begin(new)
         value, self.known = self._look(value, asked)
-        if not math.isfinite(value) or not math.isfinite(self.largest):
-            raise ValueError(f"x0: the value there is {value}, its largest slope {self.largest}")
+        self.check_start(value, self.largest)
         self.value, self.here = self.best = value, new
         self.lowest, self.least = value, self.largest
 
@@ -121,7 +114,6 @@ class Descent:
         self.end = self._hopeless()
 
     def iterate(self) -> None:
-        """Take a step, or raise `Stop`."""
         if self.end is not None:
             raise self.end
         self.limits.check(self.value, self.largest, self.nit, self.began)
@@ -236,12 +228,9 @@ class Descent:
         return point
 
     def _call(self, x: Array) -> tuple[Any, Vectors]:
-        if self.nfev + 1 > self.limits.maxfun:
-            raise Stop(LIMIT, f"stopped: maxfun = {evaluations(self.fun, self.nfev)} evaluations")
-        space = self.space
-        value, grads = self.fun(space.tree(x))
-        self.nfev += 1
-        value, g = checked_value(space.library, value), space.gradient(grads)
+        self.check_evaluations()
+        value, grads = self.evaluated(self.space.library, self.space.tree(x))
+        g = self.space.gradient(grads)
         del grads
         return value, Vectors(x, g, self._preconditioned(g))
 

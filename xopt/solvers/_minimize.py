@@ -20,6 +20,7 @@ from xopt.solvers._differences import Differences, evaluations
 from xopt.solvers._objective import objective
 from xopt.solvers._options import count, gathered, limits, solver_options
 from xopt.solvers._registry import MethodName, bounded_names, chosen
+from xopt.solvers._run import Run
 from xopt.solvers._space import is_numbers, numbers_of
 from xopt.solvers._stepping import Stepping
 from xopt.solvers._stopping import CONVERGED, INTERRUPTED, STOPPED, Stop
@@ -228,7 +229,7 @@ def solve(
         raise TypeError(f"callback: {callback!r}, but it must be a function")
     given = gathered(solver, options, maxiter, tol)
     when, layout, step = limits(given), checked_layout(x0), given.get("eps")
-    run: Descent | Stepping
+    run: Run
     if solver is None:
         assert rule is not None
         both = objective(fun, jac, args, layout, conjugate, step)
@@ -275,9 +276,7 @@ def _floating(x: Any) -> Any:
     return _arrays.cast(xp, x, getattr(xp, _arrays.widest_real(xp, _arrays.device(x), "float32")))
 
 
-def _run(
-    run: Descent | Stepping, callback: Any, progress: bool, total: float
-) -> tuple[OptimizeResult, KeyboardInterrupt | None]:
+def _run(run: Run, callback: Any, progress: bool, total: float) -> tuple[OptimizeResult, KeyboardInterrupt | None]:
     call, begun = _callback(callback), False
     bar: Any = importlib.import_module("tqdm.auto").tqdm(total=total) if progress else None
     with closing(bar) if bar is not None else nullcontext():
@@ -313,7 +312,7 @@ def annotate(error: BaseException, result: Any) -> None:
         error.add_note(f"after {result['nfev']} evaluations; this exception's intermediate_result has what was reached")
 
 
-def _result(run: Descent | Stepping, status: int, message: str) -> OptimizeResult:
+def _result(run: Run, status: int, message: str) -> OptimizeResult:
     value = float(run.value)
     return OptimizeResult(
         x=run.x, fun=value, jac=None if math.isnan(value) else run.gradient, nit=run.nit,
@@ -322,7 +321,7 @@ def _result(run: Descent | Stepping, status: int, message: str) -> OptimizeResul
     )  # fmt: skip
 
 
-def _callback(callback: Any) -> Callable[[Descent | Stepping], bool] | None:
+def _callback(callback: Any) -> Callable[[Run], bool] | None:
     if callback is None:
         return None
     try:
@@ -330,7 +329,7 @@ def _callback(callback: Any) -> Callable[[Descent | Stepping], bool] | None:
     except ValueError:  # of a function written in C
         named = False
 
-    def call(run: Descent | Stepping) -> bool:
+    def call(run: Run) -> bool:
         x = run.x
         try:
             if named:
