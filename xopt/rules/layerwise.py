@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static, trust_ratio
+from xopt.rules.adam import bias_corrections
 
 __all__ = ["LAMB", "LARS", "Fromage"]
 
@@ -178,7 +179,7 @@ class LAMB(Rule):
 def _direction(h: H, xp: Any, p: Array, g: Array, m: Array, v: Array) -> tuple[Array, ...]:
     m = h.b1 * m + (1 - h.b1) * g
     v = h.b2 * v + (1 - h.b2) * abs2(xp, g)
-    c1, c2 = (1 - h.b1**h.t, 1 - h.b2**h.t) if h.bias == "standard" else (1.0, 1.0)
+    c1, c2 = bias_corrections(h)
     d = (c2**0.5 / c1) * (m / (xp.sqrt(v) + h.eps * c2**0.5))
     return d + h.weight_decay * p if h.weight_decay is not None and h.decay == "ratio" else d, m, v
 
