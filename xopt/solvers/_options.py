@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xopt._arrays.scalars import is_number
 from xopt.solvers import _line
 from xopt.solvers._directions import Direction
 from xopt.solvers._line import Point
@@ -81,7 +82,7 @@ def limits(given: Mapping[str, Any]) -> Limits:
     """Check when to stop."""
     values = {n: given[n] for n in Limits._field_defaults if n in given}
     for n, x in values.items():
-        if isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating) or math.isnan(x):
+        if not is_number(x) or math.isnan(x):
             raise TypeError(f"{n}: {x!r}, but it must be a number")
         least = {"target": -math.inf, "maxfun": 1}.get(n, 0)
         if x < least:
