@@ -122,6 +122,11 @@ def value_at(schedule: Callable[[Any], Any], t: Any) -> Any:
     return schedule(t if getattr(schedule, "counts", False) else as_real(t))
 
 
+def is_number(x: Any) -> bool:
+    """Whether something is a real number of Python or of NumPy."""
+    return isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool)
+
+
 def taken(name: str, x: Any, library: Library, host: bool) -> Any:
     """Return a number that is given with a step: a Python float, or a 0-d array that nobody may read."""
     if isinstance(x, bool | np.bool_ | str) or not (hasattr(x, "dtype") or isinstance(x, int | float)):

@@ -12,6 +12,7 @@ from xopt.rule._elementwise import abs2 as abs2
 from xopt.rule._elementwise import inner as inner
 from xopt.rule._elementwise import is_complex as is_complex
 from xopt.rule._elementwise import sign as sign
+from xopt.rule._elementwise import trust_ratio as trust_ratio
 from xopt.rule._fields import hyper as hyper
 from xopt.rule._fields import static as static
 from xopt.rule._functional import FunctionalOptimizer as FunctionalOptimizer

@@ -1,4 +1,4 @@
-"""Functions of arrays that rules share: each gives one answer on every library, and can be recorded."""
+"""Functions that rules share, of arrays and of norms: each gives one answer on every library, and can be recorded."""
 
 from __future__ import annotations
 
@@ -70,3 +70,17 @@ def sign(xp: Any, x: Array) -> Array:
         return xp.sign(x)
     a = xp.abs(x)
     return x / xp.where(a > 0, a, 1.0)
+
+
+def trust_ratio(xp: Any, over: Any, under: Any, *norms: Any) -> Any:
+    """Divide, in a ``host``, what is made of two norms; the ratio is 1 where one of them is 0, and NaN where one is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xopt.rule import trust_ratio
+    >>> trust_ratio(np, 0.5 * 3.0, 2.0, 3.0, 2.0).item(), trust_ratio(np, 0.5 * 3.0, 0.0, 3.0, 0.0).item()
+    (0.75, 1.0)
+    """
+    zero = xp.where(norms[0] == 0, 1.0, xp.where(norms[1] == 0, 1.0, 0.0))
+    return xp.where(zero > 0, 1.0, over / xp.where(zero > 0, 1.0, under))

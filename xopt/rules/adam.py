@@ -75,14 +75,15 @@ class Adam(Rule):
         m = h.b1 * m + (1 - h.b1) * g
         v = h.b2 * v + (1 - h.b2) * abs2(xp, g)
         top = xp.maximum(top, v) if h.amsgrad else top
-        c1, c2 = _corrections(h)
+        c1, c2 = bias_corrections(h)
         eps = {"outside": h.eps * c2**0.5, "inside": h.eps * c2, "hat": h.eps}[h.eps_mode]
         w = top if h.amsgrad else v
         root = xp.sqrt(w + eps) if h.eps_mode == "inside" else xp.sqrt(w) + eps
         return -(h.lr * c2**0.5 / c1) * (m / root), m, v, top
 
 
-def _corrections(h: H) -> tuple[Any, Any]:
+def bias_corrections(h: H) -> tuple[Any, Any]:
+    """Return c₁ = 1 - β₁ᵗ and c₂ = 1 - β₂ᵗ, by which m and v are divided, or what ``bias`` says instead."""
     if h.bias == "none":
         return 1.0, 1.0
     t = 1 if h.bias == "first" else h.t

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
+from xopt.rules.adam import bias_corrections
 
 __all__ = ["AdaBelief", "Adamax", "RAdam", "StableAdamW", "Yogi"]
 
@@ -249,7 +250,7 @@ class Yogi(Rule):
         g2 = abs2(xp, g)
         m = h.b1 * m + (1 - h.b1) * g
         v = v - (1 - h.b2) * xp.sign(v - g2) * g2
-        c1, c2 = (1 - h.b1**h.t, 1 - h.b2**h.t) if h.bias == "standard" else (1.0, 1.0)
+        c1, c2 = bias_corrections(h)
         return -(h.lr * c2**0.5 / c1) * (m / (xp.sqrt(v) + h.eps * c2**0.5)), m, v
 
 

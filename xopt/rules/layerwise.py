@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
+from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static, trust_ratio
+from xopt.rules.adam import bias_corrections
 
 __all__ = ["LAMB", "LARS", "Fromage"]
 
@@ -84,7 +85,7 @@ class LARS(Rule):
     def host(h: H, xp: Any) -> dict[str, Any]:
         size, slope = xp.sqrt(h.p2), xp.sqrt(h.g2)
         shrink = 0.0 if h.weight_decay is None or h.decay != "ratio" else h.weight_decay
-        return {"ratio": _ratio(xp, h.trust * size, slope + shrink * size + h.eps, size, slope)}
+        return {"ratio": trust_ratio(xp, h.trust * size, slope + shrink * size + h.eps, size, slope)}
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0) -> tuple[Array, ...]:
@@ -96,12 +97,6 @@ class LARS(Rule):
         m = h.momentum * m + d
         step = h.momentum * m + d if h.nesterov else m
         return -step if inside else -h.lr * step, m
-
-
-def _ratio(xp: Any, over: Any, under: Any, *norms: Any) -> Any:
-    """Divide, but 1 where a norm is 0. A norm that is NaN makes NaN."""
-    zero = xp.where(norms[0] == 0, 1.0, xp.where(norms[1] == 0, 1.0, 0.0))
-    return xp.where(zero > 0, 1.0, over / xp.where(zero > 0, 1.0, under))
 
 
 class LAMB(Rule):
@@ -172,7 +167,7 @@ class LAMB(Rule):
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:
         size, length = xp.sqrt(h.p2), xp.sqrt(h.d2)
-        ratio = _ratio(xp, size, length, size, length)
+        ratio = trust_ratio(xp, size, length, size, length)
         return {"ratio": ratio if h.most is None else xp.minimum(ratio, h.most)}
 
     @staticmethod
@@ -184,7 +179,7 @@ class LAMB(Rule):
 def _direction(h: H, xp: Any, p: Array, g: Array, m: Array, v: Array) -> tuple[Array, ...]:
     m = h.b1 * m + (1 - h.b1) * g
     v = h.b2 * v + (1 - h.b2) * abs2(xp, g)
-    c1, c2 = (1 - h.b1**h.t, 1 - h.b2**h.t) if h.bias == "standard" else (1.0, 1.0)
+    c1, c2 = bias_corrections(h)
     d = (c2**0.5 / c1) * (m / (xp.sqrt(v) + h.eps * c2**0.5))
     return d + h.weight_decay * p if h.weight_decay is not None and h.decay == "ratio" else d, m, v
 
@@ -234,7 +229,7 @@ class Fromage(Rule):
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:
         size, slope = (xp.maximum(xp.sqrt(x), h.least) for x in (h.p2, h.g2))
-        return {"ratio": _ratio(xp, size, slope, size, slope), "less": xp.expm1(-0.5 * xp.log1p(h.lr**2))}
+        return {"ratio": trust_ratio(xp, size, slope, size, slope), "less": xp.expm1(-0.5 * xp.log1p(h.lr**2))}
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, inner, shrunk, static
+from xopt.rules.adam import bias_corrections
 
 __all__ = ["DAdaptAdam", "DAdaptSGD", "DoG", "LDoG", "Prodigy"]
 
@@ -15,7 +16,8 @@ def _grown(h: H, xp: Any, d: Any, top: Any) -> Any:
 
 
 def _bias(h: H) -> Any:
-    return 1.0 if h.bias == "none" else (1 - h.b2**h.t) ** 0.5 / (1 - h.b1**h.t)
+    c1, c2 = bias_corrections(h)
+    return c2**0.5 / c1
 
 
 class DAdaptSGD(Rule):

@@ -173,7 +173,7 @@ def combined(sign: str, *operands: Any) -> Schedule:
     """Return the schedule of schedules, functions of the step and numbers that an operator makes."""
     found = []
     for x in operands:
-        if not callable(x) and (isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating)):
+        if not callable(x) and not _scalars.is_number(x):
             return NotImplemented  # type: ignore[no-any-return]
         found.append(x if callable(x) else number(f"schedules: an operand of {sign}", x))
     return Schedule(sign, functools.partial(_arithmetic, sign), tuple(found), {})
@@ -267,7 +267,6 @@ def check(where: str, name: str, value: Any, among: tuple[Any, ...] = ()) -> Any
 
 def number(where: str, value: Any) -> Any:
     """Return a finite Python number, or refuse what is none."""
-    kinds = int | float | np.integer | np.floating
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+    if not _scalars.is_number(value) or not math.isfinite(value):
         raise TypeError(f"{where} is {value!r}, but it must be a finite number")
     return value.item() if isinstance(value, np.generic) else value

@@ -2,70 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xopt._arrays.layout import Layout
-from xopt.solvers import _line
-from xopt.solvers._bounded import Bounded, Bounds
-from xopt.solvers._differences import evaluations
-from xopt.solvers._directions import Asked, Direction, LimitedMemory, Line, Numbers, PolakRibiere, Steepest
+from xopt.solvers._bounded import Bounds
+from xopt.solvers._directions import Asked, Line, Numbers, Projected
 from xopt.solvers._line import Point
-from xopt.solvers._objective import Fun
-from xopt.solvers._space import Array, Space, Vectors, checked_value
+from xopt.solvers._options import Solver
+from xopt.solvers._run import Run
+from xopt.solvers._space import Array, Space, Vectors
+from xopt.solvers._stopping import STUCK, Limits, Stop
 
-METHODS = "lbfgs", "lbfgs-b", "cg", "gd"
-SEARCHES: dict[str, Callable[..., Point | None]] = {
-    "hager-zhang": _line.hager_zhang,
-    "strong-wolfe": functools.partial(_line.hager_zhang, strong=True),
-    "armijo": _line.armijo,
-}
 PATIENCE = 20
-CONVERGED, LIMIT, STUCK, INTERRUPTED, STOPPED = 0, 1, 2, 3, 99
-
-
-class Limits(NamedTuple):
-    """When to stop."""
-
-    maxiter: float
-    gtol: float = 1e-5
-    ftol: float = 0.0
-    xtol: float = 0.0
-    maxfun: float = math.inf
-    target: float = -math.inf
-    max_time: float = math.inf
-
-    def check(self, value: float, largest: float, nit: int, began: float) -> None:
-        """Stop where the gradient is small, the value low, or the time over."""
-        if largest <= self.gtol:
-            raise Stop(CONVERGED, f"converged: the largest element of the gradient is {largest:.3g} ≤ gtol")
-        if value <= self.target:
-            raise Stop(CONVERGED, f"converged: the value is {value:.6g} ≤ target")
-        if nit >= self.maxiter:
-            raise Stop(LIMIT, f"stopped: maxiter = {nit} iterations")
-        if time.monotonic() - began > self.max_time:
-            raise Stop(LIMIT, f"stopped: max_time = {self.max_time:g} seconds")
-
-    def progress(self, old: float, new: float, moved: float = math.inf, size: float = 1.0) -> Stop | None:
-        """Whether a step changed so little that it is the last."""
-        if old - new <= self.ftol * max(abs(old), abs(new), 1.0) and self.ftol > 0:
-            return Stop(CONVERGED, f"converged: the value went from {old:.9g} to {new:.9g}, which is within ftol")
-        if moved <= self.xtol * max(size, 1.0) and self.xtol > 0:
-            return Stop(CONVERGED, f"converged: no parameter moved by more than {moved:.3g}, which is within xtol")
-        return None
-
-
-class Stop(Exception):
-    """Why a run ended."""
-
-    def __init__(self, status: int, message: str) -> None:
-        self.status, self.message = status, message
 
 
 class Known(NamedTuple):
@@ -77,20 +29,19 @@ class Known(NamedTuple):
     """The largest element of the gradient, and what the method asked for."""
 
 
-class Descent:
+class Descent(Run):
     """A method at a point. Vectors are never written into, so that whoever keeps one keeps its values."""
 
-    def __init__(self, layout: Layout, method: str, limits: Limits, *, history: int, maxls: int, search: Any,
-                 preconditioner: Any = None, bounds: Any = None) -> None:  # fmt: skip
+    def __init__(self, layout: Layout, solver: Solver, limits: Limits, *, maxls: int, search: Any,
+                 preconditioner: Any = None, bounds: Any = None, **options: Any) -> None:  # fmt: skip
+        super().__init__(limits)
         self.space = space = Space(layout)
-        self.limits, self.maxls, self.search, self.preconditioner = limits, maxls, search, preconditioner
-        self.box = Bounds(space, (None, None) if bounds is None else bounds) if method == "lbfgs-b" else None
-        self.method = _method(method, space, history, self.box)
-        self.fun: Fun
-        self.nit = self.nfev = self.better = 0
+        self.maxls, self.search, self.preconditioner = maxls, search, preconditioner
+        self.box = Bounds(space, (None, None) if bounds is None else bounds) if solver.bounds else None
+        self.method = solver.direction(space, **({"box": self.box} if solver.bounds else {}), **options)
+        self.better = 0
         self.lowest = self.least = math.inf
         self.value, self.known = math.nan, Known(np.zeros(2), np.zeros(1))
-        self.began = time.monotonic()
         x = space.vector(layout.leaves)
         x = space.copied(x) if self.box is None else self.box.project(space.copied(x))
         self.here = Vectors(x, x, x)
@@ -117,12 +68,10 @@ class Descent:
 
     @property
     def x(self) -> Any:
-        """The parameters, in memory of their own."""
         return self.space.tree(self.space.copied(self.here.x))
 
     @property
     def gradient(self) -> Any:
-        """The gradient there, in memory of its own."""
         return self.space.tree(self.space.copied(self.here.g))
 
     def settle(self) -> None:
@@ -131,13 +80,11 @@ class Descent:
             self.value, self.here = self.best
 
     def begin(self) -> None:
-        """Evaluate the start."""
         value, new = self._call(self.here.x)
         with np.errstate(all="ignore"):  # infinite numbers are refused below
             asked = self.method.begin(new)
         value, self.known = self._look(value, asked)
-        if not math.isfinite(value) or not math.isfinite(self.largest):
-            raise ValueError(f"x0: the value there is {value}, its largest slope {self.largest}")
+        self.check_start(value, self.largest)
         self.value, self.here = self.best = value, new
         self.lowest, self.least = value, self.largest
 
@@ -167,7 +114,6 @@ class Descent:
         self.end = self._hopeless()
 
     def iterate(self) -> None:
-        """Take a step, or raise `Stop`."""
         if self.end is not None:
             raise self.end
         self.limits.check(self.value, self.largest, self.nit, self.began)
@@ -208,7 +154,7 @@ class Descent:
 
     def _along(self, line: Line) -> tuple[Point | None, Line]:
         first, ready = self._first(line.slope), list[Point]()
-        if isinstance(self.method, Bounded):
+        if isinstance(self.method, Projected):
             ready = [self._evaluate(line.d, first)]
             line = self.method.told(line, *ready[0].kept)
             if not line.slope < 0 and self.method.scaled:
@@ -282,12 +228,9 @@ class Descent:
         return point
 
     def _call(self, x: Array) -> tuple[Any, Vectors]:
-        if self.nfev + 1 > self.limits.maxfun:
-            raise Stop(LIMIT, f"stopped: maxfun = {evaluations(self.fun, self.nfev)} evaluations")
-        space = self.space
-        value, grads = self.fun(space.tree(x))
-        self.nfev += 1
-        value, g = checked_value(space.library, value), space.gradient(grads)
+        self.check_evaluations()
+        value, grads = self.evaluated(self.space.library, self.space.tree(x))
+        g = self.space.gradient(grads)
         del grads
         return value, Vectors(x, g, self._preconditioned(g))
 
@@ -306,11 +249,3 @@ class Descent:
         if self.preconditioner is not None and known.sums[1] < 0:
             raise ValueError(f"preconditioner: g·P·g = {known.sums[1]}, but it must be positive, for any g")
         return value, known
-
-
-def _method(name: str, space: Space, history: int, box: Bounds | None) -> Direction:
-    if box is not None:
-        return Bounded(space, history, box)
-    if name == "lbfgs":
-        return LimitedMemory(space, history)
-    return PolakRibiere(space) if name == "cg" else Steepest(space)

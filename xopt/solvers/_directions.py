@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -57,6 +57,17 @@ class Direction(Protocol):
 
     def clean(self) -> None:
         """Forget what a search that was broken off has left."""
+
+
+@runtime_checkable
+class Projected(Protocol):
+    """A method within bounds whose directions are projected, so that the first value tells the slope."""
+
+    def told(self, line: Line, sums: Numbers, tops: Numbers) -> Line:
+        """Fill in what the first value along a direction has told."""
+
+    def feasible(self, here: Vectors) -> Line | None:
+        """Return a direction that needs no projection, where the projected one climbs; None if there is none."""
 
 
 def asked(space: Space, new: Vectors, d: Array, *more: Array) -> Asked:

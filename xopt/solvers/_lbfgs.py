@@ -12,11 +12,13 @@ from xopt._arrays import libraries as _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._public import public
-from xopt.solvers._descent import CONVERGED, Descent, Limits, Stop
+from xopt.solvers._descent import Descent
 from xopt.solvers._directions import LimitedMemory
 from xopt.solvers._minimize import OptimizeResult, checked_layout
 from xopt.solvers._objective import objective
 from xopt.solvers._options import solver_options
+from xopt.solvers._registry import SOLVERS
+from xopt.solvers._stopping import CONVERGED, Limits, Stop
 
 
 @public
@@ -90,15 +92,15 @@ class LBFGS:
         conjugate: bool = False,
     ) -> None:
         options = {"history": history, "maxls": maxls, "line_search": line_search, "preconditioner": preconditioner}
-        self._options, self._bounds, self._conjugate = solver_options(options), bounds, conjugate
+        self._options, self._bounds, self._conjugate = solver_options(options, SOLVERS["lbfgs"]), bounds, conjugate
         if bounds is not None and preconditioner is not None:
             raise TypeError("preconditioner: given with bounds, but 'lbfgs-b' has none")
         self._run: Descent | None = None
         self._warm = self._begun = False
 
     def _made(self, x0: Any) -> Descent:
-        name = "lbfgs" if self._bounds is None else "lbfgs-b"
-        return Descent(checked_layout(x0), name, Limits(math.inf, gtol=0.0), bounds=self._bounds, **self._options)
+        solver = SOLVERS["lbfgs" if self._bounds is None else "lbfgs-b"]
+        return Descent(checked_layout(x0), solver, Limits(math.inf, gtol=0.0), bounds=self._bounds, **self._options)
 
     def _running(self) -> Descent:
         if self._run is None:

@@ -16,12 +16,15 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._public import public
 from xopt.rule import FunctionalOptimizer, check_method
-from xopt.solvers._descent import CONVERGED, INTERRUPTED, STOPPED, Descent, Stop
+from xopt.solvers._descent import Descent
 from xopt.solvers._differences import Differences, evaluations
 from xopt.solvers._objective import objective
-from xopt.solvers._options import MethodName, count, gathered, limits, method_name, solver_options
+from xopt.solvers._options import count, gathered, limits, solver_options
+from xopt.solvers._registry import MethodName, bounded_names, chosen
+from xopt.solvers._run import Run
 from xopt.solvers._space import is_numbers, numbers_of
 from xopt.solvers._stepping import Stepping
+from xopt.solvers._stopping import CONVERGED, INTERRUPTED, STOPPED, Stop
 
 
 @public
@@ -219,23 +222,24 @@ def solve(
     """Do what `minimize` does; return also what interrupted it."""
     if rule is not None and method is not None:
         raise TypeError(f"method: {method!r}, but a rule is given too; choose one of both")
-    name = "rule" if rule is not None else method_name(method, bounds is not None)
-    if bounds is not None and name != "lbfgs-b":
-        chosen = "a rule, which xopt.Box behind it keeps within bounds" if rule is not None else f"method {name!r}"
-        raise TypeError(f"bounds: given with {chosen}; 'lbfgs-b' has bounds")
+    solver = None if rule is not None else chosen(method, bounds is not None)
+    if bounds is not None and (solver is None or not solver.bounds):
+        what = "a rule, which xopt.Box behind it keeps within bounds" if solver is None else f"method {solver.name!r}"
+        raise TypeError(f"bounds: given with {what}; {' or '.join(map(repr, bounded_names()))} has bounds")
     if rule is not None:
         check_method(rule)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: {callback!r}, but it must be a function")
-    given = gathered(name, options, maxiter, tol)
+    given = gathered(solver, options, maxiter, tol)
     when, layout, step = limits(given), checked_layout(x0), given.get("eps")
-    run: Descent | Stepping
-    if rule is not None:
+    run: Run
+    if solver is None:
+        assert rule is not None
         both = objective(fun, jac, args, layout, conjugate, step)
         every = count("every", given.get("every", 10), 1)
         run = Stepping(both, layout, rule, when, every=every, runner=given.get("runner"))
     else:
-        run = Descent(layout, name, when, bounds=bounds, **solver_options(given, name))
+        run = Descent(layout, solver, when, bounds=bounds, **solver_options(given, solver))
         run.fun = objective(fun, jac, args, layout, conjugate, step, run.box)
     if isinstance(run.fun, Differences):
         run.limits = when._replace(maxfun=max(1.0, when.maxfun / run.fun.cost))
@@ -275,9 +279,7 @@ def _floating(x: Any) -> Any:
     return _arrays.cast(xp, x, getattr(xp, _arrays.widest_real(xp, _arrays.device(x), "float32")))
 
 
-def _run(
-    run: Descent | Stepping, callback: Any, progress: bool, total: float
-) -> tuple[OptimizeResult, KeyboardInterrupt | None]:
+def _run(run: Run, callback: Any, progress: bool, total: float) -> tuple[OptimizeResult, KeyboardInterrupt | None]:
     call, begun = _callback(callback), False
     bar: Any = importlib.import_module("tqdm.auto").tqdm(total=total) if progress else None
     with closing(bar) if bar is not None else nullcontext():
@@ -313,7 +315,7 @@ def annotate(error: BaseException, result: Any) -> None:
         error.add_note(f"after {result['nfev']} evaluations; this exception's intermediate_result has what was reached")
 
 
-def _result(run: Descent | Stepping, status: int, message: str) -> OptimizeResult:
+def _result(run: Run, status: int, message: str) -> OptimizeResult:
     value = float(run.value)
     return OptimizeResult(
         x=run.x, fun=value, jac=None if math.isnan(value) else run.gradient, nit=run.nit,
@@ -322,7 +324,7 @@ def _result(run: Descent | Stepping, status: int, message: str) -> OptimizeResul
     )  # fmt: skip
 
 
-def _callback(callback: Any) -> Callable[[Descent | Stepping], bool] | None:
+def _callback(callback: Any) -> Callable[[Run], bool] | None:
     if callback is None:
         return None
     try:
@@ -330,7 +332,7 @@ def _callback(callback: Any) -> Callable[[Descent | Stepping], bool] | None:
     except ValueError:  # of a function written in C
         named = False
 
-    def call(run: Descent | Stepping) -> bool:
+    def call(run: Run) -> bool:
         x = run.x
         try:
             if named:

@@ -2,48 +2,66 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from xopt.solvers._descent import METHODS, SEARCHES, Limits
+from xopt._arrays.scalars import is_number
+from xopt.solvers import _line
+from xopt.solvers._directions import Direction
+from xopt.solvers._line import Point
+from xopt.solvers._stopping import Limits
 
-MethodName: TypeAlias = Literal["lbfgs", "lbfgs-b", "cg", "gd", "L-BFGS-B", "CG"]
-MEMORY = "lbfgs", "lbfgs-b"
-_ANY = {"maxiter", "maxfun", "maxfev", "gtol", "ftol", "target", "max_time", "disp", "eps"}
-_SEARCH = {*_ANY, "xtol", "maxls", "line_search"}
-OPTIONS = {
-    "rule": {*_ANY, "every", "runner"},
-    "lbfgs": {*_SEARCH, "history", "maxcor", "preconditioner"},
-    "lbfgs-b": {*_SEARCH, "history", "maxcor"},
-    "cg": {*_SEARCH, "preconditioner"},
-    "gd": {*_SEARCH, "preconditioner"},
+SEARCHES: dict[str, Callable[..., Point | None]] = {
+    "hager-zhang": _line.hager_zhang,
+    "strong-wolfe": functools.partial(_line.hager_zhang, strong=True),
+    "armijo": _line.armijo,
 }
+_ANY = {"maxiter", "maxfun", "gtol", "ftol", "target", "max_time", "disp", "eps"}
+_RULE = {*_ANY, "every", "runner"}
+_SEARCH = {*_ANY, "xtol", "line_search"}
 _SAME = {"maxfev": "maxfun", "maxcor": "history"}
 
 
-def method_name(method: Any, bounded: bool) -> str:
-    """Return what xopt calls a method; SciPy's names go too, and letters of either case."""
-    if method is None:
-        return MEMORY[bounded]
-    name = method.lower() if isinstance(method, str) else ""
-    name = {"l-bfgs": "lbfgs", "l-bfgs-b": MEMORY[bounded]}.get(name, name)
-    if name not in METHODS:
-        known = ", ".join(map(repr, METHODS))
-        raise ValueError(f"method: {method!r}, but it must be one of {known}, 'L-BFGS-B', or give a rule")
-    return name
+class Option(NamedTuple):
+    """An option of a solver."""
+
+    default: Any
+    check: Callable[[str, Any], Any]
+    """Checks what was given under a name, and returns it."""
 
 
-def gathered(name: str, options: Mapping[str, Any] | None, maxiter: Any, tol: Any) -> dict[str, Any]:
-    """Return all options under xopt's names; refuse those that the method does not have, or that are given twice."""
+class Solver(NamedTuple):
+    """A row of the table of solvers: all that the rest of the package knows of one."""
+
+    name: str
+    direction: Callable[..., Direction]
+    """Called with the space and the options by name, within bounds also with ``box``."""
+    options: Mapping[str, Option] = {}
+    """Options that not all have; ``preconditioner`` makes P·g, and is not given to ``direction``."""
+    bounds: bool = False
+    """Whether it has bounds."""
+    line_search: str = "hager-zhang"
+    """The search where none is given."""
+    tol: tuple[str, ...] = ("gtol",)
+    """What ``tol`` stands for."""
+    scipy: Mapping[str, Any] = {}
+    """Defaults where SciPy calls it."""
+
+
+def gathered(solver: Solver | None, options: Mapping[str, Any] | None, maxiter: Any, tol: Any) -> dict[str, Any]:
+    """Return all options under xopt's names; refuse those that a solver (None: a rule) has not, or given twice."""
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"options: a {type(options).__name__}, but it must be a dictionary")
     given = {n: x for n, x in (options or {}).items() if x is not None}
-    unknown = sorted({*map(str, given)} - OPTIONS[name])
+    name, known = ("rule", _RULE) if solver is None else (solver.name, {*_SEARCH, *_OWN, *solver.options})
+    known = known | {theirs for theirs, ours in _SAME.items() if ours in known}
+    unknown = sorted({*map(str, given)} - known)
     if unknown:
-        raise TypeError(f"options: {', '.join(unknown)}, but for {name} there are {', '.join(sorted(OPTIONS[name]))}")
+        raise TypeError(f"options: {', '.join(unknown)}, but for {name} there are {', '.join(sorted(known))}")
     for theirs, ours in _SAME.items():
         if theirs in given:
             if ours in given:
@@ -53,8 +71,8 @@ def gathered(name: str, options: Mapping[str, Any] | None, maxiter: Any, tol: An
         if "maxiter" in given:
             raise TypeError("maxiter: given twice, also among the options; give one of them")
         given["maxiter"] = maxiter
-    given.setdefault("maxiter", 1000 if name == "rule" else 15000)
-    for n in ("gtol", "ftol") if name in MEMORY else ("gtol",):
+    given.setdefault("maxiter", 1000 if solver is None else 15000)
+    for n in ("gtol",) if solver is None else solver.tol:
         if tol is not None:
             given.setdefault(n, tol)
     return given
@@ -64,7 +82,7 @@ def limits(given: Mapping[str, Any]) -> Limits:
     """Check when to stop."""
     values = {n: given[n] for n in Limits._field_defaults if n in given}
     for n, x in values.items():
-        if isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating) or math.isnan(x):
+        if not is_number(x) or math.isnan(x):
             raise TypeError(f"{n}: {x!r}, but it must be a number")
         least = {"target": -math.inf, "maxfun": 1}.get(n, 0)
         if x < least:
@@ -74,18 +92,13 @@ def limits(given: Mapping[str, Any]) -> Limits:
     return Limits(math.inf if endless else count("maxiter", maxiter, 0), **{n: float(x) for n, x in values.items()})
 
 
-def solver_options(given: Mapping[str, Any], name: str = "lbfgs") -> dict[str, Any]:
-    """Check what the solvers have in common, and fill in the defaults."""
-    search = given.get("line_search", "strong-wolfe" if name == "cg" else "hager-zhang")
-    preconditioner = given.get("preconditioner")
+def solver_options(given: Mapping[str, Any], solver: Solver) -> dict[str, Any]:
+    """Check the options of a solver other than when to stop, and fill in the defaults."""
+    search = given.get("line_search", solver.line_search)
     if not callable(search) and search not in SEARCHES:
         raise ValueError(f"line_search: {search!r}, but it must be one of {', '.join(SEARCHES)}, or a function")
-    if preconditioner is not None and not callable(preconditioner):
-        raise TypeError(f"preconditioner: {preconditioner!r}, but it must be a function of the gradient")
-    return {
-        "history": count("history", given.get("history", 10), 1), "maxls": count("maxls", given.get("maxls", 40), 1),
-        "search": search if callable(search) else SEARCHES[search], "preconditioner": preconditioner,
-    }  # fmt: skip
+    own = {n: option.check(n, given.get(n, option.default)) for n, option in {**solver.options, **_OWN}.items()}
+    return {"search": search if callable(search) else SEARCHES[search], **own}
 
 
 def count(name: str, x: Any, least: int) -> int:
@@ -96,3 +109,19 @@ def count(name: str, x: Any, least: int) -> int:
     if x < least:
         raise ValueError(f"{name}: {x}, but it must be ≥ {least}")
     return int(x)
+
+
+def positive(name: str, x: Any) -> int:
+    """Check a whole number ≥ 1."""
+    return count(name, x, 1)
+
+
+def of_gradient(name: str, x: Any) -> Any:
+    """Check a function of the gradient, or None."""
+    if x is not None and not callable(x):
+        raise TypeError(f"{name}: {x!r}, but it must be a function of the gradient")
+    return x
+
+
+_OWN = {"maxls": Option(40, positive)}
+"""What every solver with a line search has."""

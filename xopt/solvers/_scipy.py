@@ -17,14 +17,13 @@ from xopt._public import public
 from xopt.rule import FunctionalOptimizer, check_method
 from xopt.solvers._differences import Differences
 from xopt.solvers._minimize import annotate, show, solve
-from xopt.solvers._options import gathered, method_name
+from xopt.solvers._options import Solver, gathered
 from xopt.solvers._options import limits as limits_of
+from xopt.solvers._registry import SOLVERS, bounded_names, chosen, default
 from xopt.solvers._sides import inward, pairs, sides
 
-_FTOL = 2.220446049250313e-09
-_MAXFUN = 15000
 _EPS = 1e-8
-"""What SciPy's L-BFGS-B does where nothing is said. The rest of its defaults are those of xopt too."""
+"""The step of SciPy's L-BFGS-B where none is given."""
 
 
 @public
@@ -34,8 +33,8 @@ def scipy_method(method: str | FunctionalOptimizer | None = None) -> Callable[..
     Parameters
     ----------
     method
-        What `minimize` calls its ``method``: ``"lbfgs"``, ``"lbfgs-b"``, ``"cg"``, ``"gd"``; or a rule or a chain.
-        None, or ``"L-BFGS-B"``: ``"lbfgs"``, within bounds ``"lbfgs-b"``.
+        What `minimize` calls its ``method``; or a rule or a chain. None, or ``"L-BFGS-B"``: ``"lbfgs"``, within bounds
+        ``"lbfgs-b"``.
 
     Returns
     -------
@@ -77,7 +76,7 @@ def scipy_method(method: str | FunctionalOptimizer | None = None) -> Callable[..
     True
     """
     if isinstance(method, str):
-        method = None if method.lower() == "l-bfgs-b" else method_name(method, False)
+        method = None if method.lower() == "l-bfgs-b" else chosen(method, False).name
     elif method is not None:
         check_method(method)
     return _SciPyMethod(method)
@@ -110,8 +109,9 @@ class _SciPyMethod:
         layout, limits = Layout(x0, name="x0"), list[Any]()
         two = _bounds(scipy, bounds, layout)
         if two is not None:
-            if self.method not in (None, "lbfgs-b"):
-                advice = '"lbfgs-b"' if self._solves else "a chain with xopt.Box(low, high) behind it"
+            if self.method is not None and (self._solver is None or not self._solver.bounds):
+                able = " or ".join(f'"{n}"' for n in bounded_names())
+                advice = able if self._solver is not None else "a chain with xopt.Box(low, high) behind it"
                 raise ValueError(f"bounds: given, but {self._name} cannot have any; use {advice}")
             limits = [inward(side, layout.dtypes[0].real, sign) for side, sign in zip(two, (-1, 1), strict=True)]
             x0 = np.clip(x0, *limits)  # as SciPy does
@@ -138,8 +138,9 @@ class _SciPyMethod:
         return result
 
     @property
-    def _solves(self) -> bool:
-        return self.method is None or isinstance(self.method, str)
+    def _solver(self) -> Solver | None:
+        """The solver whose options there are; None of a rule."""
+        return default(False) if self.method is None else SOLVERS[self.method] if isinstance(self.method, str) else None
 
     @property
     def _name(self) -> str:
@@ -148,15 +149,10 @@ class _SciPyMethod:
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the options under the names of `minimize`, with ``disp``, ``eps`` and ``maxiter`` among them."""
         given = {name: value for name, value in options.items() if value is not None}
-        memory = self.method in (None, "lbfgs", "lbfgs-b")
-        tol = given.pop("tol", None)
-        for name in ("gtol", "ftol") if memory else ("gtol",):
-            if tol is not None:
-                given.setdefault(name, tol)
+        tol, solver = given.pop("tol", None), self._solver
         if given.pop("iprint", -1) >= 0:
             given["disp"] = True
-        given = gathered(self.method or "lbfgs" if isinstance(self.method, str | None) else "rule", given, None, None)
-        return {"ftol": _FTOL, "maxfun": _MAXFUN, **given} if memory else given
+        return {**({} if solver is None else solver.scipy), **gathered(solver, given, None, tol)}
 
 
 class _NotFinite(Exception):

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 from xopt._arrays import libraries as _arrays
 from xopt._arrays.layout import Layout
 from xopt.optimizer import Optimizer
 from xopt.rule import FunctionalOptimizer, RunnerName
-from xopt.solvers._descent import LIMIT, STUCK, Limits, Stop
-from xopt.solvers._differences import evaluations
 from xopt.solvers._objective import Fun
-from xopt.solvers._space import checked_value, gradients, numbers
+from xopt.solvers._run import Run
+from xopt.solvers._space import gradients, numbers
+from xopt.solvers._stopping import STUCK, Limits, Stop
 
 
-class Stepping:
+class Stepping(Run):
     """A rule at a point."""
 
     def __init__(
@@ -29,19 +28,17 @@ class Stepping:
         every: int,
         runner: RunnerName | None,
     ) -> None:
+        super().__init__(limits)
         self.layout = layout
         copies = [
             _arrays.copied(layout.library, layout.xp, p, d.name)
             for p, d in zip(layout.leaves, layout.dtypes, strict=True)
         ]
-        self.fun, self.limits, self.every = fun, limits, every
+        self.fun, self.every = fun, every
         self.optimizer = Optimizer(layout.tree(copies), rule, runner=runner)
         if "lossscale.scale" in self.optimizer._executor.carried:
             raise ValueError("rule: LossScale divides by a scale, but minimize multiplies nothing; leave it out")
         self.takes_value = "value" in self.optimizer._executor.inputs
-        self.nit = self.nfev = 0
-        self.began = time.monotonic()
-        self.value: Any = math.nan
         self.g: Any = None
         self.known = False
         """Whether value and gradient are those of the parameters as they are."""
@@ -56,7 +53,6 @@ class Stepping:
 
     @property
     def gradient(self) -> Any:
-        """The gradient there."""
         if not self.known:
             return None
         return self.layout.tree([None if g is None else self._copied(g) for g in self.layout.gradients(self.g)])
@@ -70,20 +66,16 @@ class Stepping:
             self.value = math.nan
 
     def begin(self) -> None:
-        """Evaluate the start."""
         self._evaluate()
         self.seen, self.largest = self._look()
-        if not math.isfinite(self.seen) or not math.isfinite(self.largest):
-            raise ValueError(f"x0: the value there is {self.seen}, its largest slope {self.largest}")
+        self.check_start(self.seen, self.largest)
 
     def iterate(self) -> None:
-        """Take a step, or raise `Stop`."""
         if self.end is not None:
             raise self.end
         if self.nit % self.every == 0 or self.nit >= self.limits.maxiter:
             self.limits.check(self.seen, self.largest, self.nit, self.began)
-        if self.nfev + 1 > self.limits.maxfun:
-            raise Stop(LIMIT, f"stopped: maxfun = {evaluations(self.fun, self.nfev)} evaluations")
+        self.check_evaluations()
         given = {"value": self.value} if self.takes_value else {}
         self.known = False
         self.optimizer.step(self.g, **given)
@@ -97,10 +89,9 @@ class Stepping:
                 self.end = Stop(STUCK, f"stopped: the value is {self.seen}, the largest slope {self.largest}")
 
     def _evaluate(self) -> None:
-        value, g = self.fun(self.optimizer.params)
-        self.nfev += 1
-        value, found = checked_value(self.layout.library, value), gradients(self.layout, g)
-        self.value, self.g, self.known = value, self.layout.tree(found), True
+        value, g = self.evaluated(self.layout.library, self.optimizer.params)
+        self.g = self.layout.tree(gradients(self.layout, g))
+        self.value, self.known = value, True
 
     def _look(self) -> tuple[float, float]:
         """Bring the value and the largest slope to the host."""

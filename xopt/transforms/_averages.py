@@ -19,7 +19,22 @@ def _averaged(h: H, average: Array, p: Array) -> Array:
     return base + h.rate * (p - base)
 
 
-class EMA(Transform):
+class _Average(Transform):
+    """An average of the parameters, which stay as they are; ``host`` says how it moves."""
+
+    after = True
+    steady = staticmethod(unchanged)
+
+    @staticmethod
+    def update(h: H, xp: Any, p: Array, g: Array, average: Array = "p") -> tuple[Array, Array]:
+        return g, _averaged(h, average, g)
+
+    @staticmethod
+    def readout(h: H, xp: Any, p: Array, average: Array) -> Array:
+        return average
+
+
+class EMA(_Average):
     r"""Weight averaging by an exponential moving average (EMA) of the parameters (Polyak & Juditsky 1992).
 
     ::
@@ -69,8 +84,6 @@ class EMA(Transform):
     warmup: Literal["none", "ratio", "power"] = "none"
     gamma: Hyper = hyper(default=1.0, gt=0)
     power: Hyper = hyper(default=2 / 3, gt=0)
-    after = True
-    steady = staticmethod(unchanged)
     carry: ClassVar[Mapping[str, float]] = {"weight": 0.0}
 
     def _check(self) -> None:
@@ -91,16 +104,8 @@ class EMA(Transform):
         rate = xp.where(weight > 0, (1 - d) / xp.where(weight > 0, weight, 1.0), 0.0) if h.start == "zero" else 1 - d
         return {"rate": rate, "keep": xp.where(rate >= 1, 0.0, 1.0), "weight": weight}
 
-    @staticmethod
-    def update(h: H, xp: Any, p: Array, g: Array, average: Array = "p") -> tuple[Array, Array]:
-        return g, _averaged(h, average, g)
 
-    @staticmethod
-    def readout(h: H, xp: Any, p: Array, average: Array) -> Array:
-        return average
-
-
-class SWA(Transform):
+class SWA(_Average):
     r"""Stochastic weight averaging (SWA): the equal average of the parameters (Izmailov et al. 2018).
 
     ::
@@ -137,8 +142,6 @@ class SWA(Transform):
 
     start: int = static(default=1, ge=1)
     every: int = static(default=1, ge=1)
-    after = True
-    steady = staticmethod(unchanged)
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:
@@ -146,14 +149,6 @@ class SWA(Transform):
         n = xp.floor(since / h.every) + 1
         rate = xp.where(since <= 0, 1.0, xp.where(since % h.every == 0, 1 / xp.maximum(n, 1.0), 0.0))
         return {"rate": rate, "keep": xp.where(rate >= 1, 0.0, 1.0)}
-
-    @staticmethod
-    def update(h: H, xp: Any, p: Array, g: Array, average: Array = "p") -> tuple[Array, Array]:
-        return g, _averaged(h, average, g)
-
-    @staticmethod
-    def readout(h: H, xp: Any, p: Array, average: Array) -> Array:
-        return average
 
 
 class Lookahead(Transform):

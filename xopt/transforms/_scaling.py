@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from xopt._engine.program.contract import ComponentSpec
-from xopt.rule import Array, H, Hyper, Transform, abs2, hyper, is_complex, static, unchanged
+from xopt.rule import Array, H, Hyper, Transform, abs2, hyper, is_complex, static, trust_ratio, unchanged
 
 __all__ = ["AddDecay", "Cautious", "Normalize", "ReduceOnPlateau", "Scale", "TrustRatio"]
 
@@ -202,8 +202,7 @@ class TrustRatio(Transform):
     def host(h: H, xp: Any) -> dict[str, Any]:
         weight = xp.maximum(xp.sqrt(h.weight), h.min_norm)
         change = xp.maximum(xp.sqrt(h.change), h.min_norm)
-        below = xp.where(change == 0, 1.0, change) + h.eps
-        return {"ratio": xp.where(weight == 0, 1.0, xp.where(change == 0, 1.0, h.coefficient * weight / below))}
+        return {"ratio": trust_ratio(xp, h.coefficient * weight, change + h.eps, weight, change)}
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:
