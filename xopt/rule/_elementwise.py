@@ -72,6 +72,7 @@ def sign(xp: Any, x: Array) -> Array:
     return x / xp.where(a > 0, a, 1.0)
 
 
+@public
 def trust_ratio(xp: Any, over: Any, under: Any, *norms: Any) -> Any:
     """Divide, in a ``host``, what is made of two norms; the ratio is 1 where one of them is 0, and NaN where one is.
 
