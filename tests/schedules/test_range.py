@@ -311,3 +311,49 @@ def test_a_rule_hands_the_whole_number_on() -> None:
             new, _ = step(p, g, state)
             assert float(new["a"][0]) == pytest.approx(-lr(t), rel=1e-6)
             assert float(new["b"][0]) == pytest.approx(-0.5 * lr(t), rel=1e-6)
+
+
+RANGES: list[tuple[Any, float, float]] = [
+    (s.cyclic(0.001, peak=0.1, up=3), 0.001, 0.1),
+    (s.cyclic(0.001, peak=0.1, up=2000, down=3000.5, factor=0.5, shape="cosine"), 0.001, 0.1),
+    (s.cyclic(0.1, peak=0.001, up=7, rate=0.999), 0.001, 0.1),
+    (s.cosine_restarts(0.1, steps=7, end=0.001), 0.001, 0.1),
+    (s.cosine_restarts(0.1, steps=10.5, end=0.001, growth=1.5, factor=0.9), 0.001, 0.1),
+    (s.cosine_restarts(0.1, steps=3, end=0.001, growth=2), 0.001, 0.1),
+    (s.polynomial(0.1, end=0.001, steps=7, power=2.0, cycle=True), 0.001, 0.1),
+    (s.polynomial(0.1, end=0.001, steps=7.25, cycle=True), 0.001, 0.1),
+    (s.staircase(s.cyclic(0.001, peak=0.1, up=5), every=3), 0.001, 0.1),
+    (s.step(0.1, every=1000, factor=0.5), 0.0, 0.1),
+    (s.exponential(0.1, rate=0.999), 0.0, 0.1),
+    (s.inverse_time(0.1, rate=0.5), 0.0, 0.1),
+    (s.inverse_sqrt(0.1, warmup=10), 0.0, 0.1),
+    (s.noam(512, warmup=10), 0.0, 0.014),
+    (s.one_cycle(0.1, steps=100), 0.0, 0.1),
+    (s.warmup_cosine(0.1, warmup=10, steps=100, end=0.001), 0.0, 0.1),
+    (s.wsd(0.1, warmup=10, steps=100, cooldown=20, end=0.001), 0.0, 0.1),
+    (s.rex(0.1, steps=100), 0.0, 0.1),
+    (s.join([s.warmup(0.1, steps=5), s.cyclic(0.001, peak=0.1, up=3)], [5]), 0.0, 0.1),
+    (s.delay(s.cyclic(0.001, peak=0.1, up=3), steps=11), 0.001, 0.1),
+]
+LATE = [2**k + d for k in (23, 24, 25, 30, 31, 53, 59) for d in (-3, -1, 0, 1, 2, 5, 6)] + [10**18]
+
+
+@pytest.mark.parametrize(("schedule", "low", "high"), RANGES, ids=lambda x: repr(x)[:30])
+def test_a_schedule_stays_in_its_range(lib: Lib, schedule: Any, low: float, high: float) -> None:
+    """Up to 10¹⁸ steps; in float32, whose steps lie far apart beyond 2²⁴, to the last digit of the ends."""
+    call = lib.module().jit(schedule) if lib.guise == "jit" else schedule
+    for t in LATE:
+        assert low * (1 - 1e-12) <= schedule(t) <= high * (1 + 1e-12)
+        x = lib.array(np.asarray(float(t), "float32"))
+        found = float(lib.numpy(lib.settled(call(x))[0]))
+        assert low * (1 - 1e-6) <= found <= high * (1 + 1e-6)
+
+
+def test_whole_periods_are_exact_for_every_step() -> None:
+    """Beside integers: the phase of 10¹⁸ steps, also where the period was given as a float."""
+    for every in (6, 6.0, 10**9, 1e9):
+        for t in LATE:
+            up = int(every) // 2
+            lr = s.cyclic(0.0, peak=1.0, up=every / 2)
+            since = (t - 1) % int(every)
+            assert lr(t) == pytest.approx(since / up if since < up else (int(every) - since) / up, rel=1e-15)

@@ -212,3 +212,9 @@ def chain(x: A) -> tuple[A, A]:
     g[:-1] = -400 * x[:-1] * a - 2 * b
     g[1:] += 200 * a
     return np.sum(100 * a * a + b * b), g
+
+
+def bowl(x: Any) -> tuple[Any, Any]:
+    """Σ i·(xᵢ - 1)², i from 1."""
+    i = np.arange(1, x.size + 1).astype(x.dtype)
+    return i @ (x - 1) ** 2, 2 * i * (x - 1)
