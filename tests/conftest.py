@@ -231,6 +231,12 @@ def no_numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr("xopt._engine.runners.numba.runner.missing", lambda: "Numba is left out of this test")
 
 
+@pytest.fixture(scope="session")
+def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the kernels of the cuda runner are built for the host, each once."""
+    return tmp_path_factory.mktemp("cuda")
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20260101)

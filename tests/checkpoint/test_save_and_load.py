@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import pickle
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import optree
 import pytest
 from conftest import Lib, tree
+from support.memory import peak
 
 import xopt
 from xopt.checkpoint import _restore as _resume
@@ -479,13 +479,8 @@ def test_at_most_one_array_is_in_memory_beside_the_run(library: str, tmp_path: P
     plain = xopt.Optimizer(params, xopt.Adam(lr=0.1))
     turned = xopt.Optimizer({n: p.T for n, p in params.items()}, xopt.Adam())
     for opt, most in ((plain, 1.5e6), (turned, 4.5e6)):
-        tracemalloc.start()
-        opt.save(tmp_path / "run", fsync=False)
-        saving = tracemalloc.get_traced_memory()[1]
-        tracemalloc.reset_peak()
-        opt.load(tmp_path / "run")
-        loading = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+        saving = peak(lambda opt=opt: opt.save(tmp_path / "run", fsync=False))
+        loading = peak(lambda opt=opt: opt.load(tmp_path / "run"))
         assert saving < most, saving
         assert loading < most + 8.5e6, loading  # a buffer to verify with
 

@@ -1,4 +1,4 @@
-"""State of torch.optim and optax: a run that moves over in the middle ends where it would have ended, and back."""
+"""State of torch.optim: a run that moves over in the middle ends where it would have ended, and back."""
 
 from __future__ import annotations
 

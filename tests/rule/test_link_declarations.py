@@ -11,13 +11,9 @@ import numpy as np
 import optree
 import pytest
 from conftest import Lib, walk
-from support import host_cuda
-from support.host_cuda import HostDriver
-from support.runners import awkward, same_bits
+from support.runners import awkward, one_of, same_bits
 
 import xopt
-from xopt._engine.runners.cuda.runner import Cuda
-from xopt._engine.runners.tiled.runner import Tiled
 from xopt.rule import Array, H, Hyper, Rule, Transform, abs2, hyper, static
 
 
@@ -166,22 +162,7 @@ RULES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return tmp_path_factory.mktemp("cuda")
-
-
-@pytest.fixture(params=["tiled", "cuda", pytest.param("numba", marks=pytest.mark.needs("numba"))])
-def runner(request: pytest.FixtureRequest) -> Any:
-    if request.param == "cuda":
-        host_cuda.needs_compiler()
-        return Cuda(HostDriver(request.getfixturevalue("folder")))
-    if request.param == "numba":
-        pytest.importorskip("numba")
-        from xopt._engine.runners.numba.runner import Numba
-
-        return Numba(2, 64)
-    return Tiled(7, 2)
+runner = one_of("tiled", "cuda", "numba")
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)

@@ -1,4 +1,4 @@
-"""Schedules against their formulas, torch, optax and Keras; combined; as hyperparameters; under jit; drawn."""
+"""Schedules against their formulas, on every library, at their ends and far beyond."""
 
 from __future__ import annotations
 

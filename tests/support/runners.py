@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +12,14 @@ import catalog
 import ml_dtypes
 import numpy as np
 import optree
+import pytest
 from conftest import restrided, tree, walk
 
 import xopt
+from support import host_cuda
+from support.host_cuda import HostDriver
+from xopt._engine.runners.cuda.runner import Cuda
+from xopt._engine.runners.tiled.runner import Tiled
 
 
 def awkward(rng: np.random.Generator, dtype: str) -> Any:
@@ -102,6 +109,53 @@ STORED = [
 ]
 CHAINS = [CHAIN, GATED, SCALED, LINKED]
 RULES = [row.make(**row.options[-1]) for row in catalog.TRACED] + CHAINS + STORED
+
+
+def one_of(*names: str) -> Any:
+    """Return a fixture that is each of these runners in turn, with small tasks; the kernels of cuda run on the host."""
+    marks = {"numba": [pytest.mark.needs("numba")]}
+
+    @pytest.fixture(params=[pytest.param(name, marks=marks.get(name, [])) for name in names])
+    def runner(request: pytest.FixtureRequest) -> Any:
+        if request.param == "cuda":
+            host_cuda.needs_compiler()
+            return Cuda(HostDriver(request.getfixturevalue("kernel_folder")))
+        if request.param == "numba":
+            pytest.importorskip("numba")
+            from xopt._engine.runners.numba.runner import Numba
+
+            return Numba(2, 64)
+        return Tiled(7, 2) if request.param == "tiled" else request.param
+
+    return runner
+
+
+def after_fork(module: str, made: str, child: str = "pass") -> None:
+    """Fork when the threads of a runner are idle: they do not survive it, and child and parent go on all the same."""
+    code = f"""
+import os, time, warnings
+import numpy as np, xopt
+from xopt._engine.runners import threads as _pool
+from {module} import {made.partition("(")[0]}
+warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of a fork with threads, which is what this is about
+p, g = np.ones(5000), np.linspace(-1, 1, 5000)
+opt = xopt.Optimizer(p, xopt.Adam(), runner={made})
+opt.step(g)
+time.sleep(0.5)  # until they are idle
+assert _pool._started > 0
+want, _ = xopt.Adam().apply(p, g, opt.state, runner="eager")
+child = os.fork()
+if child == 0:
+    opt.step(g)
+    {child}
+    os._exit(0 if np.array_equal(p, want) else 1)
+_, status = os.waitpid(child, 0)
+assert status == 0, status
+opt.step(g)
+print("done" if np.array_equal(p, want) else "the parent is wrong")
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert out.stdout == "done\n", out.stderr
 
 
 def step_in_threads(runner: Any, rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""Parameter groups: chosen by path and array, computed together, with the bits of one optimizer a group."""
+"""Groups of parameters are computed together, with the bits of one optimizer a group."""
 
 from __future__ import annotations
 
@@ -12,30 +12,13 @@ from conftest import Lib
 from support import host_cuda
 from support.groups import BASE, CASES, DTYPES, LeafTrust, S, TreeScale, apart, check, head, of, rest, rounds, tree
 from support.host_cuda import STEP, HostDriver
-from support.runners import same_bits
+from support.runners import one_of, same_bits
 
 import xopt
 from xopt._engine.runners.cuda.runner import Cuda
-from xopt._engine.runners.tiled.runner import Tiled
 from xopt.rule import Array, H, Hyper, Transform, hyper
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return tmp_path_factory.mktemp("cuda")
-
-
-@pytest.fixture(params=["eager", "tiled", "cuda", pytest.param("numba", marks=pytest.mark.needs("numba"))])
-def runner(request: pytest.FixtureRequest) -> Any:
-    if request.param == "cuda":
-        host_cuda.needs_compiler()
-        return Cuda(HostDriver(request.getfixturevalue("folder")))
-    if request.param == "numba":
-        pytest.importorskip("numba")
-        from xopt._engine.runners.numba.runner import Numba
-
-        return Numba(2, 64)
-    return Tiled(7, 2) if request.param == "tiled" else "eager"
+runner = one_of("eager", "tiled", "cuda", "numba")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -84,10 +67,10 @@ def test_libraries(case: str, lib: Lib, rng: np.random.Generator) -> None:
 # --- one batch, one kernel
 
 
-def test_one_launch_for_all_groups(folder: Any, rng: np.random.Generator) -> None:
+def test_one_launch_for_all_groups(kernel_folder: Any, rng: np.random.Generator) -> None:
     """Other numbers are columns: one kernel, one reduction, nothing uploaded again; the bits of separate optimizers."""
     host_cuda.needs_compiler()
-    driver = HostDriver(folder)
+    driver = HostDriver(kernel_folder)
     base = xopt.AdamW(0.1, weight_decay=0.2)
     rule = xopt.chain(
         xopt.ClipByGlobalNorm(0.5),
@@ -108,10 +91,10 @@ def test_one_launch_for_all_groups(folder: Any, rng: np.random.Generator) -> Non
 
 
 @pytest.mark.needs("torch")
-def test_columns_of_scalars_go_up_when_they_change(folder: Any, rng: np.random.Generator) -> None:
+def test_columns_of_scalars_go_up_when_they_change(kernel_folder: Any, rng: np.random.Generator) -> None:
     torch = pytest.importorskip("torch")
     host_cuda.needs_compiler()
-    driver = HostDriver(folder)
+    driver = HostDriver(kernel_folder)
     rule = xopt.Groups(xopt.AdamW(0.1, weight_decay=0.2), ("head/*", {"lr": xopt.scaled(0.5)}))
     move = lambda x: optree.tree_map(lambda a: torch.from_numpy(a.copy()), x)
     params, grads = tree(rng, "float32"), tree(rng, "float32")

@@ -12,9 +12,11 @@ import optree
 import pytest
 from conftest import Lib
 from support.groups import CASES, TreeScale, tree
-from support.runners import same_bits
+from support.runners import one_of, same_bits
 
 import xopt
+
+runner = one_of("eager", "tiled", "cuda", "numba")
 
 
 def test_frozen(lib: Lib, rng: np.random.Generator) -> None:
@@ -180,7 +182,7 @@ def test_masked_names() -> None:
     assert opt.rule.parts[0] == xopt.Masked(xopt.ClipByNorm(0.5), "a")  # type: ignore[attr-defined]
 
 
-# --- the rest
+# --- shown
 
 
 def test_shown_compared_pickled() -> None:

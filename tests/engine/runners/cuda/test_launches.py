@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,10 @@ from xopt._engine.runners.cuda.runner import Cuda
 CLIPPED = xopt.chain(xopt.ClipByGlobalNorm(0.5), xopt.Adam(0.1))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    host_cuda.needs_compiler()
-    return tmp_path_factory.mktemp("cuda")
-
-
 @pytest.fixture
-def driver(folder: Any) -> HostDriver:
-    return HostDriver(folder)
+def driver(kernel_folder: Path) -> HostDriver:
+    host_cuda.needs_compiler()
+    return HostDriver(kernel_folder)
 
 
 def leaves(rng: np.random.Generator, sizes: Any = (5, 70_000, 0, 1)) -> list[Any]:

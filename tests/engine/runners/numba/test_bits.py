@@ -1,4 +1,4 @@
-"""The numba runner gives the bits of eager NumPy, on real numbers; it compiles once, and never twice."""
+"""The numba runner gives the bits of eager NumPy, on real numbers; on complex ones it is near."""
 
 from __future__ import annotations
 

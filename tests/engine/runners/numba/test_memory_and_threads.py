@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
-import tracemalloc
 import weakref
 from typing import Any
 
 import numpy as np
 import pytest
-from support.runners import step_in_threads
+from support.memory import peak
+from support.runners import after_fork, step_in_threads
 
 import xopt
 
@@ -27,11 +25,8 @@ def test_peak_memory_of_a_step() -> None:
     p, g = np.ones(2**21, "float32"), np.ones(2**21, "float32")
     opt = xopt.Optimizer(p, xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.AdamW()), runner="numba")
     opt.step(g)
-    tracemalloc.start()
-    opt.step(g)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 6e6, f"{peak / 1e6:.1f} MB beside 8 MB of parameters"
+    most = peak(lambda: opt.step(g))
+    assert most < 6e6, f"{most / 1e6:.1f} MB beside 8 MB of parameters"
 
 
 def test_gradients_are_not_kept(rng: np.random.Generator) -> None:
@@ -91,36 +86,11 @@ def test_results_are_allocated_once(rng: np.random.Generator) -> None:
     rule = xopt.SGD(lr=0.5)
     state = rule.init(p)
     rule.apply(p, g, state, runner="numba")
-    tracemalloc.start()
-    rule.apply(p, g, state, runner="numba")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1.2 * 8 * 2**20
+    assert peak(lambda: rule.apply(p, g, state, runner="numba")) < 1.2 * 8 * 2**20
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_after_fork() -> None:
-    code = """
-import os, time, warnings
-import numpy as np, xopt
-from xopt._engine.runners.numba.runner import Numba
-from xopt._engine.runners import threads as _pool
-warnings.simplefilter("ignore")
-p, g = np.ones(5000), np.linspace(-1, 1, 5000)
-opt = xopt.Optimizer(p, xopt.Adam(), runner=Numba(2, 64))
-opt.step(g)
-time.sleep(0.5)  # until its threads are idle
-assert _pool._started > 0
-want, _ = xopt.Adam().apply(p, g, opt.state, runner="eager")
-child = os.fork()
-if child == 0:
-    opt.step(g)
-    xopt.Optimizer(np.ones(9), xopt.RMSProp(), runner="numba").step(np.ones(9))
-    os._exit(0 if np.array_equal(p, want) else 1)
-_, status = os.waitpid(child, 0)
-assert status == 0, status
-opt.step(g)
-print("done" if np.array_equal(p, want) else "the parent is wrong")
-"""
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
-    assert out.stdout == "done\n", out.stderr
+    """The child steps, and compiles another kernel."""
+    more = 'xopt.Optimizer(np.ones(9), xopt.RMSProp(), runner="numba").step(np.ones(9))'
+    after_fork("xopt._engine.runners.numba.runner", "Numba(2, 64)", more)
