@@ -122,6 +122,8 @@ def test_only_arrays_knows_array_api_compat() -> None:
 def test_no_module_is_long() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 420, path.name
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 600, path.name
 
 
 def run(code: str, *flags: str, **env: str) -> str:
