@@ -103,9 +103,6 @@ def test_a_step_is_looked_at_in_one_loop(rng: np.random.Generator, monkeypatch: 
     assert all(map(same_bits, params, before))
 
 
-# --- memory --------------------------------------------------------------------------------------------------------
-
-
 def test_odd_addresses(rng: np.random.Generator) -> None:
     def odd(n: int) -> Any:
         x = np.frombuffer(bytearray(8 * n + 1), np.float64, offset=1, count=n)
