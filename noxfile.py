@@ -71,8 +71,8 @@ def tests(session: nox.Session, library: str) -> None:
 def kernels(session: nox.Session) -> None:
     """Compile every CUDA kernel of every option for every dtype, and look at the binaries. It takes minutes."""
     session.install(*LIBRARIES["cupy"], *group("test"), "-e", ".")
-    session.run("pytest", "--library", "cupy", *WORKERS, "tests/test_cuda_text.py", *session.posargs,
-                env={**THREADS, "XOPT_TEST_EVERY_KERNEL": "1"})  # fmt: skip
+    where, env = "tests/engine/runners/cuda/test_compiled_kernels.py", {**THREADS, "XOPT_TEST_EVERY_KERNEL": "1"}
+    session.run("pytest", "--library", "cupy", *WORKERS, where, *session.posargs, env=env)
 
 
 @nox.session
@@ -109,7 +109,7 @@ def clients(session: nox.Session) -> None:
     if session.posargs == ["table"]:
         session.run("python", "tests/clients/test_sklearn_lbfgs.py", env=THREADS)
     else:
-        where = ["tests/clients", "tests/test_scipy.py"]
+        where = ["tests/clients", "tests/solvers/test_scipy_method.py"]
         session.run("pytest", *where, *WORKERS, *session.posargs, env=THREADS)
 
 
@@ -134,7 +134,7 @@ def soak(session: nox.Session) -> None:
     """Take ten million tiny steps: nothing may grow or drift. `nox -s soak -- 1000000` for fewer. It takes an hour."""
     [steps] = session.posargs or ["10000000"]
     session.install(*group("test"), "-e", ".")
-    where = "tests/test_interrupted.py::test_many_steps_leave_nothing_behind"
+    where = "tests/optimizer/test_interrupted.py::test_many_steps_leave_nothing_behind"
     session.run("pytest", "--library", "numpy", where, env={**THREADS, "XOPT_TEST_STEPS": steps})
 
 
@@ -147,9 +147,9 @@ def parity(session: nox.Session) -> None:
 
 @nox.session
 def rates(session: nox.Session) -> None:
-    """Tune the rates of tests/convergence.txt: `nox -s rates -- Lion` for one rule, without a name for all."""
+    """Tune the rates of tests/support/convergence.txt: `nox -s rates -- Lion` for one rule, without a name for all."""
     session.install("-e", ".[demo]")
-    session.run("python", "tests/convergence.py", *session.posargs, env=THREADS)
+    session.run("python", "-m", "support.convergence", *session.posargs, env={**THREADS, "PYTHONPATH": "tests"})
 
 
 @nox.session

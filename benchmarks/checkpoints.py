@@ -81,7 +81,7 @@ def worst_ulps(draws: int) -> list[float]:
     """Return the worst errors of p, v and m of AdamW in float32, in units of what is promised a multiple of."""
     import numpy as np
 
-    ulps: Any = beside("tests", "test_history_others").ulps
+    ulps: Any = beside("tests", "support.ulps").ulps
     rng = np.random.default_rng(0)
     steps = [1, 2, 3, 10, 1000, 2**24 - 1, 2**24, 2**24 + 1, 2**31, 2**53, 10**18]
     found = [ulps(10.0 ** rng.uniform(-18, 12), int(rng.choice(steps)), seed) for seed in range(draws)]
@@ -90,7 +90,7 @@ def worst_ulps(draws: int) -> list[float]:
 
 def promises(ulps: list[float], draws: int) -> list[str]:
     """Return the table of promises; the counts are those of the tests themselves."""
-    names = ("faults", "test_file_faults", "resume", "test_interrupted")
+    names = ("faults", "checkpoint.test_broken_files", "support.resume", "optimizer.test_interrupted")
     modules: list[Any] = [beside("tests", n) for n in names]
     faults, files, resume, interrupted = modules
     runs = [f"{len(resume.rules(x))} runs on {x}" for x in ("numpy", "torch", "jax", "strict", "dask")]

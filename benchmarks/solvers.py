@@ -91,7 +91,7 @@ def functions() -> list[Results]:
     import torch
 
     found = []
-    for problem in beside("tests", "mgh").PROBLEMS:
+    for problem in beside("tests", "support.mgh").PROBLEMS:
         x0 = np.asarray(problem.start, "float64")
         row: Results = {"name": problem.name, "n": x0.size, "least": problem.least}
         with np.errstate(all="ignore"):
@@ -117,7 +117,7 @@ def boxes() -> Results:
     import numpy as np
 
     total: Results = {"boxes": 0, "xopt": 0, "SciPy": 0, "xopt lower": 0, "SciPy lower": 0}
-    for problem, x0, lower, upper in beside("tests", "mgh").boxes():
+    for problem, x0, lower, upper in beside("tests", "support.mgh").boxes():
         sides = [np.full(x0.size, default) if x is None else x for x, default in ((lower, -np.inf), (upper, np.inf))]
         mine, value, _ = by_xopt(problem, x0, 1e-7, bounds=(lower, upper))
         other, others, _ = by_scipy(problem, x0, 1e-7, bounds=list(zip(*sides, strict=True)))

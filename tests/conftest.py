@@ -20,6 +20,8 @@ os.environ.setdefault("JAX_ENABLE_X64", "1")
 import numpy as np
 import pytest
 
+pytest.register_assert_rewrite("support")
+
 LIBRARIES = ("numpy", "strict", "torch", "jax", "dask", "cupy", "numba")
 MODULES = {"strict": "array_api_strict"}
 
@@ -156,7 +158,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if chosen and chosen != "cupy" and not available(chosen):
         raise pytest.UsageError(f"--library {chosen}: not installed")
     if path := config.getoption("--record-parity", default=None):
-        config.pluginmanager.register(importlib.import_module("parity").Recorder(path))
+        config.pluginmanager.register(importlib.import_module("support.parity").Recorder(path))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -176,14 +178,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 EAGER = (
-    "test_convergence.py::test_on_every_library",  # every rule
-    "test_links.py::test_oracle",  # every link
-    "test_wrappers.py::test_a_micro_batch_that_is_not_finite_is_gone_with_its_batch",
-    "test_wrappers.py::test_raise_names_the_gradient_and_moves_nothing",
-    "test_history_others.py::test_norms_and_what_is_done_about_them",
-    "test_protocol.py::test_libraries",
-    "test_protocol.py::test_whole_arrays",
-    "test_trace.py::test_carry",
+    "rules/test_convergence.py::test_on_every_library",  # every rule
+    "transforms/test_oracles.py::test_oracle",  # every link
+    "transforms/test_accumulate_and_guard.py::test_a_micro_batch_that_is_not_finite_is_gone_with_its_batch",
+    "transforms/test_accumulate_and_guard.py::test_raise_names_the_gradient_and_moves_nothing",
+    "regressions/test_others.py::test_norms_and_what_is_done_about_them",
+    "rule/test_link_declarations.py::test_libraries",
+    "rule/test_link_declarations.py::test_whole_arrays",
+    "engine/program/test_trace.py::test_carry",
 )
 """What JAX is given with and without jit. The rest is not: what never calls jit would be the same test again."""
 
@@ -192,7 +194,7 @@ def _spared(item: Any, lib: Lib) -> bool:
     """Whether a test is left to NumPy: options, and dtypes and ways of calling that have others beside them."""
     options = item.get_closest_marker("options") is not None
     params = item.callspec.params
-    if lib.name == "jax" and item.nodeid.partition("[")[0].endswith("test_rules.py::test_float32"):
+    if lib.name == "jax" and item.nodeid.partition("[")[0].endswith("rules/test_oracles.py::test_float32"):
         return True  # the formulas are traced and compiled in float64 and float16
     if lib.id == "numpy-read-only":
         return options or ("row" in params and item.originalname != "test_float64")
@@ -244,6 +246,12 @@ def no_numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr("xopt._engine.runners.numba.runner.missing", lambda: "Numba is left out of this test")
 
 
+@pytest.fixture(scope="session")
+def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the kernels of the cuda runner are built for the host, each once."""
+    return tmp_path_factory.mktemp("cuda")
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20260101)
@@ -252,7 +260,7 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def parity(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
     """Return ``parity(library, rule or link, ours, theirs)``, which notes how far two lists of arrays are apart."""
-    compared = importlib.import_module("parity").compared
+    compared = importlib.import_module("support.parity").compared
     return lambda *what, kind="peer": record_property("parity", compared(kind, *what))
 
 

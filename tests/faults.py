@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-HERE, RULES = "tests/test_history_others.py", "tests/test_rules.py"
+HERE, RULES = "tests/regressions/test_others.py", "tests/rules/test_oracles.py"
 
 
 class Fault(NamedTuple):
@@ -73,7 +73,7 @@ FAULTS: dict[str, Fault] = {
         "pytorch #101449",
         (("_engine.runners.cuda.templates", "const long long first = (long long)chunk.number * CHUNK, left",
           "const int first = chunk.number * CHUNK; const long long left"),),
-        ("tests/test_cuda_host.py::test_indices_are_wide",),
+        ("tests/engine/runners/cuda/test_bits_on_host.py::test_indices_are_wide",),
         needs=os.environ.get("CXX", "g++"),
     ),
     "int32-parts": Fault(
@@ -85,19 +85,19 @@ FAULTS: dict[str, Fault] = {
     "counter-bfloat16": Fault(
         "pytorch #110940",
         (("_arrays.scalars", "min(step + 1, STEP_LIMIT)", "int(_arrays.bfloat16()(step) + _arrays.bfloat16()(1))"),),
-        (f"{HERE}::test_a_counter_does_not_freeze", "tests/test_optimizer.py::test_step_counter_is_exact"),
+        (f"{HERE}::test_a_counter_does_not_freeze", "tests/optimizer/test_optimizer.py::test_step_counter_is_exact"),
     ),
     "counter-float32": Fault(
         "pytorch #110940",
         (("_arrays.scalars", "min(step + 1, STEP_LIMIT)", "int(np.float32(step) + np.float32(1))"),),
-        (f"{HERE}::test_a_counter_does_not_freeze", "tests/test_optimizer.py::test_step_counter_is_exact"),
+        (f"{HERE}::test_a_counter_does_not_freeze", "tests/optimizer/test_optimizer.py::test_step_counter_is_exact"),
     ),
     "eps-in-half": Fault(
         "optax #1754, chainer #6299",
         (("_arrays.dtypes", 'DType("float16", 2, "float32"', 'DType("float16", 2, "float16"'),
          ("_arrays.dtypes", "COMPLEX_OF = {", 'COMPLEX_OF = {"float16": "complex64"} | {')),
         (f"{HERE}::test_a_zero_gradient_of_half_precision_moves_nothing[float16-Adam]",
-         "tests/test_libraries.py::test_zero_gradients_of_half_precision_move_nothing"),
+         "tests/arrays/test_libraries.py::test_zero_gradients_of_half_precision_move_nothing"),
     ),
     "number-to-vector": Fault(
         "optax PR 1042",
@@ -120,7 +120,7 @@ FAULTS: dict[str, Fault] = {
         "optax #1389",
         (("rules.adam", "xp.maximum(top, v) if", "xp.maximum(top, v / (1 - h.b2**h.t)) if"),
          ("rules.adam", "w = top if h.amsgrad", "w = top * c2 if h.amsgrad")),
-        ("tests/test_peers.py::test_peer[torch Adam(lr=0.1, b2=0.9, amsgrad=True)]",),
+        ("tests/rules/test_peers.py::test_peer[torch Adam(lr=0.1, b2=0.9, amsgrad=True)]",),
         library="torch",
     ),
     "eps-place": Fault(
@@ -136,40 +136,41 @@ FAULTS: dict[str, Fault] = {
     "accumulated-count": Fault(
         "keras #19990",
         (("transforms._conditional", "return (t - 1) // h.every + 1", "return t"),),
-        ("tests/test_wrappers.py::test_k_small_batches_are_one_large_one",),
+        ("tests/transforms/test_accumulate_and_guard.py::test_k_small_batches_are_one_large_one",),
     ),
     "accumulated-decay": Fault(
         "keras #19990",
         (("_engine.program.compose", "return self.keep(new, old) if", "return self.keep(new, old - 1e-3 * old) if"),),
-        ("tests/test_wrappers.py::test_k_small_batches_are_one_large_one",),
+        ("tests/transforms/test_accumulate_and_guard.py::test_k_small_batches_are_one_large_one",),
     ),
     "scaled-step-counted": Fault(
         "torch's GradScaler: schedulers count the steps that it left out",
         (("transforms._conditional", '"skipped": h.skipped + (1 - go),', '"skipped": 0.0 * h.skipped,'),),
-        ("tests/test_loss_scale.py::test_one_counter", "tests/test_loss_scale.py::test_the_rule_does_not_notice"),
+        ("tests/transforms/test_loss_scale.py::test_one_counter",
+         "tests/transforms/test_loss_scale.py::test_the_rule_does_not_notice"),
     ),
     "scaled-overflow-forgotten": Fault(
         "torch's GradScaler: the count towards the next growth begins anew with an overflow",
         (("transforms._conditional", "good = go * (h.good + 1)", "good = h.good + go"),),
-        ("tests/test_loss_scale.py::test_oracle",),
+        ("tests/transforms/test_loss_scale.py::test_oracle",),
     ),
     "scaled-not-divided": Fault(
         "torch's recipe: gradients are clipped without unscale_",
         (("transforms._conditional", "return h.inverse * g", "return g"),),
-        ("tests/test_loss_scale.py::test_the_rule_does_not_notice",),
+        ("tests/transforms/test_loss_scale.py::test_the_rule_does_not_notice",),
     ),
     "scaled-by-the-next": Fault(
         "torch's GradScaler: unscale_ comes before update",
         (("transforms._conditional", '"inverse": 1 / h.scale,',
           '"inverse": 1 / xp.where(good >= h.every, higher, h.scale),'),),
-        ("tests/test_loss_scale.py::test_the_rule_does_not_notice",
-         "tests/test_loss_scale.py::test_gradients_that_are_none"),
+        ("tests/transforms/test_loss_scale.py::test_the_rule_does_not_notice",
+         "tests/transforms/test_loss_scale.py::test_gradients_that_are_none"),
     ),
     "held-back-but-kept": Fault(
         "found here: in a call without any gradient, what is carried behind a link that waits did not wait",
         (("_engine.resolve", 'return found.get("go")', "return None"),
          ("_engine.resolve", "if spec.gates:\n", "if spec.gates and members:\n")),
-        ("tests/test_loss_scale.py::test_a_batch_without_any_gradient_counts_with_its_step_only",),
+        ("tests/transforms/test_loss_scale.py::test_a_batch_without_any_gradient_counts_with_its_step_only",),
     ),
     "axes": Fault(
         "keras PR 18936, mlx PR 3652",
@@ -220,7 +221,7 @@ FAULTS: dict[str, Fault] = {
         "tinygrad PR 1047",
         (("_arrays.layout", "shared = [j for j in self._near(x) if j < k and _arrays.overlap(self._arrays[j], x)]",
           "shared: list[int] = []"),),
-        ("tests/test_errors.py::test_the_same_memory_twice",),
+        ("tests/optimizer/test_errors.py::test_the_same_memory_twice",),
     ),
     "gradient-mutated": Fault(
         "pytorch #12218",
@@ -235,19 +236,20 @@ FAULTS: dict[str, Fault] = {
         "pytorch #46849",
         (("_engine.runners.tiled.tiles", 'super().__init__(work, program, values, "float64", leaves, None)',
           'super().__init__(work, program, values, "float32", leaves, None)'),),
-        (f"{HERE}::test_norms_and_what_is_done_about_them", "tests/test_libraries.py::test_norms_at_the_edges"),
+        (f"{HERE}::test_norms_and_what_is_done_about_them", "tests/arrays/test_libraries.py::test_norms_at_the_edges"),
     ),
     "nan-norm-passes": Fault(
         "pytorch #46849",
         (("transforms._clipping", "h.max_norm / xp.maximum(xp.sqrt(h.total), h.max_norm)}",
           "xp.where(xp.sqrt(h.total) > h.max_norm, h.max_norm / (xp.sqrt(h.total) + 1e-300), 1.0)}"),),
-        (f"{HERE}::test_norms_and_what_is_done_about_them", "tests/test_libraries.py::test_norms_at_the_edges"),
+        (f"{HERE}::test_norms_and_what_is_done_about_them", "tests/arrays/test_libraries.py::test_norms_at_the_edges"),
     ),
     "inf-unseen": Fault(
         "pytorch #46849",
         (("transforms._conditional", "xp.where(xp.isfinite(g), xp.minimum(size, 0.0), 1.0)}",
           "xp.where(xp.isnan(g), 1.0, xp.minimum(size, 0.0))}"),),
-        (f"{HERE}::test_norms_and_what_is_done_about_them", "tests/test_wrappers.py::test_a_skipped_step_never_was"),
+        (f"{HERE}::test_norms_and_what_is_done_about_them",
+         "tests/transforms/test_accumulate_and_guard.py::test_a_skipped_step_never_was"),
     ),
     "shape-of-x0": Fault(
         "scipy #6364",
@@ -259,18 +261,18 @@ FAULTS: dict[str, Fault] = {
         "scipy #6364",
         (("solvers._descent", "return self.space.tree(self.space.copied(self.here.x))",
           "return self.space.tree(self.here.x)"),),
-        ("tests/test_minimize.py::test_a_callback_may_do_as_it_likes",),
+        ("tests/solvers/test_minimize.py::test_a_callback_may_do_as_it_likes",),
     ),
     "step-a-parameter": Fault(
         "PennyLane #1928, DiffSharp #292",
         (("_engine.executor", "t = after(taken)", "t = taken + len(self.layout.leaves)"),),
-        ("tests/test_optimizer.py::test_two_parameters_are_two_optimizers",),
+        ("tests/optimizer/test_optimizer.py::test_two_parameters_are_two_optimizers",),
     ),
     "vacuous-gate": Fault(
         "a parity gate that compared fused with fused",
         (("_engine.runners.choose", 'if runner == "eager":\n        return backend("eager")',
           'if runner == "eager":\n        return backend("tiled")'),),
-        ("tests/test_runners.py::test_which_runner_ran",),
+        ("tests/engine/runners/test_tiled.py::test_which_runner_ran",),
     ),
     "decay-ignored": Fault(
         "tinygrad's Muon",
@@ -292,18 +294,18 @@ FAULTS: dict[str, Fault] = {
     "shapes": Fault(
         "optax: gradient (3,1) for parameter (3,)",
         (("_arrays.layout", "if tuple(x.shape) != shape:", "if math.prod(x.shape) != math.prod(shape):"),),
-        (f"{HERE}::test_only_the_shape_of_the_parameter_will_do", "tests/test_errors.py::test_gradient"),
+        (f"{HERE}::test_only_the_shape_of_the_parameter_will_do", "tests/optimizer/test_errors.py::test_gradient"),
     ),
     "half-a-step": Fault(
         "one bad leaf: p₀ moved, p₁ did not",
         (("_engine.executor", "jobs.append(work.runner.prepare(work, scalars, into))",
           "jobs.append(lambda made=work.runner.prepare(work, scalars, into)(): made)"),),
-        ("tests/test_history.py::test_a_scalar_that_cannot_be_computed_moves_nothing",),
+        ("tests/regressions/test_ours.py::test_a_scalar_that_cannot_be_computed_moves_nothing",),
     ),
     "unchecked-scalars": Fault(
         "one bad leaf: the state moved, p did not",
         (("_engine.program.trace", "tuple(_real(x) if isinstance(x, int", "tuple(x if isinstance(x, int"),),
-        ("tests/test_history.py::test_a_scalar_that_cannot_be_computed_moves_nothing",),
+        ("tests/regressions/test_ours.py::test_a_scalar_that_cannot_be_computed_moves_nothing",),
         kinds=("ComplexWarning",),  # (1 - 2)**0.5, on storing
     ),
     "failed-step-counts": Fault(
@@ -316,212 +318,215 @@ FAULTS: dict[str, Fault] = {
     "step-cast": Fault(
         "pytorch #80809",
         (("checkpoint._snapshot", '"step": int(step)', '"step": int(np.float32(step))'),),
-        ("tests/test_checkpoint.py::test_the_step_is_an_int",),
+        ("tests/checkpoint/test_save_and_load.py::test_the_step_is_an_int",),
         kinds=("CheckpointError",),  # 2⁶³
     ),
     "reinitialised": Fault(
         "mlx PR 1329",
         (("checkpoint._restore", "            x = place.array\n            host",
           "            x = place.array\n            if place.slot:\n                continue\n            host"),),
-        ("tests/test_resume.py::test_every_rule_resumes_to_the_same_bits_in_another_process[numpy-plain]",
-         "tests/test_checkpoint.py::test_names_are_paths"),
+        ("tests/checkpoint/test_resume.py::test_every_rule_resumes_to_the_same_bits_in_another_process[numpy-plain]",
+         "tests/checkpoint/test_save_and_load.py::test_names_are_paths"),
     ),
     "replaced-array": Fault(
         "xopt: the array that was put in the place of a parameter never moved",
         (("_arrays.tree", "if len(inside) != len(known) or not all(map(operator.is_, inside, known)):", "if False:"),),
-        ("tests/test_replaced.py::test_an_array_that_was_replaced",),
+        ("tests/optimizer/test_replaced_arrays.py::test_an_array_that_was_replaced",),
     ),
     "set-when-torn": Fault(
         "xopt: a rate was set after an interrupted step",
         (("optimizer", '            self._access.check("set", swapped=True)\n', ""),),
-        ("tests/test_interrupted.py::test_ctrl_c_between_leaves_is_noticed",),
+        ("tests/optimizer/test_interrupted.py::test_ctrl_c_between_leaves_is_noticed",),
     ),
     "slow-weights-of-other-parameters": Fault(
         "xopt: slow weights of zeros pulled what was loaded to 0",
         (("_engine.state", "isinstance(first, str) or callable(first) or name == ERROR", "name == ERROR"),),
-        ("tests/test_partial.py::test_lookahead_steps_back_to_what_was_loaded",),
+        ("tests/checkpoint/test_partial_loading.py::test_lookahead_steps_back_to_what_was_loaded",),
     ),
     "carry-reinitialised": Fault(
         "mlx PR 1329",
         (("checkpoint._saving", "loaded.step, {**self._carry, **loaded.carry}", "loaded.step, self._carry"),),
-        ("tests/test_resume.py::test_every_rule_resumes_to_the_same_bits_in_another_process[numpy-plain]",),
+        ("tests/checkpoint/test_resume.py::test_every_rule_resumes_to_the_same_bits_in_another_process[numpy-plain]",),
         kinds=("KeyError",),
     ),
     "aliased": Fault(
         "pytorch #196083",
         (("checkpoint._snapshot", "run.layout.xp.asarray(x, copy=True)", "x"),),
-        ("tests/test_checkpoint.py::test_an_exported_state_is_a_copy[numpy-plain]",),
+        ("tests/checkpoint/test_save_and_load.py::test_an_exported_state_is_a_copy[numpy-plain]",),
     ),
     "by-order": Fault(
         "pytorch #1489, PR 6031",
         (("_arrays.tree", 'return ["/".join(key.replace("~", "~0")',
           'return [str(k) for k in range(spec.num_leaves)]\n    return ["/".join(key'),),
-        ("tests/test_checkpoint.py::test_names_are_paths",),
+        ("tests/checkpoint/test_save_and_load.py::test_names_are_paths",),
         kinds=("KeyError",),
     ),
     "slash-in-a-key": Fault(
         "a path that two parameters have",
         (("_arrays.tree", '.replace("/", "~1")', ""),),
-        ("tests/test_checkpoint.py::test_names_are_paths",),
+        ("tests/checkpoint/test_save_and_load.py::test_names_are_paths",),
         kinds=("ValueError",),
     ),
     "memory-order": Fault(
         "safetensors #825",
         (("checkpoint._safetensors", "x.reshape(-1).view(np.uint8).data", 'x.ravel("K").view(np.uint8).data'),
          ("_arrays.transfer", 'host = np.asarray(x, order="C")', "host = np.asarray(x)")),
-        ("tests/test_checkpoint.py::test_frozen_parameters_and_other_memory",
-         "tests/test_checkpoint.py::test_the_safetensors_library_reads_it"),
+        ("tests/checkpoint/test_save_and_load.py::test_frozen_parameters_and_other_memory",
+         "tests/checkpoint/test_save_and_load.py::test_the_safetensors_library_reads_it"),
     ),
     "keys-twice": Fault(
         "safetensors: duplicate keys",
         (("checkpoint._safetensors", "twice.extend(", "(lambda x: None)("),),
-        ("tests/test_file_faults.py::test_a_file_made_to_do_harm[a key twice]",),
+        ("tests/checkpoint/test_broken_files.py::test_a_file_made_to_do_harm[a key twice]",),
     ),
     "unchecked": Fault(
         "safetensors: no checksum",
         (("checkpoint._safetensors", "if crc != x.crc:", "if False:"),
          ("checkpoint._safetensors", "zlib.crc32(data) != stored.crc", "False")),
-        ("tests/test_file_faults.py::test_no_mutation_of_a_file_is_accepted",
-         "tests/test_checkpoint.py::test_checksums_can_be_left_out"),
+        ("tests/checkpoint/test_broken_files.py::test_no_mutation_of_a_file_is_accepted",
+         "tests/checkpoint/test_save_and_load.py::test_checksums_can_be_left_out"),
     ),
     "unchecked-header": Fault(
         "safetensors: no checksum",
         (("checkpoint._safetensors", "if self._checksums and not signed:", "if False:"),),
-        ("tests/test_file_faults.py::test_no_mutation_of_a_file_is_accepted",),
+        ("tests/checkpoint/test_broken_files.py::test_no_mutation_of_a_file_is_accepted",),
     ),
     "written-in-place": Fault(
         "kill -9 during save",
         (("checkpoint._atomic", 'target.with_name(f".xopt-{os.urandom(4).hex()}.tmp")', "target"),
          ("checkpoint._atomic", "os.O_CREAT | os.O_EXCL", "os.O_CREAT | os.O_TRUNC")),
-        ("tests/test_file_faults.py::test_kill_9_during_save_destroys_nothing",
-         "tests/test_file_faults.py::test_a_disk_that_is_really_full"),
+        ("tests/checkpoint/test_broken_files.py::test_kill_9_during_save_destroys_nothing",
+         "tests/checkpoint/test_broken_files.py::test_a_disk_that_is_really_full"),
     ),
     "not-synced": Fault(
         "kill -9 during save",
         (("checkpoint._atomic", "                os.fsync(fd)\n", "                pass\n"),),
-        ("tests/test_file_faults.py::test_an_error_at_every_call_to_the_system",),
+        ("tests/checkpoint/test_broken_files.py::test_an_error_at_every_call_to_the_system",),
     ),
     "left-behind": Fault(
         "a full disk",
         (("checkpoint._atomic", "            temporary.unlink()\n", "            pass\n"),),
-        ("tests/test_file_faults.py::test_an_error_at_every_call_to_the_system",),
+        ("tests/checkpoint/test_broken_files.py::test_an_error_at_every_call_to_the_system",),
     ),
     "half-a-load": Fault(
         "a load that fails in the middle",
         (("checkpoint._saving", "        source.verify()\n", ""),),
-        ("tests/test_file_faults.py::test_a_file_that_cannot_be_read",),
+        ("tests/checkpoint/test_broken_files.py::test_a_file_that_cannot_be_read",),
     ),
     "interrupt-unnoticed": Fault(
         "Ctrl-C in a step",
         (("_engine.exclusive", "not None and (self._intact is None or", "not None and (self._intact is None and"),),
-        ("tests/test_interrupted.py::test_ctrl_c_between_leaves_is_noticed",
-         "tests/test_interrupted.py::test_signals_at_any_moment[eager]"),
+        ("tests/optimizer/test_interrupted.py::test_ctrl_c_between_leaves_is_noticed",
+         "tests/optimizer/test_interrupted.py::test_signals_at_any_moment[eager]"),
     ),
     "thread-outlives": Fault(
         "Ctrl-C in a step: a thread goes on writing",
         (("_engine.runners.threads", "left = deque(helpers)", "left = deque([] if failed else helpers)"),),
-        ("tests/test_interrupted.py::test_signals_at_any_moment[threads]",),
+        ("tests/optimizer/test_interrupted.py::test_signals_at_any_moment[threads]",),
     ),
     "race": Fault(
         "two threads in one optimizer",
         (("_engine.exclusive", "        if self._lock.locked():\n", "        if False:\n"),
          ("_engine.exclusive", "        return self._lock\n", "        return threading.Lock()\n")),
-        ("tests/test_interrupted.py::test_threads_that_step_one_optimizer_get_an_error_and_no_race",
-         "tests/test_interrupted.py::test_two_threads_in_one_optimizer"),
+        ("tests/optimizer/test_interrupted.py::test_threads_that_step_one_optimizer_get_an_error_and_no_race",
+         "tests/optimizer/test_interrupted.py::test_two_threads_in_one_optimizer"),
     ),
     # few digits
     "error-forgotten": Fault(
         "bfloat16: 500 steps of 1e-3 from 1.0 with Kahan's compensation",
         (("_engine.program.storage", "return (step + self.error) - (landed - p)", "return 0.0 * (step + self.error)"),),
-        ("tests/test_precision.py::test_small_steps_arrive", "tests/test_precision.py::test_kahan_loses_nothing"),
+        ("tests/transforms/test_precision.py::test_small_steps_arrive",
+         "tests/transforms/test_precision.py::test_kahan_loses_nothing"),
     ),
     "seed-of-a-state": Fault(
         "a state that says how it is kept forgets the seed",
         (("rule._precision", "if v != link._fields[n].default", 'if v != link._fields[n].default and n != "seed"'),),
-        ("tests/test_precision.py::test_a_state_that_says_how_it_is_kept",),
+        ("tests/transforms/test_precision.py::test_a_state_that_says_how_it_is_kept",),
     ),
     "error-of-the-cast": Fault(
         "bfloat16: what storing loses is not in the error",
         (("_engine.program.storage", "rounded(self._xp, p + (u + self.error), self._stored)", "p + (u + self.error)"),),
-        ("tests/test_precision.py::test_small_steps_arrive", "tests/test_precision.py::test_kahan_loses_nothing"),
+        ("tests/transforms/test_precision.py::test_small_steps_arrive",
+         "tests/transforms/test_precision.py::test_kahan_loses_nothing"),
     ),
     "master-forgotten": Fault(
         "bfloat16: 500 steps of 1e-3 from 1.0 with master weights",
         (("_engine.program.compose", "    p = p if storage.master is None else storage.master\n", ""),
          ("_engine.program.compose", "old = p if self.master is None else self.master", "old = p")),
-        ("tests/test_precision.py::test_small_steps_arrive",
-         "tests/test_precision.py::test_a_master_copy_is_the_run_in_float32"),
+        ("tests/transforms/test_precision.py::test_small_steps_arrive",
+         "tests/transforms/test_precision.py::test_a_master_copy_is_the_run_in_float32"),
     ),
     "noise-forgotten": Fault(
         "bfloat16: 500 steps of 1e-3 from 1.0 with stochastic rounding",
         (("_engine.program.rounding", "xp.where(noise < far /", "xp.where(0.5 < far /"),),
-        ("tests/test_precision.py::test_stochastic_rounding_is_the_same_everywhere",
-         "tests/test_precision.py::test_stochastic_rounding_takes_a_neighbour_by_its_nearness"),
+        ("tests/transforms/test_precision.py::test_stochastic_rounding_is_the_same_everywhere",
+         "tests/transforms/test_precision.py::test_stochastic_rounding_takes_a_neighbour_by_its_nearness"),
     ),
     "noise-again": Fault(
         "stochastic rounding: the same noise in every step",
         (("rule._precision", '"low": h.t % 65536', '"low": h.t * 0'),),
-        ("tests/test_precision.py::test_stochastic_rounding_is_the_same_everywhere",),
+        ("tests/transforms/test_precision.py::test_stochastic_rounding_is_the_same_everywhere",),
     ),
     "noise-of-the-tile": Fault(
         "stochastic rounding: elements are counted from the start of a tile",
         (("_engine.runners.tiled.tiles", "arange(task.low, task.low + n) for n in sizes", "arange(n) for n in sizes"),),
-        ("tests/test_runners.py::test_tiles[bfloat16-Precision1]",),
+        ("tests/engine/runners/test_tiled.py::test_tiles[bfloat16-Precision1]",),
     ),
     "one-scale": Fault(
         "8 bits: one scale for a whole tensor (Dettmers et al. 2022)",
         (("_engine.program.quantize", "    return xp.max(xp.reshape(flat, (-1, BLOCK)), axis=1)",
           "    return xp.max(xp.reshape(flat, (-1, BLOCK)), axis=1) * 0 + xp.max(flat)"),),
-        ("tests/test_blocks.py::test_codes_are_the_nearest", "tests/test_blocks.py::test_tiles"),
+        ("tests/engine/program/test_8bit_state.py::test_codes_are_the_nearest",
+         "tests/engine/program/test_8bit_state.py::test_tiles"),
     ),
     "square-to-zero": Fault(
         "8 bits: a step divided by 0",
         (("_engine.program.quantize", "xp.where(size > 0.0, xp.maximum(near, 1.0), near)", "near"),),
-        ("tests/test_blocks.py::test_what_is_not_finite_does_not_hide",),
+        ("tests/engine/program/test_8bit_state.py::test_what_is_not_finite_does_not_hide",),
     ),
     "nan-as-zero": Fault(
         "8 bits: NaN in the state, and nobody sees it",
         (("_engine.program.quantize", "    return xp.max(xp.reshape(flat, (-1, BLOCK)), axis=1)",
           "    return xp.nan_to_num(xp.max(xp.reshape(flat, (-1, BLOCK)), axis=1))"),),
-        ("tests/test_blocks.py::test_what_is_not_finite_does_not_hide",),
+        ("tests/engine/program/test_8bit_state.py::test_what_is_not_finite_does_not_hide",),
     ),
     "codes-as-numbers": Fault(
         "8 bits: codes loaded without their scales",
         (("checkpoint._restore", "if name in found and other not in found", "if False"),),
-        ("tests/test_blocks.py::test_codes_without_their_scales",),
+        ("tests/engine/program/test_8bit_state.py::test_codes_without_their_scales",),
     ),
     "scales-of-the-tile": Fault(
         "8 bits: a tile that begins inside of a block",
         (("_engine.runners.tiled.runner", "-(-tile // BLOCK) * BLOCK if work.plan.codes else tile", "tile"),),
-        ("tests/test_blocks.py::test_tiles",),
+        ("tests/engine/program/test_8bit_state.py::test_tiles",),
         kinds=("ValueError",),
     ),
     "infinity-rounded": Fault(
         "stochastic rounding of what is not finite",
         (("_engine.program.rounding", "xp.maximum(size, xp.abs(other)) <= most", "size == size"),
          ("_engine.program.rounding", "xp.where(size < most, c - (c - x), x))", "c - (c - x))")),
-        ("tests/test_precision.py::test_what_is_not_finite_stays_so",),
+        ("tests/transforms/test_precision.py::test_what_is_not_finite_stays_so",),
     ),
     "copies-in-half": Fault(
         "state in bfloat16: the parameters of a schedule-free rule with it",
         (("_engine.program.storage", "copied or spec.after", "name == MASTER or spec.after"),),
-        ("tests/test_precision.py::test_copies_of_parameters_keep_their_digits",),
+        ("tests/transforms/test_precision.py::test_copies_of_parameters_keep_their_digits",),
     ),
     "noise-of-all-leaves": Fault(
         "stochastic rounding: the same noise in every leaf",
         (("_engine.resolve", "np.arange(float(len(self._layout.leaves)))", "np.zeros(len(self._layout.leaves))"),),
-        ("tests/test_precision.py::test_what_the_noise_depends_on",),
+        ("tests/transforms/test_precision.py::test_what_the_noise_depends_on",),
     ),
     "seed-or-step": Fault(
         "stochastic rounding: another seed is another order of the same noise",
         (("random", "mix(mask(both(low, high) * number(_SPREAD))), mix(both(seed_low, seed_high))",
           "both(low, high), both(seed_low, seed_high)"),),
-        ("tests/test_precision.py::test_noise_is_noise",),
+        ("tests/transforms/test_precision.py::test_noise_is_noise",),
     ),
     "averages-in-half": Fault(
         "bounds: averages of half precision stall",
         (("_engine.program.storage", "copied or spec.after or spec.gates", "copied"),),
-        ("tests/test_precision.py::test_accumulated_gradients_keep_their_digits",),
+        ("tests/transforms/test_precision.py::test_accumulated_gradients_keep_their_digits",),
     ),
     # bounds
     "bias-correction-float32": Fault(
@@ -540,25 +545,25 @@ FAULTS: dict[str, Fault] = {
         "bounds: the same bits for any tile",
         (("_engine.runners.tiled.tiling", "yield low, min(size, low + tile), None",
           "yield low, max(low, min(size - size % 4 if size > tile else size, low + tile)), None"),),
-        ("tests/test_runners.py::test_every_tile_and_dtype[float32-Adam]",
-         "tests/test_runners.py::test_parts_cover_a_leaf_once_and_in_order"),
+        ("tests/engine/runners/test_tiled.py::test_every_tile_and_dtype[float32-Adam]",
+         "tests/engine/runners/test_tiled.py::test_parts_cover_a_leaf_once_and_in_order"),
     ),
     "sum-by-tile": Fault(
         "bounds: norms in one order",
         (("_engine.program.summation", "flat[i : i + CHUNK]) for i in range(0, flat.size, CHUNK))",
           "flat[i : i + 1000]) for i in range(0, flat.size, 1000))"),),
-        ("tests/test_runners.py::test_norm_is_summed_in_one_order",),
+        ("tests/engine/runners/test_tiled.py::test_norm_is_summed_in_one_order",),
     ),
     "numba-fastmath": Fault(
         "bounds: fastmath changes 65 % of elements",
         (("_engine.runners.numba.codegen", 'error_model="numpy")', 'error_model="numpy", fastmath=True)'),),
-        ("tests/test_numba.py::test_bits_of_eager[Adam-float32]",),
+        ("tests/engine/runners/numba/test_bits.py::test_bits_of_eager[Adam-float32]",),
         library="numba",
     ),
     "numba-float64-scalars": Fault(
         "bounds: Python floats change 68 % of elements",
         (("_engine.runners.numba.codegen", "{real}(scalars[row, {k}])", "scalars[row, {k}]"),),
-        ("tests/test_numba.py::test_bits_of_eager[Adam-float32]",),
+        ("tests/engine/runners/numba/test_bits.py::test_bits_of_eager[Adam-float32]",),
         library="numba",
     ),
     "state-in-half": Fault(
@@ -571,7 +576,7 @@ FAULTS: dict[str, Fault] = {
     "gradient-dtype": Fault(
         "float32 += float64 is silently float32",
         (("_arrays.layout", "if x.dtype != dtype:", "if getattr(x.dtype, 'kind', 0) != getattr(dtype, 'kind', 1):"),),
-        ("tests/test_errors.py::test_gradient",),
+        ("tests/optimizer/test_errors.py::test_gradient",),
     ),
     "sqrt-of-a-number": Fault(
         "xp.sqrt(2.0)",
@@ -601,25 +606,25 @@ FAULTS: dict[str, Fault] = {
     "read-only-parameter": Fault(
         "writing into a read-only array",
         (("_arrays.layout", "if isinstance(x, np.ndarray) and not x.flags.writeable:", "if False:"),),
-        ("tests/test_errors.py::test_read_only_and_scalars_are_for_apply",
-         "tests/test_errors.py::test_made_read_only_later"),
+        ("tests/optimizer/test_errors.py::test_read_only_and_scalars_are_for_apply",
+         "tests/optimizer/test_errors.py::test_made_read_only_later"),
         kinds=("ValueError",),  # of NumPy's, half way
     ),
     "bool-hyperparameter": Fault(
         "hyperparameters are numbers: bool, str",
         (("rule._fields", "if isinstance(value, bool | np.bool_ | str) or not", "if isinstance(value, str) or not"),),
-        ("tests/test_errors.py::test_hyperparameters", f"{RULES}::test_refused_options[Adam]"),
+        ("tests/optimizer/test_errors.py::test_hyperparameters", f"{RULES}::test_refused_options[Adam]"),
     ),
     "nan-hyperparameter": Fault(
         "hyperparameters are numbers: NaN, inf",
         (("rule._fields", "if not math.isfinite(found):", "if math.isinf(found):"),),
-        ("tests/test_errors.py::test_hyperparameters", f"{RULES}::test_refused_options[Adam]"),
+        ("tests/optimizer/test_errors.py::test_hyperparameters", f"{RULES}::test_refused_options[Adam]"),
     ),
     "looks-at-the-device": Fault(
         "no bool() of an array inside a step",
         (("transforms._clipping", '"scale": h.max_norm / xp.maximum(xp.sqrt(h.total), h.max_norm)}',
           '"scale": h.max_norm / xp.sqrt(h.total) if h.total > h.max_norm**2 else 1.0}'),),
-        ("tests/test_libraries.py::test_dask_computes_nothing",),
+        ("tests/arrays/test_libraries.py::test_dask_computes_nothing",),
         library="dask", kinds=("TypeError",),  # when it is recorded
     ),
 }

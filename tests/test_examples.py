@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import convergence
 import pytest
 from conftest import Lib
+from support import convergence
 
 import xopt
 

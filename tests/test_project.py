@@ -135,6 +135,8 @@ def test_only_the_file_of_a_library_knows_it() -> None:
 def test_no_module_is_long() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 420, path.name
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 600, path.name
 
 
 def run(code: str, *flags: str, **env: str) -> str:

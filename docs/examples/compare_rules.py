@@ -32,8 +32,8 @@ import xopt
 # What is measured
 # ----------------
 #
-# The problems are those that every rule is tested on: ``tests/shared_problems.py`` has them, and
-# ``tests/convergence.txt`` the rules. Mini-batches have 64 samples, and there the rate falls to 0 in a cosine;
+# The problems are those that every rule is tested on: ``tests/support/shared_problems.py`` has them, and
+# ``tests/support/convergence.txt`` the rules. Mini-batches have 64 samples, and there the rate falls to 0 in a cosine;
 # elsewhere it is constant, and gradients are exact. Rules that are to need no schedule get none, nor does FTRL, which
 # takes all parameters to 0 with its rate; rules that are to need no rate are run with lr = 1 alone.
 
@@ -105,8 +105,7 @@ def family(kind):
 def measure(file, texts):
     """Measure some rows of the table of convergence, or all; minutes."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-    import convergence
-    import shared_problems
+    from support import convergence, shared_problems
 
     problems, made = {}, {}
     for name, (title, steps, batch, seeds) in PROBLEMS.items():

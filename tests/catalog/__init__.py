@@ -1,7 +1,7 @@
 """What is known of every rule: a file a family, with oracles, rows (`ROWS`) and the same rule elsewhere (`PEERS`).
 
 To add a rule, add it to a file of `xopt/rules`, and its oracle, row and peers to the file of the same name here. A
-public rule without a row fails `test_rules.py`.
+public rule without a row fails `rules/test_oracles.py`.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class Peer(NamedTuple):
     """The same rule in another library: equal in float64 after 20 steps."""
 
     library: str
-    """``"torch"``, ``"optax"``, ``"keras"``, …: a function of `test_peers.py`."""
+    """``"torch"``, ``"optax"``, ``"keras"``, …: a function of `rules/test_peers.py`."""
     rule: Any
     make: Callable[[Any], Any]
     """Makes the peer of ``torch.optim``, ``optax``, …: for torch a function of the parameters, else an optimizer."""

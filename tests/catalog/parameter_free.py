@@ -139,7 +139,7 @@ DECAYED: dict[str, Any] = {"weight_decay": 0.3}
 """A part of all gradients that is the same: otherwise d would not grow.
 
 The default first steps, of 1e-6, are lost in the rounding of float32 parameters; peers have them, and
-`test_parameter_free.py`.
+`rules/test_parameter_free.py`.
 """
 
 ROWS = [

@@ -1,0 +1,1 @@
+"""Tests of what is saved and loaded, in the format of xopt and in those of others."""

@@ -1,0 +1,1 @@
+"""Tests of the engine: how steps are recorded, planned and run."""

@@ -1,0 +1,1 @@
+"""Tests of programs: what is recorded of a rule, and what is made of it."""

@@ -1,0 +1,1 @@
+"""Tests of runners: each has the bits of the eager one."""

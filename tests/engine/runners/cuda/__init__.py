@@ -1,0 +1,1 @@
+"""Tests of the cuda runner, with a GPU and without."""

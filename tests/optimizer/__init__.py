@@ -1,0 +1,1 @@
+"""Tests of Optimizer: its state, its errors, what may interrupt it, and how it is explained."""

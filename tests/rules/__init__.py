@@ -1,0 +1,1 @@
+"""Tests of the rules: their numbers, and that they converge."""

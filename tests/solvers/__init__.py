@@ -1,0 +1,1 @@
+"""Tests of minimize, its solvers and what SciPy has like them."""

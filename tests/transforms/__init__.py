@@ -1,0 +1,1 @@
+"""Tests of the links of a chain, and of what stands around a rule."""
