@@ -23,6 +23,7 @@ from support.runners import awkward, same_bits
 from support.ulps import U, ulps
 
 import xopt
+from xopt._arrays.libraries import named
 from xopt._engine.runners.cuda import runner as cuda
 from xopt._engine.runners.cuda import templates as _cuda_text
 from xopt._engine.runners.tiled.runner import Tiled
@@ -131,7 +132,7 @@ def test_sizes_that_int32_does_not_hold() -> None:
     driver = SimpleNamespace(launch=launch, function=lambda *args: None)
     xp = SimpleNamespace(empty=lambda shape, dtype, device: Far(*shape, at=64), int64=np.int64)
     work = SimpleNamespace(
-        library="cupy", xp=xp, split=False, where=None, loads={"p": [Far(5), Far(size, at=2**40)], "g": [Far(5)] * 2}
+        library=named("cupy"), xp=xp, split=False, where=None, loads={"p": [Far(5), Far(size, at=2**40)], "g": [Far(5)] * 2}
     )
     tables = cuda._Tables(driver, SimpleNamespace(device=0), work)
     chunks = -(-size // _cuda_text.CHUNK)
