@@ -188,18 +188,24 @@ def test_a_runner_is_all_that_callers_use(name: str) -> None:
     assert runner.name == name
 
 
-def test_import_costs_at_most_half_of_numpy(tmp_path: Path) -> None:
-    """Best of five each, of more on a busy machine, in processes of their own, all bytecode cached."""
+def test_naming_a_rule_costs_at_most_two_fifths_of_numpy(tmp_path: Path) -> None:
+    """Best of five each, of more on a busy machine, in processes of their own, all bytecode cached.
+
+    It loads neither optree nor what takes steps.
+    """
     env = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
-    code = "from time import perf_counter as c; t = c(); import numpy; u = c(); import xopt; print(u - t, c() - u)"
+    code = "from time import time as c; t = c(); import numpy; u = c(); import xopt; xopt.SGD; print(u - t, c() - u)"
     run(code, **env)
     pairs: list[list[float]] = []
     for tries in (5, 10, 15):
         pairs += [[float(x) for x in run(code, **env).split()] for _ in range(tries)]
         numpy_s, xopt_s = (min(column) for column in zip(*pairs, strict=True))
-        if xopt_s <= 0.5 * numpy_s:
+        if xopt_s <= 0.4 * numpy_s:
             break
-    assert xopt_s <= 0.5 * numpy_s, f"numpy {numpy_s * 1e3:.0f} ms, xopt {xopt_s * 1e3:.0f} ms more"
+    loaded = run("import numpy, sys; old = {*sys.modules}; import xopt; xopt.SGD; print(*{*sys.modules} - old)").split()
+    assert "xopt.rules.sgd" in loaded
+    assert not {"optree", "xopt._engine.executor", "xopt._arrays.layout"} & {*loaded}
+    assert xopt_s <= 0.4 * numpy_s, f"numpy {numpy_s * 1e3:.0f} ms, xopt {xopt_s * 1e3:.0f} ms more"
 
 
 def code_lines(cls: type) -> int:

@@ -77,8 +77,8 @@ from xopt.transforms._clipping import ClipByNorm as ClipByNorm
 from xopt.transforms._clipping import ClipByValue as ClipByValue
 from xopt.transforms._groups import Freeze as Freeze
 from xopt.transforms._groups import Groups as Groups
-from xopt.transforms._groups import layerwise_decay as layerwise_decay
 from xopt.transforms._groups import scaled as scaled
+from xopt.transforms._layerwise_decay import layerwise_decay as layerwise_decay
 from xopt.transforms._masked import Masked as Masked
 from xopt.transforms._precision import Precision as Precision
 from xopt.transforms._projections import L1 as L1

@@ -132,8 +132,12 @@ def test_sizes_that_int32_does_not_hold() -> None:
     driver = SimpleNamespace(launch=launch, function=lambda *args: None)
     xp = SimpleNamespace(empty=lambda shape, dtype, device: Far(*shape, at=64), int64=np.int64)
     work = SimpleNamespace(
-        library=named("cupy"), xp=xp, split=False, where=None, loads={"p": [Far(5), Far(size, at=2**40)], "g": [Far(5)] * 2}
-    )
+        library=named("cupy"),
+        xp=xp,
+        split=False,
+        where=None,
+        loads={"p": [Far(5), Far(size, at=2**40)], "g": [Far(5)] * 2},
+    )  # fmt: skip
     tables = cuda._Tables(driver, SimpleNamespace(device=0), work)
     chunks = -(-size // _cuda_text.CHUNK)
     assert tables.chunks == 1 + chunks

@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, dataclass_transform
 
-from xopt._arrays.layout import Layout
 from xopt._arrays.libraries import Library
 from xopt._arrays.scalars import value_at
 from xopt._engine.program.contract import ComponentSpec
 from xopt._engine.program.quantize import CODES
 from xopt._public import offered, public
 from xopt.rule._fields import MISSING, Field, check, declared, hyper, number, signature, static
+
+if TYPE_CHECKING:
+    from xopt._arrays.layout import Layout
 
 Array: TypeAlias = Any
 """An array of any library that speaks the array-API standard."""

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from xopt._arrays.layout import Layout
-from xopt._engine.eval_params import evaluated
-from xopt._engine.executor import Executor
 from xopt._engine.program.contract import Chains, ComponentSpec
 from xopt._public import public
 from xopt.rule import _precision as _kept
@@ -16,6 +13,9 @@ from xopt.rule._component import Component, routed
 from xopt.rule._names import Named, named
 from xopt.rule._precision import Rounding, StateDType
 from xopt.rule._steady import weighted
+
+if TYPE_CHECKING:
+    from xopt._arrays.layout import Layout
 
 RunnerName: TypeAlias = Literal["eager", "tiled", "numba", "cuda"]
 
@@ -147,14 +147,15 @@ class FunctionalOptimizer(ABC):
         >>> w
         array([0.9, 0.9, 0.9], dtype=float16)
         """
-        layout, rule, said = Layout(params), self, dict[str, Any]()
+        from xopt.rule import _run
+
+        rule, said = self, dict[str, Any]()
         if not _kept.usual(rounding, master_weights, state_dtype, seed):
             rule, said = self._asked(
                 rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed
             )
-        executor = Executor(rule._chains(layout), layout)
-        slots = {n: executor.layout.tree(column) for n, column in executor.state.new_slots().items()}
-        return State(executor.state.new_step(), {**slots, **said}, executor.new_carry())
+        step, slots, carry = _run.first(rule._chains, params)
+        return State(step, {**slots, **said}, carry)
 
     def apply(
         self,
@@ -226,9 +227,10 @@ class FunctionalOptimizer(ABC):
         >>> w, rule.eval_params(w, state)
         (array([1.]), array([1.5]))
         """
+        from xopt.rule import _run
+
         rule, state, _ = self._keeping(state)
-        layout = Layout(params)
-        return evaluated(Executor(rule._chains(layout), layout, "eager"), state)
+        return _run.averaged(rule._chains, params, state)
 
     def _step(
         self,
@@ -240,14 +242,13 @@ class FunctionalOptimizer(ABC):
         inputs: Mapping[str, Any],
         change: bool,
     ) -> tuple[Any, State]:
+        from xopt.rule import _run
+
         rule, state, said = self._keeping(state)
-        layout = Layout(params)
-        executor = Executor(rule._with(overrides)._chains(layout), layout, runner)
-        gs = layout.gradients(grads)
-        slots = executor.state.check(state)
-        step = executor.begin(state.step, state.carry, inputs)
-        ps, slots, carry = executor.prepare(step, layout.leaves, gs, slots, state.carry, change=change).run()
-        return layout.params(ps), State(step.t, {n: layout.tree(column) for n, column in slots.items()} | said, carry)
+        new, (t, slots, carry) = _run.stepped(
+            rule._with(overrides)._chains, params, grads, state, runner, inputs, change
+        )
+        return new, State(t, slots | said, carry)
 
 
 @public

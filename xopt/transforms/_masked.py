@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from xopt._arrays.layout import Layout
 from xopt._arrays.paths import Predicate, check_predicate, check_unmatched, chosen, shown
 from xopt.rule import Component, FunctionalOptimizer, RoutedComponent, Transform, routed
+
+if TYPE_CHECKING:
+    from xopt._arrays.layout import Layout
 
 __all__ = ["Masked"]
 

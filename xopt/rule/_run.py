@@ -1,0 +1,41 @@
+"""What a rule does with arrays: imported with the first step, so that naming a rule costs next to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from xopt._arrays.layout import Layout
+from xopt._engine.eval_params import evaluated
+from xopt._engine.executor import Executor
+from xopt._engine.program.contract import Chains
+
+ChainsOf: TypeAlias = Callable[[Layout], Chains]
+"""The components that each leaf of a tree goes through."""
+
+
+def first(chains: ChainsOf, params: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Return the number of steps, the slots and the carried scalars before the first step."""
+    layout = Layout(params)
+    executor = Executor(chains(layout), layout)
+    slots = {n: layout.tree(column) for n, column in executor.state.new_slots().items()}
+    return executor.state.new_step(), slots, executor.new_carry()
+
+
+def stepped(
+    chains: ChainsOf, params: Any, grads: Any, state: Any, runner: Any, inputs: Mapping[str, Any], change: bool
+) -> tuple[Any, tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """Take one step: return new parameters (or, with ``change``, what to add), and what the new state is made of."""
+    layout = Layout(params)
+    executor = Executor(chains(layout), layout, runner)
+    gs = layout.gradients(grads)
+    slots = executor.state.check(state)
+    step = executor.begin(state.step, state.carry, inputs)
+    ps, slots, carry = executor.prepare(step, layout.leaves, gs, slots, state.carry, change=change).run()
+    return layout.params(ps), (step.t, {n: layout.tree(column) for n, column in slots.items()}, carry)
+
+
+def averaged(chains: ChainsOf, params: Any, state: Any) -> Any:
+    """Return the parameters to evaluate."""
+    layout = Layout(params)
+    return evaluated(Executor(chains(layout), layout, "eager"), state)
