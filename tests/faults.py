@@ -197,7 +197,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "buffer-shared": Fault(
         "kozistr PR 516, 518",
-        (("_arrays.libraries", "def aligned(", "@functools.cache\ndef aligned("),),
+        (("_arrays", "def aligned(", "@functools.cache\ndef aligned("),),
         (f"{HERE}::test_a_second_optimizer_starts_afresh",),
     ),
     "flag-ignored": Fault(

@@ -29,7 +29,7 @@ def uint32(lib: Any, x: Any) -> Any:
 
 @pytest.mark.parametrize(("counter", "key", "result"), VECTORS)
 def test_known_answers(lib: Any, counter: Any, key: Any, result: Any) -> None:
-    from xopt._arrays import libraries as _arrays
+    from xopt import _arrays
 
     x0, x1 = uint32(lib, [counter[0]] * 3), uint32(lib, [counter[1]] * 3)
     call = lambda a, b: threefry2x32(_arrays.namespace(a), key, a, b)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from xopt._arrays.libraries import KNOWN, named
-from xopt._engine.runners import threads as _pool
+from xopt._arrays import KNOWN, named
+from xopt._engine.runners import threads as _threads
 from xopt._public import public
 
 
@@ -40,4 +40,4 @@ def show_config() -> None:
             print(f"  {module:17} {version:14} runner: {runner}")
         else:
             print(f"  {module:17} not installed")
-    print(f"  second-level cache of {_pool.cache() >> 10:,} KiB, up to {_pool.threads()} threads")
+    print(f"  second-level cache of {_threads.cache() >> 10:,} KiB, up to {_threads.threads()} threads")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays.layout import Layout
 from xopt._engine.bucket import Bucket
 from xopt._engine.executor import Executor
 from xopt._engine.program import lower as _lower
-from xopt._engine.program import summation as _reduce
+from xopt._engine.program import summation as _summation
 from xopt._engine.program.contract import called
 from xopt._engine.program.quantize import BLOCK, is_scale
 from xopt._engine.program.trace import Program
@@ -178,7 +178,7 @@ def _stage(executor: Executor, bucket: Bucket, place: int | None, program: Progr
     if place is None:
         lines.append(f"    writes  {', '.join(f'{n} {stored[n]}' for n in written)}")
     else:
-        how = f"over each {bucket.specs[place].scope}, in float64, {_reduce.CHUNK:,} at a time"
+        how = f"over each {bucket.specs[place].scope}, in float64, {_summation.CHUNK:,} at a time"
         lines.append(f"    sums    {', '.join(program.outputs)} {how}")
     goals: dict[int, list[str]] = {}
     for n, i in low.outputs.items():

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt.random import constant, words
 
 Array = Any

@@ -6,7 +6,7 @@ import math
 from collections.abc import Generator
 from typing import Any
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import AliasGuard, Layout
 from xopt._engine import buffers as _buffers
@@ -17,7 +17,7 @@ from xopt._engine.jitted import JittedStep
 from xopt._public import public
 from xopt.checkpoint._saving import Saving
 from xopt.rule import FunctionalOptimizer, RunnerName, State, check_method
-from xopt.rule import _precision as _kept
+from xopt.rule import _precision as _precision
 from xopt.rule._names import qualified_names
 from xopt.rule._precision import Rounding, StateDType
 from xopt.transforms._precision import Precision
@@ -88,7 +88,7 @@ class Optimizer(Saving):
         seed: int = 0,
     ) -> None:
         check_method(rule)
-        if not _kept.usual(rounding, master_weights, state_dtype, seed):
+        if not _precision.usual(rounding, master_weights, state_dtype, seed):
             rule = Precision(rule, rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed)
         if on_nonfinite != "propagate":
             rule = Guard(rule, on_nonfinite)
@@ -106,11 +106,11 @@ class Optimizer(Saving):
         if not self._writes:
             self._tree = self._layout.tree(self._layout.leaves)
         self._watch = _tree.Watch(params, self._layout.spec, self._layout.given) if self._writes else None
-        self._slots, self._kept = _buffers.new_slots(self._executor)
+        self._slots, self._memory = _buffers.new_slots(self._executor)
         self._carry = self._executor.new_carry()
         inspector = self._executor.runner.inspector
-        held = _buffers.arrays(self._executor, self._slots, self._kept)
-        self._memory = AliasGuard(self._layout, held, inspector)
+        held = _buffers.arrays(self._executor, self._slots, self._memory)
+        self._guard = AliasGuard(self._layout, held, inspector)
         self._access = ExclusiveAccess(self._executor.writing)
         self._jitted = JittedStep(self._executor) if self._layout.library.jits else None
 
@@ -169,7 +169,7 @@ class Optimizer(Saving):
 
     def _step(self, grads: Any, value: Any, overrides: dict[str, Any]) -> Any:
         layout, executor = self._layout, self._executor
-        gs, where, moved = self._memory.gradients(grads)
+        gs, where, moved = self._guard.gradients(grads)
         if moved:
             self._forget()
         chains = self._rule._with(overrides)._chains(layout).chains if overrides else None
@@ -178,7 +178,7 @@ class Optimizer(Saving):
             ready = self._jitted.prepare(step, layout.leaves, gs, self._slots, self._carry)
         else:
             ready = executor.prepare(
-                step, layout.leaves, gs, self._slots, self._carry, write=self._writes, memory=self._kept, where=where
+                step, layout.leaves, gs, self._slots, self._carry, write=self._writes, memory=self._memory, where=where
             )
         with executor.writing(ready.intact):
             ps, slots, self._carry = ready.run()
@@ -208,7 +208,7 @@ class Optimizer(Saving):
 
     def _forget(self) -> None:
         """Drop what runners know of where parameters lie."""
-        self._kept = [(arenas, {}) for arenas, _ in self._kept]
+        self._memory = [(arenas, {}) for arenas, _ in self._memory]
 
     def eval_params(self) -> Any:
         """Return the parameters to evaluate or to ship, in new arrays: see :meth:`Rule.eval_params`.

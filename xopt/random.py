@@ -10,8 +10,8 @@ import functools
 import math
 from typing import Any
 
-from xopt._arrays import libraries as _arrays
-from xopt._arrays.libraries import Library
+from xopt import _arrays
+from xopt._arrays import Library
 
 Array = Any
 _MASK = 0xFFFFFFFF

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xopt
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays.layout import AliasGuard, Layout
 from xopt._engine import executor as _executor
 

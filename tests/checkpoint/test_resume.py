@@ -15,7 +15,7 @@ from conftest import Lib, tree
 from support import resume
 
 import xopt
-from xopt._engine.program import quantize as _blocks
+from xopt._engine.program import quantize as _quantize
 from xopt.checkpoint._safetensors import File
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def test_every_rule_resumes_to_the_same_bits_in_another_process(
     lib: Lib, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The state is not made anew on load (mlx PR 1329)."""
-    monkeypatch.setattr(_blocks, "LEAST", 1)
+    monkeypatch.setattr(_quantize, "LEAST", 1)
     if lib.guise in ("read-only", "grad") or (lib.name == "strict" and lib.guise != "CPU_DEVICE"):
         pytest.skip("the other guise of this library has it")
     rules, (middle, end) = resume.rules(lib.name), resume.steps(lib.name)

@@ -16,8 +16,8 @@ from conftest import Lib, tree
 from support.memory import peak
 
 import xopt
-from xopt.checkpoint import _restore as _resume
-from xopt.checkpoint import _snapshot as _record
+from xopt.checkpoint import _restore as _restore
+from xopt.checkpoint import _snapshot as _snapshot
 from xopt.checkpoint._safetensors import File
 
 RULE = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam(lr=0.1), xopt.EMA(0.9, start="zero"))
@@ -408,9 +408,9 @@ def test_a_newer_schema_and_migrations(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text == "schema 2, written by xopt '9.0'; this one reads up to 1: install a newer"
     for bad in (0, True, "1", None, 1.0):
         assert problems(lambda bad=bad: opt.load_state_dict(opt.state_dict() | {"schema": bad}))
-    monkeypatch.setattr(_record, "SCHEMA", 3)
+    monkeypatch.setattr(_snapshot, "SCHEMA", 3)
     add, multiply = lambda meta: {**meta, "step": meta["step"] + 1}, lambda meta: {**meta, "step": meta["step"] * 10}
-    monkeypatch.setattr(_resume, "MIGRATIONS", {1: add, 2: multiply})
+    monkeypatch.setattr(_restore, "MIGRATIONS", {1: add, 2: multiply})
     old = opt.state_dict() | {"schema": 1}
     opt.load_state_dict(old)
     assert opt.state.step == 40
@@ -431,7 +431,7 @@ def write_golden() -> None:
     opt = xopt.Optimizer(params, rule)
     for t in (1.0, 2.0):
         opt.step(optree.tree_map(lambda x, t=t: np.full_like(x, t), params))
-    path = opt.save(GOLDEN / f"schema-{_record.SCHEMA}.safetensors", extra={"epoch": 2})
+    path = opt.save(GOLDEN / f"schema-{_snapshot.SCHEMA}.safetensors", extra={"epoch": 2})
     shown = [np.atleast_1d(x).view("u1").ravel().tolist() for x in optree.tree_leaves((opt.params, opt.state.slots))]
     carry = {n: float(x) for n, x in opt.state.carry.items()}
     path.with_suffix(".json").write_text(json.dumps({"step": opt.state.step, "carry": carry, "bytes": shown}) + "\n")
@@ -451,7 +451,7 @@ def test_files_of_every_schema_load(path: Path) -> None:
 
 
 def test_there_is_a_file_of_this_schema() -> None:
-    assert (GOLDEN / f"schema-{_record.SCHEMA}.safetensors").exists()
+    assert (GOLDEN / f"schema-{_snapshot.SCHEMA}.safetensors").exists()
 
 
 def test_frozen_parameters_and_other_memory(tmp_path: Path) -> None:

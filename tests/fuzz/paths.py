@@ -19,7 +19,7 @@ from conftest import MODULES, available
 import xopt
 from fuzz import cases
 from fuzz.cases import Array, Case, Evaluate, Leaf, Perturb, Resume, Set, Step
-from xopt._engine.program import quantize as _blocks
+from xopt._engine.program import quantize as _quantize
 from xopt._engine.runners.tiled.runner import Tiled
 
 RUNNERS = {"tiles": Tiled(4, 2)}
@@ -178,8 +178,8 @@ def refused(error: BaseException) -> Refusal:
 @contextmanager
 def quietly(path: Path) -> Iterator[None]:
     """Make errors of warnings, but for those that are the library's own affair; keep small leaves in 8 bits too."""
-    least = _blocks.LEAST
-    _blocks.LEAST = 1
+    least = _quantize.LEAST
+    _quantize.LEAST = 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -188,7 +188,7 @@ def quietly(path: Path) -> Iterator[None]:
                     warnings.filterwarnings("ignore", text, kind)
             yield
     finally:
-        _blocks.LEAST = least
+        _quantize.LEAST = least
 
 
 class Run:

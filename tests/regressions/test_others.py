@@ -23,9 +23,9 @@ from support.runners import awkward, same_bits
 from support.ulps import U, ulps
 
 import xopt
-from xopt._arrays.libraries import named
+from xopt._arrays import named
 from xopt._engine.runners.cuda import runner as cuda
-from xopt._engine.runners.cuda import templates as _cuda_text
+from xopt._engine.runners.cuda import templates as _templates
 from xopt._engine.runners.tiled.runner import Tiled
 from xopt._engine.runners.tiled.tiling import Leaves, parts
 from xopt.rule import Array, H, Hyper, Rule, hyper
@@ -139,7 +139,7 @@ def test_sizes_that_int32_does_not_hold() -> None:
         loads={"p": [Far(5), Far(size, at=2**40)], "g": [Far(5)] * 2},
     )  # fmt: skip
     tables = cuda._Tables(driver, SimpleNamespace(device=0), work)
-    chunks = -(-size // _cuda_text.CHUNK)
+    chunks = -(-size // _templates.CHUNK)
     assert tables.chunks == 1 + chunks
     assert stored[:2] == [5, size]
     assert stored[2:4] == [0, 1]

@@ -15,7 +15,7 @@ import pytest
 from conftest import Lib
 
 import xopt
-from xopt._engine.runners import threads as _pool
+from xopt._engine.runners import threads as _threads
 from xopt._engine.runners.tiled.runner import Tiled
 from xopt.rule import Array, H, Hyper, Rule, Transform, abs2, hyper
 
@@ -209,7 +209,7 @@ def test_a_step_goes_on_without_threads(monkeypatch: pytest.MonkeyPatch, rng: np
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    monkeypatch.setattr(_pool, "_started", 0)
+    monkeypatch.setattr(_threads, "_started", 0)
     opt.step([g, np.ones(3), np.ones(2)])
     assert np.array_equal(p, want)
 
@@ -232,7 +232,7 @@ def test_a_worker_that_raises_is_heard() -> None:
         raise ArithmeticError("in a thread")
 
     with pytest.raises(ArithmeticError, match="in a thread"):
-        _pool.run([lambda: None, fail])
+        _threads.run([lambda: None, fail])
 
 
 def test_a_gradient_that_is_state() -> None:

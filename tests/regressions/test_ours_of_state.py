@@ -19,7 +19,7 @@ from support.interrupts import interrupt
 
 import xopt
 from xopt._arrays.library import Library
-from xopt._engine.runners import threads as _pool
+from xopt._engine.runners import threads as _threads
 from xopt.checkpoint import _safetensors
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and permissions of POSIX")
@@ -105,7 +105,7 @@ def test_no_thread_outlives_any_exception_of_a_signal_handler() -> None:
     old = signal.signal(signal.SIGALRM, stop)
     try:
         with pytest.raises(Stop):
-            _pool.run([first, slow])
+            _threads.run([first, slow])
         assert ended.is_set()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -14,7 +14,7 @@ from support.oracles import NEW, assert_close, by_apply, leaves, length, oracle,
 import xopt
 from xopt._arrays import scalars as _scalars
 from xopt._engine.program import compose as _compose
-from xopt._engine.program import contract as _specs
+from xopt._engine.program import contract as _contract
 from xopt._engine.program import plan as _plan
 from xopt._engine.program.trace import replay
 from xopt._engine.runners.tiled.runner import Tiled
@@ -158,7 +158,7 @@ def test_replayed_trace_is_eager_to_the_bit(row: Row, rule: xopt.Rule, dtype: st
     if spec.host:
         h |= spec.host(_plan.namespace(h), _scalars.floats)
     program = plan.body(("p", "u", *plan.live))
-    scalars = program.evaluate({_specs.scalar_name(n, 0): v for n, v in h.items()})
+    scalars = program.evaluate({_contract.scalar_name(n, 0): v for n, v in h.items()})
     with np.errstate(all="ignore"):
         got = replay(program, np, arrays, scalars)
         slots = {n: x for n, x in arrays.items() if n in plan.live}

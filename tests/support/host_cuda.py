@@ -18,7 +18,7 @@ import pytest
 
 from xopt._arrays.layout import Layout
 from xopt._engine.executor import Executor
-from xopt._engine.runners.cuda import codegen as _emit_cuda
+from xopt._engine.runners.cuda import codegen as _codegen
 from xopt._engine.runners.cuda.driver import Queue
 from xopt._engine.runners.cuda.templates import TOOLS
 
@@ -117,7 +117,7 @@ class HostDriver:
             self._build(path)
         return ctypes.CDLL(str(path.with_suffix(".so")))
 
-    def build(self, kernels: Iterable[_emit_cuda.Kernel]) -> None:
+    def build(self, kernels: Iterable[_codegen.Kernel]) -> None:
         """Compile many kernels at once, which is faster."""
         chosen = list({k.source: k for k in kernels if (k.source, k.name) not in self._functions}.values())
         for low in range(0, len(chosen), 40):
@@ -155,16 +155,14 @@ def text(*sources: str) -> str:
     return "".join(parts)
 
 
-def kernels(rule: Any, dtype: str, fresh: bool = True) -> list[_emit_cuda.Kernel]:
+def kernels(rule: Any, dtype: str, fresh: bool = True) -> list[_codegen.Kernel]:
     """Return every kernel that a step of a rule needs for parameters of a dtype."""
     like = np.zeros(1, "float32" if dtype == "bfloat16" else dtype)
     layout = Layout(like.astype(importlib.import_module("ml_dtypes").bfloat16) if dtype == "bfloat16" else like)
     executor = Executor(rule._chains(layout), layout, "eager")
     [bucket] = executor.buckets
     columns = {"p": dtype, **{n: executor.state.slot_dtype(n, 0) for n in executor.live}, "g": dtype}
-    storage = _emit_cuda.storage(columns, bucket.split)
-    made = [
-        _emit_cuda.sum_kernel(program, n, storage) for program in bucket.plan.sums.values() for n in program.outputs
-    ]
+    storage = _codegen.storage(columns, bucket.split)
+    made = [_codegen.sum_kernel(program, n, storage) for program in bucket.plan.sums.values() for n in program.outputs]
     body = bucket.plan.body(("p", *bucket.plan.changed))
-    return [*made, _emit_cuda.step_kernel(body, storage, bucket.dtype.real, fresh)]
+    return [*made, _codegen.step_kernel(body, storage, bucket.dtype.real, fresh)]

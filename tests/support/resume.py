@@ -17,7 +17,7 @@ from catalog.links import LINKS
 from conftest import Lib, tree
 
 import xopt
-from xopt._engine.program import quantize as _blocks
+from xopt._engine.program import quantize as _quantize
 from xopt._engine.runners.numba import runner as numba
 
 SGD = xopt.SGD(lr=0.1, momentum=0.9)
@@ -94,7 +94,7 @@ def go_on(lib: Lib, opt: Any, last: int) -> None:
 def main(library: str, folder: Path) -> None:
     """Go on with every checkpoint of a folder."""
     numba.missing = lambda: "left out, as in the tests"
-    _blocks.LEAST = 1
+    _quantize.LEAST = 1
     lib = Lib(library, {"numpy": "plain", "torch": "plain", "jax": "eager", "strict": "CPU_DEVICE"}.get(library, ""))
     for number, rule in enumerate(rules(library)):
         opt = optimizer(lib, rule)

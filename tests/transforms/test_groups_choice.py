@@ -13,7 +13,7 @@ import pytest
 from support.groups import of, rest, tree
 
 import xopt
-from xopt._arrays import paths as _select
+from xopt._arrays import paths as _paths
 from xopt._arrays.layout import Layout
 from xopt.rule import Array, H, Rule
 
@@ -44,9 +44,9 @@ GLOBS = [
 @pytest.mark.parametrize(("glob", "yes", "no"), GLOBS, ids=lambda x: x if isinstance(x, str) else "")
 def test_globs(glob: str, yes: list[str], no: list[str]) -> None:
     for path in yes:
-        assert _select._matches(glob, path, None), path
+        assert _paths._matches(glob, path, None), path
     for path in no:
-        assert not _select._matches(glob, path, None), path
+        assert not _paths._matches(glob, path, None), path
 
 
 class Pair(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays import tree as _tree
 
 _base = operator.attrgetter("base")

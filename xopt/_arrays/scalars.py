@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
-from xopt._arrays.libraries import Library
+from xopt import _arrays
+from xopt._arrays import Library
 
 STEP_LIMIT = 2**63 - 1
 _NAMES = "sqrt exp expm1 log log1p sin cos tanh abs floor ceil maximum minimum hypot where sign isfinite isnan"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
-from xopt._arrays.libraries import Array, Library, NDArray
+from xopt import _arrays
+from xopt._arrays import Array, Library, NDArray
 
 
 def to_host(x: Array) -> NDArray:

@@ -12,7 +12,7 @@ from typing import Any
 
 import optree
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays.nodes import SPACE as _SPACE
 from xopt._arrays.nodes import plain_key, register
 

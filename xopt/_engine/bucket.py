@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xopt._arrays.libraries import DType
+from xopt._arrays import DType
 from xopt._engine.program.contract import ComponentSpec
 from xopt._engine.program.plan import Plan
 

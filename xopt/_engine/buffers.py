@@ -7,27 +7,27 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._engine.executor import Executor
 
-Kept: TypeAlias = list[tuple[dict[str, Any], dict[str, Any]]]
+Memory: TypeAlias = list[tuple[dict[str, Any], dict[str, Any]]]
 """For each bucket its buffers, with the place of each leaf; and what its runner keeps between steps."""
 
 
-def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Kept]:
+def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Memory]:
     """Make the state; for a runner on the host its leaves are views of aligned buffers."""
     layout = executor.layout
     if not executor.runner.host:
         return executor.state.new_slots(), [({}, {}) for _ in executor.buckets if executor.runner.caches]
     slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in executor.live}
-    kept: Kept = []
+    memory: Memory = []
     for bucket in executor.buckets:
         live, arena = bucket.plan.live, dict[str, Any]()
         if bucket.plan.whole or bucket.plan.codes:
             for n in live:
                 for k in bucket.leaves:
                     slots[n][k] = executor.state.new_slot(n, k)
-            kept.append(({}, {}))
+            memory.append(({}, {}))
             continue
         params = [layout.leaves[k] for k in bucket.leaves]
         at, end = executor.runner.places(layout.library, params, len(live), bucket.dtype, bucket.split)
@@ -42,14 +42,14 @@ def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Kept]:
                 shape = layout.shapes[k]
                 slots[n][k] = flat[start : start + math.prod(shape)].reshape(shape)
                 slots[n][k][...] = _arrays.detached(executor.state.first_value(n, k))
-        kept.append(({} if bucket.split else arena, {}))
-    return slots, kept
+        memory.append(({} if bucket.split else arena, {}))
+    return slots, memory
 
 
-def arrays(executor: Executor, slots: dict[str, list[Any]], kept: Kept) -> list[Any]:
+def arrays(executor: Executor, slots: dict[str, list[Any]], memory: Memory) -> list[Any]:
     """Return the arrays that hold the state: the buffers, or the slots."""
-    arenas = [own for own, _ in kept]
+    arenas = [own for own, _ in memory]
     plain = all(own or not bucket.plan.live for own, bucket in zip(arenas, executor.buckets, strict=bool(arenas)))
-    if kept and plain and not any(bucket.split for bucket in executor.buckets):
+    if memory and plain and not any(bucket.split for bucket in executor.buckets):
         return [buffer for own in arenas for buffer, _ in own.values()]
     return [x for column in slots.values() for x in column if x is not None]

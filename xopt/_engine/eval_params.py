@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._engine.executor import Executor
 from xopt._engine.program.contract import BucketStep, StepScalars
 from xopt._engine.program.storage import ERROR, MASTER, LeafStorage

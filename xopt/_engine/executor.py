@@ -253,24 +253,24 @@ class Executor:
         works = []
         for number, bucket in enumerate(self.buckets):
             leaves, which = bucket.leaves, bucket.which
-            arenas, kept = memory[number] if memory else (None, None)
+            arenas, cache = memory[number] if memory else (None, None)
             pick = bucket.pick
             if holes:
                 some = [j for j, k in enumerate(leaves) if gs[k] is not None]
                 leaves, which = [leaves[j] for j in some], [which[j] for j in some]
                 if len(leaves) < len(bucket.leaves):
-                    arenas, kept, pick = None, None, leaves
-            work = kept.get("work") if kept else None
+                    arenas, cache, pick = None, None, leaves
+            work = cache.get("work") if cache else None
             if work is None and leaves:
                 columns = {"p": ps, **{n: slots[n] for n in bucket.plan.live}}
                 work = BucketStep(
                     bucket.specs, self.layout.library, self.layout.xp, bucket.dtype, bucket.split,
                     {n: _picked(x, pick) for n, x in columns.items()}, (first, *bucket.plan.changed), bucket.plan,
                     bucket.runner, leaves, bucket.chains, np.asarray(which) if len(bucket.chains) > 1 else None, arenas,
-                    kept,
+                    cache,
                 )  # fmt: skip
-                if kept is not None:
-                    kept["work"] = work
+                if cache is not None:
+                    cache["work"] = work
             if work is not None:
                 work.loads["g"] = _picked(gs, pick)
                 work.where = where if where is None or pick is None else where[leaves]

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays.layout import Layout
 from xopt._engine.program.algebra import Square, Value, functions
 from xopt._engine.program.contract import BucketStep, ComponentSpec, StepScalars
@@ -41,9 +41,9 @@ class ScalarResolver:
 
     def first(self, spec: ComponentSpec, value: float) -> Any:
         """Return the first value of a scalar that is carried from step to step; of scope "leaf", a vector."""
-        return self.kept(spec, [value] * len(self._layout.leaves) if spec.scope == "leaf" else value)
+        return self.carried(spec, [value] * len(self._layout.leaves) if spec.scope == "leaf" else value)
 
-    def kept(self, spec: ComponentSpec, value: Any, dtype: str | None = None) -> Any:
+    def carried(self, spec: ComponentSpec, value: Any, dtype: str | None = None) -> Any:
         """Return a carried scalar, or a list with one per leaf, as it is kept.
 
         ``dtype`` is that of the array of this library that it was; None where it was a number.

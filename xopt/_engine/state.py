@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._engine.bucket import Bucket

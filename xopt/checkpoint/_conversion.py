@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._arrays.transfer import from_host, to_host
 from xopt._engine.executor import Executor
 from xopt._version import __version__
-from xopt.checkpoint import _restore as _resume
-from xopt.checkpoint import _snapshot as _record
+from xopt.checkpoint import _restore as _restore
+from xopt.checkpoint import _snapshot as _snapshot
 from xopt.checkpoint._safetensors import CheckpointError
 from xopt.checkpoint._snapshot import Run
 from xopt.rule import FunctionalOptimizer, RoutedComponent, Rule, check_method
@@ -212,7 +212,7 @@ class Side:
         gates = {n for n, (spec, _) in self.executor.carried.items() if spec.gates}
         carry = {n: x for n, x in self.executor.new_carry().items() if n in gates}
         run = Run(self.rule, self.layout, self.executor, slots, carry)
-        return _record.state_dict(run, _record.metadata(run, step, None, __version__), False)
+        return _snapshot.state_dict(run, _snapshot.metadata(run, step, None, __version__), False)
 
 
 class Leaving(Side):
@@ -220,9 +220,9 @@ class Leaving(Side):
 
     def __init__(self, state_dict: Any, rule: FunctionalOptimizer, params: Any, there: str, library: str) -> None:
         super().__init__(rule, params, there, library)
-        self.source = _record.StateDictSource(state_dict)
+        self.source = _snapshot.StateDictSource(state_dict)
         run = Run(rule, self.layout, self.executor, self.slots, self.executor.new_carry())
-        loaded = _resume.check(self.source, run, strict=True, cast=True, hyper=True)
+        loaded = _restore.check(self.source, run, strict=True, cast=True, hyper=True)
         self.use(loaded.rule)
         self.step = int(self.executor.clocks(loaded.step, loaded.carry)[""])
         """Steps that were taken, without those that a guard left out."""
@@ -250,7 +250,7 @@ class Leaving(Side):
         """Return an array of the state as one of the library, device and dtype of another one."""
         name = f"state/{self.wanted(k)[slot]}/{self.keys[k]}"
         self.names.discard(name)
-        return _resume.taken(self.source, name, like)
+        return _restore.taken(self.source, name, like)
 
     def done(self) -> None:
         """Raise one error with everything that does not fit, and with what was not taken."""

@@ -13,8 +13,8 @@ from xopt._arrays.layout import Layout
 from xopt._engine.executor import Executor
 from xopt._public import public
 from xopt._version import __version__
-from xopt.checkpoint import _restore as _resume
-from xopt.checkpoint import _snapshot as _record
+from xopt.checkpoint import _restore as _restore
+from xopt.checkpoint import _snapshot as _snapshot
 from xopt.checkpoint._safetensors import CheckpointError, File, write
 from xopt.checkpoint._snapshot import Run, StateDictSource
 from xopt.rule import FunctionalOptimizer, State, check_method
@@ -135,7 +135,7 @@ def save_run(
     """Write a run into a file, or into a directory of files."""
     if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
         raise ValueError(f"keep: {keep!r}, but it must be a number of checkpoints from 1 on")
-    meta, tensors = _record.metadata(run, step, extra, __version__), _record.tensors(run, not only_state)
+    meta, tensors = _snapshot.metadata(run, step, extra, __version__), _snapshot.tensors(run, not only_state)
     text = os.fsdecode(path)
     path = Path(text)
     if keep is None and not path.is_dir() and text[-1:] not in (os.sep, os.altsep):
@@ -244,10 +244,10 @@ def load_state(
     check_method(rule)
     layout = Layout(params)
     with source_of(source, checksums) as found:
-        run, said = _resume.begun(found, rule, layout)
-        loaded = _resume.check(found, run, strict=strict, cast=cast, hyper=False)
-        new = {name: _resume.taken(found, name, place.array) for name, place in loaded.places.items()}
-        _resume.replace(new, run, loaded)
+        run, said = _restore.begun(found, rule, layout)
+        loaded = _restore.check(found, run, strict=strict, cast=cast, hyper=False)
+        new = {name: _restore.taken(found, name, place.array) for name, place in loaded.places.items()}
+        _restore.replace(new, run, loaded)
     slots = {n: layout.tree(column) for n, column in run.slots.items()} | said
     state = State(run.executor.state.new_step(loaded.step), slots, {**run.carry, **loaded.carry})
     return Restored(layout.tree(layout.leaves), state, loaded.extra)

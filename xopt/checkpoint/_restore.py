@@ -7,7 +7,7 @@ import errno
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._arrays.scalars import STEP_LIMIT
@@ -15,7 +15,7 @@ from xopt._arrays.transfer import from_host, to_host
 from xopt._engine.executor import Executor
 from xopt._engine.program.quantize import SCALE, is_scale
 from xopt._engine.program.storage import PLACE
-from xopt.checkpoint import _snapshot as _record
+from xopt.checkpoint import _snapshot as _snapshot
 from xopt.checkpoint._safetensors import CheckpointError
 from xopt.checkpoint._snapshot import Place, Run, Source, described
 from xopt.rule import FunctionalOptimizer
@@ -72,7 +72,7 @@ def check(source: Source, run: Run, *, strict: bool, cast: bool, hyper: bool, wh
         leaves = begun.get(spec.place, set())
         if leaves and spec.scope == "leaf":
             old = to_host(carry.get(n, run.carry[n])).tolist()
-            carry[n] = run.executor.scalars.kept(spec, [first if k in leaves else x for k, x in enumerate(old)])
+            carry[n] = run.executor.scalars.carried(spec, [first if k in leaves else x for k, x in enumerate(old)])
         elif leaves and spec.place not in kept:
             carry[n] = run.executor.scalars.first(spec, first)
     return Loaded(rule, step, carry, copy.deepcopy(meta["extra"]), found, begun)
@@ -100,11 +100,11 @@ def migrated(source: Source) -> dict[str, Any]:
     schema = meta.get("schema")
     if type(schema) is not int or schema < 1:
         raise CheckpointError(source.where, [f"schema: {schema!r}, but it must be a number from 1 on"])
-    if schema > _record.SCHEMA:
-        ours = _record.SCHEMA
+    if schema > _snapshot.SCHEMA:
+        ours = _snapshot.SCHEMA
         text = f"schema {schema}, written by xopt {meta.get('xopt')!r}; this one reads up to {ours}: install a newer"
         raise CheckpointError(source.where, [text])
-    for version in range(schema, _record.SCHEMA):
+    for version in range(schema, _snapshot.SCHEMA):
         meta = MIGRATIONS[version](meta)
     wrong = [
         f"{n}: {type(meta.get(n)).__name__}, but it must be {kind.__name__}"
@@ -217,7 +217,7 @@ def _carry(meta: dict[str, Any], run: Run, strict: bool, problems: list[str]) ->
             problems.append(f"carry: {n}: {value!r}, but it must be a number")
             continue
         same = meta.get("library") == run.layout.library.name
-        found[n] = run.executor.scalars.kept(spec, value, _real(meta["arrays"].get(n)) if same else None)
+        found[n] = run.executor.scalars.carried(spec, value, _real(meta["arrays"].get(n)) if same else None)
     return found
 
 

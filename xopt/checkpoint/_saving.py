@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import AliasGuard, Layout
 from xopt._engine import buffers as _buffers
@@ -18,8 +18,8 @@ from xopt._engine.exclusive import ExclusiveAccess
 from xopt._engine.executor import Executor
 from xopt._engine.jitted import JittedStep
 from xopt._version import __version__
-from xopt.checkpoint import _restore as _resume
-from xopt.checkpoint import _snapshot as _record
+from xopt.checkpoint import _restore as _restore
+from xopt.checkpoint import _snapshot as _snapshot
 from xopt.checkpoint._files import opened, save_run
 from xopt.rule import FunctionalOptimizer
 
@@ -37,9 +37,9 @@ class Saving(ABC):
     _watch: _tree.Watch | None
     _taken: int
     _slots: dict[str, list[Any]]
-    _kept: _buffers.Kept
+    _memory: _buffers.Memory
     _carry: dict[str, Any]
-    _memory: AliasGuard
+    _guard: AliasGuard
     _access: ExclusiveAccess
     _jitted: JittedStep | None
 
@@ -151,34 +151,34 @@ class Saving(ABC):
         with self._access.free("state_dict"):
             self._fit("state_dict")
             run = self._run()
-            meta = _record.metadata(run, self._taken, extra, __version__)
-            return _record.state_dict(run, meta, not only_state)
+            meta = _snapshot.metadata(run, self._taken, extra, __version__)
+            return _snapshot.state_dict(run, meta, not only_state)
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True, cast: bool = False) -> dict[str, Any]:
         """Go on from what :meth:`state_dict` returned; arguments, result and errors are those of :meth:`load`."""
-        with self._access.free("load_state_dict"), _record.StateDictSource(state) as source:
+        with self._access.free("load_state_dict"), _snapshot.StateDictSource(state) as source:
             self._fit("load_state_dict", torn=True)
             return self._load(source, strict, cast)
 
-    def _run(self) -> _record.Run:
+    def _run(self) -> _snapshot.Run:
         """Return parameters and state as they are; parameters may have been given other memory."""
-        if self._memory.moved():
+        if self._guard.moved():
             self._forget()
-        return _record.Run(self._rule, self._layout, self._executor, self._slots, self._carry)
+        return _snapshot.Run(self._rule, self._layout, self._executor, self._slots, self._carry)
 
-    def _load(self, source: _record.Source, strict: bool, cast: bool) -> dict[str, Any]:
+    def _load(self, source: _snapshot.Source, strict: bool, cast: bool) -> dict[str, Any]:
         layout, run = self._layout, self._run()
         layout.check_writable()
-        loaded = _resume.check(source, run, strict=strict, cast=cast, hyper=True, whole=self._executor.writing.torn)
+        loaded = _restore.check(source, run, strict=strict, cast=cast, hyper=True, whole=self._executor.writing.torn)
         chains = self._executor.checked(loaded.rule._chains(layout).chains)
         source.verify()
         arrays = {} if self._writes else loaded.places
-        new = {name: _resume.taken(source, name, place.array) for name, place in arrays.items()}
+        new = {name: _restore.taken(source, name, place.array) for name, place in arrays.items()}
         with self._executor.writing():
             if self._writes:
-                _resume.overwrite(source, run, loaded)
+                _restore.overwrite(source, run, loaded)
             else:
-                _resume.replace(new, run, loaded)
+                _restore.replace(new, run, loaded)
                 self._tree = layout.tree(layout.leaves)
             self._executor.chains, self._rule = chains, loaded.rule
             self._taken, self._carry = loaded.step, {**self._carry, **loaded.carry}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, dataclass_transform
 
-from xopt._arrays.libraries import Library
+from xopt._arrays import Library
 from xopt._arrays.scalars import value_at
 from xopt._engine.program.contract import ComponentSpec
 from xopt._engine.program.quantize import CODES

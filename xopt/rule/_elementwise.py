@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._public import public
 from xopt.rule._component import Array
 

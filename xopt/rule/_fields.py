@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
-from xopt._arrays.libraries import Library
+from xopt import _arrays
+from xopt._arrays import Library
 from xopt._public import public
 
 MISSING: Any = object()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from xopt._engine.program.contract import Chains, ComponentSpec
 from xopt._public import public
-from xopt.rule import _precision as _kept
+from xopt.rule import _precision as _precision
 from xopt.rule._component import Component, routed
 from xopt.rule._names import Named, named
 from xopt.rule._precision import Rounding, StateDType
@@ -88,17 +88,17 @@ class FunctionalOptimizer(ABC):
         """Return the rule that keeps a state as it was asked to, the state as that rule knows it, and what said so."""
         if not all(hasattr(state, field) for field in State._fields):
             return self, state, {}  # which is refused when it is looked at
-        found = _kept.said(state.slots)
+        found = _precision.said(state.slots)
         if found is None:
             return self, state, {}
         key, link = found
         others = {n: x for n, x in state.slots.items() if n != key}
-        return Wrapper(self, _kept.checked(self, link)), State(state.step, others, state.carry), {key: {}}
+        return Wrapper(self, _precision.checked(self, link)), State(state.step, others, state.carry), {key: {}}
 
     def _asked(self, **words: Any) -> tuple[FunctionalOptimizer, dict[str, Any]]:
         """Return the rule that keeps a state as a caller asks for, and what the state has to say of it."""
-        link = _kept.asked(self, **words)
-        return Wrapper(self, link), {_kept.mark(link): {}}
+        link = _precision.asked(self, **words)
+        return Wrapper(self, link), {_precision.mark(link): {}}
 
     def init(
         self,
@@ -150,7 +150,7 @@ class FunctionalOptimizer(ABC):
         from xopt.rule import _run
 
         rule, said = self, dict[str, Any]()
-        if not _kept.usual(rounding, master_weights, state_dtype, seed):
+        if not _precision.usual(rounding, master_weights, state_dtype, seed):
             rule, said = self._asked(
                 rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed
             )

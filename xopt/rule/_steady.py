@@ -11,7 +11,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from xopt._arrays.libraries import Library
+from xopt._arrays import Library
 from xopt._engine.program.contract import ComponentSpec
 from xopt.rule._component import Component
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, is_complex, static
-from xopt.rule import _whole_array as _whole
+from xopt.rule import _whole_array as _whole_array
 from xopt.rule._whole_array import (
     adjoint,
     at_least,
@@ -306,7 +306,7 @@ class SOAP(Rule):
         eps = h.eps if h.eps_mode == "hat" else h.eps * h.c2**0.5
         u = _turned(xp, _cleared(h, xp, _turned(xp, m, back), m, axes) / (xp.sqrt(v) + eps), bases)
         if h.normalize:
-            u = u / (_whole.rms(xp, u) + 1e-30)
+            u = u / (_whole_array.rms(xp, u) + 1e-30)
         if axes:
             b = h.b2 if h.shampoo_b is None else h.shampoo_b
             s = b * s + (1 - b) * _joined(xp, [_moment(xp, g, i, True) for i in axes])

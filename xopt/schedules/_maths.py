@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, TypeAlias
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays import scalars as _scalars
 
 Number: TypeAlias = Any

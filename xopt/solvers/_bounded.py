@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays.transfer import to_host
 from xopt.solvers._directions import Asked, LimitedMemory, Line, Numbers
 from xopt.solvers._sides import Side, inward, is_infinite, sides

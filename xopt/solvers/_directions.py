@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt.solvers._space import Array, Space, Vectors, part
 
 Numbers = np.ndarray[Any, Any]

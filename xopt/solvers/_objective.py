@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays.layout import Layout
 from xopt.solvers._differences import SCHEMES, Differences
 from xopt.solvers._space import gradients

@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from typing import Any
 
-from xopt._arrays.libraries import Library
+from xopt._arrays import Library
 from xopt.solvers._differences import evaluations
 from xopt.solvers._objective import Fun
 from xopt.solvers._space import checked_value

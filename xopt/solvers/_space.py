@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
+from xopt._arrays import Library
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
-from xopt._arrays.libraries import Library
 
 Array = Any
 CHUNK = 2**16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays.layout import Layout
 from xopt.optimizer import Optimizer
 from xopt.rule import FunctionalOptimizer, RunnerName

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xopt._public import public
-from xopt.rule import _precision as _kept
+from xopt.rule import _precision as _precision
 from xopt.rule._functional import FunctionalOptimizer, Wrapper, check_method
 from xopt.rule._precision import Rounding, StateDType
 
@@ -116,8 +116,8 @@ class Precision(Wrapper):
         seed: int = 0,
     ) -> None:
         check_method(rule)
-        super().__init__(rule, _kept.asked(rule, rounding, master_weights, state_dtype, seed))
+        super().__init__(rule, _precision.asked(rule, rounding, master_weights, state_dtype, seed))
 
     def __repr__(self) -> str:
-        assert isinstance(self._first, _kept.Precision)
+        assert isinstance(self._first, _precision.Precision)
         return f"Precision({', '.join([repr(self.rule), *(f'{n}={v!r}' for n, v in self._first._values().items())])})"

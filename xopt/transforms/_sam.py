@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays.layout import Layout
 from xopt._engine.block import block
 from xopt.rule import Array, Chain, Component, H, Hyper, abs2, hyper, static

@@ -17,10 +17,10 @@ from support.host_cuda import HostDriver
 from support.runners import awkward, poison, same_bits, trajectory
 
 import xopt
-from xopt._engine.program import quantize as _blocks
+from xopt._engine.program import quantize as _quantize
 from xopt._engine.program.lower import Unsupported
 from xopt._engine.runners import eager
-from xopt._engine.runners.cuda import codegen as _emit_cuda
+from xopt._engine.runners.cuda import codegen as _codegen
 from xopt._engine.runners.cuda.runner import Cuda
 from xopt._engine.runners.tiled.runner import Tiled
 from xopt.rule import Hyper, hyper
@@ -32,7 +32,7 @@ DTYPES = ["float16", "bfloat16", "float32", "float64"]
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have codes for the smallest parameters too."""
-    monkeypatch.setattr(_blocks, "LEAST", 1)
+    monkeypatch.setattr(_quantize, "LEAST", 1)
 
 
 def nearest(x: Any, kind: str) -> Any:
@@ -48,15 +48,15 @@ def nearest(x: Any, kind: str) -> Any:
 
 
 def stored(x: Any, kind: str) -> tuple[Any, Any]:
-    top = _blocks.largest(np, np.abs(x))
+    top = _quantize.largest(np, np.abs(x))
     with np.errstate(all="ignore"):
-        code = _blocks.encoded(np, x, np.abs(x), _blocks.spread(np, top, x), kind)
-        return code.astype(_blocks.CODES[kind]), top
+        code = _quantize.encoded(np, x, np.abs(x), _quantize.spread(np, top, x), kind)
+        return code.astype(_quantize.CODES[kind]), top
 
 
 def read(code: Any, top: Any, kind: str) -> Any:
     with np.errstate(all="ignore"):
-        return _blocks.decoded(np, code.astype(top.dtype), _blocks.spread(np, top, code), kind)
+        return _quantize.decoded(np, code.astype(top.dtype), _quantize.spread(np, top, code), kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,7 +157,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> HostDriver:
     host_cuda.needs_compiler()
     made = HostDriver(tmp_path_factory.mktemp("blocks"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_blocks, "LEAST", 1)
+        patch.setattr(_quantize, "LEAST", 1)
         made.build([k for rule in RULES for dtype in DTYPES for k in host_cuda.kernels(rule, dtype)])
     return made
 
@@ -177,8 +177,8 @@ def test_threads_of_a_gpu_wait_for_each_other(tmp_path: Path, rng: np.random.Gen
 
 def test_a_gpu_has_so_much_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit is left to the eager runner."""
-    monkeypatch.setattr(_blocks, "LEAST", 1)
-    monkeypatch.setattr(_emit_cuda, "SHARED", 20_000)
+    monkeypatch.setattr(_quantize, "LEAST", 1)
+    monkeypatch.setattr(_codegen, "SHARED", 20_000)
     host_cuda.kernels(coded(xopt.Lion()), "float32")
     with pytest.raises(Unsupported, match="shared memory"):
         host_cuda.kernels(coded(xopt.Adam(b1=0.875)), "float64")
@@ -221,10 +221,10 @@ def test_bytes(rule: Any, dtype: str) -> None:
     moments = len(xopt.Precision(rule).init(p).slots)
     assert sum(x.nbytes for x in columns.values()) / p.size == pytest.approx(moments * (1 + 4 / 128), rel=1e-4)
     assert f"{moments + moments * 4 / 128:.4g} bytes of state each" in xopt.explain(coded(rule), p, runner="tiled")
-    opt = xopt.Optimizer({"large": p, "small": np.ones(_blocks.LEAST - 1, "float32")}, rule, state_dtype="int8")
-    place = next(iter(opt.state.slots)).removeprefix(_blocks.SCALE)
+    opt = xopt.Optimizer({"large": p, "small": np.ones(_quantize.LEAST - 1, "float32")}, rule, state_dtype="int8")
+    place = next(iter(opt.state.slots)).removeprefix(_quantize.SCALE)
     assert opt.state.slots[place]["small"].dtype == "float32"
-    assert opt.state.slots[_blocks.SCALE + place]["small"] is None
+    assert opt.state.slots[_quantize.SCALE + place]["small"] is None
     assert opt.state.slots[place]["large"].dtype == "int8"
 
 
@@ -293,14 +293,14 @@ def test_checkpoints(tmp_path: Path, rng: np.random.Generator) -> None:
         assert all(map(same_bits, before, optree.tree_leaves((to.params, to.state.slots))))
 
 
-@pytest.mark.parametrize("lost", ["0.adam.v", f"{_blocks.SCALE}0.adam.v"])
+@pytest.mark.parametrize("lost", ["0.adam.v", f"{_quantize.SCALE}0.adam.v"])
 def test_codes_without_their_scales(lost: str) -> None:
     opt, _, other = optimizers()
     saved = opt.state_dict()
     del saved["state"][lost]["w"]
     with pytest.raises(xopt.CheckpointError, match=r"state/.*0.adam.v/w: without state/.*0.adam.v/w"):
         other.load_state_dict(saved, strict=False)
-    del saved["state"]["0.adam.v"], saved["state"][f"{_blocks.SCALE}0.adam.v"]
+    del saved["state"]["0.adam.v"], saved["state"][f"{_quantize.SCALE}0.adam.v"]
     other.load_state_dict(saved, strict=False)
 
 
@@ -323,7 +323,7 @@ def test_another_layout_of_the_state() -> None:
     p = np.ones((80, 80), "float32")
     rule = coded(xopt.Adam())
     state = rule.init(p)
-    state.slots[f"{_blocks.SCALE}0.adam.m"] = np.zeros(49, "float32")
+    state.slots[f"{_quantize.SCALE}0.adam.m"] = np.zeros(49, "float32")
     with pytest.raises(ValueError, match=r"shape \(49,\).*\(50,\)"):
         rule.apply(p, p, state)
 
@@ -345,9 +345,9 @@ def test_beside_links_of_whole_arrays(link: Any, more: Any, rng: np.random.Gener
     kinds = {"1.adam.m": "int8", "1.adam.v": "uint8"}
     for n, kind in kinds.items():
         assert state.slots[n]["w"].dtype == kind
-        assert state.slots[_blocks.SCALE + n]["w"].shape == (33,)
+        assert state.slots[_quantize.SCALE + n]["w"].shape == (33,)
         assert state.slots[n]["b"].dtype == "float32"
-        assert state.slots[_blocks.SCALE + n]["b"] is None
+        assert state.slots[_quantize.SCALE + n]["b"] is None
 
 
 @pytest.mark.needs("torch")

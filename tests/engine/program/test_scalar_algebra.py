@@ -181,7 +181,7 @@ def arrays(lib: Lib, *values: Any) -> list[Any]:
 def count(lib: Lib, n: int) -> Count:
     """Return a count of steps beside scalars in float32."""
     [like] = arrays(lib, 0.0)
-    xp = xopt._arrays.libraries.namespace(like)
+    xp = xopt._arrays.namespace(like)
     return Count(xp.astype(xp.full_like(like, 0), xp.int32) + n, xp.float32)
 
 
@@ -320,7 +320,7 @@ def test_norms_where_there_is_no_float64(lib: Lib, name: str, dtype: str, size: 
 
 def test_a_norm_is_one_pass_over_what_is_not_finite(lib: Lib) -> None:
     """An infinity and a NaN come through the scaled sums."""
-    xp, root = xopt._arrays.libraries.namespace(arrays(lib, 0.0)[0]), xopt._engine.program.summation.root_of_squares
+    xp, root = xopt._arrays.namespace(arrays(lib, 0.0)[0]), xopt._engine.program.summation.root_of_squares
     for values, want in [([np.inf, 1e-30], np.inf), ([np.nan, 1e30], np.nan), ([np.nan, 1e-30], np.nan), ([], 0.0)]:
         x = lib.array(np.asarray(values, "float32"))
         x = x.detach() if lib.name == "torch" else x

@@ -9,7 +9,7 @@ import pytest
 from support.random_rules import make, random_rule
 
 import xopt
-from xopt._engine.program import contract as _specs
+from xopt._engine.program import contract as _contract
 from xopt._engine.program import plan as _plan
 from xopt._engine.program.algebra import Value
 from xopt._engine.program.trace import TracedScalar, Tracer, replay
@@ -202,7 +202,7 @@ def test_scalars_are_computed_by_the_host_in_float64() -> None:
     [spec] = xopt.Adam()._specs()
     plan = _plan.plan((spec,), False)
     program = plan.body(("p", *plan.live))
-    values = {_specs.scalar_name(n, 0): v for n, v in spec.resolve(1, "numpy", read=True).items()} | {"t": 1}
+    values = {_contract.scalar_name(n, 0): v for n, v in spec.resolve(1, "numpy", read=True).items()} | {"t": 1}
     assert (1 - 0.999) in program.evaluate(values)
     assert "(1 - (b2_0 ** t))" in program.source
 

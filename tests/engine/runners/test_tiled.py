@@ -18,11 +18,11 @@ from support.memory import peak
 from support.runners import CHAIN, CHAINS, RULES, after_fork, awkward, poison, same_bits, step_in_threads, trajectory
 
 import xopt
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._engine.program import plan as _plan
-from xopt._engine.program import summation as _reduce
+from xopt._engine.program import summation as _summation
 from xopt._engine.runners import eager
-from xopt._engine.runners.tiled import codegen as _emit
+from xopt._engine.runners.tiled import codegen as _codegen
 from xopt._engine.runners.tiled import runner as tiled
 from xopt._engine.runners.tiled.runner import Tiled
 from xopt._engine.runners.tiled.tiling import Leaves, parts
@@ -132,7 +132,7 @@ def test_a_tile_fits_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_large_leaf_uses_threads(rng: np.random.Generator) -> None:
     used = set()
-    real = _emit.numpy_kernel(_plan.plan(xopt.SGD()._specs(), False).body(("p",)))
+    real = _codegen.numpy_kernel(_plan.plan(xopt.SGD()._specs(), False).body(("p",)))
     n = 5 * 32_768 + 3
     p, g = rng.standard_normal(n, dtype="float32"), rng.standard_normal(n, dtype="float32")
     want = p - np.float32(0.1) * g
@@ -148,7 +148,7 @@ def test_large_leaf_uses_threads(rng: np.random.Generator) -> None:
 
     opt = xopt.Optimizer(p, xopt.SGD(lr=0.1), runner=Tiled(4096, 2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_emit, "numpy_kernel", lambda program: real._replace(run=spy))
+        patch.setattr(_codegen, "numpy_kernel", lambda program: real._replace(run=spy))
         opt.step(g)
     assert len(used) == 2
     assert np.array_equal(p, want)
@@ -225,7 +225,7 @@ def test_norm_is_summed_in_one_order(size: int, layout: str, rng: np.random.Gene
 
 def test_chunk_is_a_constant_of_the_format() -> None:
     """The order of summation is part of the promise: a change of the chunk changes the last bits of every norm."""
-    assert _reduce.CHUNK == 65_536
+    assert _summation.CHUNK == 65_536
 
 
 def test_peak_memory_of_a_step_is_scratch_only(rng: np.random.Generator) -> None:
@@ -261,7 +261,7 @@ def test_an_optimizer_does_not_grow(rng: np.random.Generator) -> None:
         opt.step(grads)
         want, state = opt.rule.apply(want, grads, state, runner="eager")
         if k > 2:
-            sizes.add(len(opt._kept[0][1]))
+            sizes.add(len(opt._memory[0][1]))
     assert len(sizes) == 1
     assert all(map(same_bits, params, want))
 
@@ -269,7 +269,7 @@ def test_an_optimizer_does_not_grow(rng: np.random.Generator) -> None:
 def test_kernel_source_uses_memory_that_is_there() -> None:
     """Adam: no NumPy call without `out=`, and one register."""
     plan = _plan.plan(xopt.Adam()._specs(), False)
-    kernel = _emit.numpy_kernel(plan.body(("p", *plan.live)))
+    kernel = _codegen.numpy_kernel(plan.body(("p", *plan.live)))
     lines = kernel.source.splitlines()[1:]
     assert all("out=" in line for line in lines)
     assert len(lines) == 12

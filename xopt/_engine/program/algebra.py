@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays.scalars import FUNCTIONS, Zeros, floats, function_of
 
 _ARITHMETIC = "add sub mul truediv floordiv mod"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xopt._arrays.libraries import Library
+from xopt._arrays import Library
 from xopt._engine.program.algebra import Value, merged, same
 from xopt._engine.program.trace import Program
 
@@ -183,7 +183,7 @@ class BucketStep:
     """For each leaf, which of these is its own; None where there is one for all."""
     arenas: dict[str, tuple[Any, list[int]]] | None = None
     """Slots whose leaves lie end to end in one buffer, with the place of each leaf: nothing to gather."""
-    kept: dict[Any, Any] | None = None
+    cache: dict[Any, Any] | None = None
     """Where a runner may keep what it found out about these very arrays, parameters and slots, for the next step."""
     where: Any = None
     """The addresses of the gradients, if they are known and all are in C order."""

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from xopt._arrays import libraries as _arrays
-from xopt._engine.program import quantize as _blocks
+from xopt import _arrays
+from xopt._engine.program import quantize as _quantize
 from xopt._engine.program.contract import ComponentSpec
 from xopt._engine.program.rounding import rounded, shaken
 from xopt._engine.program.trace import Tracer
@@ -31,7 +31,7 @@ class StoragePolicy(NamedTuple):
             slots = {"error": 0.0}
         noisy = self.rounding == "stochastic" and dtype.half
         key = (PLACE, *slots, noisy, dtype.name if "error" in slots or noisy else "", *codes.items())
-        slots |= {_blocks.SCALE.removeprefix(f"{PLACE}.") + n: _scales for n in codes}
+        slots |= {_quantize.SCALE.removeprefix(f"{PLACE}.") + n: _scales for n in codes}
         statics = {**spec.statics, "stored": dtype.name, "noisy": noisy, "codes": codes}
         return spec._replace(slots=slots, statics=statics, key=key)
 
@@ -50,7 +50,7 @@ class StoragePolicy(NamedTuple):
         found = {n: found[n] for n in live if n in found}
         if found and dtype.complex:
             raise TypeError(f"{path()}: dtype {dtype.name}, but state_dtype='int8' is for real parameters")
-        return found if size >= _blocks.LEAST else {}
+        return found if size >= _quantize.LEAST else {}
 
     def slot(self, spec: ComponentSpec, name: str, dtype: _arrays.DType, usual: str, codes: Mapping[str, str]) -> str:
         """Name the dtype of a slot whose arithmetic is done in ``usual``.
@@ -58,7 +58,7 @@ class StoragePolicy(NamedTuple):
         Averages and copies of parameters, and gradients that are added up, would stall in fewer digits: they stay.
         """
         if name in codes:
-            return _blocks.CODES[codes[name]]
+            return _quantize.CODES[codes[name]]
         if name == ERROR:
             return dtype.name
         copied = spec.slots[name.removeprefix(f"{spec.place}.")] == "p"
@@ -80,7 +80,7 @@ USUAL = StoragePolicy()
 def _scales(h: Any, xp: Any, p: Any) -> Any:
     """Return the scales of the blocks of a parameter before the first step."""
     del h
-    return xp.zeros(_blocks.count(math.prod(p.shape)), dtype=xp.float32, **_arrays.beside(p))
+    return xp.zeros(_quantize.count(math.prod(p.shape)), dtype=xp.float32, **_arrays.beside(p))
 
 
 class LeafStorage:
@@ -104,9 +104,9 @@ class LeafStorage:
         x = self._slots.get(slot)
         if slot not in self._codes:
             return x
-        scale = self._slots[_blocks.SCALE + slot]
-        scale = scale if isinstance(self._xp, Tracer) else _blocks.spread(self._xp, scale, x)
-        return _blocks.decoded(self._xp, x, scale, self._codes[slot])
+        scale = self._slots[_quantize.SCALE + slot]
+        scale = scale if isinstance(self._xp, Tracer) else _quantize.spread(self._xp, scale, x)
+        return _quantize.decoded(self._xp, x, scale, self._codes[slot])
 
     def written(self, slot: str, x: Any) -> dict[str, Any]:
         """Return what is stored for the new numbers of a slot."""
@@ -117,9 +117,9 @@ class LeafStorage:
         if isinstance(xp, Tracer):
             scale = top = xp.largest(size)
         else:
-            top = _blocks.largest(xp, size)
-            scale = _blocks.spread(xp, top, size)
-        return {slot: _blocks.encoded(xp, x, size, scale, self._codes[slot]), _blocks.SCALE + slot: top}
+            top = _quantize.largest(xp, size)
+            scale = _quantize.spread(xp, top, size)
+        return {slot: _quantize.encoded(xp, x, size, scale, self._codes[slot]), _quantize.SCALE + slot: top}
 
     def land(self, p: Any, u: Any) -> Any:
         """Add a step to a parameter, with what rounding has lost before."""

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from xopt import random
-from xopt._arrays import libraries as _arrays
-from xopt._engine.program import quantize as _blocks
-from xopt._engine.program import summation as _reduce
+from xopt import _arrays, random
+from xopt._engine.program import quantize as _quantize
+from xopt._engine.program import summation as _summation
 from xopt._engine.program.compose import compose
 from xopt._engine.program.contract import BucketStep, ComponentSpec, StepScalars, plain, scalar_places
 from xopt._engine.program.hooks import hook
@@ -25,7 +24,7 @@ name = "eager"
 host = False
 caches = False
 inspector = None
-total = _reduce.total
+total = _summation.total
 
 
 def source(program: Program, title: str, stored: Mapping[str, str], real: str, split: bool, body: bool) -> str:
@@ -95,7 +94,7 @@ def _replayed(
 ) -> dict[str, Any]:
     """Run a program over leaf ``k``."""
     xp, p = work.xp, arrays["p"]
-    arrays = {n: _blocks.spread(xp, x, p) if _blocks.is_scale(n) else x for n, x in arrays.items()}
+    arrays = {n: _quantize.spread(xp, x, p) if _quantize.is_scale(n) else x for n, x in arrays.items()}
 
     def scalar(x: Any) -> Any:
         x = x[k] if getattr(x, "ndim", 0) else x
@@ -103,7 +102,7 @@ def _replayed(
 
     special = {
         "noise": lambda *key: random.noise(xp, p, *key),
-        "largest": lambda size: _blocks.spread(xp, _blocks.largest(xp, size), size),
+        "largest": lambda size: _quantize.spread(xp, _quantize.largest(xp, size), size),
     }
     return replay(program, xp, arrays, [*map(scalar, scalars)], special)
 
@@ -213,19 +212,19 @@ def _terms(
         return _replayed(work, program, arrays, scalars, k, real)
     program, names = rooted(program)
     made = _replayed(work, program, arrays, scalars, k, real)
-    return {**made, **{n: _reduce.Roots([made[x] for x in own]) for n, own in names.items()}}
+    return {**made, **{n: _summation.Roots([made[x] for x in own]) for n, own in names.items()}}
 
 
 def _summed(xp: Any, x: Any) -> Any:
-    if isinstance(x, _reduce.Roots):
-        return _reduce.Roots(_reduce.root_of_squares(xp, *x.roots))
-    return _reduce.array_sum(xp, x)
+    if isinstance(x, _summation.Roots):
+        return _summation.Roots(_summation.root_of_squares(xp, *x.roots))
+    return _summation.array_sum(xp, x)
 
 
 def _column(xp: Any, sums: Sequence[Any]) -> Any:
     """Return the sums of all leaves."""
-    if isinstance(sums[0], _reduce.Roots):
-        return _reduce.Roots(xp.stack([x.roots for x in sums]))
+    if isinstance(sums[0], _summation.Roots):
+        return _summation.Roots(xp.stack([x.roots for x in sums]))
     return np.asarray(sums) if xp is np else xp.stack(sums)
 
 
@@ -245,8 +244,8 @@ def _whole_sums(
 
 
 def _added(xp: Any, a: Any, b: Any) -> Any:
-    if isinstance(a, _reduce.Roots):
-        return _reduce.Roots(_reduce.root_of_squares(xp, a.roots, b.roots))
+    if isinstance(a, _summation.Roots):
+        return _summation.Roots(_summation.root_of_squares(xp, a.roots, b.roots))
     return a + b
 
 
@@ -284,6 +283,6 @@ def restore(work: BucketStep, x: Any, like: Any, name: str = "") -> Any:
         return None
     if work.split and _arrays.is_complex(like) and not work.plan.whole:
         x = work.library.join_complex(xp, x[..., 0], x[..., 1])
-    if _blocks.is_scale(name) and not work.plan.whole:
-        x = xp.reshape(x, (-1,))[:: _blocks.BLOCK]
+    if _quantize.is_scale(name) and not work.plan.whole:
+        x = xp.reshape(x, (-1,))[:: _quantize.BLOCK]
     return _arrays.cast(xp, xp.reshape(x, like.shape), like.dtype)

@@ -25,7 +25,7 @@ class Shared:
     def _each(self) -> Iterator[tuple[Stepper, list[int], BucketStep, StepScalars]]:
         for runner, leaves in self._parts:
             loads = {n: [column[k] for k in leaves] for n, column in self._work.loads.items()}
-            work = replace(self._work, loads=loads, arenas=None, kept=None, where=None)
+            work = replace(self._work, loads=loads, arenas=None, cache=None, where=None)
             yield runner, leaves, work, self._values.of(leaves)
 
     def prepare(self, into: dict[str, list[Any]] | None) -> Callable[[], dict[str, list[Any]]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xopt._arrays.libraries import aligned
+from xopt._arrays import aligned
 
 _LIMIT = 8
 """More threads than this only wait for memory."""

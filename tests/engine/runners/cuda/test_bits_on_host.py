@@ -17,9 +17,9 @@ from support.host_cuda import HostDriver, kernels
 from support.runners import CHAIN, RULES, alike, awkward, poison, same_bits, trajectory
 
 import xopt
-from xopt._engine.program import summation as _reduce
-from xopt._engine.runners.cuda import codegen as _emit_cuda
-from xopt._engine.runners.cuda import templates as _cuda_text
+from xopt._engine.program import summation as _summation
+from xopt._engine.runners.cuda import codegen as _codegen
+from xopt._engine.runners.cuda import templates as _templates
 from xopt._engine.runners.cuda.runner import Cuda
 
 
@@ -160,7 +160,7 @@ def test_every_length_of_a_chunk(driver: HostDriver, rng: np.random.Generator) -
         patch.setattr(Cuda, "sums", lambda *args: seen.append(real(*args)) or seen[-1])
         piece.apply(g, g, state, runner=runner)
     got = seen[0]["total"]
-    assert got.tolist() == [_reduce.leaf_sum(x * x) for x in g]
+    assert got.tolist() == [_summation.leaf_sum(x * x) for x in g]
 
 
 def test_sums_with_real_threads(tmp_path: Any, rng: np.random.Generator) -> None:
@@ -200,13 +200,13 @@ def test_indices_are_wide(tmp_path: Any) -> None:
     """The chunk that holds element 2**31, and the last one of 2**40."""
     call = "const Part c = part(Chunk{0, number}, &size); at[0] = c.first; at[1] = c.size;"
     text = 'extern "C" void where(long long* at, int number, long long size) {' + call + "}\n"
-    library = HostDriver(tmp_path)._library(_cuda_text.PREAMBLE + text)
+    library = HostDriver(tmp_path)._library(_templates.PREAMBLE + text)
     for size in (2**31 + 1, 2**40 + 77):
-        for number in (0, size // _cuda_text.CHUNK):
+        for number in (0, size // _templates.CHUNK):
             at = np.zeros(2, np.int64)
             library.where(ctypes.c_void_p(at.ctypes.data), number, ctypes.c_longlong(size))
-            assert at[0] == number * _cuda_text.CHUNK
-            assert at[1] == min(_cuda_text.CHUNK, size - at[0])
+            assert at[0] == number * _templates.CHUNK
+            assert at[1] == min(_templates.CHUNK, size - at[0])
     [kernel] = kernels(xopt.SGD(), "float16")
     assert "(Half*)a.pointers[0 * a.leaves + c.leaf] + c.first;" in kernel.source
 
@@ -215,7 +215,7 @@ def test_indices_are_wide(tmp_path: Any) -> None:
 def test_every_function(dtype: str, driver: HostDriver, rng: np.random.Generator) -> None:
     """Functions of the C library are not NumPy's to the last bit: a few units."""
     [kernel] = kernels(Inexact(), dtype)
-    assert {node.op for node in kernel.program.nodes} >= set(_emit_cuda.operations("float32")) - {"hypot", "noise"}
+    assert {node.op for node in kernel.program.nodes} >= set(_codegen.operations("float32")) - {"hypot", "noise"}
     params, grads = awkward(rng, dtype), [poison(awkward(rng, dtype), rng)]
     for x, y in zip(*(trajectory(Inexact(), params, grads, r) for r in ("eager", Cuda(driver))), strict=True):
         eps = 2.0**-8 if dtype == "bfloat16" else np.finfo(x.dtype).eps

@@ -20,11 +20,11 @@ from support.host_cuda import EXPORT, STEP, kernels
 from support.runners import CHAIN, RULES, STORED
 
 import xopt
-from xopt._engine.program import quantize as _blocks
+from xopt._engine.program import quantize as _quantize
 from xopt._engine.program import trace as _trace
-from xopt._engine.runners.cuda import codegen as _emit_cuda
-from xopt._engine.runners.cuda import driver as _cuda_driver
-from xopt._engine.runners.cuda import templates as _cuda_text
+from xopt._engine.runners.cuda import codegen as _codegen
+from xopt._engine.runners.cuda import driver as _driver
+from xopt._engine.runners.cuda import templates as _templates
 from xopt._engine.runners.cuda.codegen import CudaKernel
 from xopt._engine.runners.cuda.driver import arch, compiled
 
@@ -73,7 +73,7 @@ def every_kernel() -> list[CudaKernel]:
     for rule, dtype in itertools.product(STORED, ("float16", "bfloat16", "complex128")):
         found |= {k.source: k for k in kernels(rule, dtype, False)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_blocks, "LEAST", 1)
+        patch.setattr(_quantize, "LEAST", 1)
         for rule, dtype in itertools.product(CODED, ("float16", "float32", "float64")):
             found |= {k.source: k for k in kernels(rule, dtype, False)}
     return list(found.values())
@@ -109,7 +109,7 @@ def test_all_are_there() -> None:
     rules = {type(rule).__name__ for rule in EVERY}
     assert rules == {row.rule.__name__ for row in catalog.TRACED}
     ops = {node.op for k in KERNELS for node in k.program.nodes} - {"load", "largest"}
-    assert ops == set(_emit_cuda.operations("float64")), "every operation is compiled"
+    assert ops == set(_codegen.operations("float64")), "every operation is compiled"
     types = {t for k in KERNELS for t in re.findall(r"Pack<([\w<>]+), \d", k.source)}
     assert types == {*BYTES}
 
@@ -173,9 +173,9 @@ def test_arithmetic_is_that_of_the_standard(batch: int) -> None:
 def test_what_the_checks_see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Break what they guard: contraction and flushing on, registers that are too few."""
     [kernel] = kernels(xopt.AdamW(), "float32")
-    monkeypatch.setattr(_cuda_driver, "OPTIONS", ("--std=c++17", "--fmad=true"))
+    monkeypatch.setattr(_driver, "OPTIONS", ("--std=c++17", "--fmad=true"))
     assert any("fma.rn.f32" in x for x in contracted(compiled(kernel.source, "compute_90").decode()))
-    monkeypatch.setattr(_cuda_driver, "OPTIONS", ("--std=c++17", "--fmad=false", "--ftz=true"))
+    monkeypatch.setattr(_driver, "OPTIONS", ("--std=c++17", "--fmad=false", "--ftz=true"))
     assert any("ftz" in x for x in contracted(compiled(kernel.source, "compute_90").decode()))
     path = tmp_path / "k.cubin"
     path.write_bytes(compiled(joined([kernel]).replace("(256, 2)", "(256, 8)"), "sm_90"))
@@ -187,17 +187,17 @@ def test_what_the_checks_see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 def test_tools(tmp_path: Path) -> None:
     for gpu in ARCHS:
-        compiled(_cuda_text.TOOLS, gpu)
-    ptx = compiled(_cuda_text.TOOLS, "compute_90").decode()
+        compiled(_templates.TOOLS, gpu)
+    ptx = compiled(_templates.TOOLS, "compute_90").decode()
     assert contracted(ptx) == []
     assert ".local" not in ptx
 
 
 def test_arguments_fit() -> None:
     """Every device takes 4 KiB of arguments."""
-    assert 8 * (2 + _cuda_text.UPLOAD) <= 4096
-    assert 8 * (5 + 3 * _emit_cuda.SCALARS) <= 4096
-    assert max(len(k.program.scalars) for k in KERNELS) <= _emit_cuda.SCALARS
+    assert 8 * (2 + _templates.UPLOAD) <= 4096
+    assert 8 * (5 + 3 * _codegen.SCALARS) <= 4096
+    assert max(len(k.program.scalars) for k in KERNELS) <= _codegen.SCALARS
 
 
 def test_an_error_of_the_compiler_is_shown() -> None:

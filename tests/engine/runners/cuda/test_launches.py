@@ -19,9 +19,9 @@ import xopt
 from xopt._arrays.layout import Layout
 from xopt._engine.program.algebra import Value
 from xopt._engine.program.contract import StepScalars
-from xopt._engine.runners import choose as _choice
+from xopt._engine.runners import choose as _choose
 from xopt._engine.runners import eager
-from xopt._engine.runners.cuda import templates as _cuda_text
+from xopt._engine.runners.cuda import templates as _templates
 from xopt._engine.runners.cuda.runner import Cuda
 
 CLIPPED = xopt.chain(xopt.ClipByGlobalNorm(0.5), xopt.Adam(0.1))
@@ -51,7 +51,7 @@ def test_one_launch_a_stage(driver: HostDriver, rng: np.random.Generator) -> Non
     opt.step(grads)
     first = new(driver)
     assert first.count(STEP) == 1
-    assert len(first) == 1 + -(-(2 * 100 + 1 + 86 + 4 * 100) // _cuda_text.UPLOAD)
+    assert len(first) == 1 + -(-(2 * 100 + 1 + 86 + 4 * 100) // _templates.UPLOAD)
     for _ in range(3):
         opt.step(grads, lr=0.5)
         assert new(driver) == [STEP]
@@ -161,7 +161,7 @@ def test_gradients_are_not_kept(driver: HostDriver, rng: np.random.Generator) ->
     gone = [weakref.ref(g) for g in grads]
     for _ in range(2):
         opt.step(grads)
-    [tables] = [kept["tables"] for _, kept in opt._kept]
+    [tables] = [cache["tables"] for _, cache in opt._memory]
     assert tables.held == []
     del grads
     assert [g() for g in gone] == [None] * 3
@@ -175,7 +175,7 @@ def test_not_contiguous_in_place(driver: HostDriver, rng: np.random.Generator) -
     opt = xopt.Optimizer(params, xopt.Adam(), runner=Cuda(driver))
     for g in grads:
         opt.step(g)
-        assert "tables" not in opt._kept[0][1]
+        assert "tables" not in opt._memory[0][1]
     assert all(map(same_bits, optree.tree_leaves((params, opt.state.slots)), want))
 
 
@@ -220,11 +220,11 @@ def test_scalars_of_the_host_the_device_and_a_leaf(driver: HostDriver, rng: np.r
     w, named = replace(w, loads=loads), values.specs[0]
     by_leaf = Value(np.asarray([1.0, 2.0, 4.0]))
     mixed = StepScalars([{**named, "lr": Value(np.asarray(0.125)), "weight_decay": by_leaf}], by_leaf=True)
-    fresh = replace(w, loads={n: [x.copy() for x in column] for n, column in w.loads.items()}, kept=None)
+    fresh = replace(w, loads={n: [x.copy() for x in column] for n, column in w.loads.items()}, cache=None)
     runner.prepare(fresh, mixed, {n: fresh.loads[n] for n in fresh.outputs})()
     for k, decay in enumerate([1.0, 2.0, 4.0]):
         one = StepScalars([{**named, "lr": 0.125, "weight_decay": decay}])
-        alone = replace(w, loads={n: [column[k].copy()] for n, column in w.loads.items()}, kept=None)
+        alone = replace(w, loads={n: [column[k].copy()] for n, column in w.loads.items()}, cache=None)
         eager.prepare(alone, one, {n: alone.loads[n] for n in alone.outputs})()
         for n in fresh.outputs:
             assert same_bits(fresh.loads[n][k], alone.loads[n][0]), (n, k)
@@ -247,10 +247,10 @@ def test_cupy_without_a_gpu() -> None:
     place = lambda device: cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(4096, 16, None, device_id=device), 0)
     p, q = (cupy.ndarray((4,), "f4", memptr=place(k)) for k in (0, 1))
     with pytest.raises(ValueError, match=r'runner="cuda" found no CUDA it could use: \w+'):
-        _choice.choose(Layout(p), "cuda")
+        _choose.choose(Layout(p), "cuda")
     with pytest.raises(ValueError, match=r"needs all parameters on one device; these are on .* and "):
-        _choice.choose(Layout([p, q]), "cuda")
-    assert _choice.choose(Layout(p)) is eager
+        _choose.choose(Layout([p, q]), "cuda")
+    assert _choose.choose(Layout(p)) is eager
 
 
 def kept(params: Any, state: Any) -> Any:
@@ -305,6 +305,6 @@ def test_explain_shows_what_is_compiled(driver: HostDriver, dtype: str, mode: st
     real = driver.function
     driver.function = lambda source, *rest: asked.append(source) or real(source, *rest)
     xopt.Optimizer(p, rule, runner=runner).step(np.ones(10, dtype))
-    kernels = {source.rstrip() for source in asked if source != _cuda_text.TOOLS}
+    kernels = {source.rstrip() for source in asked if source != _templates.TOOLS}
     assert len(kernels) == 2
     assert all(source in text for source in kernels)

@@ -13,7 +13,7 @@ from support.cuda_rules import EVERY, MODES, near, of
 from support.runners import CHAIN, RULES, alike, awkward, poison, same_bits, trajectory
 
 import xopt
-from xopt._engine.runners import choose as _choice
+from xopt._engine.runners import choose as _choose
 
 pytestmark = [
     pytest.mark.cuda,
@@ -26,14 +26,14 @@ CLIPPED = xopt.chain(xopt.ClipByGlobalNorm(0.5), xopt.ClipByNorm(0.4), xopt.Adam
 @pytest.fixture
 def cp() -> Any:
     """CuPy, with a driver that works: a comparison of eager with eager would show nothing."""
-    assert _choice.backend("cuda").driver is not None, _choice.backend("cuda")._why
+    assert _choose.backend("cuda").driver is not None, _choose.backend("cuda")._why
     return pytest.importorskip("cupy")
 
 
 @pytest.fixture
 def launches(cp: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the kernels that are launched."""
-    driver, seen = _choice.backend("cuda").driver, list[str]()
+    driver, seen = _choose.backend("cuda").driver, list[str]()
     real = driver.launch
 
     def launch(function: Any, *args: Any) -> None:
@@ -173,7 +173,7 @@ def test_launches(cp: Any, launches: list[str]) -> None:
     opt = xopt.Optimizer(params, xopt.Adam())
     opt.step(grads)
     assert new(launches).count("xopt_step") == 1
-    compiled = len(_choice.backend("cuda").driver._functions)
+    compiled = len(_choose.backend("cuda").driver._functions)
     for k in range(3):
         opt.set(lr=0.1 * k)
         opt.step(grads)
@@ -183,7 +183,7 @@ def test_launches(cp: Any, launches: list[str]) -> None:
     assert {*new(launches)} == {"xopt_store", "xopt_step"}
     opt.step(other)
     assert new(launches) == ["xopt_step"]
-    assert len(_choice.backend("cuda").driver._functions) == compiled, "a new value compiles nothing"
+    assert len(_choose.backend("cuda").driver._functions) == compiled, "a new value compiles nothing"
     clipped = xopt.Optimizer(params, xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam()))
     clipped.step(grads)
     new(launches)

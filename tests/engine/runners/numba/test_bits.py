@@ -15,7 +15,7 @@ from support.runners import CHAIN, CHAINS, RULES, STORED, alike, awkward, poison
 
 import xopt
 from xopt._engine.program.trace import BOOL, Tracer, replay
-from xopt._engine.runners.numba import codegen as _emit_numba
+from xopt._engine.runners.numba import codegen as _codegen
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper
 
 pytestmark = pytest.mark.needs("numba")
@@ -143,7 +143,7 @@ SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.5, -1e-42, 1e-42, 1e38, -1e38, np.inf, -np.in
 
 def of_every_operation(xp: Any, x: Any, y: Any) -> dict[str, Any]:
     found = {}
-    for op in _emit_numba.OPERATIONS:
+    for op in _codegen.OPERATIONS:
         if op in ("logical_and", "logical_or"):
             found[op] = xp.where(getattr(xp, op)(x > 0, y > 0), x, y)
         elif op == "logical_not":
@@ -171,8 +171,8 @@ def test_every_operation(real: str) -> None:
     scalars = program.evaluate({})
     with np.errstate(all="ignore"):
         want = replay(program, np, {"p": a, "g": b}, scalars)
-    columns = _emit_numba.table(program, dict.fromkeys([*program.loads, *program.outputs], real), fresh=True)
-    run = _cache.kernel(_emit_numba.body_source("every operation", program, columns, real))
+    columns = _codegen.table(program, dict.fromkeys([*program.loads, *program.outputs], real), fresh=True)
+    run = _cache.kernel(_codegen.body_source("every operation", program, columns, real))
     got = {n: np.empty_like(a) for n in want}
     arrays = [{"p": a, "g": b}.get(x.name, got.get(x.name[4:])) for x in columns.arrays]
     addresses = np.asarray([[x.ctypes.data] for x in arrays])

@@ -11,23 +11,23 @@ from support.runners import same_bits
 
 import xopt
 from xopt._engine.program import plan as _plan
-from xopt._engine.runners.numba import codegen as _emit_numba
+from xopt._engine.runners.numba import codegen as _codegen
 
 pytestmark = pytest.mark.needs("numba")
 pytest.importorskip("numba")
 
 from xopt._engine.runners.numba import cache as _cache
-from xopt._engine.runners.numba import headers as _objects
+from xopt._engine.runners.numba import headers as _headers
 
 
 def test_objects_have_the_layout_that_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _objects.readable()
+    assert _headers.readable()
     for name in ("_TYPE", "_DATA", "_DIMENSIONS", "_DTYPE", "_FLAGS"):
         with monkeypatch.context() as patch:
-            patch.setattr(_objects, name, _objects._HEADER + 8 * 7)
-            assert not _objects.readable.__wrapped__(), name
+            patch.setattr(_headers, name, _headers._HEADER + 8 * 7)
+            assert not _headers.readable.__wrapped__(), name
     monkeypatch.setattr(sys.implementation, "name", "pypy")
-    assert not _objects.readable.__wrapped__()
+    assert not _headers.readable.__wrapped__()
 
 
 class Sub(np.ndarray):
@@ -37,7 +37,7 @@ class Sub(np.ndarray):
 def test_the_inspector_accepts_what_is_plainly_right_and_nothing_else(rng: np.random.Generator) -> None:
     params = [rng.standard_normal((3, 4)), rng.standard_normal(()), np.zeros((0, 2)), rng.standard_normal(5)]
     starts, reach = np.asarray([params[0].ctypes.data]), np.asarray([0, params[0].ctypes.data + 96])
-    inspect = _objects.inspector(params, starts, reach)
+    inspect = _headers.inspector(params, starts, reach)
     assert inspect is not None
     wide = rng.standard_normal((3, 8))
     good = [rng.standard_normal((3, 4)), np.ones(()), np.zeros((0, 2)), wide[1, 2:7]]
@@ -122,8 +122,8 @@ def test_more_elements_than_int32_counts() -> None:
     low = 2**31 + 5
     plan = _plan.plan(xopt.SGD(lr=1.0)._specs(), False)
     program = plan.body(("p",))
-    columns = _emit_numba.table(program, dict.fromkeys("pgv", "float32"), fresh=False)
-    run = _cache.kernel(_emit_numba.body_source("far", program, columns, "float32"))
+    columns = _codegen.table(program, dict.fromkeys("pgv", "float32"), fresh=False)
+    run = _cache.kernel(_codegen.body_source("far", program, columns, "float32"))
     p, g = np.ones(12, np.float32), np.arange(12, dtype=np.float32)
     start = [x.ctypes.data + 4 * 4 - 4 * low for x in (p, g)]  # where the leaf would start for element `low` to be [4]
     run(np.asarray([[0, low, 5]]), np.asarray(start)[:, None], np.asarray([[-1.0]]), 0, 1)

@@ -1,4 +1,4 @@
-"""Turn a program into CUDA C++: one kernel that steps all leaves, and one that sums terms in the order of `_reduce`.
+"""Turn a program into CUDA C++: one kernel that steps all leaves, and one that sums terms in the order of `summation`.
 
 The text needs no header, so that it compiles in milliseconds, and it is C++ as well: where there is no GPU, tests build
 the same text with a C++ compiler and a few definitions in front of it. Everything that a kernel is given is a vector of
@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 from xopt._arrays.dtypes import TABLE
 from xopt._engine.program.lower import PARTS, Halves, Unsupported, halves, lower, statements
 from xopt._engine.program.quantize import BLOCK, is_scale

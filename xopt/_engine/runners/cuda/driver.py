@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
+from xopt import _arrays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

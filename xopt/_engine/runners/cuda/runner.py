@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
-from xopt._arrays.libraries import Library
+from xopt import _arrays
+from xopt._arrays import Library
 from xopt._engine.program.contract import BucketStep, StepScalars
 from xopt._engine.program.lower import Unsupported
 from xopt._engine.program.trace import Program
 from xopt._engine.runners import eager
-from xopt._engine.runners.cuda import codegen as _emit_cuda
-from xopt._engine.runners.cuda import templates as _cuda_text
+from xopt._engine.runners.cuda import codegen as _codegen
+from xopt._engine.runners.cuda import templates as _templates
 from xopt._engine.runners.cuda.driver import Driver, Queue
 
 Words = np.ndarray[Any, Any]
@@ -65,11 +65,11 @@ class Cuda:
         self, program: Program, title: str, stored: Mapping[str, str], real: str, split: bool, body: bool
     ) -> str:
         """Return the kernels."""
-        columns = _emit_cuda.storage(stored, split)
+        columns = _codegen.storage(stored, split)
         try:
             if body:
-                return _emit_cuda.step_kernel(program, columns, real, False).source.rstrip()
-            return "\n\n".join(_emit_cuda.sum_kernel(program, n, columns).source.rstrip() for n in program.outputs)
+                return _codegen.step_kernel(program, columns, real, False).source.rstrip()
+            return "\n\n".join(_codegen.sum_kernel(program, n, columns).source.rstrip() for n in program.outputs)
         except Unsupported as error:
             return f"(left to the eager runner: {error})"
 
@@ -82,7 +82,7 @@ class Cuda:
         """
         program = work.plan.body(work.outputs)
         try:
-            kernel = _emit_cuda.step_kernel(program, _storage(work), work.real, into is None)
+            kernel = _codegen.step_kernel(program, _storage(work), work.real, into is None)
         except Unsupported:
             return eager.prepare(work, values, into)
         with work.library.on_device(work.loads["p"][0]):
@@ -99,7 +99,7 @@ class Cuda:
             words = call.arguments(kernel, values)
 
         def finish() -> dict[str, list[Any]]:
-            call.launch(function, call.tables.chunks, _cuda_text.THREADS, words)
+            call.launch(function, call.tables.chunks, _templates.THREADS, words)
             if into is not None:
                 with work.library.on_device(work.loads["p"][0]):
                     call.copy_back(kernel.stores)
@@ -108,10 +108,10 @@ class Cuda:
         return finish
 
     def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, Any]:
-        """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
+        """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `summation`."""
         program, found = work.plan.sums[place], {}
         try:
-            kernels = {n: _emit_cuda.sum_kernel(program, n, _storage(work)) for n in program.outputs}
+            kernels = {n: _codegen.sum_kernel(program, n, _storage(work)) for n in program.outputs}
         except Unsupported:
             return eager.sums(work, values, place)
         with work.library.on_device(work.loads["p"][0]):
@@ -119,7 +119,7 @@ class Cuda:
             chunks, leaves = call.tables.chunks, len(work.loads["p"])
             for n, kernel in kernels.items():
                 call.results, found[n] = call.empty(chunks), call.empty(leaves)
-                call.launch(call.function(kernel), chunks, _cuda_text.SUM_THREADS, call.arguments(kernel, values))
+                call.launch(call.function(kernel), chunks, _templates.SUM_THREADS, call.arguments(kernel, values))
                 call.ordered(call.tables.starts, found[n], leaves)
         return found
 
@@ -131,15 +131,15 @@ class Cuda:
             out, queue = library.empty(xp, (), leaves.dtype, leaves), self.driver.queue(leaves)
             [parts, sums] = library.addresses([leaves, out])
             words = np.asarray([parts, 0, sums, leaves.shape[0]], np.uint64)
-            function = self.driver.function(_cuda_text.TOOLS, "xopt_ordered", queue.device)
-            self.driver.launch(function, queue, 1, _cuda_text.THREADS, words)
+            function = self.driver.function(_templates.TOOLS, "xopt_ordered", queue.device)
+            self.driver.launch(function, queue, 1, _templates.THREADS, words)
         return out
 
 
 def _storage(work: BucketStep) -> tuple[tuple[str, str], ...]:
     """Return the dtype that each column is stored in. Of a split complex one, that is the dtype of its parts."""
     dtypes = {n: _arrays.dtype_name(column[0]) for n, column in work.loads.items()}
-    return _emit_cuda.storage(dtypes, work.split)
+    return _codegen.storage(dtypes, work.split)
 
 
 class _Tables:
@@ -149,7 +149,7 @@ class _Tables:
         self.queue = queue
         twice = 2 if work.split else 1
         sizes = [twice * math.prod(p.shape) for p in work.loads["p"]]
-        counts = [-(-n // _cuda_text.CHUNK) for n in sizes]
+        counts = [-(-n // _templates.CHUNK) for n in sizes]
         ends = np.cumsum(counts)
         self.chunks = int(ends[-1])
         leaf = np.repeat(np.arange(len(sizes)), counts)
@@ -199,13 +199,13 @@ def _places(work: BucketStep, column: list[Any], copies: list[Any]) -> list[int]
 
 def _store(driver: Any, queue: Queue, at: int, words: Words) -> None:
     """Write words into the memory of the device."""
-    function = driver.function(_cuda_text.TOOLS, "xopt_store", queue.device)
-    for low in range(0, len(words), _cuda_text.UPLOAD):
-        part = words[low : low + _cuda_text.UPLOAD]
-        upload = np.zeros(2 + _cuda_text.UPLOAD, np.uint64)
+    function = driver.function(_templates.TOOLS, "xopt_store", queue.device)
+    for low in range(0, len(words), _templates.UPLOAD):
+        part = words[low : low + _templates.UPLOAD]
+        upload = np.zeros(2 + _templates.UPLOAD, np.uint64)
         upload[:2] = at + 8 * low, len(part)
         upload[2 : 2 + len(part)] = part
-        driver.launch(function, queue, 1, _cuda_text.THREADS, upload)
+        driver.launch(function, queue, 1, _templates.THREADS, upload)
 
 
 class _Call:
@@ -223,14 +223,14 @@ class _Call:
         self.results: Any = None
 
     def _tables(self) -> _Tables:
-        kept = self._work.kept
-        found: _Tables | None = None if kept is None else kept.get("tables")
+        cache = self._work.cache
+        found: _Tables | None = None if cache is None else cache.get("tables")
         if found is not None and found.queue == self.queue:
             found.update(self._driver, self._work)
         else:
             found = _Tables(self._driver, self.queue, self._work)
-            if kept is not None and found.plain:  # tables of another stream go: their memory belongs to that stream
-                kept["tables"] = found
+            if cache is not None and found.plain:  # tables of another stream go: their memory belongs to that stream
+                cache["tables"] = found
         self._held, found.held = found.held, []
         return found
 
@@ -248,11 +248,11 @@ class _Call:
     def _address(self, x: Any) -> int:
         return self._work.library.addresses([x])[0]
 
-    def function(self, kernel: _emit_cuda.CudaKernel) -> Any:
+    def function(self, kernel: _codegen.CudaKernel) -> Any:
         """Compile a kernel, once for each text and device."""
         return self._driver.function(kernel.source, kernel.name, self.queue.device)
 
-    def arguments(self, kernel: _emit_cuda.CudaKernel, values: StepScalars) -> Words:
+    def arguments(self, kernel: _codegen.CudaKernel, values: StepScalars) -> Words:
         """Return what a kernel is given: where the tables lie, and the scalars.
 
         A scalar of the host goes as it is; one that lives on the device goes as its address.
@@ -280,7 +280,7 @@ class _Call:
                 words[6 + 3 * k : 8 + 3 * k] = self._address(x), x.ndim
         return words
 
-    def _column(self, kernel: _emit_cuda.CudaKernel, k: int, x: Words) -> Any:
+    def _column(self, kernel: _codegen.CudaKernel, k: int, x: Words) -> Any:
         """Return scalars of the host, one per leaf, in memory of the device; those of the step before, if they are."""
         known, key = self.tables.columns, (kernel.source, k)
         if key not in known or not np.array_equal(known[key][0].view(np.uint64), x.view(np.uint64)):
@@ -295,8 +295,8 @@ class _Call:
     def ordered(self, starts: int, out: Any, leaves: int) -> None:
         """Add the sums of chunks to sums of leaves."""
         words = np.asarray([self._address(self.results), starts, self._address(out), 0], np.uint64)
-        function = self._driver.function(_cuda_text.TOOLS, "xopt_ordered", self.queue.device)
-        self.launch(function, leaves, _cuda_text.THREADS, words)
+        function = self._driver.function(_templates.TOOLS, "xopt_ordered", self.queue.device)
+        self.launch(function, leaves, _templates.THREADS, words)
 
     def copy_back(self, names: tuple[str, ...]) -> None:
         """Write results into parameters and state that are not contiguous."""

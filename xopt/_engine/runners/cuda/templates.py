@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from xopt._engine.program import summation as _reduce
+from xopt._engine.program import summation as _summation
 from xopt._engine.program.quantize import BLOCK
 
-CHUNK = _reduce.CHUNK
+CHUNK = _summation.CHUNK
 """Elements that one block computes."""
 THREADS = 256
 """Threads of a block of the step."""

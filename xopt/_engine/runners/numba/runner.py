@@ -18,19 +18,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
-from xopt._engine.program import summation as _reduce
+from xopt import _arrays
+from xopt._engine.program import summation as _summation
 from xopt._engine.program.contract import BucketStep, StepScalars, called
 from xopt._engine.program.lower import Unsupported, lower
 from xopt._engine.program.quantize import BLOCK
 from xopt._engine.program.trace import Program
-from xopt._engine.runners import threads as _pool
+from xopt._engine.runners import threads as _threads
 from xopt._engine.runners.fallback import Shared
-from xopt._engine.runners.numba import codegen as _emit_numba
-from xopt._engine.runners.numba import headers as _objects
+from xopt._engine.runners.numba import codegen as _codegen
+from xopt._engine.runners.numba import headers as _headers
 from xopt._engine.runners.tiled.runner import Tiled, fresh_arrays
 
-_PARALLEL = 4 * _reduce.CHUNK
+_PARALLEL = 4 * _summation.CHUNK
 """Elements from which on a second thread is worth waking."""
 
 NDArray = np.ndarray[Any, Any]
@@ -54,7 +54,7 @@ class CompiledLoop(NamedTuple):
     program: Program
     """As compiled: its scalars are what the function takes."""
     run: Callable[..., None]
-    columns: _emit_numba.Table
+    columns: _codegen.Table
 
 
 class _Frame(NamedTuple):
@@ -100,10 +100,10 @@ class Numba:
     name = "numba"
     host = True
     caches = True
-    total = staticmethod(_reduce.total)
-    inspector = staticmethod(_objects.inspector)
+    total = staticmethod(_summation.total)
+    inspector = staticmethod(_headers.inspector)
 
-    def __init__(self, threads: int | None = None, task: int = _reduce.CHUNK) -> None:
+    def __init__(self, threads: int | None = None, task: int = _summation.CHUNK) -> None:
         self._threads, self._task = threads, task
         self._rest = Tiled(threads=threads)
         self.places = self._rest.places
@@ -128,11 +128,11 @@ class Numba:
         """
         try:
             fresh: dict[str, list[Any]] = {}
-            frame = self._kept(work, None)
+            frame = self._cached(work, None)
             if frame is None:
                 kernel = body(work, into is None)
                 plain = _plain(work)
-                if not all(plain) and work.kept is None:
+                if not all(plain) and work.cache is None:
                     return self._mixed(work, values, plain).prepare(into)  # before anything is allocated
                 if into is None:
                     fresh = {n: fresh_arrays(work, n) for n in work.outputs}
@@ -154,9 +154,9 @@ class Numba:
         return finish
 
     def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, NDArray]:
-        """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
+        """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `summation`."""
         try:
-            frame = self._kept(work, place) or self._frame(work, reduction(work, place), place, {})
+            frame = self._cached(work, place) or self._frame(work, reduction(work, place), place, {})
         except Unsupported:
             return self._rest.sums(work, values, place)
         if not frame.serves(work):
@@ -199,16 +199,16 @@ class Numba:
                     return
                 do(first, last)
 
-        _pool.run([drain] * min(self._threads or _pool.threads(), len(ranges)))
+        _threads.run([drain] * min(self._threads or _threads.threads(), len(ranges)))
 
     @staticmethod
-    def _kept(work: BucketStep, place: int | None) -> _Frame | None:
-        return work.kept.get(("numba", place)) if work.kept is not None else None
+    def _cached(work: BucketStep, place: int | None) -> _Frame | None:
+        return work.cache.get(("numba", place)) if work.cache is not None else None
 
     def _frame(self, work: BucketStep, kernel: CompiledLoop, place: int | None, made: dict[str, list[Any]]) -> _Frame:
         """Find the tasks and the addresses; of what stays from step to step, only once."""
         sizes = [math.prod(x.shape) << work.split for x in work.loads["p"]]
-        task = self._task if place is None else _reduce.CHUNK
+        task = self._task if place is None else _summation.CHUNK
         task = -(-task // BLOCK) * BLOCK if work.plan.codes else task
         cut = [(k, low, min(task, size - low)) for k, size in enumerate(sizes) for low in range(0, size, task)]
         tasks = np.asarray(cut, np.int64).reshape(-1, 3)
@@ -222,15 +222,15 @@ class Numba:
                 row[:] = work.library.addresses(made[array.name[4:]] if new else work.loads[array.name])
         plain = _plain(work, without="g")
         frame = _Frame(kernel, tasks, self._ranges(tasks), addresses, plain, all(plain), grads)
-        if work.kept is not None and not made:
-            work.kept["numba", place] = frame
+        if work.cache is not None and not made:
+            work.cache["numba", place] = frame
         return frame
 
     def _ranges(self, tasks: NDArray) -> list[tuple[int, int]]:
         """Share tasks out: some ranges a thread, of about as many elements each."""
         ends = np.cumsum(tasks[:, 2])
         size = int(ends[-1]) if len(tasks) else 0
-        threads = self._threads or (_pool.threads() if size >= _PARALLEL else 1)
+        threads = self._threads or (_threads.threads() if size >= _PARALLEL else 1)
         marks = np.searchsorted(ends, np.linspace(0, size, 4 * threads + 1)[1:-1]) if threads > 1 else ()
         return list(itertools.pairwise(sorted({0, len(tasks), *map(int, marks)}))) or [(0, 0)]
 
@@ -257,16 +257,16 @@ def _compiled(
 ) -> CompiledLoop:
     from xopt._engine.runners.numba import cache as _cache
 
-    columns = _emit_numba.table(program, dict(stored), fresh)
+    columns = _codegen.table(program, dict(stored), fresh)
     return CompiledLoop(lower(program), _cache.kernel(source(program, title, dict(stored), real, fresh)), columns)
 
 
 def source(program: Program, title: str, stored: dict[str, str], real: str, fresh: bool | None) -> str:
     """Return the module of a program: in place, with ``fresh`` beside it, or with ``fresh=None`` of its sums."""
-    columns = _emit_numba.table(program, stored, fresh)
+    columns = _codegen.table(program, stored, fresh)
     if fresh is None:
-        return _emit_numba.sums_source(title, program, columns)
-    return _emit_numba.body_source(title, program, columns, real)
+        return _codegen.sums_source(title, program, columns)
+    return _codegen.body_source(title, program, columns, real)
 
 
 def _plain(work: BucketStep, without: str = "") -> list[bool]:

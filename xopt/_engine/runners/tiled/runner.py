@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
-from xopt._arrays.libraries import Library
-from xopt._engine.program import summation as _reduce
+from xopt import _arrays
+from xopt._arrays import Library
+from xopt._engine.program import summation as _summation
 from xopt._engine.program.contract import BucketStep, StepScalars
 from xopt._engine.program.quantize import BLOCK
 from xopt._engine.program.trace import Program
 from xopt._engine.runners import eager
-from xopt._engine.runners import threads as _pool
+from xopt._engine.runners import threads as _threads
 from xopt._engine.runners.fallback import Shared
 from xopt._engine.runners.tiled.codegen import numpy_kernel
 from xopt._engine.runners.tiled.tiles import Large, Ready, Small, Sums
@@ -39,7 +39,7 @@ def fitting(arrays: int, dtype: Any, split: bool) -> int:
     A power of two, and never so few that the calls cost more than the arithmetic.
     """
     size = np.dtype(dtype.real if split else dtype.compute).itemsize
-    room = 0.8 * _pool.cache() / ((arrays + 1) * size)
+    room = 0.8 * _threads.cache() / ((arrays + 1) * size)
     return 1 << min(max(int(math.log2(room)), 13), 17)
 
 
@@ -56,7 +56,7 @@ class Tiled:
     """Scalars are Python floats: what the host computes, and what it reads from arrays it shares memory with."""
     caches = True
     inspector = None
-    total = staticmethod(_reduce.total)
+    total = staticmethod(_summation.total)
 
     def __init__(self, tile: int | None = None, threads: int | None = None) -> None:
         self._fixed, self.threads = tile, threads
@@ -73,7 +73,7 @@ class Tiled:
 
     def _cut(self, leaves: Leaves, tile: int, apart: bool = False) -> tuple[list[Task], list[Task], int]:
         """Return the tasks of small leaves, those of large ones, and how many threads these may use."""
-        threads = self.threads or (_pool.threads() if sum(leaves.sizes) >= _PARALLEL else 1)
+        threads = self.threads or (_threads.threads() if sum(leaves.sizes) >= _PARALLEL else 1)
         tasks = leaves.tasks(tile, tile if self._fixed or threads == 1 else 2 * tile, apart=apart)
         small = [task for task in tasks if len(task.leaves) > 1]
         return small, [task for task in tasks if len(task.leaves) == 1], threads
@@ -122,19 +122,19 @@ class Tiled:
         return at, end
 
     def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, NDArray]:
-        """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `_reduce`."""
+        """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `summation`."""
         leaves, apart = _leaves(work), bool(work.plan.codes)
         if apart and not all(leaves.plain):
             return Shared(work, values, leaves.plain, self, _ByLeaf()).sums(place)
-        tile = min(self._tile(work), _reduce.CHUNK)
+        tile = min(self._tile(work), _summation.CHUNK)
         run = Sums(work, place, values, leaves, tile)
-        tasks = leaves.tasks(tile, _reduce.CHUNK, whole=True, apart=apart)
+        tasks = leaves.tasks(tile, _summation.CHUNK, whole=True, apart=apart)
         _go([run.ready(tasks, tile, self._cut(leaves, tile, apart)[2])])
         chunks: list[list[list[float]]] = [[] for _ in leaves.sizes]
         for leaf, number in sorted(run.found):
             chunks[leaf].append(run.found[leaf, number])
         return {
-            n: np.asarray([_reduce.ordered(x[j] for x in leaf) for leaf in chunks]) for j, n in enumerate(run.names)
+            n: np.asarray([_summation.ordered(x[j] for x in leaf) for leaf in chunks]) for j, n in enumerate(run.names)
         }
 
 
@@ -170,9 +170,9 @@ def _go(ready: list[Ready]) -> None:
     """Do all tasks, and give the memory back."""
     for queue, blocks, workers in ready:
         if queue:
-            _pool.run([partial(_drain, queue, worker) for worker in workers])
+            _threads.run([partial(_drain, queue, worker) for worker in workers])
         for block in blocks:
-            _pool.give(block)
+            _threads.give(block)
 
 
 def _drain(queue: deque[Task], worker: Callable[[Task], None]) -> None:
@@ -194,14 +194,14 @@ def fresh_arrays(work: BucketStep, output: str) -> list[Any]:
 
 def _leaves(work: BucketStep) -> Leaves:
     """See every array as a NumPy array on the same memory; what stays from step to step is looked at once."""
-    kept = work.kept
-    if kept is None or "leaves" not in kept:
+    cache = work.cache
+    if cache is None or "leaves" not in cache:
         columns = {n: _views(work.library, column, work.split) for n, column in work.loads.items() if n != "g"}
         leaves = Leaves(columns)
-        if kept is not None:
-            kept["leaves"] = leaves
+        if cache is not None:
+            cache["leaves"] = leaves
     else:
-        leaves = kept["leaves"]
+        leaves = cache["leaves"]
     return leaves.joined({"g": _views(work.library, work.loads["g"], work.split)})
 
 

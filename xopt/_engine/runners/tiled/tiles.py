@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xopt._arrays import libraries as _arrays
-from xopt._engine.program import summation as _reduce
+from xopt import _arrays
+from xopt._engine.program import summation as _summation
 from xopt._engine.program import trace as _trace
 from xopt._engine.program.contract import BucketStep, StepScalars
 from xopt._engine.program.quantize import BLOCK, count, fill, is_scale
-from xopt._engine.runners import threads as _pool
-from xopt._engine.runners.tiled import codegen as _emit
+from xopt._engine.runners import threads as _threads
+from xopt._engine.runners.tiled import codegen as _codegen
 from xopt._engine.runners.tiled.tiling import Leaves, NDArray, Task, parts
 
 
@@ -50,7 +50,7 @@ class _Program(ABC):
         leaves: Leaves,
         stores: tuple[str, ...] | None,
     ) -> None:
-        self.leaves, self.kernel = leaves, _emit.numpy_kernel(program)
+        self.leaves, self.kernel = leaves, _codegen.numpy_kernel(program)
         names = list(program.loads)
         self.loads = [leaves.flat(n) for n in names]
         self.stores = [leaves.flat(n) for n in stores or ()]
@@ -81,9 +81,9 @@ class _Program(ABC):
         columns = zip([*self.loads, *self.stores], [*self.load_types, *self.store_types], strict=False)
         staged = staged or any(x.dtype != kind for column, kind in columns for x in column) or any(self.load_scales)
         sets = [self.load_types if staged else [], self.store_types if staged else [], self.register_types]
-        blocks = [_pool.borrow(_pool.room(size, *sets)) for _ in range(min(threads, len(tasks)))]
+        blocks = [_threads.borrow(_threads.room(size, *sets)) for _ in range(min(threads, len(tasks)))]
         return Ready(
-            deque(tasks), blocks, [partial(self.do, b=Buffers(*_pool.carve(block, size, *sets))) for block in blocks]
+            deque(tasks), blocks, [partial(self.do, b=Buffers(*_threads.carve(block, size, *sets))) for block in blocks]
         )
 
     @abstractmethod
@@ -192,23 +192,23 @@ class Small(_Program):
         change = work.plan.body(("u", *work.outputs[1:]))
         same = all(x.dtype == work.real for x in (self.p[:1] if work.plan.kind == _trace.REAL else ()))
         self.adds = work.outputs[0] == "p" and "p" not in change.loads and work.plan.kind == _trace.REAL and same
-        again = work.kept is not None and stores == work.outputs and leaves.cut_like(work.kept["leaves"])
-        self.kept = work.kept if again else None
+        again = work.cache is not None and stores == work.outputs and leaves.cut_like(work.cache["leaves"])
+        self.cache = work.cache if again else None
         super().__init__(work, change if self.adds else program, values, work.real, leaves, stores)
 
     def ready(self, tasks: list[Task], part: int, threads: int = 1) -> Ready:
         """Take the memory of one tile. An optimizer keeps it, and all that lies in it, for the next step."""
         sets = [self.load_types, self.store_types, self.register_types]
-        if self.kept is None:
-            block = _pool.borrow(_pool.room(part, *sets))
-            return Ready(deque(tasks), [block], [partial(self.do, b=Buffers(*_pool.carve(block, part, *sets)))])
-        if "buffers" not in self.kept:
-            self.kept["buffers"] = Buffers(*_pool.carve(_pool.borrow(_pool.room(part, *sets)), part, *sets))
-        return Ready(deque(tasks), [], [partial(self.do, b=self.kept["buffers"])])
+        if self.cache is None:
+            block = _threads.borrow(_threads.room(part, *sets))
+            return Ready(deque(tasks), [block], [partial(self.do, b=Buffers(*_threads.carve(block, part, *sets)))])
+        if "buffers" not in self.cache:
+            self.cache["buffers"] = Buffers(*_threads.carve(_threads.borrow(_threads.room(part, *sets)), part, *sets))
+        return Ready(deque(tasks), [], [partial(self.do, b=self.cache["buffers"])])
 
     def do(self, task: Task, b: Buffers) -> None:
         """Gather one group, compute it, and scatter it. The loops over leaves run in C."""
-        bound = None if self.kept is None else self.kept.get(task)
+        bound = None if self.cache is None else self.cache.get(task)
         if bound is None:
             loads, results, gathers, staged = self.bind(task, b)
             specs = [
@@ -217,8 +217,8 @@ class Small(_Program):
             ]
             registers = [r[: task.size] for r in b.registers]
             bound = Bound([*loads, *results], registers, [(j, loads[j]) for j in gathers], specs)
-            if self.kept is not None:
-                self.kept[task] = bound
+            if self.cache is not None:
+                self.cache[task] = bound
         arguments, registers, buffers, specs = bound
         for j, buffer in buffers:
             _gather(self.loads[j], task, buffer)
@@ -249,12 +249,12 @@ class Sums(_Program):
         if task.block is None and task.size <= self.tile:
             results, _ = self.compute(task, b)
             for leaf, part in zip(task.leaves, task.slices, strict=True):
-                self.found[leaf, task.low // _reduce.CHUNK] = [_reduce.chunk_sum(x[part]) for x in results]
+                self.found[leaf, task.low // _summation.CHUNK] = [_summation.chunk_sum(x[part]) for x in results]
             return
         [leaf], size = task.leaves, task.size
         shape, plain = (self.leaves.shapes[leaf], False) if task.block is not None else ((size,), True)
-        chunk = np.empty((len(self.store_types), min(_reduce.CHUNK, size)))
-        filled, number = 0, task.low // _reduce.CHUNK
+        chunk = np.empty((len(self.store_types), min(_summation.CHUNK, size)))
+        filled, number = 0, task.low // _summation.CHUNK
         for low, high, block in parts(shape, plain, self.tile):
             results, _ = self.compute(Task([leaf], [high - low], task.low + low, block), b)
             done = 0
@@ -264,7 +264,7 @@ class Sums(_Program):
                     row[filled : filled + n] = x[done : done + n]
                 done, filled = done + n, filled + n
                 if filled == chunk.shape[1] or low + done == size:
-                    self.found[leaf, number] = [_reduce.chunk_sum(row[:filled]) for row in chunk]
+                    self.found[leaf, number] = [_summation.chunk_sum(row[:filled]) for row in chunk]
                     filled, number = 0, number + 1
 
 
