@@ -96,7 +96,7 @@ def promises(ulps: list[float], draws: int) -> list[str]:
     runs = [f"{len(resume.rules(x))} runs on {x}" for x in ("numpy", "torch", "jax", "strict", "dask")]
     p, v, m = (f"{x:.1f}" for x in ulps)
     rows = {
-        "A run that is saved and resumed in another process has the same bits, for every rule and link": (
+        "A run that is saved and resumed in another process has the same bits, for every rule and component": (
             "nox -s tests -- -k resumes",
             ", ".join(runs),
         ),

@@ -179,12 +179,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 EAGER = (
     "rules/test_convergence.py::test_on_every_library",  # every rule
-    "transforms/test_oracles.py::test_oracle",  # every link
+    "transforms/test_oracles.py::test_oracle",  # every component
     "transforms/test_accumulate_and_guard.py::test_a_micro_batch_that_is_not_finite_is_gone_with_its_batch",
     "transforms/test_accumulate_and_guard.py::test_raise_names_the_gradient_and_moves_nothing",
     "regressions/test_others.py::test_norms_and_what_is_done_about_them",
-    "rule/test_link_declarations.py::test_libraries",
-    "rule/test_link_declarations.py::test_whole_arrays",
+    "rule/test_component_declarations.py::test_libraries",
+    "rule/test_component_declarations.py::test_whole_arrays",
     "engine/program/test_trace.py::test_carry",
 )
 """What JAX is given with and without jit. The rest is not: what never calls jit would be the same test again."""
@@ -259,7 +259,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def parity(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
-    """Return ``parity(library, rule or link, ours, theirs)``, which notes how far two lists of arrays are apart."""
+    """Return ``parity(library, rule or component, ours, theirs)``, which notes how far two lists are apart."""
     compared = importlib.import_module("support.parity").compared
     return lambda *what, kind="peer": record_property("parity", compared(kind, *what))
 

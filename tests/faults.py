@@ -167,7 +167,7 @@ FAULTS: dict[str, Fault] = {
          "tests/transforms/test_loss_scale.py::test_gradients_that_are_none"),
     ),
     "held-back-but-kept": Fault(
-        "found here: in a call without any gradient, what is carried behind a link that waits did not wait",
+        "found here: in a call without any gradient, what is carried behind a component that waits did not wait",
         (("_engine.resolve", 'return found.get("go")', "return None"),
          ("_engine.resolve", "if spec.gates:\n", "if spec.gates and members:\n")),
         ("tests/transforms/test_loss_scale.py::test_a_batch_without_any_gradient_counts_with_its_step_only",),

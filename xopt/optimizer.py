@@ -150,7 +150,7 @@ class Optimizer(Saving):
         grads
             A tree like the parameters; None leaves its parameter and its state alone.
         value
-            The loss, for rules with a link that asks for it; others take no notice of it.
+            The loss, for rules with a component that asks for it; others take no notice of it.
         **overrides
             Hyperparameters for this step only, as for :meth:`set`.
 

@@ -1,4 +1,4 @@
-"""Links of chains: what each makes of a gradient, a step or new parameters, array by array, in float64.
+"""Components of chains: what each makes of a gradient, a step or new parameters, array by array, in float64.
 
 An oracle takes lists of arrays and a dict of state that it fills itself. Those in front of a rule and behind it return
 what they make of ``xs``; those after the step return the new parameters and what is read as them.

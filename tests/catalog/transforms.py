@@ -1,4 +1,4 @@
-"""Links that change a gradient."""
+"""Components that change a gradient."""
 
 from __future__ import annotations
 

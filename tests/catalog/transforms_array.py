@@ -1,4 +1,4 @@
-"""Links of a chain that need whole arrays."""
+"""Components of a chain that need whole arrays."""
 
 from __future__ import annotations
 

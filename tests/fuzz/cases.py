@@ -119,7 +119,7 @@ NAMESPACE = {
 
 
 def made(source: str) -> Any:
-    """Make a rule, a link or a schedule of its text."""
+    """Make a rule, a component or a schedule of its text."""
     return eval(source, dict(NAMESPACE))
 
 

@@ -33,7 +33,7 @@ KEPT = [
     # branches that are taken every so many steps
     Case(TREE, "xopt.LossScale(xopt.SOAP(0.01))", (*TWO, Step())),
     Case(TREE, "xopt.Guard(xopt.Shampoo(0.1, update_every=2), 'skip')", (*TWO, Step())),
-    # a link without a maximum, for complex parameters
+    # a component without a maximum, for complex parameters
     Case(
         {"w": W._replace(dtype="complex64"), "b": B._replace(dtype="complex64")},
         "xopt.Accumulate(xopt.chain(xopt.AddDecay(0.6), xopt.Masked(xopt.AdaptiveGradientClip(0.5), 'w'), "

@@ -70,9 +70,9 @@ LINKS_AT["behind"] = BEHIND + LINKS_AT["behind"]
 
 
 PENALTIES = ("xopt.L1", "xopt.L2")
-"""Links that stand behind SGD alone."""
+"""Components that stand behind SGD alone."""
 REAL = {f"xopt.{link.link.__name__}" for link in LINKS if not link.complex}
-"""Links that refuse complex parameters: few of these are drawn for them."""
+"""Components that refuse complex parameters: few of these are drawn for them."""
 
 
 def source(value: Any) -> str:
@@ -176,7 +176,7 @@ def predicates(draw: Any, tree: Any, k: int) -> str:
 
 @st.composite
 def links(draw: Any, place: str, tree: Any) -> str:
-    """Draw a link for a place in a chain."""
+    """Draw a component for a place in a chain."""
     found = LINKS_AT[place]
     if any("complex" in x.dtype for x in cases.leaves(tree)) and draw(st.integers(0, 9)) < 9:
         found = [x for x in found if x[0] not in REAL]

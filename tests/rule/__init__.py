@@ -1,1 +1,1 @@
-"""Tests of what a rule or a link may declare, and of what is known of other libraries' rules."""
+"""Tests of what a rule or a component may declare, and of what is known of other libraries' rules."""

@@ -80,7 +80,7 @@ def run_keras(make: Callable[..., Any], params: Params, grads: list[Params]) -> 
 
 
 def run_thinc(make: Callable[..., Any], params: Params, grads: list[Params]) -> Params:
-    opt = make(RATE, grad_clip=0.0, use_averages=False, L2=0.0)  # these three are other links here
+    opt = make(RATE, grad_clip=0.0, use_averages=False, L2=0.0)  # these three are other components here
     theirs = [p.astype("float32") for p in params]
     for g in grads:
         for k, x in enumerate(g):

@@ -278,7 +278,7 @@ def test_transforms(
 
 
 def test_two_reductions_and_a_transform_of_the_step(lib: Lib, rng: np.random.Generator) -> None:
-    """Clip, clip globally, step, clip the step: each link sees what the one before made of it."""
+    """Clip, clip globally, step, clip the step: each component sees what the one before made of it."""
     params, grads = problem(rng, "float64", 4, lib)
     rule = xopt.chain(xopt.ClipByNorm(2.0), xopt.ClipByGlobalNorm(2.5), xopt.Adam(lr=0.1), xopt.ClipByGlobalNorm(0.2))
     got, _ = run(lib, rule, params, grads)

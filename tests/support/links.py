@@ -1,4 +1,4 @@
-"""Links in front of a rule and behind it."""
+"""Components in front of a rule and behind it."""
 
 from __future__ import annotations
 

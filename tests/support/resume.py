@@ -1,7 +1,7 @@
 """Runs that are saved in the middle and go on in another process: `python -m support.resume LIBRARY FOLDER` goes on.
 
-Used by checkpoint/test_resume.py. Every rule, every link and every wrapper of the catalogue takes 20 steps; what is
-compared is every bit of parameters, state and scalars.
+Used by checkpoint/test_resume.py. Every rule, every component and every wrapper of the catalogue takes 20 steps; what
+is compared is every bit of parameters, state and scalars.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Tests of the links of a chain, and of what stands around a rule."""
+"""Tests of the components of a chain, and of what stands around a rule."""

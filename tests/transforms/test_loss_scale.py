@@ -307,7 +307,7 @@ def test_gradients_that_are_none(lib: Lib) -> None:
 
 
 def test_a_batch_without_any_gradient_counts_with_its_step_only(lib: Lib) -> None:
-    """What is carried behind a link that holds the step back waits, also where no gradient is given at all."""
+    """What is carried behind a component that holds the step back waits, also where no gradient is given at all."""
     rule = xopt.Accumulate(
         xopt.LossScale(xopt.chain(xopt.SGD(lr=1.0), xopt.ReduceOnPlateau(factor=0.5, patience=0)), every=2), every=2
     )

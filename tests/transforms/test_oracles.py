@@ -1,4 +1,4 @@
-"""Every link of the catalogue against its oracle, in front of a rule, behind it and after the step."""
+"""Every component of the catalogue against its oracle, in front of a rule, behind it and after the step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xopt._engine.runners.tiled.runner import Tiled
 
 
 def cases() -> list[Any]:
-    """Every link with every set of options, named for pytest; other libraries than NumPy are given the first."""
+    """Every component with every set of options, named for pytest; other libraries than NumPy are given the first."""
     made = []
     for row in LINKS:
         for k, options in enumerate(row.options):
@@ -192,7 +192,7 @@ def same_bits_everywhere(rule: Any, dtype: str, rng: np.random.Generator, runner
     assert all(map(same_bits, trajectory(rule, params, grads, runner), want))
 
 
-# ---- links that are other rules when put together
+# ---- components that are other rules when put together
 
 
 def test_cautious_adamw_as_its_authors_wrote_it(rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""Where links may stand in a chain, and what they see there."""
+"""Where components may stand in a chain, and what they see there."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_masked_decay_and_averages(lib: Lib, rng: np.random.Generator) -> None:
 
 
 def test_sam_is_no_link() -> None:
-    with pytest.raises(TypeError, match="chain: SAM is no link of a chain; it takes a function that returns gradients"):
+    with pytest.raises(TypeError, match="chain: SAM is no component of a chain; it takes a function"):
         xopt.chain(xopt.SAM(), SGD)
 
 

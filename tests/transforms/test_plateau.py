@@ -154,5 +154,5 @@ def test_plateau_on_every_library(lib: Lib) -> None:
 
 def test_plateau_without_a_loss() -> None:
     opt = xopt.Optimizer(np.ones(3), xopt.chain(SGD, xopt.ReduceOnPlateau()))
-    with pytest.raises(TypeError, match="value: missing, but a link of this rule needs it"):
+    with pytest.raises(TypeError, match="value: missing, but a component of this rule needs it"):
         opt.step(np.ones(3))

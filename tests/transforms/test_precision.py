@@ -164,7 +164,7 @@ def test_what_is_not_finite_stays_so() -> None:
 
 
 def test_what_the_noise_depends_on() -> None:
-    """Two leaves differ; steps beyond 16 bits, and links around, make the noise that the hash says."""
+    """Two leaves differ; steps beyond 16 bits, and components around, make the noise that the hash says."""
     rule = xopt.Precision(xopt.SGD(lr=1.0), rounding="stochastic", seed=2**16 + 3)
     p, g = {"a": np.ones(400, BF), "b": np.ones(400, BF)}, {"a": np.full(400, 1e-3, BF), "b": np.full(400, 1e-3, BF)}
     inner = xopt.Groups(xopt.SGD(lr=1.0), ("a", xopt.Muon(lr=1.0)))
@@ -459,9 +459,9 @@ def test_what_does_not_go_together() -> None:
     for seed in (-1, 2**32, 1.5):
         with pytest.raises((ValueError, TypeError), match="seed"):
             xopt.Optimizer(p, SGD, rounding="stochastic", seed=seed)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r'rounding="kahan" with a link that moves the new parameter'):
+    with pytest.raises(TypeError, match=r'rounding="kahan" with a component that moves the new parameter'):
         xopt.Optimizer(p, xopt.chain(SGD, xopt.Box(0, 1)), rounding="kahan")
-    with pytest.raises(TypeError, match=r'rounding="kahan" with a link that moves the new parameter'):
+    with pytest.raises(TypeError, match=r'rounding="kahan" with a component that moves the new parameter'):
         xopt.Optimizer(np.ones((3, 3), "float16"), xopt.chain(xopt.Muon(lr=0.1), xopt.Box(0, 1)), rounding="kahan")
     for make in (partial(xopt.Optimizer, p, SGD), partial(SGD.init, p)):
         for bad in (

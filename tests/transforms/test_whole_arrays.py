@@ -1,4 +1,4 @@
-"""Links of whole arrays against their oracles, on every library and in every dtype."""
+"""Components of whole arrays against their oracles, on every library and in every dtype."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Layout:
         return self.library.resolved(g)
 
     def refuse_local(self, k: int, name: str) -> None:
-        """Raise where parameter ``k`` is known to be a part of an array of which a link needs the whole."""
+        """Raise where parameter ``k`` is known to be a part of an array of which a component needs the whole."""
         if self.library.is_part(self.leaves[k]):
             raise ValueError(
                 f"{self.path(k)}: the local part of a DTensor, and {name} needs a norm or a sum of the whole, which no "

@@ -31,5 +31,5 @@ class Bucket:
 
     @property
     def specs(self) -> tuple[ComponentSpec, ...]:
-        """The links, but for their hyperparameters."""
+        """The components, but for their hyperparameters."""
         return self.plan.specs

@@ -13,7 +13,7 @@ from xopt._engine.runners.choose import backend
 
 
 def evaluated(executor: Executor, state: Any) -> Any:
-    """Return what the last link with a ``readout`` makes of each parameter, in new arrays; of others, a copy.
+    """Return what the last component with a ``readout`` makes of each parameter, in new arrays; of others, a copy.
 
     Before the first step nothing has been averaged: all are copies. Steps that were held back are not counted.
     """

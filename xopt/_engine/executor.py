@@ -120,9 +120,9 @@ class Executor:
         return chains
 
     def clocks(self, t: Any, carry: Mapping[str, Any]) -> dict[str, Any]:
-        """Return which step step ``t`` is, for links by name, and under "" for all others.
+        """Return which step step ``t`` is, for components by name, and under "" for all others.
 
-        It is another one behind links that hold steps back.
+        It is another one behind components that hold steps back.
         """
         if not self._clocks:
             return {"": t}
@@ -140,10 +140,10 @@ class Executor:
         return Count(self.layout.xp.astype(x, self.layout.xp.int32), self.scalars.wide)
 
     def given(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what links ask for beside the gradients, or say what is missing; what none asks for is checked too."""
+        """Return what components ask for beside the gradients, or say what is missing; all is checked."""
         for n, x in inputs.items():
             if x is None and n in self.inputs:
-                raise TypeError(f"{n}: missing, but a link of this rule needs it: step(grads, {n}=...)")
+                raise TypeError(f"{n}: missing, but a component of this rule needs it: step(grads, {n}=...)")
         library, host = self.layout.library, self.runner.host
         found = {n: _scalars.taken(n, x, library, host) for n, x in inputs.items() if x is not None}
         return {n: x for n, x in found.items() if n in self.inputs}

@@ -37,7 +37,7 @@ class ScalarResolver:
         self.as_saved = False
         """Whether what is loaded is an array where it was one, although the host would compute with numbers."""
         self.checked = False
-        """Whether gradients have been looked at already, where a link would refuse some."""
+        """Whether gradients have been looked at already, where a component would refuse some."""
 
     def first(self, spec: ComponentSpec, value: float) -> Any:
         """Return the first value of a scalar that is carried from step to step; of scope "leaf", a vector."""
@@ -91,13 +91,13 @@ class ScalarResolver:
     ) -> tuple[list[StepScalars], dict[str, Any]]:
         """Compute the scalars of each work; sums read the tree.
 
-        ``clocks`` has the step for links by name, under "" for those without a clock of their own; ``given`` the
+        ``clocks`` has the step for components by name, under "" for those without a clock of their own; ``given`` the
         hyperparameters, chain by chain.
         """
         carry = dict(carry)
         with nullcontext() if self._host else self._layout.library.no_grad():
             values = [StepScalars([]) for _ in works]
-            go: Any = None  # 1 or 0, if a link may hold the step back
+            go: Any = None  # 1 or 0, if a component may hold the step back
             for spec, (c, at), members in places:
                 step = clocks[spec.place if spec.place in clocks else ""]
                 before = {spec.slot(n): carry[spec.slot(n)] for n in spec.carry} if spec.carry else {}

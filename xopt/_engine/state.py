@@ -119,7 +119,7 @@ class StateSpec:
         return made
 
     def owner(self, name: str) -> ComponentSpec:
-        """Return the link that a slot belongs to; scales belong where their codes do."""
+        """Return the component that a slot belongs to; scales belong where their codes do."""
         return self._owner[name.removeprefix(SCALE)]
 
     def follows(self, name: str) -> bool:

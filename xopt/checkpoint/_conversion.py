@@ -259,7 +259,7 @@ class Leaving(Side):
 
 
 def owners(rule: FunctionalOptimizer, layout: Layout) -> list[RoutedComponent | None]:
-    """Return for each parameter the link that is its rule; None if it is to stay."""
+    """Return for each parameter the component that is its rule; None if it is to stay."""
     parts = rule._parts()
     places = [f"{i}." for i in range(len(parts))]
     links = [routed(parts, places, layout, k) for k in range(len(layout.leaves))]

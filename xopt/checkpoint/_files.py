@@ -96,8 +96,8 @@ def save_state(
     ``state/0.adam.m/layer1/w``), complex ones as pairs of reals, and one text of JSON with the step, the rule, its
     hyperparameters, and a CRC-32 of each array. It has no code, no pickle and no name that is looked up.
 
-    It is written beside the old file and takes its place when it is whole and on the disk: a crash at any moment
-    leaves the old one or the new one. One array at a time is brought to the host. Links and permissions stay; a hard
+    It is written beside the old file and takes its place when it is whole and on the disk: a crash at any moment leaves
+    the old one or the new one. One array at a time is brought to the host. Symbolic links and permissions stay; a hard
     link keeps the old file.
 
     Examples
@@ -208,15 +208,15 @@ def load_state(
         A file; a directory, of which the checkpoint of the highest step is taken; or what
         :meth:`xopt.Optimizer.state_dict` returned.
     rule
-        A rule or a chain of the same links and static fields. Its hyperparameters and schedules may be others: they
-        are yours, not those of the checkpoint. Where only the checkpoint has a :class:`~xopt.Precision`, the state
+        A rule or a chain of the same components and static fields. Its hyperparameters and schedules may be others:
+        they are yours, not those of the checkpoint. Where only the checkpoint has a :class:`~xopt.Precision`, the state
         remembers it, as one of :meth:`Rule.init` does that was asked for it; to drop it, put a ``Precision`` of your
         own around the rule.
     params
         Arrays as those that were saved: their library, devices, shapes and dtypes are those of the result. They are
         not changed.
     strict
-        Whether arrays, links and scalars must be the same on both sides. False: what is missing is as
+        Whether arrays, components and scalars must be the same on both sides. False: what is missing is as
         :meth:`Rule.init` makes it of the parameters that were loaded, and what is too much is left out.
     cast
         Whether numbers may be rounded to other dtypes than they were saved in. Complex ones never become real.

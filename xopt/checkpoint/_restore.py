@@ -37,7 +37,7 @@ class Loaded(NamedTuple):
     places: dict[str, Place]
     """Arrays to be read, and where they go."""
     begun: dict[str, set[int]]
-    """For each link the parameters at which it begins anew."""
+    """For each component the parameters at which it begins anew."""
 
 
 def check(source: Source, run: Run, *, strict: bool, cast: bool, hyper: bool, whole: bool = False) -> Loaded:
@@ -79,9 +79,9 @@ def check(source: Source, run: Run, *, strict: bool, cast: bool, hyper: bool, wh
 
 
 def _begun(run: Run, found: Mapping[str, Place]) -> tuple[dict[str, set[int]], set[str]]:
-    """Return for each link the parameters at which it begins anew, and the links that go on at some.
+    """Return for each component the parameters at which it begins anew, and the components that go on at some.
 
-    It does where the source has something of a parameter, but not what the link keeps of it.
+    It does where the source has something of a parameter, but not what the component keeps of it.
     """
     begun, kept, met = dict[str, set[int]](), set[str](), {place.k for place in found.values()}
     for name, place in run.places(False).items():
@@ -190,7 +190,7 @@ def _compare_rules(
 
 
 def _name(link: Any) -> str:
-    """Return where a link stands and of what class it is, for comparison and for a message; no class is looked up."""
+    """Return where a component stands and its class, for comparison and for a message; no class is looked up."""
     return f"{link.get('place')} {link.get('rule')}" if isinstance(link, dict) else repr(link)
 
 
@@ -261,7 +261,7 @@ def replace(new: Mapping[str, Any], run: Run, loaded: Loaded) -> None:
 
 
 def renewed(run: Run, loaded: Loaded) -> list[Place]:
-    """Return the arrays that have to begin anew: what a link keeps of other parameters than those that were loaded."""
+    """Return the arrays that begin anew: what a component keeps of other parameters than those that were loaded."""
     return [
         place
         for name, place in run.places(False).items()

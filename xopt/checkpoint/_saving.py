@@ -96,9 +96,10 @@ class Saving(ABC):
         path
             A file, or a directory, of which the checkpoint of the highest step is taken.
         strict
-            Whether arrays, links, schedules and scalars must be the same on both sides. False: what is missing stays
-            as it is, and what is too much is left out. But a link whose state begins as the parameter (an average, slow
-            weights, a first point) begins anew at the parameter that was loaded, if the checkpoint has none of it.
+            Whether arrays, components, schedules and scalars must be the same on both sides. False: what is missing
+            stays as it is, and what is too much is left out. But a component whose state begins as the parameter (an
+            average, slow weights, a first point) begins anew at the parameter that was loaded, if the checkpoint has
+            none of it.
         cast
             Whether numbers may be rounded to other dtypes than they were saved in. Complex ones never become real.
         checksums

@@ -80,7 +80,7 @@ class Run(NamedTuple):
 
 
 def described(rule: FunctionalOptimizer) -> list[dict[str, Any]]:
-    """Return the links of a rule as data: names, static fields, and hyperparameters; functions as text.
+    """Return the components of a rule as data: names, static fields, and hyperparameters; functions as text.
 
     The one that says how all is kept comes first: it does the same inside and outside of other wrappers.
     """

@@ -112,7 +112,7 @@ def from_torch(
     where there are buffers, because the first step is not dampened, and 0 without; a schedule needs the right one. A
     parameter of SGD without a buffer never had a gradient, and begins with 0, which is the same but for dampening.
 
-    Arrays of links that torch has not, such as averages, are not in the result: ``strict=False`` loads it.
+    Arrays of components that torch has not, such as averages, are not in the result: ``strict=False`` loads it.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""One link of a chain: a frozen object whose fields are hyperparameters, with hooks that the stages call."""
+"""One component of a chain: a frozen object whose fields are hyperparameters, with hooks that the stages call."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ Moments: TypeAlias = Mapping[str, Literal["signed", "square"]]
 
 
 class RoutedComponent(NamedTuple):
-    """What a link of a chain is for some leaf."""
+    """What a component of a chain is for some leaf."""
 
     order: tuple[int, ...]
-    """Its place among the links that its like may stand for."""
+    """Its place among the components that its like may stand for."""
     label: str
-    """What its state is filed under. Links of one label differ in nothing but the values of hyperparameters."""
+    """What its state is filed under. Components of one label differ in nothing but the values of hyperparameters."""
     part: Component
     role: tuple[int, ...] = ()
-    """What tells links of one label apart that have other values, also when these happen to be equal."""
+    """What tells components of one label apart that have other values, also when these happen to be equal."""
 
 
 _RESERVED = {
@@ -68,12 +68,12 @@ _RESERVED = {
 @public
 @dataclass_transform(field_specifiers=(hyper, static), frozen_default=True)
 class Component:
-    """One link of a chain. Subclasses declare fields with :func:`hyper`, :func:`static` or a plain annotation."""
+    """One component of a chain. Subclasses declare fields with :func:`hyper`, :func:`static` or a plain annotation."""
 
     update: ClassVar[Callable[..., Any]]
     """``update(h, xp, p, g, *slots) -> step`` or ``(step, *slots)``.
 
-    Behind the rule, ``g`` is the step. With ``*, grad`` the link is also given what entered the rule.
+    Behind the rule, ``g`` is the step. With ``*, grad`` the component is also given what entered the rule.
     """
     reduce: ClassVar[Callable[..., dict[str, Array]] | None] = None
     """``reduce(h, xp, p, g, *slots) -> {name: terms}``: summed over ``scope``, they become ``h.name``."""
@@ -87,7 +87,7 @@ class Component:
     inexact: ClassVar[bool] = False
     """Whether ``update`` may use functions that differ in the last bits between libraries (exp, pow …)."""
     after: ClassVar[bool] = False
-    """Whether the link stands behind ``p + step``: its ``g`` is the new parameter, and so is what it returns."""
+    """Whether the component stands behind ``p + step``: its ``g`` is the new parameter, and so is what it returns."""
     whole: ClassVar[bool] = False
     """Whether ``update`` takes whole arrays, and any function of ``xp``; then no kernel is made of it.
 
@@ -96,7 +96,7 @@ class Component:
     ``update``, ``h.leaf`` is a number that no other array of the tree has.
     """
     gates: ClassVar[bool] = False
-    """Whether the link may hold the step back: see ``_gates``."""
+    """Whether the component may hold the step back: see ``_gates``."""
     clock: ClassVar[Callable[..., Any] | None] = None
     refuses: ClassVar[str] = ""
     readout: ClassVar[Callable[..., Array] | None] = None
@@ -109,7 +109,7 @@ class Component:
     """``steady(h)``: what a gradient that stays the same is multiplied by once all averages have settled; of a rule,
     the step divided by -lr times it. None: there is no such number, and ``L1`` and ``L2`` may not stand behind."""
     _penalty: ClassVar[str] = ""
-    """Of a penalty: the hyperparameter that is multiplied by ``steady`` of all links in front."""
+    """Of a penalty: the hyperparameter that is multiplied by ``steady`` of all components in front."""
     inputs: ClassVar[tuple[str, ...]] = ()
     """What the caller of a step must give beside the gradients, to be found in ``h``: ``("value",)`` is the loss."""
 
@@ -134,7 +134,7 @@ class Component:
                 delattr(cls, name)
         cls._fields = found
         if cls.whole and cls.reduce is not None:
-            raise TypeError(f"{cls.__name__}: a link of whole arrays sums by itself; it has no reduce")
+            raise TypeError(f"{cls.__name__}: a component of whole arrays sums by itself; it has no reduce")
         if "update" in vars(cls):
             cls._slots = _slots_of(cls)
             cls.moments = vars(cls).get("moments", {})  # of another formula, those of the base may be anything
@@ -226,7 +226,7 @@ class Component:
 
     @classmethod
     def _of(cls, args: tuple[Any, ...], given: dict[str, Any]) -> Self:
-        """Make a link, as pickles do: they name the class alone."""
+        """Make a component, as pickles do: they name the class alone."""
         return cls(*args, **given)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -234,12 +234,12 @@ class Component:
 
     @property
     def _known(self) -> dict[Any, Any]:
-        """What was found out about this link and all that differ from it in numbers alone."""
+        """What was found out about this component and all that differ from it in numbers alone."""
         found: dict[Any, Any] = self.__dict__.setdefault("_memo", {})
         return found
 
     def _inner(self) -> tuple[Component, ...]:
-        """Return the links that this one holds: its fields that are links."""
+        """Return the components that this one holds: its fields that are components."""
         return tuple(getattr(self, n) for n in self._held())
 
     def _with_inner(self, parts: tuple[Component, ...]) -> Self:
@@ -250,21 +250,21 @@ class Component:
         return [n for n, f in self._fields.items() if f.kinds and getattr(self, n) is not None]
 
     def _route(self, layout: Layout, k: int) -> Iterable[RoutedComponent] | None:
-        """Return what this link is for leaf ``k``: itself, other links, none; or None, if the leaf is to stay."""
+        """Return what this is for leaf ``k``: itself, other components, none; or None, if the leaf is to stay."""
         del layout, k
         return (RoutedComponent((), self._place(), self),)
 
     def _stands(self) -> tuple[str, ...]:
-        """Return where in a chain this link may stand: in "front" of the rule, "behind" it, "after" the step."""
+        """Return where in a chain this component may stand: in "front" of the rule, "behind" it, "after" the step."""
         if self.after:
             return ("after",)
         return ("behind",) if any(self._asking) else ("front", "behind")
 
     def _check_before(self, rule: Any) -> None:
-        """Refuse a rule that this link does not go with. Subclasses extend it."""
+        """Refuse a rule that this component does not go with. Subclasses extend it."""
 
     def _inner_places(self) -> tuple[str, ...]:
-        """Return what stands before the names of the links inside, and before the labels that their state has."""
+        """Return what stands before the names of the components inside, and before the labels that their state has."""
         return ("",) * len(self._inner())
 
     def _choices(self) -> dict[str, Any]:
@@ -276,7 +276,7 @@ class Component:
         return type(self).update, type(self).reduce
 
     def _place(self) -> str:
-        """Return what the state of this link is filed under."""
+        """Return what the state of this component is filed under."""
         return type(self).__name__.lower()
 
     def _spec(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
@@ -310,7 +310,7 @@ class Component:
     def _first(self, value: float | str) -> Any:
         """Return the first value of a slot or of a scalar that is carried, from what the class says.
 
-        None where a link of whole arrays has no such slot with these options.
+        None where a component of whole arrays has no such slot with these options.
         """
         if not isinstance(value, str) or value == "p":
             return value
@@ -347,13 +347,13 @@ def _resolve(
 
 @public
 def unchanged(h: Any) -> float:
-    """Say as ``steady`` of a link that it leaves a gradient that stays the same as it is, at the end."""
+    """Say as ``steady`` of a component that it leaves a gradient that stays the same as it is, at the end."""
     return 1.0
 
 
 @public
 def routed(parts: Iterable[Component], places: Iterable[str], layout: Layout, k: int) -> list[RoutedComponent] | None:
-    """Return the links that stand for those of a chain at leaf ``k``, in order; None if the leaf is to stay."""
+    """Return the components that stand for those of a chain at leaf ``k``, in order; None if the leaf is to stay."""
     found: list[RoutedComponent] = []
     for i, (part, place) in enumerate(zip(parts, places, strict=True)):
         route = part._route(layout, k)

@@ -32,7 +32,7 @@ class Field(NamedTuple):
     optional: bool = False
     function: bool = False
     kinds: tuple[type, ...] | None = None
-    """Of a field that holds another link: its classes."""
+    """Of a field that holds another component: its classes."""
 
     def limits(self) -> str:
         """Say the range in words."""

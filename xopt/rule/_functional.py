@@ -49,14 +49,14 @@ class FunctionalOptimizer(ABC):
 
     @abstractmethod
     def _parts(self) -> tuple[Component, ...]:
-        """Return the links: a rule is a chain of one."""
+        """Return the components: a rule is a chain of one."""
 
     @abstractmethod
     def _with(self, values: Mapping[str, Any]) -> FunctionalOptimizer:
         """Return this rule or chain with other values of some hyperparameters."""
 
     def _all_links(self) -> list[Named]:
-        """Return every link, with those inside of others."""
+        """Return every component, with those inside of others."""
         return named(self._parts())
 
     def _specs(self) -> tuple[ComponentSpec, ...]:
@@ -64,7 +64,7 @@ class FunctionalOptimizer(ABC):
         return weighted(parts, [part._spec(f"{i}.{part._place()}", (i,)) for i, part in enumerate(parts)])
 
     def _chains(self, layout: Layout) -> Chains:
-        """Return the links that each leaf goes through."""
+        """Return the components that each leaf goes through."""
         parts = self._parts()
         if all(type(part)._route is Component._route for part in parts):
             return Chains([self._specs()], [0] * len(layout.leaves))
@@ -178,7 +178,7 @@ class FunctionalOptimizer(ABC):
         state
             From :meth:`init` or the step before.
         value
-            The loss, for rules with a link that asks for it; others take no notice of it.
+            The loss, for rules with a component that asks for it; others take no notice of it.
         runner
             ``"eager"``, ``"tiled"``, ``"numba"`` or ``"cuda"``; None is the best available.
         **overrides
@@ -210,8 +210,8 @@ class FunctionalOptimizer(ABC):
     def eval_params(self, params: Any, state: State) -> Any:
         """Return the parameters to evaluate or to ship, which for some rules are not those that are trained.
 
-        Schedule-free rules return their average, chains with a link that averages weights the average; of several such
-        links the last is asked. Others return a copy.
+        Schedule-free rules return their average, chains with a component that averages weights the average; of several
+        such components the last is asked. Others return a copy.
 
         Parameters
         ----------
@@ -262,7 +262,7 @@ def check_method(rule: object) -> None:
 
 
 class Wrapper(FunctionalOptimizer):
-    """A rule with a link in front of everything."""
+    """A rule with a component in front of everything."""
 
     __slots__ = ("_first", "rule")
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 
 class Named(NamedTuple):
-    """A link of a chain, or a link inside of one, and what it is called."""
+    """A component of a chain, or a component inside of one, and what it is called."""
 
     path: tuple[int, ...]
-    """Its number in the chain, then among the inner links of that one, and so on."""
+    """Its number in the chain, then among the inner components of that one, and so on."""
     place: str
     """What its state is filed under: ``"0.adamw"``."""
     label: str
@@ -18,7 +18,7 @@ class Named(NamedTuple):
 
 
 def named(parts: Iterable[Any], places: Iterable[str] | None = None, path: tuple[int, ...] = ()) -> list[Named]:
-    """Return every link of a chain, each followed by those inside of it."""
+    """Return every component of a chain, each followed by those inside of it."""
     found = []
     parts = tuple(parts)
     for i, (part, place) in enumerate(zip(parts, places or [f"{i}." for i in range(len(parts))], strict=True)):
@@ -45,7 +45,7 @@ def qualified_names(parts: Iterable[Any]) -> dict[str, tuple[Named, str]]:
 def replaced(
     parts: tuple[Any, ...], values: Mapping[str, Any], known: dict[str, tuple[tuple[int, ...], str]]
 ) -> tuple[Any, ...]:
-    """Return the links of a chain with other values of some hyperparameters, of the same formula.
+    """Return the components of a chain with other values of some hyperparameters, of the same formula.
 
     ``known`` is where the names lead, which is the same for all chains that differ in numbers alone.
     """
@@ -59,19 +59,19 @@ def replaced(
         if (value is None) != (old is None):
             raise TypeError(f"{name}: {value!r} in place of {old!r} is another formula; make another rule")
         changes.setdefault(path, {})[field] = value
-    for path, own in changes.items():  # those of a link together: bounds may move past each other
+    for path, own in changes.items():  # those of a component together: bounds may move past each other
         parts = _put(parts, path, _at(parts, path)._altered(own))
     return parts
 
 
 def _at(parts: tuple[Any, ...], path: tuple[int, ...]) -> Any:
-    """Return a link, however deep inside."""
+    """Return a component, however deep inside."""
     i, *rest = path
     return _at(parts[i]._inner(), tuple(rest)) if rest else parts[i]
 
 
 def _put(parts: tuple[Any, ...], path: tuple[int, ...], new: Any) -> tuple[Any, ...]:
-    """Put another link in the place of one, however deep inside."""
+    """Put another component in the place of one, however deep inside."""
     i, *rest = path
     if rest:
         new = parts[i]._with_inner(_put(parts[i]._inner(), tuple(rest), new))

@@ -1,4 +1,4 @@
-"""Where the links of a chain may stand."""
+"""Where the components of a chain may stand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from xopt.rule._steady import check_weights
 
 
 def check_order(links: list[Component], at: int) -> None:
-    """Refuse a link that cannot stand where it does."""
+    """Refuse a component that cannot stand where it does."""
     rule = links[at]
     of, landed = type(rule).__name__, next((type(part).__name__ for part in all_in(rule) if part.after), "")
     for i, link in enumerate(links):
@@ -15,7 +15,7 @@ def check_order(links: list[Component], at: int) -> None:
         if i == at:
             continue
         if not places:
-            raise TypeError(f"chain: {name} is no link of a chain; it takes a function that returns gradients")
+            raise TypeError(f"chain: {name} is no component of a chain; it takes a function that returns gradients")
         if i < at and "front" not in places:
             why = {"after": "is given the new parameters", "behind": "works on the step of the rule"}[places[0]]
             raise ValueError(f"chain: {name} {why}, so it must stand behind {of}, not in front")
@@ -32,5 +32,5 @@ def check_order(links: list[Component], at: int) -> None:
 
 
 def all_in(part: Component) -> list[Component]:
-    """Return the links inside one, and those inside these."""
+    """Return the components inside one, and those inside these."""
     return [x for inner in part._inner() for x in (inner, *all_in(inner))]

@@ -1,4 +1,4 @@
-"""How a rule keeps parameters and state, as a link; and the key of a state that says so, where no rule does."""
+"""How a rule keeps parameters and state, as a component; and the key of a state that says so, where no rule does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST = 200
 
 
 class Precision(Component):
-    """The link that has a master copy, or what rounding has lost, in its state; its name is for messages and files."""
+    """Keeps a master copy, or what rounding has lost, in its state; its name is for messages and files."""
 
     rounding: Rounding = "nearest"
     master_weights: bool = False
@@ -50,13 +50,13 @@ def usual(*words: Any) -> bool:
 
 
 def asked(rule: Any, rounding: Rounding, master_weights: bool, state_dtype: StateDType, seed: int) -> Precision:
-    """Return the link for what a caller asks for, or say why it does not go with the rule."""
+    """Return the component for what a caller asks for, or say why it does not go with the rule."""
     made = Precision(rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed)
     return checked(rule, made)
 
 
 def checked(rule: Any, link: Precision) -> Precision:
-    """Return the link, or say why it does not go with the rule."""
+    """Return the component, or say why it does not go with the rule."""
     if link.rounding != "nearest" and link.master_weights:
         raise ValueError(f"Precision: rounding={link.rounding!r} and master_weights=True; one is enough")
     if link.seed != 0 and link.rounding != "stochastic":
@@ -77,7 +77,7 @@ def mark(link: Precision) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _read(key: str) -> Precision | None:
-    """Return the link that a key stands for; None for one that stands for none."""
+    """Return the component that a key stands for; None for one that stands for none."""
     try:
         return Precision(**json.loads(key.removeprefix(_MARK)))
     except (TypeError, ValueError):
@@ -85,7 +85,7 @@ def _read(key: str) -> Precision | None:
 
 
 def said(slots: Any) -> tuple[str, Precision] | None:
-    """Return by which key the slots of a state say how it is kept, and the link; None where they say nothing."""
+    """Return by which key the slots of a state say how it is kept, and the component; None where they say nothing."""
     for n, x in slots.items() if isinstance(slots, dict) else ():
         if isinstance(n, str) and n.startswith(_MARK) and len(n) < _LONGEST and isinstance(x, dict) and not x:
             link = _read(n)

@@ -34,7 +34,7 @@ from xopt.rule._presets import PRESETS, REQUIRED, Like, preset
 
 
 class Transform(Component):
-    """A link that maps a gradient to a gradient, or behind the rule a step to a step.
+    """A component that maps a gradient to a gradient, or behind the rule a step to a step.
 
     Examples
     --------
@@ -55,7 +55,7 @@ class Transform(Component):
 
 
 class Rule(Component, FunctionalOptimizer):
-    r"""A link that maps a gradient to a step: the one of a chain that makes it an optimizer.
+    r"""A component that maps a gradient to a step: the one of a chain that makes it an optimizer.
 
     Every rule has these fields:
 
@@ -171,7 +171,7 @@ def shrunk(h: H, u: Array, rate: Any, p: Array) -> Array:
 
 @public
 class Chain(FunctionalOptimizer):
-    """Transforms and one rule, applied in order. Made by :func:`chain`; its links are in ``parts``.
+    """Transforms and one rule, applied in order. Made by :func:`chain`; its components are in ``parts``.
 
     Examples
     --------
@@ -192,7 +192,7 @@ class Chain(FunctionalOptimizer):
 
     @property
     def parts(self) -> tuple[Component, ...]:
-        """The links, in order."""
+        """The components, in order."""
         return self._links
 
     def _parts(self) -> tuple[Component, ...]:
@@ -213,17 +213,17 @@ class Chain(FunctionalOptimizer):
 
 @public
 def chain(*parts: Component | Chain) -> Chain:
-    """Put transforms and exactly one rule together; each link feeds the next.
+    """Put transforms and exactly one rule together; each component feeds the next.
 
-    A transform in front of the rule changes the gradient, one behind it changes the step. Links that are given the new
-    parameters (averages, projections) come last. Chains may be nested.
+    A transform in front of the rule changes the gradient, one behind it changes the step. Components that are given the
+    new parameters (averages, projections) come last. Chains may be nested.
 
     Raises
     ------
     TypeError
         For what is neither a transform, a rule nor a chain.
     ValueError
-        For a chain with no rule or with more than one, and for a link that cannot stand where it does.
+        For a chain with no rule or with more than one, and for a component that cannot stand where it does.
 
     Examples
     --------

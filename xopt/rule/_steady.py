@@ -1,4 +1,4 @@
-"""The weight of a penalty behind a rule: times what the links in front make of a gradient that stays the same.
+"""The weight of a penalty behind a rule: times what the components in front make of a gradient that stays the same.
 
 At a minimum of f + λ·r the gradient of f is constant, momentum has settled, and the step is -lr·k·∇f with a number k:
 1/(1-μ) for SGD with momentum. A proximal step of the weight lr·λ·k stays there; one of lr·λ is a minimum for λ/k.
@@ -17,7 +17,7 @@ from xopt.rule._component import Component
 
 
 def check_weights(links: Sequence[Component]) -> None:
-    """Refuse a penalty behind links whose step is no multiple of a constant gradient, as far as a chain tells."""
+    """Refuse a penalty behind components whose step is no multiple of a constant gradient, as far as a chain tells."""
     for i, link in enumerate(links):
         if link._penalty:
             for other in links[:i]:
@@ -26,7 +26,7 @@ def check_weights(links: Sequence[Component]) -> None:
 
 
 def weighted(links: Sequence[Component], specs: Sequence[ComponentSpec]) -> tuple[ComponentSpec, ...]:
-    """Return the components of a chain, with the weights that penalties have behind the links in front."""
+    """Return the components of a chain, with the weights that penalties have behind the components in front."""
     found = list(specs)
     for i, link in enumerate(links):
         if not link._penalty:

@@ -1,4 +1,4 @@
-"""What links of whole arrays compute with."""
+"""What components of whole arrays compute with."""
 
 from __future__ import annotations
 

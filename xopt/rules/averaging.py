@@ -34,7 +34,7 @@ class ASGD(Rule):
     Notes
     -----
     State: ``mean``, shaped like the parameter, 4 bytes per float32 parameter. It is the result, which
-    :meth:`~xopt.Rule.eval_params` returns. It does not see what a link behind the rule does to the step.
+    :meth:`~xopt.Rule.eval_params` returns. It does not see what a component behind the rule does to the step.
 
     torch's numbers, whose ``ax`` the mean is; but a schedule of lr counts at once, in torch one step later.
 

@@ -1,4 +1,4 @@
-"""Links behind the step that keep averages of the parameters: to evaluate with, or to step back to."""
+"""Components behind the step that keep averages of the parameters: to evaluate with, or to step back to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links of a chain that change a gradient, or the step of a rule."""
+"""Components of a chain that change a gradient, or the step of a rule."""
 
 from __future__ import annotations
 

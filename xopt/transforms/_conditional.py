@@ -1,7 +1,7 @@
-"""Links that may hold a step back: what comes behind them then keeps its state, and the parameters stay.
+"""Components that may hold a step back: what comes behind them then keeps its state, and the parameters stay.
 
-Such a link (``gates = True``) says by ``h.go``, 1 or 0, whether the step is taken; its ``clock`` tells the links behind
-it which step theirs is. Nothing is looked at: where only a device knows, a selection is made there.
+Such a component (``gates = True``) says by ``h.go``, 1 or 0, whether the step is taken; its ``clock`` tells the
+components behind it which step theirs is. Nothing is looked at: where only a device knows, a selection is made there.
 """
 
 from __future__ import annotations

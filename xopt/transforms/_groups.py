@@ -79,7 +79,7 @@ class _Target(NamedTuple):
     """What an override is about."""
 
     label: str
-    """What the state of the link is filed under."""
+    """What the state of the component is filed under."""
     field: str
     value: Any
 
@@ -286,7 +286,7 @@ class Groups(Component, FunctionalOptimizer):
         return self._made[key]
 
     def _other(self, link: RoutedComponent, n: int) -> RoutedComponent:
-        """Return a link with the hyperparameters of a group."""
+        """Return a component with the hyperparameters of a group."""
         changes = {}
         for label, field, value in self._targets[n]:
             if label == link.label:
@@ -301,12 +301,12 @@ def _groups(rule: FunctionalOptimizer, groups: Sequence[Any], unmatched: Literal
 
 
 def _method(parts: tuple[Component, ...]) -> FunctionalOptimizer:
-    """Return a rule for one link that is one, else a chain."""
+    """Return a rule for one component that is one, else a chain."""
     return parts[0] if len(parts) == 1 and isinstance(parts[0], FunctionalOptimizer) else Chain(parts)
 
 
 def _places(label: str, parts: Sequence[Component]) -> list[str]:
-    """Return what stands before the labels of the links of a rule or a chain."""
+    """Return what stands before the labels of the components of a rule or a chain."""
     return [label] if len(parts) == 1 else [f"{label}{i}." for i in range(len(parts))]
 
 
@@ -332,7 +332,7 @@ def _of(name: str, value: Any, old: Any) -> Any:
 def _overrides(
     label: str, base: tuple[Component, ...], what: Mapping[str, Any], fields: dict[str, Field]
 ) -> tuple[dict[str, Any], list[_Target]]:
-    """Check the hyperparameters of a group; find which links they are about, and add to ``fields`` what they are."""
+    """Check the hyperparameters of a group; find whose they are, and add to ``fields`` what they are."""
     labels = {link.path: link.place for link in named(base, _places("", base))}
     values, targets = {}, []
     for name, value in what.items():

@@ -19,7 +19,7 @@ class Masked(Transform):
 
     Parameters
     ----------
-    link
+    component
         A transform.
     predicate
         Which parameters: a glob, a compiled regular expression or a function of path and array, as in

@@ -47,8 +47,8 @@ class Precision(Wrapper):
     ValueError, TypeError
         For ``"kahan"`` or ``"stochastic"`` with master weights, of which one is enough; for a seed without
         ``"stochastic"``; for ``"int8"`` with a rule that has no such moments, or a complex parameter; for ``"kahan"``
-        with a link that moves the new parameter, such as :class:`~xopt.Box`; for a state dtype that the library does
-        not have.
+        with a component that moves the new parameter, such as :class:`~xopt.Box`; for a state dtype that the library
+        does not have.
 
     Notes
     -----

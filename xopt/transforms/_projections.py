@@ -1,4 +1,4 @@
-"""Links behind the step that put the new parameters back into a set, or take the proximal step of a penalty."""
+"""Components behind the step that put the new parameters back into a set, or take the proximal step of a penalty."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class L1(Transform):
     -----
     No state. Of a complex element the modulus shrinks and the phase stays. NaN stays NaN.
 
-    k is what the links in front make of a gradient that stays the same: 1 for plain ``SGD`` (ISTA), 1/(1-μ) with
+    k is what the components in front make of a gradient that stays the same: 1 for plain ``SGD`` (ISTA), 1/(1-μ) with
     momentum μ, whose steps become as many times longer, and the factor of a ``Scale``. With k the point where the
     steps end is the minimum. In front may stand ``SGD``, clips (which must not act at the end), ``Scale``,
     ``AddDecay``, ``AddNoise``, averages and another ``L1``; of two penalties ``L1`` comes first. Constraints and
@@ -107,8 +107,8 @@ class L1(Transform):
     Raises
     ------
     ValueError
-        By ``chain``, or when the parameters are known, behind any other link: the steps of adaptive rules, and of rules
-        of signs, norms and matrices, are no fixed multiple of the gradient, and no one weight is right.
+        By ``chain``, or when the parameters are known, behind any other component: the steps of adaptive rules, and of
+        rules of signs, norms and matrices, are no fixed multiple of the gradient, and no one weight is right.
 
     References
     ----------

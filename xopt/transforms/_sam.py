@@ -30,10 +30,10 @@ class SAM(Component):
 
     Notes
     -----
-    No state, and no link of a chain: it asks for gradients at two points, so it takes the function that returns them.
-    Any rule takes the step. The norm is summed in float64, as by :class:`~xopt.ClipByNorm`; where all gradients are 0
-    the point is p. A gradient that is None has no part in it. The same as ``optax.contrib.sam`` in its opaque mode with
-    one step of normalized SGD.
+    No state, and no component of a chain: it asks for gradients at two points, so it takes the function that returns
+    them. Any rule takes the step. The norm is summed in float64, as by :class:`~xopt.ClipByNorm`; where all gradients
+    are 0 the point is p. A gradient that is None has no part in it. The same as ``optax.contrib.sam`` in its opaque
+    mode with one step of normalized SGD.
 
     References
     ----------

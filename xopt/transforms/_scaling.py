@@ -1,4 +1,4 @@
-"""Links that scale a gradient or a step, or decay the parameters: by a number, by norms, by a mask, by the loss."""
+"""Scales of gradients and steps, and decay of parameters: by a number, by norms, by a mask, by the loss."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class AddDecay(Transform):
 
     Notes
     -----
-    No state. To multiply w by the learning rate, give that to a link behind it:
+    No state. To multiply w by the learning rate, give that to a component behind it:
     ``chain(Adam(lr=1.0), AddDecay(w, decay="independent"), Scale(lr))`` is ``AdamW(lr, weight_decay=w)``, and what
     stands between the last two sees the decay, as in LAMB. The same as ``optax.add_decayed_weights``, whose steps still
     lack their minus sign.
@@ -221,7 +221,7 @@ class Cautious(Transform):
     ----------
     rescale
         Divide by the share of the array that goes downhill, so that the step is not smaller as a whole. This needs one
-        sum more; without it the link adds nothing to the kernel of the rule.
+        sum more; without it the component adds nothing to the kernel of the rule.
 
     Notes
     -----

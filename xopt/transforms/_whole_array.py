@@ -1,4 +1,4 @@
-"""Links of a chain that need whole arrays: gradients clipped or centred unit by unit, or with noise."""
+"""Components of a chain that need whole arrays: gradients clipped or centred unit by unit, or with noise."""
 
 from __future__ import annotations
 

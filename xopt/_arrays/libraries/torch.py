@@ -38,8 +38,8 @@ class Own(Library):
         if not hasattr(x, "to_local"):
             return ""
         return (
-            "a DTensor, whose parts lie with several processes; pass x.to_local().detach(), where no link needs the "
-            "whole array"
+            "a DTensor, whose parts lie with several processes; pass x.to_local().detach(), where no component needs "
+            "the whole array"
         )
 
     def is_part(self, x: Array) -> bool:

@@ -14,9 +14,9 @@ class LeafUpdate(NamedTuple):
 
     step: Any
     landed: Any = None
-    """The new parameter, if it is more than the old one plus the step: links behind the step, or rounding, made it."""
+    """The new parameter, if more than the old one plus the step: made by components behind the step, or by rounding."""
     keep: Callable[[Any, Any], Any] | None = None
-    """``keep(new, old)``, where a link may have held the step back."""
+    """``keep(new, old)``, where a component may have held the step back."""
     master: Any = None
     """The parameter with all its digits, where it is kept beside the one that is stored."""
 

@@ -16,7 +16,7 @@ from xopt._engine.program.trace import Program
 
 
 class ComponentSpec(NamedTuple):
-    """One link of a chain, as the stages see it. They know no rule."""
+    """One component of a chain, as the stages see it. They know no rule."""
 
     place: str
     """Where it stands and what it is: ``"0.adam"``."""
@@ -40,7 +40,7 @@ class ComponentSpec(NamedTuple):
     order: tuple[int, ...] = (0,)
     """Where it stands, to sort by."""
     enter: Callable[..., Any] | None = None
-    """Of a rule: what it makes of the gradient first of all; links behind it may ask for that as ``grad``."""
+    """Of a rule: what it makes of the gradient first of all; components behind it may ask for that as ``grad``."""
     asks: bool = False
     """Whether ``update`` takes ``grad``."""
     asks_sum: bool = False
@@ -54,7 +54,7 @@ class ComponentSpec(NamedTuple):
     gates: bool = False
     """Whether it may hold the step back."""
     clock: Callable[..., Any] | None = None
-    """``clock(h, t, carry)``: which step step ``t`` is for the links behind it."""
+    """``clock(h, t, carry)``: which step step ``t`` is for the components behind it."""
     refuses: str = ""
     """The sum that must be 0 for every leaf."""
     readout: Callable[..., Any] | None = None
@@ -72,7 +72,7 @@ class ComponentSpec(NamedTuple):
 
 
 class Chains(NamedTuple):
-    """The links of a rule for the leaves of a tree."""
+    """The components of a rule for the leaves of a tree."""
 
     chains: list[tuple[ComponentSpec, ...]]
     of: list[int | None]
@@ -146,7 +146,7 @@ def plain(x: Any, cast: Callable[[Any], Any]) -> Any:
 def scalar_name(name: str, place: int) -> str:
     """Return what a program calls a hyperparameter: ``lr`` of the second component is ``lr_1``; the step is ``t``.
 
-    Links that have another step than those behind them use it in ``host`` alone.
+    Components that have another step than those behind them use it in ``host`` alone.
     """
     return "t" if name == "t" else f"{name}_{place}"
 

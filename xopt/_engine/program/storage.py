@@ -25,7 +25,7 @@ class StoragePolicy(NamedTuple):
     state_dtype: str | None = None
 
     def fitted(self, spec: ComponentSpec, dtype: _arrays.DType, codes: Mapping[str, str]) -> ComponentSpec:
-        """Return the link that keeps what parameters of a dtype need: a master copy, an error, scales, or nothing."""
+        """Return what keeps what parameters of a dtype need: a master copy, an error, scales, or nothing."""
         slots: dict[str, Any] = {"master": "p"} if self.master_weights and dtype.half else {}
         if self.rounding == "kahan":
             slots = {"error": 0.0}
@@ -130,7 +130,7 @@ class LeafStorage:
         if self.error is not None:
             if landed is not None:
                 raise TypeError(
-                    'rounding="kahan" with a link that moves the new parameter: use master_weights=True there'
+                    'rounding="kahan" with a component that moves the new parameter: use master_weights=True there'
                 )
             return self.land(p, step)
         if not self._noisy:

@@ -1,7 +1,7 @@
 """The eager runner: a program run with a library's own arrays, leaf by leaf. The reference implementation.
 
 Parameters, gradients and state are cast to the compute dtype, 0-d leaves are seen as (1,), and every result is rounded
-once when it is stored. Links of whole arrays are called as they are, those beside them by a program of their own.
+once when it is stored. Components of whole arrays are called as they are, those beside them by a program of their own.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def _column(xp: Any, sums: Sequence[Any]) -> Any:
 def _whole_sums(
     work: BucketStep, values: StepScalars, arrays: dict[str, Any], k: int, place: int, real: str
 ) -> list[Any]:
-    """Sum the terms of a leaf behind links of whole arrays; of a complex one, those of its two parts."""
+    """Sum the terms of a leaf behind components of whole arrays; of a complex one, those of its two parts."""
     xp = work.xp
     hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, real)), upto=place + 1)
     specs, sums = _beside(work, values, k, real), list[Any]()

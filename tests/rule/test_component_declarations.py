@@ -1,5 +1,6 @@
-"""What a link may be beside elementwise: state from the parameter, scalars carried for each leaf, projections behind
-the step, the gradient that entered the rule, the loss, whole arrays."""
+"""What a component may be beside elementwise: a state from the parameter, scalars carried for each leaf, projections
+behind the step, the gradient that entered the rule, the loss, whole arrays.
+"""
 
 from __future__ import annotations
 
@@ -340,7 +341,7 @@ def test_a_loss_that_does_not_fit(lib: Lib) -> None:
     p = lib.array(np.ones(2))
     rule = Polyak()
     for bad, kind, error in [
-        (None, TypeError, r"value: missing, but a link of this rule needs it: step\(grads, value=...\)"),
+        (None, TypeError, r"value: missing, but a component of this rule needs it: step\(grads, value=...\)"),
         (p, ValueError, r"value: shape \(2,\), but it must be one number"),
         ("1", TypeError, "value: '1' is a str, but it must be a number"),
         (True, TypeError, "value: True is a bool"),
@@ -395,7 +396,7 @@ def shapes(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def test_whole_arrays(lib: Lib, rng: np.random.Generator) -> None:
-    """Slots of other shapes, and of no shape at all; with links in front and behind that are elementwise."""
+    """Slots of other shapes, and of no shape at all; with components in front and behind that are elementwise."""
     params, grads = shapes(rng), [shapes(rng) for _ in range(3)]
     grads[1]["v"] = None
     move = functools.partial(optree.tree_map, functools.partial(lib.array, dtype="float64"))
@@ -513,7 +514,7 @@ def test_explain_whole_arrays(rng: np.random.Generator) -> None:
 
 
 def test_what_a_class_may_not_be() -> None:
-    with pytest.raises(TypeError, match="Bad: a link of whole arrays sums by itself; it has no reduce"):
+    with pytest.raises(TypeError, match="Bad: a component of whole arrays sums by itself; it has no reduce"):
 
         class Bad(Rule):
             whole = True
