@@ -194,9 +194,10 @@ def _loads(columns: Table, low: Program, real: str) -> Iterator[str]:
 def _module(title: str, real: str, more: str, lines: Iterable[str]) -> str:
     signature = f"void(i8[:, ::1], i8[:, ::1], f8[:, ::1], i8, i8{', f8[:, ::1], f8[:, ::1]' if more else ''})"
     text = "\n".join(lines)
-    helpers = ["f4_at", "f8_at", "i1_at", "largest", "load", "noise", "of_bfloat16", "of_float16", "of_int8"]
-    helpers += ["of_uint8", "pairwise", "store", "to_bfloat16", "to_float16", "to_int8", "to_uint8", "u1_at", "u2_at"]
-    used = [name for name in helpers if f"{name}(" in text]
+    converted = [d.name for d in TABLE.values() if d.converted]
+    helpers = {"largest", "load", "noise", "pairwise", "store", *(f"{d.compiled}_at" for d in TABLE.values())}
+    helpers |= {f"{way}_{name}" for way in ("of", "to") for name in converted}
+    used = [name for name in sorted(helpers) if f"{name}(" in text]
     values = {"ZERO": f"{real}(0)", "ONE": f"{real}(1)", "INF": f"{real}(math.inf)"}
     constants = [f"{name} = {value}\n" for name, value in values.items() if name in text]
     numpy = "import numpy as np\n" if "np." in text else ""
