@@ -173,14 +173,15 @@ class Optimizer(Saving):
         if moved:
             self._forget()
         chains = self._rule._with(overrides)._chains(layout).chains if overrides else None
-        step = executor.begin(self._taken, self._carry, {"value": value}, chains)
+        inputs = {"value": value} if value is not None or executor.inputs else {}
+        step = executor.begin(self._taken, self._carry, inputs, chains)
         if self._jitted is not None:
             ready = self._jitted.prepare(step, layout.leaves, gs, self._slots, self._carry)
         else:
             ready = executor.prepare(
                 step, layout.leaves, gs, self._slots, self._carry, write=self._writes, memory=self._memory, where=where
             )
-        with executor.writing(ready.intact):
+        with ready:
             ps, slots, self._carry = ready.run()
             if not self._writes:
                 layout.leaves, self._slots = ps, slots

@@ -12,18 +12,16 @@ class Writes:
 
     ::
 
-        with writes(intact):
+        with writes():
             ...
-
-    ``intact`` says of an exception whether it came before the first write.
     """
 
     def __init__(self) -> None:
         self.torn = False
         """Whether some arrays may be new and some old."""
 
-    def __call__(self, intact: Callable[[BaseException], bool] | None = None) -> Writing:
-        return Writing(self, intact)
+    def __call__(self) -> Writing:
+        return Writing(self)
 
 
 class Writing:
@@ -31,8 +29,10 @@ class Writing:
 
     __slots__ = ("_intact", "_writes")
 
-    def __init__(self, writes: Writes, intact: Callable[[BaseException], bool] | None) -> None:
-        self._writes, self._intact = writes, intact
+    def __init__(self, writes: Writes) -> None:
+        self._writes = writes
+        self._intact: Callable[[BaseException], bool] | None = None
+        """Whether an exception came before the first write; None: nobody can say."""
 
     def __enter__(self) -> None:
         self._writes.torn = True
@@ -51,7 +51,6 @@ class ExclusiveAccess:
         with access.free("step"):
             access.check("step")
             ...
-
     The lock is taken and released by the ``with`` itself, where Ctrl-C cannot come in between.
     """
 

@@ -16,7 +16,7 @@ from xopt._arrays import scalars as _scalars
 from xopt._arrays.layout import Layout
 from xopt._arrays.scalars import after
 from xopt._engine.bucket import Bucket
-from xopt._engine.exclusive import Writes
+from xopt._engine.exclusive import Writes, Writing
 from xopt._engine.program.algebra import Count
 from xopt._engine.program.contract import BucketStep, Chains, ComponentSpec
 from xopt._engine.program.hooks import check_groups
@@ -42,21 +42,19 @@ class StepInputs(NamedTuple):
     """What components ask for beside the gradients."""
 
 
-class Prepared:
-    """A step that has only to be run."""
+class Prepared(Writing):
+    """A step that has only to be run, in a ``with`` block of its own where it writes."""
 
-    def __init__(self, run: Callable[[], Results], intact: Callable[[BaseException], bool]) -> None:
-        self._run, self._intact, self._done = run, intact, False
+    __slots__ = ("_run",)
+
+    def __init__(self, writes: Writes, run: Callable[[], Results], intact: Callable[[BaseException], bool]) -> None:
+        self._writes, self._run, self._intact = writes, run, intact
 
     def run(self) -> Results:
         """Take the step."""
         results = self._run()
-        self._done = True
+        self._intact = None
         return results
-
-    def intact(self, error: BaseException) -> bool:
-        """Whether an error came before the first write."""
-        return not self._done and self._intact(error)
 
 
 class Executor:
@@ -161,8 +159,7 @@ class Executor:
         """
         t = after(taken)
         clocks = self.clocks(t, carry)
-        given = self.given(inputs) if self.inputs or any(x is not None for x in inputs.values()) else {}
-        return StepInputs(t, clocks, self.resolve(clocks[""], chains), given)
+        return StepInputs(t, clocks, self.resolve(clocks[""], chains), self.given(inputs) if inputs else {})
 
     def prepare(
         self,
@@ -212,7 +209,7 @@ class Executor:
         def intact(error: BaseException) -> bool:  # a scalar that no one could look at before fails in a job
             return not write or (isinstance(error, Exception) and all(work.stored == 0 for work in works))
 
-        return Prepared(finish, intact)
+        return Prepared(self.writing, finish, intact)
 
     def _collected(
         self,

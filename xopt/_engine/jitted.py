@@ -25,6 +25,7 @@ class JittedStep:
             executor.layout.refuse_nonfinite(gs)
         clocks = {n: executor.state.new_step(x) if isinstance(x, int) else x for n, x in step.clocks.items()}
         return Prepared(
+            executor.writing,
             lambda: self._compiled(ps, slots, carry, gs, clocks, step.given, step.inputs),
             lambda _: not any(x.is_deleted() for x in ps),  # what came in may be gone, and what comes out not arrive
         )
