@@ -175,21 +175,23 @@ class Optimizer(Saving):
         chains = self._rule._with(overrides)._chains(layout).chains if overrides else None
         inputs = {"value": value} if value is not None or executor.inputs else {}
         step = executor.begin(self._taken, self._carry, inputs, chains)
-        if self._jitted is not None:
-            ready = self._jitted.prepare(step, layout.leaves, gs, self._slots, self._carry)
-        else:
-            ready = executor.prepare(
-                step, layout.leaves, gs, self._slots, self._carry, write=self._writes, memory=self._memory, where=where
-            )
-        with ready:
-            ps, slots, self._carry = ready.run()
+        ps, slots, writing = layout.leaves, self._slots, executor.writing
+        with writing:
+            if self._jitted is not None:
+                ps, slots, carry = self._jitted.run(step, ps, gs, slots, self._carry)
+            else:
+                into, memory = writing if self._writes else None, self._memory
+                ps, slots, carry = executor.run(
+                    step, ps, gs, slots, self._carry, writing=into, memory=memory, where=where
+                )
             if not self._writes:
+                writing.begin()
                 layout.leaves, self._slots = ps, slots
                 self._tree = layout.tree(ps)
             if layout.library.graphs:
                 rows = zip(layout.leaves, gs, executor.bucket_of, strict=True)
                 layout.library.written([p for p, g, bucket in rows if g is not None and bucket])
-            self._taken = step.t
+            self._carry, self._taken = carry, step.t
         return self._tree
 
     def _fit(self, what: str, torn: bool = False) -> None:
@@ -289,7 +291,8 @@ class Optimizer(Saving):
                 self._tree = new
             yield self._tree
         finally:
-            with self._executor.writing():
+            with self._executor.writing:
+                self._executor.writing.begin()
                 self._tree, self._access.swapped = tree, False
                 if self._writes:
                     layout.library.overwrite(layout.leaves, old)

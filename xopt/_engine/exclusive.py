@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from types import TracebackType
 
 
-class Writes:
-    """What makes blocks that write into arrays; an exception that leaves one leaves them torn.
+class Writing:
+    """A ``with`` block that writes into arrays: an exception that leaves it after the first write leaves them torn.
 
     ::
 
-        with writes():
+        with writing:
+            ...
+            writing.begin()
             ...
     """
 
     def __init__(self) -> None:
         self.torn = False
         """Whether some arrays may be new and some old."""
-
-    def __call__(self) -> Writing:
-        return Writing(self)
-
-
-class Writing:
-    """One such block."""
-
-    __slots__ = ("_intact", "_writes")
-
-    def __init__(self, writes: Writes) -> None:
-        self._writes = writes
-        self._intact: Callable[[BaseException], bool] | None = None
-        """Whether an exception came before the first write; None: nobody can say."""
+        self._begun = False
 
     def __enter__(self) -> None:
-        self._writes.torn = True
+        self._begun = False
+
+    def begin(self) -> None:
+        """Say that the first write comes now."""
+        self._begun = self.torn = True
+
+    def cancel(self) -> None:
+        """Say that nothing was written after all."""
+        self._begun = self.torn = False
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writes.torn = error is not None and (self._intact is None or not self._intact(error))
+        if self._begun:
+            self.torn = error is not None
 
 
 class ExclusiveAccess:
@@ -54,8 +51,8 @@ class ExclusiveAccess:
     The lock is taken and released by the ``with`` itself, where Ctrl-C cannot come in between.
     """
 
-    def __init__(self, writes: Writes) -> None:
-        self._writes, self._lock = writes, threading.Lock()
+    def __init__(self, writing: Writing) -> None:
+        self._writing, self._lock = writing, threading.Lock()
         self.swapped = False
         """Whether averages stand in the place of the parameters."""
 
@@ -69,7 +66,7 @@ class ExclusiveAccess:
         """Say why this is no time for a call, unless it makes torn arrays whole, or needs no parameters."""
         if self.swapped and not swapped:
             raise RuntimeError(f"{what}: the parameters are averages until the block of averaged() ends")
-        if self._writes.torn and not torn:
+        if self._writing.torn and not torn:
             raise RuntimeError(
                 f"{what}: a step, or a load, was interrupted while it wrote: some arrays are new and some are old; "
                 f"load a checkpoint, or make another optimizer"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
@@ -16,7 +16,7 @@ from xopt._arrays import scalars as _scalars
 from xopt._arrays.layout import Layout
 from xopt._arrays.scalars import after
 from xopt._engine.bucket import Bucket
-from xopt._engine.exclusive import Writes, Writing
+from xopt._engine.exclusive import Writing
 from xopt._engine.program.algebra import Count
 from xopt._engine.program.contract import BucketStep, Chains, ComponentSpec
 from xopt._engine.program.hooks import check_groups
@@ -40,21 +40,6 @@ class StepInputs(NamedTuple):
     """The hyperparameters, component by component of every chain."""
     inputs: dict[str, Any]
     """What components ask for beside the gradients."""
-
-
-class Prepared(Writing):
-    """A step that has only to be run, in a ``with`` block of its own where it writes."""
-
-    __slots__ = ("_run",)
-
-    def __init__(self, writes: Writes, run: Callable[[], Results], intact: Callable[[BaseException], bool]) -> None:
-        self._writes, self._run, self._intact = writes, run, intact
-
-    def run(self) -> Results:
-        """Take the step."""
-        results = self._run()
-        self._intact = None
-        return results
 
 
 class Executor:
@@ -98,7 +83,9 @@ class Executor:
         self.state = StateSpec(layout, self.bucket_of, every, self.live, self.carried)
         self.refuses = any(spec.refuses for spec in specs.values())
         self._clocks = [spec for spec in specs.values() if spec.clock]
-        self.writing = Writes()
+        self.writing = Writing()
+        self._constants: tuple[Any, list[list[dict[str, Any]]]] = None, []
+        """Chains whose hyperparameters are numbers for ever, and these."""
 
     def new_carry(self) -> dict[str, Any]:
         """Make the scalars that live from step to step, before the first step."""
@@ -106,11 +93,14 @@ class Executor:
 
     def resolve(self, t: Any, chains: list[tuple[ComponentSpec, ...]] | None = None) -> list[list[dict[str, Any]]]:
         """Return the hyperparameters of step ``t``, checked, component by component of every chain."""
-        library, host = self.layout.library, self.runner.host
-        return [
-            [spec.constants or spec.resolve(t, library, host) for spec in chain]
-            for chain in (self.chains if chains is None else self.checked(chains))
-        ]
+        if chains is None and self._constants[0] is self.chains:
+            return self._constants[1]
+        library, host, own = self.layout.library, self.runner.host, chains is None
+        chains = self.chains if chains is None else self.checked(chains)
+        found = [[spec.constants or spec.resolve(t, library, host) for spec in chain] for chain in chains]
+        if own and all(spec.constants is not None for chain in chains for spec in chain):
+            self._constants = chains, found
+        return found
 
     def checked(self, chains: list[tuple[ComponentSpec, ...]]) -> list[tuple[ComponentSpec, ...]]:
         """Return chains with other hyperparameters, or say which of these must be one for all groups."""
@@ -158,10 +148,10 @@ class Executor:
         ``inputs`` are what the caller gives by name; ``chains`` have other hyperparameters for this step only.
         """
         t = after(taken)
-        clocks = self.clocks(t, carry)
+        clocks = self.clocks(t, carry) if self._clocks else {"": t}
         return StepInputs(t, clocks, self.resolve(clocks[""], chains), self.given(inputs) if inputs else {})
 
-    def prepare(
+    def run(
         self,
         step: StepInputs,
         ps: list[Any],
@@ -170,17 +160,17 @@ class Executor:
         carry: dict[str, Any],
         *,
         change: bool = False,
-        write: bool = False,
+        writing: Writing | None = None,
         memory: list[tuple[dict[str, Any], dict[str, Any]]] | None = None,
         where: Any = None,
-    ) -> Prepared:
-        """Make one step ready, which returns the new parameters (or, with ``change``, what to add), slots and carry.
+    ) -> Results:
+        """Take one step: the new parameters (or, with ``change``, what to add to them), slots and carry.
 
-        With ``write`` the results land in ``ps`` and ``slots`` themselves. ``memory`` has, for each bucket, its arenas
-        and what its runner keeps between steps; ``where`` the addresses of the gradients, if they are known. Everything
-        that can fail for what the caller gave fails here, before the first write.
+        In a ``writing`` block the results land in ``ps`` and ``slots`` themselves. ``memory`` has, for each bucket, its
+        arenas and what its runner keeps between steps; ``where`` the addresses of the gradients, if they are known.
+        Everything that can fail for what the caller gave has been checked before the first write.
         """
-        first = "u" if change else "p"
+        first, write = "u" if change else "p", writing is not None
         holes = where is None and any(map(operator.is_, gs, itertools.repeat(None)))
         works = self.works(first, ps, gs, slots, memory, where, holes)
         try:
@@ -195,21 +185,19 @@ class Executor:
             for work, scalars in zip(works, values, strict=True):
                 into = {n: work.loads[n] for n in work.outputs} if write else None
                 jobs.append(work.runner.prepare(work, scalars, into))
-        except BaseException:
-            _release(works)
-            raise
-
-        def finish() -> Results:
+            if writing is not None:
+                writing.begin()
             try:
                 found = [job() for job in jobs]
-            finally:
-                _release(works)
-            return (ps, slots, carry) if write else self._collected(first, works, found, ps, slots, carry)
-
-        def intact(error: BaseException) -> bool:  # a scalar that no one could look at before fails in a job
-            return not write or (isinstance(error, Exception) and all(work.stored == 0 for work in works))
-
-        return Prepared(self.writing, finish, intact)
+            except Exception:  # of a scalar that no one could look at before
+                if writing is not None and all(work.stored == 0 for work in works):
+                    writing.cancel()
+                raise
+        finally:
+            for work in works:  # the next step may use it again, and gradients are not ours to keep
+                del work.loads["g"]
+                work.where = None
+        return (ps, slots, carry) if write else self._collected(first, works, found, ps, slots, carry)
 
     def _collected(
         self,
@@ -273,13 +261,6 @@ class Executor:
                 work.where = where if where is None or pick is None else where[leaves]
                 works.append(work)
         return works
-
-
-def _release(works: list[BucketStep]) -> None:
-    """Let the gradients go, which are not ours to keep; the next step may use the rest again."""
-    for work in works:
-        del work.loads["g"]
-        work.where = None
 
 
 def _picked(column: list[Any], leaves: list[int] | None) -> list[Any]:

@@ -175,7 +175,8 @@ class Saving(ABC):
         source.verify()
         arrays = {} if self._writes else loaded.places
         new = {name: _restore.taken(source, name, place.array) for name, place in arrays.items()}
-        with self._executor.writing():
+        with self._executor.writing:
+            self._executor.writing.begin()
             if self._writes:
                 _restore.overwrite(source, run, loaded)
             else:

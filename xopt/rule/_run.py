@@ -31,7 +31,7 @@ def stepped(
     gs = layout.gradients(grads)
     slots = executor.state.check(state)
     step = executor.begin(state.step, state.carry, inputs)
-    ps, slots, carry = executor.prepare(step, layout.leaves, gs, slots, state.carry, change=change).run()
+    ps, slots, carry = executor.run(step, layout.leaves, gs, slots, state.carry, change=change)
     return layout.params(ps), (step.t, {n: layout.tree(column) for n, column in slots.items()}, carry)
 
 
