@@ -228,15 +228,20 @@ class Library:
 
 
 @functools.cache
-def bfloat16() -> Any:
-    """Return NumPy's bfloat16, which is that of ml_dtypes, or None."""
+def ml_dtype(name: str) -> Any:
+    """Return a dtype that NumPy has by way of ml_dtypes, such as bfloat16, or None."""
     found = importlib.util.find_spec("ml_dtypes")
-    return found and importlib.import_module("ml_dtypes").bfloat16
+    return found and getattr(importlib.import_module("ml_dtypes"), name, None)
+
+
+def bfloat16() -> Any:
+    """Return NumPy's bfloat16, or None."""
+    return ml_dtype("bfloat16")
 
 
 def numbers_of_bits(x: NDArray, dtype: str) -> NDArray:
-    """Return what 16-bit integers stand for, if they stand for bfloat16."""
-    return x.view(bfloat16()) if dtype == "bfloat16" else x
+    """Return what integers stand for, if they stand for numbers of a dtype that NumPy itself has not."""
+    return x if hasattr(np, dtype) else x.view(ml_dtype(dtype))
 
 
 def described(pointer: int, shape: Any, strides: Any, size: int) -> NDArray | None:

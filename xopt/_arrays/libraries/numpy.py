@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xopt._arrays.library import Array, Library, NDArray, bfloat16
+from xopt._arrays.library import Array, Library, NDArray, ml_dtype
 
 _contiguous = operator.attrgetter("flags.c_contiguous")
 _dtype, _shape = operator.attrgetter("dtype"), operator.attrgetter("shape")
@@ -27,7 +27,7 @@ class Own(Library):
         return None
 
     def dtype(self, xp: Any, name: str) -> Any:
-        return bfloat16() if name == "bfloat16" else getattr(np, name, None)
+        return getattr(np, name, None) or ml_dtype(name)
 
     def ordered(self, x: Array, whole: bool) -> Array:
         # NumPy's complex loops round otherwise where the stride is negative, and its sums follow the memory
