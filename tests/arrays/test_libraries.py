@@ -160,7 +160,7 @@ def test_optimizer_on_jax_compiles_once_and_spares_the_arrays_of_the_caller(jax:
         for k in range(5):
             opt.set(lr=0.1 / (k + 1))
             opt.step({"w": g}, lr=0.01 * (k + 1))
-    assert opt._executor._compiled._cache_size() == 1
+    assert opt._jitted._compiled._cache_size() == 1
     assert mine["w"].tolist() == [1.0] * 4, "the caller's array is alive and as it was"
     assert g.tolist() == [1.0] * 4
     with pytest.raises(ValueError, match=r'grads\["w"\]: shares memory with params\["w"\]'):

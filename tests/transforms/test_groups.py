@@ -214,7 +214,7 @@ def test_jax_compiles_once() -> None:
     opt.step(ones, lr=0.25)
     opt.set(lr=S.constant(2.0))
     opt.step(ones)
-    assert opt._executor._compiled._cache_size() == 1
+    assert opt._jitted._compiled._cache_size() == 1
     assert opt.params["a"].tolist() == [-2.75] * 2
     assert opt.params["b"].tolist() == [-2.25] * 2
 

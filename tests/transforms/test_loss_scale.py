@@ -64,7 +64,7 @@ def in_place(lib: Lib, rule: Any, params: Any, grads: list[Any]) -> tuple[Any, A
             scaled = MAP(lambda x: x * opt.loss_scale, send(lib, g))
         opt.step(scaled)
     if lib.name == "jax":
-        assert opt._executor._compiled._cache_size() == 1
+        assert opt._jitted._compiled._cache_size() == 1
     return MAP(lib.numpy, opt.params), opt.state, scales
 
 
