@@ -5,14 +5,15 @@ The names are in ``__init__.pyi``; each is imported when it is first used.
 
 import ast as _ast
 import importlib as _importlib
+import pkgutil as _pkgutil
 
 from xopt._version import __version__ as __version__
 
 
 def _names() -> dict[str, str]:
     """Find in which module each public name is."""
-    with open(f"{__file__.removesuffix('py')}pyi", encoding="utf-8") as stub:  # pathlib costs 5 ms
-        imports = [node for node in _ast.parse(stub.read()).body if isinstance(node, _ast.ImportFrom)]
+    stub = _pkgutil.get_data("xopt", "__init__.pyi") or b""  # also from a zip
+    imports = [node for node in _ast.parse(stub).body if isinstance(node, _ast.ImportFrom)]
     return {alias.name: str(node.module) for node in imports for alias in node.names}
 
 

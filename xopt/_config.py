@@ -32,7 +32,8 @@ def show_config() -> None:
     print(
         f"xopt {_version('xopt-array')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     )
-    rows = [(name, named(name).packages, named(name).served) for name in KNOWN]
+    found = sorted(map(named, KNOWN), key=lambda library: (not library.host, library.name))
+    rows = [(library.name, library.packages, library.served) for library in found]
     for module, packages, runner in [*rows, ("numba", ("numba",), "numba")]:
         if util.find_spec(module) is not None:
             versions = [_version(package) for package in packages]

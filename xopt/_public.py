@@ -1,7 +1,8 @@
 """Where public classes and functions say that they are: where users find them, not where they are written.
 
-Pickles, ``repr`` and tracebacks have the public place, so that private modules may move. ``inspect.getsource`` finds no
-class there: ``xopt.Adam??`` in IPython does, and so does ``inspect.getsource`` of a method or of ``__wrapped__``.
+Pickles, ``repr`` and tracebacks have the public place, so that private modules may move. ``inspect.getfile`` of a class
+is that place too, and on late versions of Python ``inspect.getsource`` finds no class there; ``xopt.Adam??`` in IPython
+does, and so does ``inspect.getsource`` of a method or of ``xopt.Adam.__wrapped__``.
 """
 
 from __future__ import annotations

@@ -277,25 +277,27 @@ class Optimizer(Saving):
         >>> w
         array([1.])
         """
-        layout, tree = self._layout, self._tree
-        with self._access.free("averaged"):
-            self._fit("averaged")
-            new = self._rule.eval_params(self.params, self.state)
-            held = [_arrays.detached(p) for p in layout.leaves]
-            old = [layout.xp.asarray(p, copy=True) for p in held] if self._writes else []
-            self._access.swapped = True
+        layout, tree, writing, begun = self._layout, self._tree, self._executor.writing, False
         try:
+            with self._access.free("averaged"):
+                self._fit("averaged")
+                new = self._rule.eval_params(self.params, self.state)
+                held = [_arrays.detached(p) for p in layout.leaves]
+                old = [layout.xp.asarray(p, copy=True) for p in held] if self._writes else []
+                begun = self._access.swapped = True
             if self._writes:
                 layout.library.overwrite(layout.leaves, Layout(new).leaves)
             else:
                 self._tree = new
             yield self._tree
         finally:
-            with self._executor.writing:
-                self._executor.writing.begin()
+            if begun:  # no call comes before these lines, where Ctrl-C could
+                writing.torn = self._writes
                 self._tree, self._access.swapped = tree, False
-                if self._writes:
-                    layout.library.overwrite(layout.leaves, old)
+                with writing:
+                    if self._writes:
+                        writing.begin()
+                        layout.library.overwrite(layout.leaves, old)
 
     def __repr__(self) -> str:
         n = sum(math.prod(shape) for shape in self._layout.shapes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from conftest import Lib
 
 import xopt
+from xopt import _arrays
 
 
 @pytest.fixture
@@ -321,3 +324,17 @@ def test_norms_at_the_edges(lib: Lib) -> None:
     assert np.isnan(found[0])
     assert found[1] == 0
     np.testing.assert_allclose(clipped([300.0, 400.0], "float16"), [0.6, 0.8], rtol=1e-3)
+
+
+def test_an_array_of_jax_before_0_6_is_one_of_jax() -> None:
+    """Its class says that it is in jaxlib, and has no base in jax."""
+    old = type("ArrayImpl", (), {"__module__": "jaxlib.xla_extension", "shape": (), "dtype": np.dtype("f4")})
+    assert _arrays.library(old()) is _arrays.named("jax")
+
+
+@pytest.mark.parametrize("name", [*_arrays.KNOWN, "unheard"])
+def test_there_is_one_of_each_library(name: str) -> None:
+    library = _arrays.named(name)
+    assert str(library) == name
+    assert library.known == (name != "unheard")
+    assert pickle.loads(pickle.dumps(library)) is copy.deepcopy(library) is library

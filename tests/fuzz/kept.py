@@ -88,4 +88,10 @@ KEPT = [
     ),
     # a parameter without state, beside one that overflows where there is no float64
     Case(TREE, "xopt.Groups(xopt.StableAdamW(0.05), ('b', xopt.Freeze))", (Step("huge"), Step("normal"))),
+    # a dtype of the state that some slots cannot have, named alike whichever bucket is asked first
+    Case(
+        [Leaf((), "complex128"), Leaf((2, 1, 2), "complex128")],
+        "xopt.Precision(xopt.Adafactor(complex='split'), state_dtype='float16')",
+        (),
+    ),
 ]

@@ -19,6 +19,7 @@ from support.interrupts import interrupt
 
 import xopt
 from xopt._arrays.library import Library
+from xopt._engine.exclusive import Writing
 from xopt._engine.runners import threads as _threads
 from xopt.checkpoint import _safetensors
 
@@ -156,6 +157,26 @@ def test_averages_that_ctrl_c_left_in_place_can_be_loaded_over(monkeypatch: pyte
         opt.step([np.ones(2)] * 2)
     opt.load_state_dict(kept)
     opt.step([np.ones(2)] * 2)
+
+
+@pytest.mark.parametrize("moment", ["__enter__", "begin", "__exit__"])
+def test_ctrl_c_on_the_way_out_of_averages_can_be_loaded_over(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = np.asarray([2.0])
+    opt = xopt.Optimizer(w, xopt.chain(xopt.SGD(lr=1.0), xopt.EMA(0.5)))
+    opt.step(np.asarray([1.0]))
+    kept = opt.state_dict(only_state=False)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), opt.averaged():
+        monkeypatch.setattr(Writing, moment, interrupted)
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        opt.step(np.asarray([1.0]))
+    opt.load_state_dict(kept)
+    assert w == [1.0]
+    opt.step(np.asarray([1.0]))
 
 
 def test_a_link_with_a_number_for_each_leaf_is_lenient_too() -> None:

@@ -301,8 +301,18 @@ def test_state_of_complex_parameters(rng: np.random.Generator) -> None:
     opt = xopt.Optimizer(p, ADAM, state_dtype="float32")
     opt.step(p.copy())
     assert {n: x.dtype.name for n, x in opt.state.slots.items()} == {"0.adamw.m": "complex64", "0.adamw.v": "float32"}
-    with pytest.raises(TypeError, match=r"state_dtype='float16': 0.adamw.m is complex"):
+    with pytest.raises(TypeError, match=r"params: state_dtype='float16', but 0.adamw.m is complex"):
         xopt.Optimizer(p, ADAM, state_dtype="float16")
+
+
+@pytest.mark.parametrize("runner", ["eager", "tiled"])
+def test_the_first_parameter_that_is_refused_is_named(runner: Any) -> None:
+    """One bucket after the other, or one slot after the other: the message is the same."""
+    params = [np.ones((), "complex128"), np.ones((2, 1, 2), "complex128")]
+    with pytest.raises(TypeError, match=r"params\[0\]: state_dtype='float16', but 0.adafactor.v is complex"):
+        xopt.Optimizer(params, xopt.Adafactor(complex="split"), runner=runner, state_dtype="float16")
+    with pytest.raises(TypeError, match=r"params\[0\]: state_dtype='float16', but 0.adafactor.v is complex"):
+        xopt.Adafactor(complex="split").init(params, state_dtype="float16")
 
 
 def test_copies_of_parameters_keep_their_digits() -> None:

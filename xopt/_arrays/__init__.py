@@ -27,6 +27,8 @@ from xopt._arrays.library import bfloat16 as bfloat16
 NUMPY: Library = Own("numpy")
 KNOWN = tuple(sorted(module.name for module in pkgutil.iter_modules(_libraries.__path__)))
 """The libraries of which something is known beyond the standard."""
+_ROOTS = {"jaxlib": "jax"} | {name: name for name in KNOWN}
+"""Packages that have arrays of these: JAX has its class in another one, and before 0.6 says so."""
 _seen: dict[type, Library | None] = {np.ndarray: NUMPY}
 
 
@@ -63,8 +65,8 @@ def _find_library(x: object, kind: type) -> Library | None:
         return None
     for base in kind.__mro__:
         root = base.__module__.partition(".")[0]
-        if root in KNOWN:
-            return named(root)
+        if root in _ROOTS:
+            return named(_ROOTS[root])
     return named(kind.__module__.partition(".")[0]) if hasattr(x, "__array_namespace__") else None
 
 

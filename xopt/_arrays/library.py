@@ -54,6 +54,9 @@ class Library:
     def __repr__(self) -> str:
         return self.name
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _named, (self.name,)  # there is one of each
+
     # --- arrays
 
     def namespace(self, x: Array) -> Any:
@@ -225,6 +228,11 @@ class Library:
     def value_and_grad(self, function: Callable[[list[Array]], Any]) -> Callable[[list[Array]], Any]:
         """Make a function of arrays return its value and the list of gradients, ∂f/∂Re + i·∂f/∂Im."""
         raise NotImplementedError  # asked of those that differentiate
+
+
+def _named(name: str) -> Library:
+    found: Library = importlib.import_module("xopt._arrays").named(name)
+    return found
 
 
 @functools.cache

@@ -48,6 +48,7 @@ class ExclusiveAccess:
         with access.free("step"):
             access.check("step")
             ...
+
     The lock is taken and released by the ``with`` itself, where Ctrl-C cannot come in between.
     """
 

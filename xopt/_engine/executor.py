@@ -1,4 +1,4 @@
-"""One step of a chain over a tree: bucketes of leaves, state, validation, and the choice of a runner."""
+"""One step of a chain over a tree: its leaves in buckets, each with a runner, and what a step is given."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ class Executor:
         self.carried = {spec.slot(n): (spec, v) for spec in specs.values() for n, v in spec.carry.items()}
         every = [*specs.values(), *(spec for own in plans for spec in own.specs)]
         self.state = StateSpec(layout, self.bucket_of, every, self.live, self.carried)
+        self.state.check_dtypes()
         self.refuses = any(spec.refuses for spec in specs.values())
         self._clocks = [spec for spec in specs.values() if spec.clock]
         self.writing = Writing()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,7 +73,17 @@ class StateSpec:
         """Name the dtype of a slot of parameter ``k``: that of its arithmetic, unless the caller wants another one."""
         bucket = self.bucket_of[k]
         codes = bucket.plan.codes if bucket else {}
-        return self._storage.slot(self._owner[name], name, self.layout.dtypes[k], self._usual_dtype(name, k), codes)
+        usual, path = self._usual_dtype(name, k), partial(self.layout.path, k)
+        return self._storage.slot(self._owner[name], name, self.layout.dtypes[k], usual, codes, path)
+
+    def check_dtypes(self) -> None:
+        """Refuse a dtype that is asked for where it cannot be had, on all runners at the first such parameter."""
+        if self._storage.narrow:
+            for k, dtype in enumerate(self.layout.dtypes):
+                for name in self.live:
+                    if dtype.complex and self.has(name, k):
+                        self.slot_dtype(name, k)
+            self._likes.clear()
 
     def _usual_dtype(self, name: str, k: int) -> str:
         d, bucket = self.layout.dtypes[k], self.bucket_of[k]

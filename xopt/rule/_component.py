@@ -15,7 +15,9 @@ from xopt._public import offered, public
 from xopt.rule._fields import MISSING, Field, check, declared, hyper, number, signature, static
 
 if TYPE_CHECKING:
-    from xopt._arrays.layout import Layout
+    from xopt._arrays.layout import Layout as Layout
+else:
+    Layout = Any  # optree comes with it
 
 Array: TypeAlias = Any
 """An array of any library that speaks the array-API standard."""
@@ -243,7 +245,7 @@ class Component:
         return tuple(getattr(self, n) for n in self._held())
 
     def _with_inner(self, parts: tuple[Component, ...]) -> Self:
-        """Return a copy that holds other links."""
+        """Return a copy that holds other components."""
         return self.replace(**dict(zip(self._held(), parts, strict=True)))
 
     def _held(self) -> list[str]:

@@ -73,8 +73,8 @@ def sign(xp: Any, x: Array) -> Array:
 
 
 @public
-def trust_ratio(xp: Any, over: Any, under: Any, *norms: Any) -> Any:
-    """Divide, in a ``host``, what is made of two norms; the ratio is 1 where one of them is 0, and NaN where one is.
+def trust_ratio(xp: Any, over: Any, under: Any, first: Any, second: Any) -> Any:
+    """Divide, in a ``host``, what is made of two norms, but where one of these is 0: there the ratio is 1.
 
     Examples
     --------
@@ -83,5 +83,5 @@ def trust_ratio(xp: Any, over: Any, under: Any, *norms: Any) -> Any:
     >>> trust_ratio(np, 0.5 * 3.0, 2.0, 3.0, 2.0).item(), trust_ratio(np, 0.5 * 3.0, 0.0, 3.0, 0.0).item()
     (0.75, 1.0)
     """
-    zero = xp.where(norms[0] == 0, 1.0, xp.where(norms[1] == 0, 1.0, 0.0))
+    zero = xp.where(first == 0, 1.0, xp.where(second == 0, 1.0, 0.0))
     return xp.where(zero > 0, 1.0, over / xp.where(zero > 0, 1.0, under))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from xopt._engine.program.contract import Chains, ComponentSpec
 from xopt._public import public
 from xopt.rule import _precision as _precision
-from xopt.rule._component import Component, routed
+from xopt.rule._component import Component, Layout, routed
 from xopt.rule._names import Named, named
 from xopt.rule._precision import Rounding, StateDType
 from xopt.rule._steady import weighted
-
-if TYPE_CHECKING:
-    from xopt._arrays.layout import Layout
 
 RunnerName: TypeAlias = Literal["eager", "tiled", "numba", "cuda"]
 

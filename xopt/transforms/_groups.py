@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from xopt._arrays.paths import Predicate, check_predicate, check_unmatched, chosen, shown
 from xopt._public import public
 from xopt.rule import Chain, Component, FunctionalOptimizer, RoutedComponent, check_method, routed
+from xopt.rule._component import Layout
 from xopt.rule._fields import Field, check, number
 from xopt.rule._names import locate, named, replaced
 from xopt.schedules._schedule import combined
-
-if TYPE_CHECKING:
-    from xopt._arrays.layout import Layout
 
 __all__ = ["Freeze", "Groups", "scaled"]
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from xopt._arrays.paths import Predicate, check_predicate, check_unmatched, chosen, shown
 from xopt.rule import Component, FunctionalOptimizer, RoutedComponent, Transform, routed
-
-if TYPE_CHECKING:
-    from xopt._arrays.layout import Layout
+from xopt.rule._component import Layout
 
 __all__ = ["Masked"]
 
@@ -19,7 +17,7 @@ class Masked(Transform):
 
     Parameters
     ----------
-    component
+    link
         A transform.
     predicate
         Which parameters: a glob, a compiled regular expression or a function of path and array, as in

@@ -52,7 +52,20 @@ class StoragePolicy(NamedTuple):
             raise TypeError(f"{path()}: dtype {dtype.name}, but state_dtype='int8' is for real parameters")
         return found if size >= _quantize.LEAST else {}
 
-    def slot(self, spec: ComponentSpec, name: str, dtype: _arrays.DType, usual: str, codes: Mapping[str, str]) -> str:
+    @property
+    def narrow(self) -> bool:
+        """Whether state is kept in half precision, which complex numbers have not."""
+        return self.state_dtype not in (None, "int8") and _arrays.TABLE[self.state_dtype].half
+
+    def slot(
+        self,
+        spec: ComponentSpec,
+        name: str,
+        dtype: _arrays.DType,
+        usual: str,
+        codes: Mapping[str, str],
+        path: Callable[[], str],
+    ) -> str:
         """Name the dtype of a slot whose arithmetic is done in ``usual``.
 
         Averages and copies of parameters, and gradients that are added up, would stall in fewer digits: they stay.
@@ -67,9 +80,10 @@ class StoragePolicy(NamedTuple):
         assert self.state_dtype is not None
         if not usual.startswith("complex"):
             return min(self.state_dtype, usual, key=lambda name: _arrays.TABLE[name].itemsize)
-        if _arrays.TABLE[self.state_dtype].half:
+        if self.narrow:
             raise TypeError(
-                f"state_dtype={self.state_dtype!r}: {name} is complex, and there are no such complex numbers"
+                f"{path()}: state_dtype={self.state_dtype!r}, but {name} is complex, and there are no such complex "
+                f"numbers"
             )
         return _arrays.COMPLEX_OF[self.state_dtype] if usual == "complex128" else usual
 
