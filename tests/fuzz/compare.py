@@ -267,7 +267,8 @@ def _one(case: Case, ref: Reference, at: int, n: str, x: Any, y: Any, exact: boo
         off = np.where(finite, np.abs(a - b), 0.0)
         odd = ~finite & ~((a == b) | ((a != a) & (b != b)))
         size = unit(case, dtype)
-        of = n.replace("slots.precision.error", "params")  # what rounding lost is as large as a unit of the parameter
+        # what rounding lost is as large as a unit of the parameter, and a point nearby is a difference from it
+        of = n.replace("slots.precision.error", "params").replace("worst", "params")
         bound = ULPS * size * max(ref.scale(at, n), ref.scale(at, of)) + 4 * float(
             np.finfo("float32" if eps(dtype) >= EPS["float32"] else "float64").tiny
         )

@@ -94,4 +94,6 @@ KEPT = [
         "xopt.Precision(xopt.Adafactor(complex='split'), state_dtype='float16')",
         (),
     ),
+    # a quotient of a quotient, which XLA makes one of
+    Case(Leaf(()), "xopt.SOAP(normalize=True)", TWO),
 ]

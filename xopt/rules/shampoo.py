@@ -306,7 +306,8 @@ class SOAP(Rule):
         eps = h.eps if h.eps_mode == "hat" else h.eps * h.c2**0.5
         u = _turned(xp, _cleared(h, xp, _turned(xp, m, back), m, axes) / (xp.sqrt(v) + eps), bases)
         if h.normalize:
-            u = u / (_whole_array.rms(xp, u) + 1e-30)
+            size = _whole_array.rms(xp, u)
+            u = xp.where(size == 0, xp.zeros_like(u), u) / (size + 1e-30)  # XLA makes a/b/c of a bare u: a/(b·c)
         if axes:
             b = h.b2 if h.shampoo_b is None else h.shampoo_b
             s = b * s + (1 - b) * _joined(xp, [_moment(xp, g, i, True) for i in axes])
