@@ -445,7 +445,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "error-of-the-cast": Fault(
         "bfloat16: what storing loses is not in the error",
-        (("_engine.program.storage", "rounded(self._xp, p + (u + self.error), self._stored)", "p + (u + self.error)"),),
+        (("_engine.program.storage", "round_to(self._xp, p + (u + self.error), self._stored)", "p + u + self.error"),),
         ("tests/transforms/test_precision.py::test_small_steps_arrive",
          "tests/transforms/test_precision.py::test_kahan_loses_nothing"),
     ),

@@ -163,7 +163,7 @@ class Optimizer(Saving):
             After a step that was interrupted while it wrote, in the block of :meth:`averaged`, and while another
             thread is in a method of this optimizer.
         """
-        with self._access.free("step"):
+        with self._access.acquire("step"):
             self._fit("step")
             return self._step(grads, value, overrides)
 
@@ -224,7 +224,7 @@ class Optimizer(Saving):
         >>> opt.step(np.asarray([1.0])), opt.eval_params()
         (array([1.]), array([1.5]))
         """
-        with self._access.free("eval_params"):
+        with self._access.acquire("eval_params"):
             self._fit("eval_params")
             return self._rule.eval_params(self.params, self.state)
 
@@ -241,7 +241,7 @@ class Optimizer(Saving):
         RuntimeError
             As for :meth:`step`; but the block of :meth:`averaged` is no hindrance.
         """
-        with self._access.free("set"):
+        with self._access.acquire("set"):
             self._access.check("set", swapped=True)
             rule = self._rule._with(values)
             self._executor.chains = self._executor.checked(rule._chains(self._layout).chains)
@@ -279,7 +279,7 @@ class Optimizer(Saving):
         """
         layout, tree, writing, begun = self._layout, self._tree, self._executor.writing, False
         try:
-            with self._access.free("averaged"):
+            with self._access.acquire("averaged"):
                 self._fit("averaged")
                 new = self._rule.eval_params(self.params, self.state)
                 held = [_arrays.detached(p) for p in layout.leaves]

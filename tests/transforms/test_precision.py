@@ -82,14 +82,14 @@ def test_rounding_by_arithmetic_is_rounding(dtype: str) -> None:
     """Like a cast, but for ties, which may go either way; what cannot be held is left to the cast."""
     x = edges()
     with np.errstate(all="ignore"):
-        got, cast = _rounding.rounded(np, x, dtype), x.astype(half(dtype))
+        got, cast = _rounding.round_to(np, x, dtype), x.astype(half(dtype))
         again, wide = got.astype(half(dtype)), cast.astype(np.float32)
         inside = np.abs(x) < (2.0**110 if dtype == "bfloat16" else 65504.0)
         assert np.array_equal(got[inside], again.astype(np.float32)[inside])  # storing it loses nothing
         assert (np.abs(got - x) <= np.abs(wide - x))[inside].all()  # no other number is nearer
         assert np.array_equal(again[~inside], cast[~inside], equal_nan=True)
     assert inside.sum() > 50_000
-    assert _rounding.rounded(np, x, "float32") is x
+    assert _rounding.round_to(np, x, "float32") is x
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -100,7 +100,7 @@ def test_stochastic_rounding_takes_a_neighbour_by_its_nearness(dtype: str) -> No
     with np.errstate(all="ignore"):
         cast = x.astype(half(dtype))
         x = x[np.isfinite(cast.astype("float32")) & (np.abs(x) < 60000) & ((np.abs(x) > 1e-37) | (x == 0))]
-        got = _rounding.shaken(np, x[:, None] + 0 * noise, dtype, 0 * x[:, None] + noise)
+        got = _rounding.stochastic_round(np, x[:, None] + 0 * noise, dtype, 0 * x[:, None] + noise)
         assert np.array_equal(got.astype(half(dtype)).astype("float32"), got)
     near = x.astype(half(dtype))
     wide = near.astype("float64")
@@ -156,7 +156,7 @@ def test_what_is_not_finite_stays_so() -> None:
     for dtype in ("bfloat16", "float16"):
         with np.errstate(all="ignore"):
             for noise in (0.0, 0.5, 1 - 2.0**-24):
-                got = _rounding.shaken(np, x, dtype, np.full_like(x, noise)).astype(half(dtype))
+                got = _rounding.stochastic_round(np, x, dtype, np.full_like(x, noise)).astype(half(dtype))
                 assert same_bits(got, x.astype(half(dtype)))
     largest = np.full(500, 65504, "float16")
     rule = xopt.Precision(xopt.SGD(lr=1.0), rounding="stochastic")
@@ -174,7 +174,7 @@ def test_what_the_noise_depends_on() -> None:
         for leaf, n in enumerate(p):
             noise = hashed(np, np.arange(400, dtype=np.uint32), (t % 2**16, t >> 16, leaf, 3, 1), np.float32)
             x = np.float32(1.0) - g[n].astype("float32")
-            assert np.array_equal(got[n].astype("float32"), _rounding.shaken(np, x, "bfloat16", noise))
+            assert np.array_equal(got[n].astype("float32"), _rounding.stochastic_round(np, x, "bfloat16", noise))
         assert (got["a"] != got["b"]).any()
         beside, _ = groups.apply(p, g, groups.init(p)._replace(step=t - 1))
         assert same_bits(beside["b"], got["b"])

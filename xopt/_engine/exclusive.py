@@ -45,7 +45,7 @@ class ExclusiveAccess:
 
     ::
 
-        with access.free("step"):
+        with access.acquire("step"):
             access.check("step")
             ...
 
@@ -57,7 +57,7 @@ class ExclusiveAccess:
         self.swapped = False
         """Whether averages stand in the place of the parameters."""
 
-    def free(self, what: str) -> threading.Lock:
+    def acquire(self, what: str) -> threading.Lock:
         """Return the lock; RuntimeError if somebody has it."""
         if self._lock.locked():
             raise RuntimeError(f"{what}: another thread is in a step, or another method, of this optimizer")

@@ -81,7 +81,7 @@ class Saving(ABC):
         >>> other  # doctest: +ELLIPSIS
         Optimizer(Adam(lr=0.1), 1 arrays of numpy, 2 parameters, runner=..., step=1)
         """
-        with self._access.free("save"):
+        with self._access.acquire("save"):
             self._fit("save")
             more: Any = {"only_state": only_state, "extra": extra, "keep": keep, "fsync": fsync}
             return save_run(path, self._run(), self._taken, **more)
@@ -125,7 +125,7 @@ class Saving(ABC):
         you like. Schedules and other functions are not in the file, but how they were written is: they must be the
         same here. One array at a time is in memory besides those of the optimizer, where arrays can be written.
         """
-        with self._access.free("load"), opened(path, checksums) as source:
+        with self._access.acquire("load"), opened(path, checksums) as source:
             self._fit("load", torn=True)
             return self._load(source, strict, cast)
 
@@ -149,7 +149,7 @@ class Saving(ABC):
         >>> opt.params
         {'w': array([0.5, 0.5])}
         """
-        with self._access.free("state_dict"):
+        with self._access.acquire("state_dict"):
             self._fit("state_dict")
             run = self._run()
             meta = _snapshot.metadata(run, self._taken, extra, __version__)
@@ -157,7 +157,7 @@ class Saving(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True, cast: bool = False) -> dict[str, Any]:
         """Go on from what :meth:`state_dict` returned; arguments, result and errors are those of :meth:`load`."""
-        with self._access.free("load_state_dict"), _snapshot.StateDictSource(state) as source:
+        with self._access.acquire("load_state_dict"), _snapshot.StateDictSource(state) as source:
             self._fit("load_state_dict", torn=True)
             return self._load(source, strict, cast)
 
@@ -187,7 +187,7 @@ class Saving(ABC):
         return loaded.extra
 
     def __getstate__(self) -> dict[str, Any]:
-        with self._access.free("pickle"):
+        with self._access.acquire("pickle"):
             self._fit("pickle")
             self._run()
             xp = self._layout.xp

@@ -50,13 +50,13 @@ def nearest(x: Any, kind: str) -> Any:
 def stored(x: Any, kind: str) -> tuple[Any, Any]:
     top = _quantize.largest(np, np.abs(x))
     with np.errstate(all="ignore"):
-        code = _quantize.encoded(np, x, np.abs(x), _quantize.spread(np, top, x), kind)
+        code = _quantize.quantize(np, x, np.abs(x), _quantize.spread(np, top, x), kind)
         return code.astype(_quantize.CODES[kind]), top
 
 
 def read(code: Any, top: Any, kind: str) -> Any:
     with np.errstate(all="ignore"):
-        return _quantize.decoded(np, code.astype(top.dtype), _quantize.spread(np, top, code), kind)
+        return _quantize.dequantize(np, code.astype(top.dtype), _quantize.spread(np, top, code), kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -41,30 +41,30 @@ def statements(program: Program, operations: Mapping[str, str]) -> Iterator[Stat
         yield Statement(i, kind, operations[op].format(*[f"t{a}" if isinstance(a, int) else a for a in args]))
 
 
-class Halves(NamedTuple):
+class SplitProgram(NamedTuple):
     """A program with the largest numbers of blocks, as two loops over a block: before these are known, and after."""
 
-    late: frozenset[int]
+    second_pass: frozenset[int]
     """What is computed in the second loop."""
-    tops: dict[int, int]
+    maxima: dict[int, int]
     """Each largest number, and what it is the largest of."""
     rows: tuple[int, ...]
     """What the first loop leaves for the second one."""
 
 
-def halves(program: Program) -> Halves:
+def split_at_block_max(program: Program) -> SplitProgram:
     """Cut a lowered program in two; a largest number may not depend on another one."""
-    tops = {i: int(args[0]) for i, (op, args, _) in enumerate(program.nodes) if op == "largest"}
-    late: set[int] = set()
+    maxima = {i: int(args[0]) for i, (op, args, _) in enumerate(program.nodes) if op == "largest"}
+    second_pass: set[int] = set()
     read: set[int] = set()
     for i, (_, args, _) in enumerate(program.nodes):
         nodes = {a for a in args if isinstance(a, int)}
-        if i in tops or nodes & ({*tops} | late):
+        if i in maxima or nodes & ({*maxima} | second_pass):
             read |= nodes
-            if i not in tops:
-                late.add(i)
-    assert not late & {*tops.values()}
-    return Halves(frozenset(late), tops, tuple(sorted(read - late - {*tops})))
+            if i not in maxima:
+                second_pass.add(i)
+    assert not second_pass & {*maxima.values()}
+    return SplitProgram(frozenset(second_pass), maxima, tuple(sorted(read - second_pass - {*maxima})))
 
 
 @functools.lru_cache(maxsize=256)

@@ -33,7 +33,7 @@ def count(size: int) -> int:
     return -(-size // BLOCK)
 
 
-def decoded(xp: Any, code: Any, scale: Any, kind: str) -> Any:
+def dequantize(xp: Any, code: Any, scale: Any, kind: str) -> Any:
     """Return the numbers that codes stand for: (c/127)²·s with the sign of c, or (c/255)⁴·s."""
     if kind == "signed":
         return code * xp.abs(code) * (1 / 16129) * scale  # 16129 · fl(1/16129) is 1, so that the scale comes back
@@ -41,7 +41,7 @@ def decoded(xp: Any, code: Any, scale: Any, kind: str) -> Any:
     return root * root * scale
 
 
-def encoded(xp: Any, x: Any, size: Any, scale: Any, kind: str) -> Any:
+def quantize(xp: Any, x: Any, size: Any, scale: Any, kind: str) -> Any:
     """Return the codes whose roots are nearest; ``size`` is that of x. A square becomes 0 only if it is.
 
     A block of zeros has the scale 0, one with an infinity or a NaN such a one.

@@ -9,7 +9,7 @@ _NARROW = {"bfloat16": (65537.0, 2.0**-126, 1.5 * 2.0**-110, 2.0**110), "float16
 of smaller ones; where the product would overflow."""
 
 
-def rounded(xp: Any, x: Any, stored: str) -> Any:
+def round_to(xp: Any, x: Any, stored: str) -> Any:
     """Round to the nearest number of a narrower dtype; of a tie, to either.
 
     Veltkamp's splitting (Dekker 1971, A floating-point technique for extending the available precision, 5.6); where the
@@ -22,13 +22,13 @@ def rounded(xp: Any, x: Any, stored: str) -> Any:
     return xp.where(size < least, (x + grid) - grid, xp.where(size < most, c - (c - x), x))
 
 
-def shaken(xp: Any, x: Any, stored: str, noise: Any) -> Any:
+def stochastic_round(xp: Any, x: Any, stored: str, noise: Any) -> Any:
     """Round to one of the two neighbours, each by its nearness to x: ``noise`` is uniform in [0, 1)."""
     least, most = _NARROW[stored][1], 2.0**110 if stored == "bfloat16" else 65504.0
     jump, grid = (1.25 * 2.0**-8, 2.0**-133) if stored == "bfloat16" else (1.25 * 2.0**-11, 2.0**-24)
-    near = rounded(xp, x, stored)
+    near = round_to(xp, x, stored)
     far, size = x - near, xp.abs(near)
     step = xp.where(size < least, grid, size * jump)  # of normal numbers 5/8 to 5/4 of their distance
-    other = rounded(xp, near + xp.where(far < 0.0, -step, step), stored)
+    other = round_to(xp, near + xp.where(far < 0.0, -step, step), stored)
     held = xp.maximum(size, xp.abs(other)) <= most
     return xp.where(held, xp.where(noise < far / (other - near), other, near), near)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from xopt import _arrays
 from xopt._engine.program import quantize as _quantize
 from xopt._engine.program.contract import ComponentSpec
-from xopt._engine.program.rounding import rounded, shaken
+from xopt._engine.program.rounding import round_to, stochastic_round
 from xopt._engine.program.trace import Tracer
 from xopt.random import noise
 
@@ -120,7 +120,7 @@ class LeafStorage:
             return x
         scale = self._slots[_quantize.SCALE + slot]
         scale = scale if isinstance(self._xp, Tracer) else _quantize.spread(self._xp, scale, x)
-        return _quantize.decoded(self._xp, x, scale, self._codes[slot])
+        return _quantize.dequantize(self._xp, x, scale, self._codes[slot])
 
     def written(self, slot: str, x: Any) -> dict[str, Any]:
         """Return what is stored for the new numbers of a slot."""
@@ -133,11 +133,11 @@ class LeafStorage:
         else:
             top = _quantize.largest(xp, size)
             scale = _quantize.spread(xp, top, size)
-        return {slot: _quantize.encoded(xp, x, size, scale, self._codes[slot]), _quantize.SCALE + slot: top}
+        return {slot: _quantize.quantize(xp, x, size, scale, self._codes[slot]), _quantize.SCALE + slot: top}
 
     def land(self, p: Any, u: Any) -> Any:
         """Add a step to a parameter, with what rounding has lost before."""
-        return p + u if self.error is None else rounded(self._xp, p + (u + self.error), self._stored)
+        return p + u if self.error is None else round_to(self._xp, p + (u + self.error), self._stored)
 
     def landed(self, p: Any, step: Any, landed: Any) -> Any:
         """Return the new parameter, if it is more than the old one plus the step."""
@@ -152,7 +152,7 @@ class LeafStorage:
         xp, h = self._xp, self._h
         key = (h.low, h.high, h.leaf, h.seed_low, h.seed_high)
         made = xp.noise(*key) if isinstance(xp, Tracer) else noise(xp, p, *key)
-        return shaken(xp, p + step if landed is None else landed, self._stored, made)
+        return stochastic_round(xp, p + step if landed is None else landed, self._stored, made)
 
     def lost(self, p: Any, step: Any, landed: Any) -> Any:
         """Return what rounding has lost now."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from xopt import _arrays
 from xopt._arrays.dtypes import TABLE
-from xopt._engine.program.lower import PARTS, Halves, Unsupported, halves, lower, statements
+from xopt._engine.program.lower import PARTS, SplitProgram, Unsupported, lower, split_at_block_max, statements
 from xopt._engine.program.quantize import BLOCK, is_scale
 from xopt._engine.program.trace import BOOL, Program, pruned
 from xopt._engine.runners.cuda.templates import BLOCKS, PACKS, PREAMBLE, SUM_THREADS, SUMS, THREADS, TILE
@@ -148,45 +148,45 @@ def _blocks_kernel(
 ) -> CudaKernel:
     """Write the kernel of a step with state in 8 bits: its threads wait for the largest number of each block."""
     C, stores, order = TABLE[real].cuda, columns.stores, list(dict(storage))
-    cut, prefix = halves(program), "new_" if fresh else ""
-    if TABLE[real].itemsize * (TILE * len(cut.rows) + 34 * TILE // BLOCK * len(cut.tops)) > SHARED:
+    cut, prefix = split_at_block_max(program), "new_" if fresh else ""
+    if TABLE[real].itemsize * (TILE * len(cut.rows) + 34 * TILE // BLOCK * len(cut.maxima)) > SHARED:
         raise Unsupported(f"{len(cut.rows)} numbers of each element in shared memory")
     used = [n for n in order if n in columns.loads or (n in stores and not fresh)]
     scalars = "".join(f", s{k}" for k in range(len(program.scalars)))
-    first = {n: i for n, i in program.outputs.items() if not (i in cut.late or i in cut.tops)}
-    last = {n: i for n, i in program.outputs.items() if i in cut.late}
+    first = {n: i for n, i in program.outputs.items() if not (i in cut.second_pass or i in cut.maxima)}
+    last = {n: i for n, i in program.outputs.items() if i in cut.second_pass}
     fill = {
         "bounds": f"{THREADS}, 2",
         "C": C,
         "rows": len(cut.rows),
-        "tops": len(cut.tops),
+        "tops": len(cut.maxima),
         "setup": "\n    ".join(_setup(program, columns, used, order, C, fresh)),
         "element": columns.element({n: columns.at(n, "i") for n in columns.loads}),
         "first": f"first(x, y{scalars}{_at(program, 'c.first + i')});",
         "keep": " ".join(f"rows[{k}][j] = y.t{a};" for k, a in enumerate(cut.rows)),
         "put_first": " ".join(line for n in first for line in columns.put(n, columns.at(n, "i", prefix))),
-        "row": "".join(f"k == {k} ? {cut.rows.index(a)} : " for k, a in enumerate(cut.tops.values())) + "0",
+        "row": "".join(f"k == {k} ? {cut.rows.index(a)} : " for k, a in enumerate(cut.maxima.values())) + "0",
         "put_tops": " ".join(
             f"if (k == {k}) put({columns.at(n, f'(begin + b * {BLOCK})', prefix)}, top);"
-            for k, i in enumerate(cut.tops)
+            for k, i in enumerate(cut.maxima)
             for n, j in program.outputs.items()
             if i == j
         ),
         "take": " ".join(
             [f"y.t{a} = rows[{k}][j];" for k, a in enumerate(cut.rows)]
-            + [f"y.t{i} = tops[{k}][j / {BLOCK}];" for k, i in enumerate(cut.tops)]
+            + [f"y.t{i} = tops[{k}][j / {BLOCK}];" for k, i in enumerate(cut.maxima)]
         ),
         "last": f"last(x, y{scalars});",
         "put_last": " ".join(line for n in last for line in columns.put(n, columns.at(n, "i", prefix))),
     }
-    kept = f"struct Kept {{ {C} {', '.join(f't{a}' for a in (*cut.rows, *cut.tops))}; }};"
+    kept = f"struct Kept {{ {C} {', '.join(f't{a}' for a in (*cut.rows, *cut.maxima))}; }};"
     both = [*_half(program, columns, real, cut, first, "first"), *_half(program, columns, real, cut, last, "last")]
     source = "\n".join([_head(program), columns.struct(C), kept, *both, BLOCKS.format(**fill)])
     return CudaKernel("xopt_tile", source, program, stores)
 
 
 def _half(
-    program: Program, columns: _Columns, real: str, cut: Halves, outputs: Mapping[str, int], name: str
+    program: Program, columns: _Columns, real: str, cut: SplitProgram, outputs: Mapping[str, int], name: str
 ) -> Iterator[str]:
     """Write what one of the two loops over a block does with an element."""
     C, again = TABLE[real].cuda, name == "last"
@@ -194,11 +194,11 @@ def _half(
     scalars += "" if again else _at(program, "long long index")
     yield f"static __device__ __forceinline__ void {name}(Element& x, Kept& y{scalars}) {{"
     if again:
-        yield from (f"    const {C} t{i} = y.t{i};" for i in (*cut.rows, *cut.tops))
+        yield from (f"    const {C} t{i} = y.t{i};" for i in (*cut.rows, *cut.maxima))
     else:
         yield from (f"    const {C} t{i} = x.{columns.field(n)};" for n, i in program.loads.items())
     for i, kind, expression in statements(program, {**operations(real), "largest": ""}):
-        if i not in cut.tops and (i in cut.late) == again:
+        if i not in cut.maxima and (i in cut.second_pass) == again:
             yield f"    const {'bool' if kind == BOOL else C} t{i} = {expression};"
     if not again:
         yield from (f"    y.t{i} = t{i};" for i in cut.rows)

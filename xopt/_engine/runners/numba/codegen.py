@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from xopt._arrays.dtypes import TABLE
-from xopt._engine.program.lower import PARTS, Unsupported, halves, lower, statements
+from xopt._engine.program.lower import PARTS, Unsupported, lower, split_at_block_max, statements
 from xopt._engine.program.quantize import BLOCK, is_scale
 from xopt._engine.program.trace import COMPLEX, Program
 
@@ -120,7 +120,7 @@ def _stores(columns: Table, low: Program) -> Iterator[tuple[int, str]]:
 
 def _by_block(low: Program, columns: Table, real: str, made: dict[int, str]) -> Iterator[str]:
     """Write loops over a block: what comes before the largest numbers, these, and what is made with them."""
-    late, tops, kept = halves(low)
+    second_pass, maxima, kept = split_at_block_max(low)
     rows, stores = {a: k for k, a in enumerate(kept)}, list(_stores(columns, low))
     size = TABLE[real].itemsize
     first = len(columns.arrays)
@@ -134,15 +134,15 @@ def _by_block(low: Program, columns: Table, real: str, made: dict[int, str]) -> 
     yield f"            end = min(begin + {BLOCK}, n)"
     yield "            for i in range(begin, end):"
     yield from _indented(16, _loads(columns, low, real))
-    yield from _indented(16, (line for i, line in made.items() if not (i in late or i in tops)))
+    yield from _indented(16, (line for i, line in made.items() if not (i in second_pass or i in maxima)))
     yield from _indented(16, (f"store(r{k}, i - begin, {first + k}, t{a})" for a, k in rows.items()))
-    yield from _indented(16, (line for node, line in stores if not (node in late or node in tops)))
-    yield from _indented(12, (f"t{i} = largest(rows, bits, {rows[a]}, end - begin)" for i, a in tops.items()))
-    yield from _indented(12, (line.replace("i //", "begin //", 1) for node, line in stores if node in tops))
+    yield from _indented(16, (line for node, line in stores if not (node in second_pass or node in maxima)))
+    yield from _indented(12, (f"t{i} = largest(rows, bits, {rows[a]}, end - begin)" for i, a in maxima.items()))
+    yield from _indented(12, (line.replace("i //", "begin //", 1) for node, line in stores if node in maxima))
     yield "            for i in range(begin, end):"
     yield from _indented(16, (f"t{a} = load(r{k}, i - begin, {first + k})" for a, k in rows.items()))
-    yield from _indented(16, (line for i, line in made.items() if i in late))
-    yield from _indented(16, (line for node, line in stores if node in late))
+    yield from _indented(16, (line for i, line in made.items() if i in second_pass))
+    yield from _indented(16, (line for node, line in stores if node in second_pass))
 
 
 def sums_source(title: str, program: Program, columns: Table) -> str:

@@ -35,8 +35,8 @@ def numpy_kernel(program: Program) -> TileKernel:
     """
     program = _with_copies(program)
     nodes, last = program.nodes, program.last_use
-    home = _homes(program)
-    lodger = _lodgers(program, home)
+    home = _in_place_outputs(program)
+    lodger = _reusable_buffers(program, home)
     place = {name: f"o_{k}" for k, name in enumerate(program.outputs)}
     where_is = {i: f"l_{k}" for k, i in enumerate(program.loads.values())}
     registers: list[str] = []
@@ -109,7 +109,7 @@ def _may_alias(program: Program, i: int) -> bool:
     return not (op in ("multiply", "divide") and COMPLEX in {kind, *kinds})
 
 
-def _homes(program: Program) -> dict[int, str]:
+def _in_place_outputs(program: Program) -> dict[int, str]:
     """Map each node that may be computed in its output's own memory to that output."""
     home: dict[int, str] = {}
     for name, i in program.outputs.items():
@@ -126,7 +126,7 @@ def _homes(program: Program) -> dict[int, str]:
     return home
 
 
-def _lodgers(program: Program, home: dict[int, str]) -> dict[int, str]:
+def _reusable_buffers(program: Program, home: dict[int, str]) -> dict[int, str]:
     """Map nodes to the output's memory that they may use as a register until the output itself is written.
 
     A lodger moves in once the old value is dead, and is dead when the output is computed.
