@@ -509,7 +509,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "copies-in-half": Fault(
         "state in bfloat16: the parameters of a schedule-free rule with it",
-        (("_engine.program.storage", "copied or spec.after", "name == MASTER or spec.after"),),
+        (("_engine.program.storage", "copied or spec.on_params", "name == MASTER or spec.on_params"),),
         ("tests/transforms/test_precision.py::test_copies_of_parameters_keep_their_digits",),
     ),
     "noise-of-all-leaves": Fault(
@@ -525,7 +525,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "averages-in-half": Fault(
         "bounds: averages of half precision stall",
-        (("_engine.program.storage", "copied or spec.after or spec.gates", "copied"),),
+        (("_engine.program.storage", "copied or spec.on_params or spec.gates", "copied"),),
         ("tests/transforms/test_precision.py::test_accumulated_gradients_keep_their_digits",),
     ),
     # bounds

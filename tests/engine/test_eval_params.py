@@ -25,7 +25,7 @@ RULES = [
 class Mean(Transform):
     """Half the parameters, to tell the readouts of a chain apart."""
 
-    after = True
+    on_params = True
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, kept: Array = 0.0) -> tuple[Array, ...]:
@@ -144,7 +144,7 @@ class Weighted(Transform):
     """A readout that follows a schedule."""
 
     weight: Hyper = hyper(default=xopt.schedules.cosine(1.0, steps=4, end=0.2))
-    after = True
+    on_params = True
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, kept: Array = 0.0) -> tuple[Array, ...]:

@@ -319,7 +319,7 @@ def test_names_that_mean_something_else() -> None:
         "runner",
         "scope",
         "carry",
-        "after",
+        "on_params",
         "whole",
         "value",
     ):

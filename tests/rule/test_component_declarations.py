@@ -54,7 +54,7 @@ class Box(Transform):
     """A projection: parameters stay within [-limit, limit]."""
 
     limit: Hyper = hyper(default=0.5, gt=0)
-    after = True
+    on_params = True
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:
@@ -64,7 +64,7 @@ class Box(Transform):
 class Average(Transform):
     """A running mean of the parameters, which goes on beside them; in ``count`` is who is averaged."""
 
-    after = True
+    on_params = True
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, mean: Array = "p") -> tuple[Array, ...]:

@@ -56,7 +56,7 @@ _RESERVED = {
     "scope",
     "steady",
     "carry",
-    "after",
+    "on_params",
     "whole",
     "inputs",
     "value",
@@ -88,7 +88,7 @@ class Component:
     ones."""
     inexact: ClassVar[bool] = False
     """Whether ``update`` may use functions that differ in the last bits between libraries (exp, pow …)."""
-    after: ClassVar[bool] = False
+    on_params: ClassVar[bool] = False
     """Whether the component stands behind ``p + step``: its ``g`` is the new parameter, and so is what it returns."""
     whole: ClassVar[bool] = False
     """Whether ``update`` takes whole arrays, and any function of ``xp``; then no kernel is made of it.
@@ -258,7 +258,7 @@ class Component:
 
     def _stands(self) -> tuple[str, ...]:
         """Return where in a chain this component may stand: in "front" of the rule, "behind" it, "after" the step."""
-        if self.after:
+        if self.on_params:
             return ("after",)
         return ("behind",) if any(self._asking) else ("front", "behind")
 
@@ -305,7 +305,7 @@ class Component:
         scope = getattr(self, cls.scope) if cls.scope in self._fields else cls.scope
         return ComponentSpec(
             place, (cls, *fixed.items()), update, first, fixed, hypers, partial(_resolve, cls, {}, {}), None, reduce,
-            cls.host, scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.after, cls.whole,
+            cls.host, scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.on_params, cls.whole,
             cls.inputs, cls.gates, cls.clock, cls.refuses, cls.readout, moments=cls.moments,
         )  # fmt: skip
 

@@ -9,7 +9,7 @@ from xopt.rule._steady import check_weights
 def check_order(links: list[Component], at: int) -> None:
     """Refuse a component that cannot stand where it does."""
     rule = links[at]
-    of, landed = type(rule).__name__, next((type(part).__name__ for part in all_in(rule) if part.after), "")
+    of, landed = type(rule).__name__, next((type(part).__name__ for part in all_in(rule) if part.on_params), "")
     for i, link in enumerate(links):
         name, places = type(link).__name__, link._stands()
         if i == at:

@@ -64,7 +64,7 @@ def _check(link: Component, other: Component) -> None:
     if other.steady is not None:
         return
     name, of = type(link).__name__, type(other).__name__
-    if other.after:
+    if other.on_params:
         raise ValueError(f"chain: {name} behind {of} would end beside the minimum; put {name} in front of {of}")
     instead = "use SGD, with any momentum" if hasattr(other, "init") else f"leave {of} out"
     raise ValueError(

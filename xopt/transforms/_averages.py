@@ -22,7 +22,7 @@ def _averaged(h: H, average: Array, p: Array) -> Array:
 class _Average(Transform):
     """An average of the parameters, which stay as they are; ``host`` says how it moves."""
 
-    after = True
+    on_params = True
     steady = staticmethod(unchanged)
 
     @staticmethod
@@ -191,7 +191,7 @@ class Lookahead(Transform):
     alpha: Hyper = hyper(default=0.5, ge=0, le=1)
     k: int = static(default=5, ge=1)
     start: Literal["params", "first"] = "params"
-    after = True
+    on_params = True
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Box(Transform):
 
     low: Hyper | None = hyper(default=None)
     high: Hyper | None = hyper(default=None)
-    after = True
+    on_params = True
 
     def _check(self) -> None:
         if self.low is None and self.high is None:
@@ -74,7 +74,7 @@ class NonNegative(Transform):
     array([0. , 0.5])
     """
 
-    after = True
+    on_params = True
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:
@@ -125,7 +125,7 @@ class L1(Transform):
     """
 
     strength: Hyper = hyper(ge=0)
-    after = True
+    on_params = True
     _penalty = "strength"
     steady = staticmethod(unchanged)
 
@@ -173,7 +173,7 @@ class L2(Transform):
     """
 
     strength: Hyper = hyper(ge=0)
-    after = True
+    on_params = True
     _penalty = "strength"
 
     @staticmethod
@@ -214,7 +214,7 @@ class Ball(Transform):
     radius: Hyper = hyper(gt=0)
     over: Literal["tree", "leaf"] = "tree"
     scope = "over"
-    after = True
+    on_params = True
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array) -> dict[str, Array]:
@@ -266,7 +266,7 @@ class Simplex(Transform):
 
     total: Hyper = hyper(default=1.0, gt=0)
     axis: int | None = static(default=None)
-    after = True
+    on_params = True
     whole = True
 
     @staticmethod
@@ -321,7 +321,7 @@ class Project(Transform):
     """
 
     function: Callable[[Any], Any] = static()
-    after = True
+    on_params = True
     whole = True
 
     @staticmethod

@@ -60,7 +60,7 @@ def compose(
     for i, spec in enumerate(specs):
         if spec.storage:
             continue
-        if spec.after and moved is None:
+        if spec.on_params and moved is None:
             step, x = x, storage.land(p, x)
             moved = x
         if spec.enter is not None:

@@ -45,7 +45,7 @@ class ComponentSpec(NamedTuple):
     """Whether ``update`` takes ``grad``."""
     asks_sum: bool = False
     """Whether ``reduce`` does."""
-    after: bool = False
+    on_params: bool = False
     """Whether it is given the new parameters, in place of a gradient or a step."""
     whole: bool = False
     """Whether it computes with whole arrays, leaf by leaf."""

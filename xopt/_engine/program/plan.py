@@ -34,7 +34,7 @@ class Plan:
         self.whole = any(spec.whole for spec in specs)
         """Whether some component computes with whole arrays: then nothing is recorded, and the eager runner serves."""
         if self.whole:
-            ends = tuple(spec for spec in specs if spec.storage or (spec.after and not spec.whole))
+            ends = tuple(spec for spec in specs if spec.storage or (spec.on_params and not spec.whole))
             if any("error" in x.slots for x in ends if x.storage and not self.codes) and len(ends) < len(specs):
                 plan(ends, complex)  # raises where they do not go together
             apart = [plan((spec,), complex) for spec in specs if not spec.whole and not (spec.storage and self.codes)]

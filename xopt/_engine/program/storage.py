@@ -75,7 +75,7 @@ class StoragePolicy(NamedTuple):
         if name == ERROR:
             return dtype.name
         copied = spec.slots[name.removeprefix(f"{spec.place}.")] == "p"
-        if self.state_dtype in (None, "int8") or copied or spec.after or spec.gates:
+        if self.state_dtype in (None, "int8") or copied or spec.on_params or spec.gates:
             return usual
         assert self.state_dtype is not None
         if not usual.startswith("complex"):
