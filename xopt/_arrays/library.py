@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import math
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -20,6 +21,8 @@ import numpy as np
 Array: TypeAlias = Any
 """An array of any library. There is no static type that covers them all."""
 NDArray: TypeAlias = np.ndarray[Any, Any]
+SHAPE, DTYPE = operator.attrgetter("shape"), operator.attrgetter("dtype")
+_contiguous = operator.attrgetter("flags.c_contiguous")
 
 
 class Library:
@@ -133,16 +136,11 @@ class Library:
 
     def from_host(self, xp: Any, x: NDArray, dtype: str, like: Array) -> Array:
         """Return an array of NumPy beside another one; ``dtype`` says what it holds: bfloat16 comes as integers."""
-        return xp.asarray(numbers_of_bits(x, dtype), **self.beside(like))
+        return xp.asarray(numbers_of_bits(x, dtype), device=self.device(like))
 
     def shared(self, x: NDArray, dtype: str) -> Array:
         """Return an array in the memory of one of NumPy."""
         raise NotImplementedError  # asked of those that have host views
-
-    def beside(self, x: Array) -> dict[str, Any]:
-        """Say where to make an array, so that it is on the device of another one: an argument of ``xp.zeros``."""
-        place = self.device(x)
-        return {} if place is None else {"device": place}
 
     # --- writing
 
@@ -167,7 +165,7 @@ class Library:
 
     def addresses(self, column: list[Array]) -> list[int]:
         """Return where the first element of each array lies."""
-        raise NotImplementedError
+        raise NotImplementedError  # asked of the same
 
     def facts(self, column: list[Array]) -> list[Any]:
         """Return what arrays must have in common with others to be computed with them; loops that run in C.
@@ -205,7 +203,7 @@ class Library:
 
     def cuda_stream(self, x: Array) -> tuple[int, int]:
         """Return the device of a CUDA array and the stream that is current there."""
-        raise NotImplementedError
+        raise NotImplementedError  # asked of those that have CUDA arrays
 
     def on_cuda(self, x: Array) -> bool:
         """Whether an array lies on a CUDA GPU."""
@@ -223,11 +221,36 @@ class Library:
 
     def set_row(self, rows: Array, i: int, values: Array) -> Array:
         """Return a matrix with another row, perhaps in its memory, where arrays cannot be written into."""
-        raise NotImplementedError
+        raise NotImplementedError  # asked of those that compile steps
 
     def value_and_grad(self, function: Callable[[list[Array]], Any]) -> Callable[[list[Array]], Any]:
         """Make a function of arrays return its value and the list of gradients, ∂f/∂Re + i·∂f/∂Im."""
         raise NotImplementedError  # asked of those that differentiate
+
+
+class NumPyLike(Library):
+    """A library whose arrays have the attributes of NumPy's: NumPy, and CuPy."""
+
+    writes = True
+
+    def join_complex(self, xp: Any, re: Array, im: Array) -> Array:
+        out = xp.empty(re.shape, dtype=xp.result_type(re.dtype, xp.complex64))
+        out.real, out.imag = re, im
+        return out
+
+    def constant(self, xp: Any, like: Array, value: int) -> Any:
+        return np.uint32(value)
+
+    def contiguous(self, column: list[Array]) -> list[bool]:
+        return list(map(_contiguous, column))
+
+    def moving(self, leaves: list[Array], wide: bool, where: bool) -> list[Any]:
+        return [*shapes_and_dtypes(leaves), *([self.addresses(leaves)] if where else [])]
+
+
+def shapes_and_dtypes(leaves: list[Array]) -> list[Any]:
+    """Return the shapes of arrays, and their dtypes; loops that run in C."""
+    return [list(map(SHAPE, leaves)), list(map(DTYPE, leaves))]
 
 
 def _named(name: str) -> Library:

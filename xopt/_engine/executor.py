@@ -149,7 +149,7 @@ class Executor:
         ``inputs`` are what the caller gives by name; ``chains`` have other hyperparameters for this step only.
         """
         t = after(taken)
-        clocks = self.clocks(t, carry) if self._clocks else {"": t}
+        clocks = self.clocks(t, carry)
         return StepInputs(t, clocks, self.resolve(clocks[""], chains), self.given(inputs) if inputs else {})
 
     def run(

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from xopt._arrays.library import Array, Library, NDArray, bfloat16, described
+from xopt._arrays.library import DTYPE, SHAPE, Array, Library, NDArray, bfloat16, described, shapes_and_dtypes
 
 _contiguous, _address = operator.methodcaller("is_contiguous"), operator.methodcaller("data_ptr")
 _conj, _neg, _stride = (operator.methodcaller(n) for n in ("is_conj", "is_neg", "stride"))
-_SHAPE, _DTYPE = operator.attrgetter("shape"), operator.attrgetter("dtype")
-_FACTS = (_DTYPE, _SHAPE, operator.attrgetter("device"), operator.attrgetter("layout"))
+_FACTS = (DTYPE, SHAPE, operator.attrgetter("device"), operator.attrgetter("layout"))
 
 
 def _torch() -> Any:
@@ -119,9 +118,8 @@ class Own(Library):
             return None
 
     def moving(self, leaves: list[Array], wide: bool, where: bool) -> list[Any]:
-        found: list[Any] = [list(map(_SHAPE, leaves)), list(map(_DTYPE, leaves))]
-        found += [list(map(_conj, leaves)) if wide else None, list(map(_stride, leaves))]
-        return [*found, self.addresses(leaves)]
+        views = [list(map(_conj, leaves)) if wide else None, list(map(_stride, leaves))]
+        return [*shapes_and_dtypes(leaves), *views, self.addresses(leaves)]
 
     def on_device(self, x: Array) -> Any:
         return _torch().cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
