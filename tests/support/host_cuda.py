@@ -161,7 +161,7 @@ def kernels(rule: Any, dtype: str, fresh: bool = True) -> list[_codegen.Kernel]:
     layout = Layout(like.astype(importlib.import_module("ml_dtypes").bfloat16) if dtype == "bfloat16" else like)
     executor = Executor(rule._chains(layout), layout, "eager")
     [bucket] = executor.buckets
-    columns = {"p": dtype, **{n: executor.state.slot_dtype(n, 0) for n in executor.live}, "g": dtype}
+    columns = {"p": dtype, **{n: executor.state.slot_dtype(n, 0) for n in executor.state.live}, "g": dtype}
     storage = _codegen.storage(columns, bucket.split)
     made = [_codegen.sum_kernel(program, n, storage) for program in bucket.plan.sums.values() for n in program.outputs]
     body = bucket.plan.body(("p", *bucket.plan.changed))

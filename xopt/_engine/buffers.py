@@ -19,7 +19,7 @@ def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Memory]:
     layout = executor.layout
     if not executor.runner.host:
         return executor.state.new_slots(), [({}, {}) for _ in executor.buckets if executor.runner.caches]
-    slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in executor.live}
+    slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in executor.state.live}
     memory: Memory = []
     for bucket in executor.buckets:
         live, arena = bucket.plan.live, dict[str, Any]()

@@ -76,11 +76,11 @@ class Executor:
         self.scalars.mixed = self.runner.host and any(bucket.plan.whole for bucket in self.buckets)
         plans = [bucket.plan for bucket in self.buckets] or [plan(chain, False) for chain in self.chains]
         self._places = places(self.chains, [bucket.specs for bucket in self.buckets])
-        self.live = tuple(dict.fromkeys(n for own in plans for n in own.live))
+        live = tuple(dict.fromkeys(n for own in plans for n in own.live))
         self.inputs = {n for spec in specs.values() for n in spec.inputs}
-        self.carried = {spec.slot(n): (spec, v) for spec in specs.values() for n, v in spec.carry.items()}
+        carried = {spec.slot(n): (spec, v) for spec in specs.values() for n, v in spec.carry.items()}
         every = [*specs.values(), *(spec for own in plans for spec in own.specs)]
-        self.state = StateSpec(layout, self.bucket_of, every, self.live, self.carried)
+        self.state = StateSpec(layout, self.bucket_of, every, live, carried)
         self.state.check_dtypes()
         self.refuses = any(spec.refuses for spec in specs.values())
         self._clocks = [spec for spec in specs.values() if spec.clock]
@@ -90,7 +90,7 @@ class Executor:
 
     def new_carry(self) -> dict[str, Any]:
         """Make the scalars that live from step to step, before the first step."""
-        return {n: self.scalars.first(spec, v) for n, (spec, v) in self.carried.items()}
+        return {n: self.scalars.first(spec, v) for n, (spec, v) in self.state.carried.items()}
 
     def resolve(self, t: Any, chains: list[tuple[ComponentSpec, ...]] | None = None) -> list[list[dict[str, Any]]]:
         """Return the hyperparameters of step ``t``, checked, component by component of every chain."""

@@ -78,7 +78,7 @@ class Side:
     def wanted(self, k: int) -> dict[str, str]:
         """Return the arrays that the rule keeps for parameter ``k``: their short names, and those in the state."""
         label = self._owner(k).label
-        split = [(n, *n.rpartition(".")[::2]) for n in self.executor.live]
+        split = [(n, *n.rpartition(".")[::2]) for n in self.executor.state.live]
         return {slot: n for n, place, slot in split if place == label and self.executor.state.has(n, k)}
 
     def call(self, k: int) -> str:
@@ -209,7 +209,7 @@ class Side:
     def state_dict(self, step: int) -> dict[str, Any]:
         """Return what an optimizer with this state would, less what the other library has nothing for."""
         slots = {n: column for n, column in self.slots.items() if any(m == n for m, _ in self.filled)}
-        gates = {n for n, (spec, _) in self.executor.carried.items() if spec.gates}
+        gates = {n for n, (spec, _) in self.executor.state.carried.items() if spec.gates}
         carry = {n: x for n, x in self.executor.new_carry().items() if n in gates}
         run = Run(self.rule, self.layout, self.executor, slots, carry)
         return _snapshot.state_dict(run, _snapshot.metadata(run, step, None, __version__), False)
@@ -227,7 +227,7 @@ class Leaving(Side):
         self.step = int(self.executor.clocks(loaded.step, loaded.carry)[""])
         """Steps that were taken, without those that a guard left out."""
         self.names = {n for n in loaded.places if n.startswith("state/")}
-        gates = {n for n, (spec, _) in self.executor.carried.items() if spec.gates}
+        gates = {n for n, (spec, _) in self.executor.state.carried.items() if spec.gates}
         self.problems += [f"carry: {n}: {there} has nothing like it" for n in loaded.carry if n not in gates]
 
     def number(self, k: int, field: str) -> float:

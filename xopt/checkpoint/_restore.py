@@ -68,7 +68,7 @@ def check(source: Source, run: Run, *, strict: bool, cast: bool, hyper: bool, wh
     if problems:
         raise CheckpointError(source.where, problems)
     begun, kept = _begun(run, found)
-    for n, (spec, first) in run.executor.carried.items():
+    for n, (spec, first) in run.executor.state.carried.items():
         leaves = begun.get(spec.place, set())
         if leaves and spec.scope == "leaf":
             old = to_host(carry.get(n, run.carry[n])).tolist()
@@ -197,12 +197,12 @@ def _name(link: Any) -> str:
 def _carry(meta: dict[str, Any], run: Run, strict: bool, problems: list[str]) -> dict[str, Any]:
     """Return the scalars of a source as the run keeps them."""
     found, keys = {}, _tree.pointers(run.layout.spec)
-    for n in sorted({*meta["carry"], *run.executor.carried}):
-        if n not in meta["carry"] or n not in run.executor.carried:
+    for n in sorted({*meta["carry"], *run.executor.state.carried}):
+        if n not in meta["carry"] or n not in run.executor.state.carried:
             if strict:
-                problems.append(f"carry: {n}: {'missing' if n in run.executor.carried else 'not carried here'}")
+                problems.append(f"carry: {n}: {'missing' if n in run.executor.state.carried else 'not carried here'}")
             continue
-        spec, value = run.executor.carried[n][0], meta["carry"][n]
+        spec, value = run.executor.state.carried[n][0], meta["carry"][n]
         if spec.scope == "leaf":
             if not isinstance(value, dict) or not all(map(_is_number, value.values())):
                 problems.append(f"carry: {n}: it must have a number for each parameter")

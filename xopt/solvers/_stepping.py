@@ -36,7 +36,7 @@ class Stepping(Run):
         ]
         self.fun, self.every = fun, every
         self.optimizer = Optimizer(layout.tree(copies), rule, runner=runner)
-        if "lossscale.scale" in self.optimizer._executor.carried:
+        if "lossscale.scale" in self.optimizer._executor.state.carried:
             raise ValueError("rule: LossScale divides by a scale, but minimize multiplies nothing; leave it out")
         self.takes_value = "value" in self.optimizer._executor.inputs
         self.g: Any = None
