@@ -276,7 +276,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "decay-ignored": Fault(
         "tinygrad's Muon",
-        (("rules.matrix", "    whole = True\n", "    whole = True\n    decay_by = None\n"),),
+        (("rules.matrix", "    elementwise = False\n", "    elementwise = False\n    decay_by = None\n"),),
         (f"{HERE}::test_decay_is_more_than_the_tolerance[Muon]",),
     ),
     "decay-shrunk": Fault(

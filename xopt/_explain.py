@@ -121,8 +121,8 @@ def explain(
     total = 0
     for bucket in executor.buckets:
         size = sum(math.prod(layout.shapes[k]) for k in bucket.leaves)
-        if bucket.plan.whole:
-            links = ", ".join(spec.place for spec in bucket.specs if spec.whole)
+        if not bucket.plan.elementwise:
+            links = ", ".join(spec.key for spec in bucket.specs if not spec.elementwise)
             arrays = f"{_count(len(bucket.leaves), 'array')}, {_count(size, 'parameter')}"
             lines += ["", f"{bucket.dtype.name}: {arrays}", f"  step: whole arrays, for {links}; by the eager runner"]
             continue
@@ -131,19 +131,19 @@ def explain(
         arrays = f"{_count(len(bucket.leaves), 'array')}, {_count(size, 'parameter')}"
         lines += ["", f"{bucket.dtype.name}: {arrays}, {state:.4g} bytes of state each"]
         programs: list[tuple[int | None, Program]] = [*bucket.plan.sums.items()]
-        for place, program in [*programs, (None, bucket.plan.body(("p", *bucket.plan.changed)))]:
-            name = "step" if place is None else f"sums of {bucket.specs[place].place}"
-            moved, text = _stage(executor, bucket, place, program)
+        for index, program in [*programs, (None, bucket.plan.body(("p", *bucket.plan.changed)))]:
+            name = "step" if index is None else f"sums of {bucket.specs[index].key}"
+            moved, text = _stage(executor, bucket, index, program)
             total += round(moved * size)
             lines += [f"  {name}: {moved:.4g} bytes and {text.pop(0)} per parameter", *text]
             if source:
                 sources += [
                     "",
                     f"source of the {name}, {bucket.dtype.name}:",
-                    _source(executor, bucket, place, program),
+                    _source(executor, bucket, index, program),
                 ]
     time = f": at {bandwidth / 1e9:g} GB/s at least {_time(total / bandwidth)}" if bandwidth else ""
-    beside = ", beside those of whole arrays" if any(bucket.plan.whole for bucket in executor.buckets) else ""
+    beside = ", beside those of whole arrays" if any(not bucket.plan.elementwise for bucket in executor.buckets) else ""
     lines += ["", f"{total:,} bytes per step{beside}{time}"]
     return "\n".join([*lines, *sources])
 
@@ -159,9 +159,9 @@ def _time(seconds: float) -> str:
     return f"{seconds / 1e-9:.3g} ns"
 
 
-def _stage(executor: Executor, bucket: Bucket, place: int | None, program: Program) -> tuple[float, list[str]]:
+def _stage(executor: Executor, bucket: Bucket, index: int | None, program: Program) -> tuple[float, list[str]]:
     """Return the bytes that one stage moves a parameter, and how many operations it does and which."""
-    written = [*program.outputs] if place is None else []
+    written = [*program.outputs] if index is None else []
     stored = _stored(executor, bucket)
     moved = sum(_bytes(n, stored[n]) for n in [*program.loads, *written])
     try:
@@ -175,10 +175,10 @@ def _stage(executor: Executor, bucket: Bucket, place: int | None, program: Progr
         names[n if n in names else n.rpartition(".")[0]].append(f"t{i}")
     reads = [f"{' '.join(where)} = {n} {stored[n]}" for n, where in names.items()]
     lines.append(f"    reads   {', '.join(reads)}")
-    if place is None:
+    if index is None:
         lines.append(f"    writes  {', '.join(f'{n} {stored[n]}' for n in written)}")
     else:
-        how = f"over each {bucket.specs[place].scope}, in float64, {_summation.CHUNK:,} at a time"
+        how = f"over each {bucket.specs[index].scope}, in float64, {_summation.CHUNK:,} at a time"
         lines.append(f"    sums    {', '.join(program.outputs)} {how}")
     goals: dict[int, list[str]] = {}
     for n, i in low.outputs.items():
@@ -203,8 +203,8 @@ def _stored(executor: Executor, bucket: Bucket) -> dict[str, str]:
     return {"p": bucket.dtype.name, "g": bucket.dtype.name, **own}
 
 
-def _source(executor: Executor, bucket: Bucket, place: int | None, program: Program) -> str:
+def _source(executor: Executor, bucket: Bucket, index: int | None, program: Program) -> str:
     """Return what the runner makes of a program."""
-    title, real = called(bucket.specs, bucket.dtype, place), bucket.dtype.real
-    source: str = executor.runner.source(program, title, _stored(executor, bucket), real, bucket.split, place is None)
+    title, real = called(bucket.specs, bucket.dtype, index), bucket.dtype.real
+    source: str = executor.runner.source(program, title, _stored(executor, bucket), real, bucket.split, index is None)
     return source

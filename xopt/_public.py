@@ -24,7 +24,7 @@ def offered(thing: Any) -> bool:
 def public(thing: T) -> T:
     """Let a class or function say that it is in ``xopt``, or else in the public folder that it is written in."""
     x: Any = thing
-    place = "xopt" if offered(x) else x.__module__.partition("._")[0]
+    module = "xopt" if offered(x) else x.__module__.partition("._")[0]
     if isinstance(x, type):
         names = vars(sys.modules[x.__module__])  # annotations are looked up where a class says that it is
         texts = {n: getattr(hint, "__forward_arg__", hint) for n, hint in vars(x).get("__annotations__", {}).items()}
@@ -32,7 +32,7 @@ def public(thing: T) -> T:
         x.__wrapped__ = _Written(x)  # type: ignore[attr-defined]
         with contextlib.suppress(AttributeError):
             del x.__firstlineno__  # type: ignore[attr-defined]  # Python 3.13.0 would show a line of another file
-    x.__module__ = place
+    x.__module__ = module
     return thing
 
 

@@ -88,7 +88,7 @@ class Optimizer(Saving):
         seed: int = 0,
     ) -> None:
         check_method(rule)
-        if not _precision.usual(rounding, master_weights, state_dtype, seed):
+        if not _precision.is_default(rounding, master_weights, state_dtype, seed):
             rule = Precision(rule, rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed)
         if on_nonfinite != "propagate":
             rule = Guard(rule, on_nonfinite)

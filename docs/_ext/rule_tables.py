@@ -50,7 +50,7 @@ def family(cls: Any) -> str:
 
 def slots(rule: xopt.Rule) -> dict[str, tuple[int, ...]]:
     """Return the state of a rule with its shapes; that of a matrix, where the rule looks at matrices."""
-    p = np.zeros((5, 3) if rule.whole else (1,), np.float32)
+    p = np.zeros((1,) if rule.elementwise else (5, 3), np.float32)
     found = rule.init(p).slots.items()
     return {name.rpartition(".")[2]: np.shape(x) for name, x in found if x is not None}
 
@@ -85,14 +85,14 @@ def state(cls: type[xopt.Rule]) -> tuple[str, str]:
         if less:
             text.append(f"with ``{label}`` not {', '.join(f'``{n}``' for n in less)}")
         least, most = min(least, 4 * len(found)), most + 4 * len(more)
-    if cls.whole and any(shape != (5, 3) for shape in usual.values()):
+    if not cls.elementwise and any(shape != (5, 3) for shape in usual.values()):
         return "; ".join(text), "see below"
     return "; ".join(text), f"{most}" if least == most else f"{least} to {most}"
 
 
 def scope(cls: type[Component]) -> str:
     """Say of what the step of an element depends: on that element, its array or the whole tree."""
-    if cls.whole:
+    if not cls.elementwise:
         return "leaf"
     return cls.scope if cls.reduce is not None else "element"
 

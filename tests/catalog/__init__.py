@@ -19,7 +19,7 @@ __all__ = ["COMMON", "COMMON_REFUSED", "PEERS", "ROWS", "TRACED", "Peer", "Row",
 _FAMILIES = [importlib.import_module(f"catalog.{m.name}") for m in pkgutil.iter_modules(__path__) if m.name != "base"]
 
 ROWS: list[Row] = [row for family in _FAMILIES for row in getattr(family, "ROWS", ())]
-TRACED: list[Row] = [row for row in ROWS if not row.rule.whole]
+TRACED: list[Row] = [row for row in ROWS if row.rule.elementwise]
 """Rules that are recorded as programs; those of whole arrays have but one runner."""
 PEERS: list[Peer] = [peer for family in _FAMILIES for peer in getattr(family, "PEERS", ())]
 

@@ -19,7 +19,7 @@ class Half(Rule):
     """Pulls towards half of its first parameter: a first value that is computed, of whole arrays."""
 
     lr: Hyper = hyper(default=0.25)
-    whole = True
+    elementwise = False
 
     @staticmethod
     def first(h: H, xp: Any, p: Array) -> Array:

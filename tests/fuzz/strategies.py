@@ -20,7 +20,7 @@ from xopt.rule._presets import PRESETS
 SHAPES = [(3,), (3, 2), (2, 3), (), (1,), (0,), (2, 1, 2), (0, 3)]
 DTYPES = ["float32", "float64", "complex64", "float16", "bfloat16", "complex128"]
 KEYS = ["w", "b", "a.b", "c/d", "x y", "0", "é"]
-ROWS = sorted(catalog.ROWS, key=lambda row: (row.rule.whole, row.rule is not xopt.SGD, row.rule is not xopt.Adam))
+ROWS = sorted(catalog.ROWS, key=lambda x: (not x.rule.elementwise, x.rule is not xopt.SGD, x.rule is not xopt.Adam))
 
 SCHEDULES = [
     "S.warmup({b}, steps=3, start={a})",

@@ -106,7 +106,7 @@ def test_signals_at_any_moment(runner: str) -> None:
 class Waits(Rule):
     """Waits for the test in the middle of a step."""
 
-    whole = True
+    elementwise = False
     lr: Hyper = hyper(default=1.0)
 
     @staticmethod

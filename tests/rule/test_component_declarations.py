@@ -121,7 +121,7 @@ class Rows(Rule):
 
     lr: Hyper = hyper(default=0.1, ge=0)
     keep: float = static(default=0.5)
-    whole = True
+    elementwise = False
 
     @staticmethod
     def first(h: H, xp: Any, p: Array) -> Array | None:
@@ -517,7 +517,7 @@ def test_what_a_class_may_not_be() -> None:
     with pytest.raises(TypeError, match="Bad: a component of whole arrays sums by itself; it has no reduce"):
 
         class Bad(Rule):
-            whole = True
+            elementwise = False
 
             @staticmethod
             def reduce(h: H, xp: Any, p: Array, g: Array) -> dict[str, Array]:

@@ -42,7 +42,7 @@ def oracle(row: Row, rule: xopt.Rule, params: Any, grads: list[Any]) -> list[Any
 
     For a rule of whole arrays it is two parameters.
     """
-    if rule.whole and rule.complex == "split" and any(map(np.iscomplexobj, leaves(params))):
+    if not rule.elementwise and rule.complex == "split" and any(map(np.iscomplexobj, leaves(params))):
         halves = [oracle(row, rule, NEW(f, params), [NEW(f, g) for g in grads]) for f in (np.real, np.imag)]
         return [x + 1j * y for x, y in zip(*halves, strict=True)]
     part = lambda x: np.stack([x.real, x.imag], -1) if rule.complex == "split" and np.iscomplexobj(x) else x

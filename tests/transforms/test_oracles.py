@@ -159,7 +159,7 @@ def test_refused_options(row: Link) -> None:
 def test_tiles_give_the_bits_of_the_eager_runner(
     row: Link, options: dict[str, Any], dtype: str, rng: np.random.Generator
 ) -> None:
-    if row.link.whole or (dtype == "complex64" and not row.complex):
+    if not row.link.elementwise or (dtype == "complex64" and not row.complex):
         return
     same_bits_everywhere(chained(row, options), dtype, rng, Tiled(7, 2))
 
@@ -168,13 +168,15 @@ def test_tiles_give_the_bits_of_the_eager_runner(
 @pytest.mark.parametrize("row", LINKS, ids=lambda row: f"{row.link.__name__}-{row.place}")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_numba_gives_the_bits_of_the_eager_runner(row: Link, dtype: str, rng: np.random.Generator) -> None:
-    if not row.link.whole:
+    if row.link.elementwise:
         pytest.importorskip("numba")
         same_bits_everywhere(chained(row, row.options[-1]), dtype, rng, "numba")
 
 
 @pytest.mark.needs("numba")
-@pytest.mark.parametrize("row", [x for x in LINKS if x.complex and not x.link.whole], ids=lambda row: row.link.__name__)
+@pytest.mark.parametrize(
+    "row", [x for x in LINKS if x.complex and x.link.elementwise], ids=lambda row: row.link.__name__
+)
 def test_numba_of_complex_numbers(row: Link, rng: np.random.Generator) -> None:
     """NumPy multiplies complex numbers by instructions of its own: some roundings of numbers about 1 are allowed."""
     pytest.importorskip("numba")

@@ -94,8 +94,8 @@ class Library:
         """Return an array, or a number, without its graph."""
         return x
 
-    def ordered(self, x: Array, whole: bool) -> Array:
-        """Return an array in the order of memory that its results must not hang on; ``whole``: as a matrix."""
+    def ordered(self, x: Array, matrix: bool) -> Array:
+        """Return an array in the order of memory that its results must not hang on; ``matrix``: all of it, as one."""
         return x
 
     def layout(self, x: Array) -> Any:

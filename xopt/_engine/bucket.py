@@ -17,7 +17,7 @@ class Bucket:
         self.leaves: list[int] = []
         self.chains: list[int] = []
         """Chains whose hyperparameters some leaf has."""
-        self.which: list[int] = []
+        self.chain_of_leaf: list[int] = []
         """For each leaf, which of these is its own."""
         self.pick: list[int] | None = None
         """The leaves, unless they are all of the tree."""
@@ -27,7 +27,7 @@ class Bucket:
         if chain not in self.chains:
             self.chains.append(chain)
         self.leaves.append(k)
-        self.which.append(self.chains.index(chain))
+        self.chain_of_leaf.append(self.chains.index(chain))
 
     @property
     def specs(self) -> tuple[ComponentSpec, ...]:

@@ -23,7 +23,7 @@ def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Memory]:
     memory: Memory = []
     for bucket in executor.buckets:
         live, arena = bucket.plan.live, dict[str, Any]()
-        if bucket.plan.whole or bucket.plan.codes:
+        if not bucket.plan.elementwise or bucket.plan.codes:
             for n in live:
                 for k in bucket.leaves:
                     slots[n][k] = executor.state.new_slot(n, k)

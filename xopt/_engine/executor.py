@@ -49,7 +49,7 @@ class Executor:
         self.layout = layout
         self.chains = chains.chains
         check_groups(self.chains)
-        specs = {spec.place: spec for chain in self.chains for spec in chain}
+        specs = {spec.key: spec for chain in self.chains for spec in chain}
         self.runner = choose(layout, runner)
         self.scalars = ScalarResolver(layout, self.runner.host)
         self.buckets: list[Bucket] = []
@@ -61,19 +61,19 @@ class Executor:
                 continue
             split = d.complex and any(spec.statics.get("complex") == "split" for spec in self.chains[chain])
             for spec in self.chains[chain]:
-                if spec.reduce or spec.whole:
-                    layout.refuse_local(k, spec.place)
+                if spec.reduce or not spec.elementwise:
+                    layout.refuse_local(k, spec.key)
             size, path = math.prod(layout.shapes[k]), partial(layout.path, k)
             own = fitted_plan(self.chains[chain], d, d.complex and not split, size, path)
             kind = (id(own), d, str(layout.devices[k]))
             if kind not in by_kind:
-                by_kind[kind] = Bucket(own, d, split, backend("eager") if own.whole else self.runner)
+                by_kind[kind] = Bucket(own, d, split, self.runner if own.elementwise else backend("eager"))
                 self.buckets.append(by_kind[kind])
             by_kind[kind].add(k, chain)
             self.bucket_of.append(by_kind[kind])
         for bucket in self.buckets:
             bucket.pick = None if len(bucket.leaves) == len(layout.leaves) else bucket.leaves
-        self.scalars.mixed = self.runner.host and any(bucket.plan.whole for bucket in self.buckets)
+        self.scalars.mixed = self.runner.host and any(not bucket.plan.elementwise for bucket in self.buckets)
         plans = [bucket.plan for bucket in self.buckets] or [plan(chain, False) for chain in self.chains]
         self._places = places(self.chains, [bucket.specs for bucket in self.buckets])
         live = tuple(dict.fromkeys(n for own in plans for n in own.live))
@@ -117,7 +117,7 @@ class Executor:
             return {"": t}
         found, t = {}, self.step(t)
         for spec in self._clocks:
-            found[spec.place] = t
+            found[spec.key] = t
             own = {n: self._whole(carry[spec.slot(n)]) for n in spec.carry}
             t = spec.clock(SimpleNamespace(**spec.statics), t, own)  # type: ignore[misc]
         return {n: x.exact if isinstance(x, Count) else x for n, x in {**found, "": t}.items()}
@@ -238,12 +238,12 @@ class Executor:
         """Put the arrays of each bucket together, without the leaves that have no gradient."""
         works = []
         for number, bucket in enumerate(self.buckets):
-            leaves, which = bucket.leaves, bucket.which
+            leaves, chain_of_leaf = bucket.leaves, bucket.chain_of_leaf
             arenas, cache = memory[number] if memory else (None, None)
             pick = bucket.pick
             if holes:
                 some = [j for j, k in enumerate(leaves) if gs[k] is not None]
-                leaves, which = [leaves[j] for j in some], [which[j] for j in some]
+                leaves, chain_of_leaf = [leaves[j] for j in some], [chain_of_leaf[j] for j in some]
                 if len(leaves) < len(bucket.leaves):
                     arenas, cache, pick = None, None, leaves
             work = cache.get("work") if cache else None
@@ -252,8 +252,8 @@ class Executor:
                 work = BucketStep(
                     bucket.specs, self.layout.library, self.layout.xp, bucket.dtype, bucket.split,
                     {n: _picked(x, pick) for n, x in columns.items()}, (first, *bucket.plan.changed), bucket.plan,
-                    bucket.runner, leaves, bucket.chains, np.asarray(which) if len(bucket.chains) > 1 else None, arenas,
-                    cache,
+                    bucket.runner, leaves, bucket.chains, np.asarray(chain_of_leaf) if len(bucket.chains) > 1 else None,
+                    arenas, cache,
                 )  # fmt: skip
                 if cache is not None:
                     cache["work"] = work

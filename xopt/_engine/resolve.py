@@ -99,7 +99,7 @@ class ScalarResolver:
             values = [StepScalars([]) for _ in works]
             go: Any = None  # 1 or 0, if a component may hold the step back
             for spec, (c, at), members in places:
-                step = clocks[spec.place if spec.place in clocks else ""]
+                step = clocks[spec.key if spec.key in clocks else ""]
                 before = {spec.slot(n): carry[spec.slot(n)] for n in spec.carry} if spec.carry else {}
                 if not members:
                     own_go = self._alone(spec, {**spec.statics, **self.scalars(given[c][at]), "t": step}, carry)
@@ -128,7 +128,7 @@ class ScalarResolver:
     ) -> None:
         """Append the scalars of the ``i``-th component of a work, as far as they are known before any sum."""
         chains = work.chains if spec.hypers else work.chains[:1]
-        own.add([{**spec.statics, **self.scalars(given[c][i]), "t": step} for c in chains], work.which)
+        own.add([{**spec.statics, **self.scalars(given[c][i]), "t": step} for c in chains], work.chain_of_leaf)
         if spec.carry:
             own.share(self._carried(spec, work, carry))
         if spec.storage and spec.host:
@@ -290,8 +290,8 @@ def places(chains: list[tuple[ComponentSpec, ...]], works: Iterable[tuple[Compon
     found: dict[str, Place] = {}
     for c, chain in enumerate(chains):
         for i, spec in enumerate(chain):
-            found.setdefault(spec.place, (spec, (c, i), []))
+            found.setdefault(spec.key, (spec, (c, i), []))
     for w, specs in enumerate(works):
         for i, spec in enumerate(specs):
-            found[spec.place][2].append((w, i))
+            found[spec.key][2].append((w, i))
     return sorted(found.values(), key=lambda x: x[0].order)

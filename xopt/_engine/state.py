@@ -53,7 +53,7 @@ class StateSpec:
     def _first(self, name: str, k: int) -> Any:
         """Return the first value of a slot of parameter ``k``: a number, ``"p"``, a new array, or None for no slot."""
         spec = self._owner[name]
-        value = spec.slots[name.removeprefix(f"{spec.place}.")]
+        value = spec.slots[name.removeprefix(f"{spec.key}.")]
         if not callable(value):
             return value
         if (name, k) not in self._likes:
@@ -135,7 +135,7 @@ class StateSpec:
 
     def follows(self, name: str) -> bool:
         """Whether the first value of a slot hangs on the parameter, or what it holds does."""
-        first = self._owner[name].slots[name.removeprefix(f"{self._owner[name].place}.")]
+        first = self._owner[name].slots[name.removeprefix(f"{self._owner[name].key}.")]
         return (isinstance(first, str) or callable(first) or name == ERROR) and not is_scale(name)
 
     def new_step(self, taken: int = 0) -> Any:

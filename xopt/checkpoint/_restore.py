@@ -14,7 +14,7 @@ from xopt._arrays.scalars import STEP_LIMIT
 from xopt._arrays.transfer import from_host, to_host
 from xopt._engine.executor import Executor
 from xopt._engine.program.quantize import SCALE, is_scale
-from xopt._engine.program.storage import PLACE
+from xopt._engine.program.storage import LABEL
 from xopt.checkpoint import _snapshot as _snapshot
 from xopt.checkpoint._safetensors import CheckpointError
 from xopt.checkpoint._snapshot import Place, Run, Source, described
@@ -69,11 +69,11 @@ def check(source: Source, run: Run, *, strict: bool, cast: bool, hyper: bool, wh
         raise CheckpointError(source.where, problems)
     begun, kept = _begun(run, found)
     for n, (spec, first) in run.executor.state.carried.items():
-        leaves = begun.get(spec.place, set())
+        leaves = begun.get(spec.key, set())
         if leaves and spec.scope == "leaf":
             old = to_host(carry.get(n, run.carry[n])).tolist()
             carry[n] = run.executor.scalars.carried(spec, [first if k in leaves else x for k, x in enumerate(old)])
-        elif leaves and spec.place not in kept:
+        elif leaves and spec.key not in kept:
             carry[n] = run.executor.scalars.first(spec, first)
     return Loaded(rule, step, carry, copy.deepcopy(meta["extra"]), found, begun)
 
@@ -86,7 +86,7 @@ def _begun(run: Run, found: Mapping[str, Place]) -> tuple[dict[str, set[int]], s
     begun, kept, met = dict[str, set[int]](), set[str](), {place.k for place in found.values()}
     for name, place in run.places(False).items():
         if place.k in met and run.executor.state.follows(place.slot):
-            link = run.executor.state.owner(place.slot).place
+            link = run.executor.state.owner(place.slot).key
             if name in found:
                 kept.add(link)
             else:
@@ -128,7 +128,7 @@ def begun(source: Source, rule: FunctionalOptimizer, layout: Layout) -> tuple[Ru
         return Run(rule, layout, executor, executor.state.new_slots(), executor.new_carry())
 
     first, *_ = migrated(source)["rule"] or [None]
-    static = first.get("static") if isinstance(first, dict) and first.get("place") == PLACE else None
+    static = first.get("static") if isinstance(first, dict) and first.get("place") == LABEL else None
     if isinstance(static, dict):
         try:
             kept, said = rule._asked(**static)
@@ -265,5 +265,5 @@ def renewed(run: Run, loaded: Loaded) -> list[Place]:
     return [
         place
         for name, place in run.places(False).items()
-        if name not in loaded.places and place.k in loaded.begun.get(run.executor.state.owner(place.slot).place, ())
+        if name not in loaded.places and place.k in loaded.begun.get(run.executor.state.owner(place.slot).key, ())
     ]

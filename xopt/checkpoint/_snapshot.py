@@ -17,7 +17,7 @@ from xopt._arrays.layout import Layout
 from xopt._arrays.paths import shown
 from xopt._arrays.transfer import to_host
 from xopt._engine.executor import Executor
-from xopt._engine.program.storage import PLACE
+from xopt._engine.program.storage import LABEL
 from xopt.checkpoint._safetensors import CheckpointError, Tensor, memory
 from xopt.rule import FunctionalOptimizer
 
@@ -85,10 +85,10 @@ def described(rule: FunctionalOptimizer) -> list[dict[str, Any]]:
     The one that says how all is kept comes first: it does the same inside and outside of other wrappers.
     """
     found = []
-    for link in sorted(rule._all_links(), key=lambda link: link.place != PLACE):
+    for link in sorted(rule._all_links(), key=lambda link: link.key != LABEL):
         static = {n: _plain(v) for n, v in link.part._choices().items()}
         hyper = {n: _plain(v) for n, v in link.part._values().items() if not link.part._fields[n].static}
-        found.append({"place": link.place, "rule": type(link.part).__name__, "static": static, "hyper": hyper})
+        found.append({"place": link.key, "rule": type(link.part).__name__, "static": static, "hyper": hyper})
     return found
 
 

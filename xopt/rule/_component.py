@@ -57,7 +57,7 @@ _RESERVED = {
     "steady",
     "carry",
     "on_params",
-    "whole",
+    "elementwise",
     "inputs",
     "value",
     "readout",
@@ -90,8 +90,8 @@ class Component:
     """Whether ``update`` may use functions that differ in the last bits between libraries (exp, pow …)."""
     on_params: ClassVar[bool] = False
     """Whether the component stands behind ``p + step``: its ``g`` is the new parameter, and so is what it returns."""
-    whole: ClassVar[bool] = False
-    """Whether ``update`` takes whole arrays, and any function of ``xp``; then no kernel is made of it.
+    elementwise: ClassVar[bool] = True
+    """False if ``update`` takes whole arrays, and any function of ``xp``; then no kernel is made of it.
 
     It is called for one leaf after the other. The first value of a slot may then also name a static method
     ``(h, xp, p) -> array`` of any shape, or None where this leaf has no such slot; ``h`` has the static fields. In
@@ -135,7 +135,7 @@ class Component:
             if name in vars(cls):
                 delattr(cls, name)
         cls._fields = found
-        if cls.whole and cls.reduce is not None:
+        if not cls.elementwise and cls.reduce is not None:
             raise TypeError(f"{cls.__name__}: a component of whole arrays sums by itself; it has no reduce")
         if "update" in vars(cls):
             cls._slots = _slots_of(cls)
@@ -254,7 +254,7 @@ class Component:
     def _route(self, layout: Layout, k: int) -> Iterable[RoutedComponent] | None:
         """Return what this is for leaf ``k``: itself, other components, none; or None, if the leaf is to stay."""
         del layout, k
-        return (RoutedComponent((), self._place(), self),)
+        return (RoutedComponent((), self._label(), self),)
 
     def _stands(self) -> tuple[str, ...]:
         """Return where in a chain this component may stand: in "front" of the rule, "behind" it, "after" the step."""
@@ -265,7 +265,7 @@ class Component:
     def _check_before(self, rule: Any) -> None:
         """Refuse a rule that this component does not go with. Subclasses extend it."""
 
-    def _inner_places(self) -> tuple[str, ...]:
+    def _inner_keys(self) -> tuple[str, ...]:
         """Return what stands before the names of the components inside, and before the labels that their state has."""
         return ("",) * len(self._inner())
 
@@ -277,23 +277,23 @@ class Component:
         """Return update and reduce as the stages call them."""
         return type(self).update, type(self).reduce
 
-    def _place(self) -> str:
+    def _label(self) -> str:
         """Return what the state of this component is filed under."""
         return type(self).__name__.lower()
 
-    def _spec(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
-        key, fields = (place, order), self._fields
-        spec = self._known.get(key)
+    def _spec(self, key: str, order: tuple[int, ...]) -> ComponentSpec:
+        fields = self._fields
+        spec = self._known.get((key, order))
         if spec is None:
-            spec = self._base_spec(place, order)
+            spec = self._base_spec(key, order)
             if all(n not in fields or fields[n].static for n in map(str, self._slots.values())):
-                self._known[key] = spec
+                self._known[key, order] = spec
         numbers = {n: getattr(self, n) for n in spec.hypers}
         moving = {n: x for n, x in numbers.items() if type(x) is not float}
         resolve = partial(_resolve, type(self), numbers, moving)
         return spec._replace(resolve=resolve, constants=None if moving else numbers, given=numbers)
 
-    def _base_spec(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
+    def _base_spec(self, key: str, order: tuple[int, ...]) -> ComponentSpec:
         """Return the component but for its numbers."""
         cls, values = type(self), self._values()
         values = {n: v for n, v in values.items() if self._fields[n].kinds is None}
@@ -304,8 +304,8 @@ class Component:
         update, reduce = self._hooks()
         scope = getattr(self, cls.scope) if cls.scope in self._fields else cls.scope
         return ComponentSpec(
-            place, (cls, *fixed.items()), update, first, fixed, hypers, partial(_resolve, cls, {}, {}), None, reduce,
-            cls.host, scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.on_params, cls.whole,
+            key, (cls, *fixed.items()), update, first, fixed, hypers, partial(_resolve, cls, {}, {}), None, reduce,
+            cls.host, scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.on_params, cls.elementwise,
             cls.inputs, cls.gates, cls.clock, cls.refuses, cls.readout, moments=cls.moments,
         )  # fmt: skip
 
@@ -354,14 +354,14 @@ def unchanged(h: Any) -> float:
 
 
 @public
-def routed(parts: Iterable[Component], places: Iterable[str], layout: Layout, k: int) -> list[RoutedComponent] | None:
+def routed(parts: Iterable[Component], prefixes: Iterable[str], layout: Layout, k: int) -> list[RoutedComponent] | None:
     """Return the components that stand for those of a chain at leaf ``k``, in order; None if the leaf is to stay."""
     found: list[RoutedComponent] = []
-    for i, (part, place) in enumerate(zip(parts, places, strict=True)):
+    for i, (part, prefix) in enumerate(zip(parts, prefixes, strict=True)):
         route = part._route(layout, k)
         if route is None:
             return None
-        found += [RoutedComponent((i, *link.order), place + link.label, link.part, link.role) for link in route]
+        found += [RoutedComponent((i, *link.order), prefix + link.label, link.part, link.role) for link in route]
     return found
 
 
@@ -388,10 +388,10 @@ def _slots_of(cls: type[Component]) -> dict[str, float | str]:
                 f"{cls.__name__}.update: {p.name}={p.default!r}, but a first value is a number or names a field"
             )
         method = isinstance(p.default, str) and isinstance(inspect.getattr_static(cls, p.default, None), staticmethod)
-        if isinstance(p.default, str) and p.default not in ("p", *cls._fields) and not (method and cls.whole):
+        if isinstance(p.default, str) and p.default not in ("p", *cls._fields) and not (method and not cls.elementwise):
             raise TypeError(
                 f'{cls.__name__}.update: {p.name}={p.default!r} names no field of {cls.__name__}, nor is it "p", the '
-                f"parameter itself{', nor a static method' if cls.whole else ''}"
+                f"parameter itself{', nor a static method' if not cls.elementwise else ''}"
             )
         found[p.name] = p.default
     return found

@@ -28,7 +28,7 @@ class Field(NamedTuple):
     lt: float | None = None
     among: tuple[Any, ...] | None = None
     kw_only: bool = False
-    whole: bool = False
+    integer: bool = False
     optional: bool = False
     function: bool = False
     kinds: tuple[type, ...] | None = None
@@ -156,10 +156,10 @@ def _check_static(where: str, field: Field, value: Any) -> Any:
             words = " or ".join("None" if kind is type(None) else kind.__name__ for kind in field.kinds)
             raise TypeError(f"{where}: {value!r}, but it must be a {words}")
         return value
-    if field.whole and type(value) is not int:
+    if field.integer and type(value) is not int:
         raise TypeError(f"{where}: {value!r}, but it must be an int")
     found = number(where, field, value, "")
-    return value if field.whole else found
+    return value if field.integer else found
 
 
 def number(where: str, field: Field, value: Any, why: str, library: Library | None = None, read: bool = False) -> Any:
@@ -212,9 +212,9 @@ def declared(cls: type, name: str, hint: Any) -> Field:
     if hint is bool:
         return field._replace(among=(True, False))
     if hint is float or hint is int:
-        return field._replace(whole=hint is int)
+        return field._replace(integer=hint is int)
     if hint == int | None:
-        return field._replace(whole=True, optional=True)
+        return field._replace(integer=True, optional=True)
     if get_origin(hint) is Callable:
         return field._replace(function=True)
     kinds = get_args(hint) or (hint,)

@@ -58,7 +58,7 @@ class FunctionalOptimizer(ABC):
 
     def _specs(self) -> tuple[ComponentSpec, ...]:
         parts = self._parts()
-        return weighted(parts, [part._spec(f"{i}.{part._place()}", (i,)) for i, part in enumerate(parts)])
+        return weighted(parts, [part._spec(f"{i}.{part._label()}", (i,)) for i, part in enumerate(parts)])
 
     def _chains(self, layout: Layout) -> Chains:
         """Return the components that each leaf goes through."""
@@ -85,7 +85,7 @@ class FunctionalOptimizer(ABC):
         """Return the rule that keeps a state as it was asked to, the state as that rule knows it, and what said so."""
         if not all(hasattr(state, field) for field in State._fields):
             return self, state, {}  # which is refused when it is looked at
-        found = _precision.said(state.slots)
+        found = _precision.recorded(state.slots)
         if found is None:
             return self, state, {}
         key, link = found
@@ -146,13 +146,13 @@ class FunctionalOptimizer(ABC):
         """
         from xopt.rule import _run
 
-        rule, said = self, dict[str, Any]()
-        if not _precision.usual(rounding, master_weights, state_dtype, seed):
-            rule, said = self._asked(
+        rule, recorded = self, dict[str, Any]()
+        if not _precision.is_default(rounding, master_weights, state_dtype, seed):
+            rule, recorded = self._asked(
                 rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed
             )
         step, slots, carry = _run.first(rule._chains, params)
-        return State(step, {**slots, **said}, carry)
+        return State(step, {**slots, **recorded}, carry)
 
     def apply(
         self,
@@ -241,11 +241,11 @@ class FunctionalOptimizer(ABC):
     ) -> tuple[Any, State]:
         from xopt.rule import _run
 
-        rule, state, said = self._keeping(state)
+        rule, state, recorded = self._keeping(state)
         new, (t, slots, carry) = _run.stepped(
             rule._with(overrides)._chains, params, grads, state, runner, inputs, change
         )
-        return new, State(t, slots | said, carry)
+        return new, State(t, slots | recorded, carry)
 
 
 @public
@@ -269,7 +269,7 @@ class Wrapper(FunctionalOptimizer):
         name, inner = type(first if type(self) is Wrapper else self).__name__, rule
         while isinstance(inner, Wrapper):
             if first is not None and inner._first is not None:
-                places = {first._place(), inner._first._place()}
+                places = {first._label(), inner._first._label()}
                 if len(places) == 1:
                     raise ValueError(f"{name}: there is one already inside")
                 if places == {"lossscale", "nonfinite"}:
@@ -284,7 +284,7 @@ class Wrapper(FunctionalOptimizer):
         return self.rule._parts()
 
     def _all_links(self) -> list[Named]:
-        own = [] if self._first is None else [Named((), self._first._place(), self._first._place(), self._first)]
+        own = [] if self._first is None else [Named((), self._first._label(), self._first._label(), self._first)]
         return own + self.rule._all_links()
 
     def _with(self, values: Mapping[str, Any]) -> FunctionalOptimizer:
@@ -296,8 +296,8 @@ class Wrapper(FunctionalOptimizer):
         chains, of = self.rule._chains(layout)
         if self._first is None:
             return Chains(chains, of)
-        place = min((spec.order[0] for chain in chains for spec in chain), default=0) - 1
-        first = self._first._spec(self._first._place(), (place,))
+        front = min((spec.order[0] for chain in chains for spec in chain), default=0) - 1
+        first = self._first._spec(self._first._label(), (front,))
         return Chains([(first, *chain) for chain in chains], of)
 
     def __eq__(self, other: object) -> bool:

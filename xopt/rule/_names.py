@@ -11,21 +11,21 @@ class Named(NamedTuple):
 
     path: tuple[int, ...]
     """Its number in the chain, then among the inner components of that one, and so on."""
-    place: str
+    key: str
     """What its state is filed under: ``"0.adamw"``."""
     label: str
     part: Any
 
 
-def named(parts: Iterable[Any], places: Iterable[str] | None = None, path: tuple[int, ...] = ()) -> list[Named]:
+def named(parts: Iterable[Any], prefixes: Iterable[str] | None = None, path: tuple[int, ...] = ()) -> list[Named]:
     """Return every component of a chain, each followed by those inside of it."""
     found = []
     parts = tuple(parts)
-    for i, (part, place) in enumerate(zip(parts, places or [f"{i}." for i in range(len(parts))], strict=True)):
-        label, inner = part._place(), part._inner()
-        found.append(Named((*path, i), place + label if label else place.removesuffix("."), label, part))
+    for i, (part, prefix) in enumerate(zip(parts, prefixes or [f"{i}." for i in range(len(parts))], strict=True)):
+        label, inner = part._label(), part._inner()
+        found.append(Named((*path, i), prefix + label if label else prefix.removesuffix("."), label, part))
         if inner:
-            found += named(inner, [place + more for more in part._inner_places()], (*path, i))
+            found += named(inner, [prefix + more for more in part._inner_keys()], (*path, i))
     return found
 
 
@@ -37,7 +37,7 @@ def qualified_names(parts: Iterable[Any]) -> dict[str, tuple[Named, str]]:
     fields = [n for _, n in every]
     found = {}
     for link, n in every:
-        label = link.label if link.label and labels.count(link.label) == 1 else link.place
+        label = link.label if link.label and labels.count(link.label) == 1 else link.key
         found[n if fields.count(n) == 1 else f"{label}.{n}"] = (link, n)
     return found
 
@@ -84,13 +84,13 @@ def locate(parts: Iterable[Any], name: str) -> tuple[Named, str]:
     if name in names:
         return names[name]
     prefix, _, field = name.rpartition(".")
-    fits = [(link, n) for link, n in names.values() if n == field and prefix in ("", link.label, link.place)]
-    fits += [(link, n) for link, n in names.values() if "." in n and name == f"{link.place}.{n}"]
+    fits = [(link, n) for link, n in names.values() if n == field and prefix in ("", link.label, link.key)]
+    fits += [(link, n) for link, n in names.values() if "." in n and name == f"{link.key}.{n}"]
     if len(fits) == 1:
         return fits[0]
     if fits:
-        options = " or ".join(q for q, place in names.items() if place in fits)
+        options = " or ".join(q for q, found in names.items() if found in fits)
         raise TypeError(f"{name!r} is ambiguous: say {options}")
-    if any(field in link.part._fields for link in named(parts) if prefix in ("", link.label, link.place)):
+    if any(field in link.part._fields for link in named(parts) if prefix in ("", link.label, link.key)):
         raise TypeError(f"{name!r} is a static field: it chooses a formula and cannot change between steps")
     raise TypeError(f"no hyperparameter {name!r}; there are {', '.join(names)}")

@@ -14,7 +14,7 @@ from xopt.rule._fields import static
 Rounding: TypeAlias = Literal["nearest", "stochastic", "kahan"]
 StateDType: TypeAlias = Literal["float16", "bfloat16", "float32", "int8"] | None
 
-_MARK = f"{_storage.PLACE}="
+_MARK = f"{_storage.LABEL}="
 _LONGEST = 200
 
 
@@ -35,16 +35,16 @@ class Precision(Component):
     def update(h: Any, xp: Any, p: Any, g: Any) -> Any:
         return g
 
-    def _place(self) -> str:
-        return _storage.PLACE
+    def _label(self) -> str:
+        return _storage.LABEL
 
-    def _spec(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
+    def _spec(self, key: str, order: tuple[int, ...]) -> ComponentSpec:
         storage = _storage.StoragePolicy(self.rounding, self.master_weights, self.state_dtype)
-        spec = super()._spec(place, order)._replace(storage=storage)
+        spec = super()._spec(key, order)._replace(storage=storage)
         return spec if self.rounding == "stochastic" else spec._replace(host=None)
 
 
-def usual(*words: Any) -> bool:
+def is_default(*words: Any) -> bool:
     """Whether rounding, master_weights, state_dtype and seed are their defaults, by type and value."""
     return [(type(x), x) for x in words] == [(str, "nearest"), (bool, False), (type(None), None), (int, 0)]
 
@@ -71,8 +71,8 @@ def checked(rule: Any, link: Precision) -> Precision:
 
 def mark(link: Precision) -> str:
     """Return the key by which the slots of a state say how it is kept: text, which in a pytree is no leaf."""
-    said = {n: v for n, v in link._values().items() if v != link._fields[n].default}
-    return _MARK + json.dumps(said, sort_keys=True)
+    recorded = {n: v for n, v in link._values().items() if v != link._fields[n].default}
+    return _MARK + json.dumps(recorded, sort_keys=True)
 
 
 @functools.lru_cache(maxsize=64)
@@ -84,7 +84,7 @@ def _read(key: str) -> Precision | None:
         return None
 
 
-def said(slots: Any) -> tuple[str, Precision] | None:
+def recorded(slots: Any) -> tuple[str, Precision] | None:
     """Return by which key the slots of a state say how it is kept, and the component; None where they say nothing."""
     for n, x in slots.items() if isinstance(slots, dict) else ():
         if isinstance(n, str) and n.startswith(_MARK) and len(n) < _LONGEST and isinstance(x, dict) and not x:

@@ -87,7 +87,7 @@ class Adafactor(Rule):
     factored: Literal["last", "largest", "none"] = "last"
     min_size: int = static(default=1, ge=1)
     eps_mode: Literal["square", "clamp"] = "square"
-    whole = True
+    elementwise = False
 
     def _check(self) -> None:
         super()._check()
@@ -227,7 +227,7 @@ class SM3(Rule):
     momentum: Hyper | None = hyper(default=None, ge=0, lt=1)
     eps: Hyper = hyper(default=0.0, ge=0)
     b2: Hyper | None = hyper(default=None, ge=0, le=1)
-    whole = True
+    elementwise = False
 
     def _first(self, value: float | str) -> Any:
         return None if value == "average" and self.momentum is None else super()._first(value)

@@ -101,7 +101,7 @@ class Muon(Rule):
     eps_mode: Literal["add", "max"] = "add"
     other: Rule | None = None
     decay: Literal["l2", "lr", "independent"] = static(default="lr", kw_only=True)
-    whole = True
+    elementwise = False
 
     def _check(self) -> None:
         super()._check()

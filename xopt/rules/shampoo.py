@@ -94,7 +94,7 @@ class Shampoo(Rule):
     update_every: int = static(default=1, ge=1)
     max_dim: int = static(default=1024, ge=1)
     graft: Literal["none", "sgd"] = "none"
-    whole = True
+    elementwise = False
 
     def _first(self, value: float | str) -> Any:
         absent = (self.momentum is None and value == "average") or (self.update_every == 1 and value == "roots")
@@ -265,7 +265,7 @@ class SOAP(Rule):
     eps_mode: Literal["outside", "hat"] = "hat"
     bias: Literal["standard", "none"] = "standard"
     decay: Literal["l2", "lr", "independent"] = static(default="lr", kw_only=True)
-    whole = True
+    elementwise = False
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Accumulation(Component):
     total: Literal["mean", "sum"] = "mean"
     gates = True
 
-    def _place(self) -> str:
+    def _label(self) -> str:
         return "accumulate"
 
     @staticmethod
@@ -52,7 +52,7 @@ class SkipNonFinite(Component):
     carry: ClassVar[Mapping[str, float | str]] = {"skipped": 0.0}
     reduce = staticmethod(_bad)
 
-    def _place(self) -> str:
+    def _label(self) -> str:
         return "nonfinite"
 
     @staticmethod
@@ -80,7 +80,7 @@ class LossScaling(SkipNonFinite):
     most: float = static(default=2.0**24, ge=2.0**-126, le=2.0**126)
     carry: ClassVar[Mapping[str, float | str]] = {"scale": "initial", "good": 0.0, "skipped": 0.0}
 
-    def _place(self) -> str:
+    def _label(self) -> str:
         return "lossscale"
 
     def _check(self) -> None:
@@ -118,7 +118,7 @@ class RaiseNonFinite(Component):
     reduce = staticmethod(_bad)
     refuses = "bad"
 
-    def _place(self) -> str:
+    def _label(self) -> str:
         return "nonfinite"
 
     @staticmethod
@@ -129,7 +129,7 @@ class RaiseNonFinite(Component):
 class ZeroNonFinite(Component):
     """Take 0 for what is not finite."""
 
-    def _place(self) -> str:
+    def _label(self) -> str:
         return "nonfinite"
 
     @staticmethod

@@ -245,7 +245,7 @@ class Groups(Component, FunctionalOptimizer):
     def _inner(self) -> tuple[Component, ...]:
         return tuple(part for _, method in self._methods() for part in method._parts())
 
-    def _inner_places(self) -> tuple[str, ...]:
+    def _inner_keys(self) -> tuple[str, ...]:
         return tuple(place for label, method in self._methods() for place in _places(label, method._parts()))
 
     def _with_inner(self, parts: tuple[Component, ...]) -> Groups:
@@ -263,7 +263,7 @@ class Groups(Component, FunctionalOptimizer):
         ]
         return _groups(rule, groups, self._unmatched)
 
-    def _place(self) -> str:
+    def _label(self) -> str:
         return ""
 
     def _route(self, layout: Layout, k: int) -> Sequence[RoutedComponent] | None:
@@ -331,7 +331,7 @@ def _overrides(
     label: str, base: tuple[Component, ...], what: Mapping[str, Any], fields: dict[str, Field]
 ) -> tuple[dict[str, Any], list[_Target]]:
     """Check the hyperparameters of a group; find whose they are, and add to ``fields`` what they are."""
-    labels = {link.path: link.place for link in named(base, _places("", base))}
+    labels = {link.path: link.key for link in named(base, _places("", base))}
     values, targets = {}, []
     for name, value in what.items():
         try:

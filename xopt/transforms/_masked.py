@@ -80,7 +80,7 @@ class Masked(Transform):
     def _with_inner(self, parts: tuple[Component, ...]) -> Masked:
         return _masked(parts[0], self._predicate, self._unmatched)
 
-    def _place(self) -> str:
+    def _label(self) -> str:
         return ""
 
     def _choices(self) -> dict[str, Any]:

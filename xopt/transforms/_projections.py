@@ -267,7 +267,7 @@ class Simplex(Transform):
     total: Hyper = hyper(default=1.0, gt=0)
     axis: int | None = static(default=None)
     on_params = True
-    whole = True
+    elementwise = False
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:
@@ -322,7 +322,7 @@ class Project(Transform):
 
     function: Callable[[Any], Any] = static()
     on_params = True
-    whole = True
+    elementwise = False
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:

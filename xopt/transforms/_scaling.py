@@ -249,8 +249,8 @@ class Cautious(Transform):
     rescale: bool = True
     scope = "leaf"
 
-    def _spec(self, place: str, order: tuple[int, ...]) -> ComponentSpec:
-        spec = super()._spec(place, order)
+    def _spec(self, key: str, order: tuple[int, ...]) -> ComponentSpec:
+        spec = super()._spec(key, order)
         return spec if self.rescale else spec._replace(reduce=None, host=None, asks_sum=False)
 
     @staticmethod

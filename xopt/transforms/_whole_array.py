@@ -61,7 +61,7 @@ class AdaptiveGradientClip(Transform):
     limit: Hyper = hyper(default=1e-2, gt=0)
     eps: Hyper = hyper(default=1e-3, gt=0)
     units: Literal["first", "last"] = "first"
-    whole = True
+    elementwise = False
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:
@@ -103,7 +103,7 @@ class Centralize(Transform):
     """
 
     units: Literal["first", "last"] = "first"
-    whole = True
+    elementwise = False
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:
@@ -152,7 +152,7 @@ class AddNoise(Transform):
     eta: Hyper = hyper(default=1e-2, ge=0)
     gamma: Hyper = hyper(default=0.55, ge=0)
     seed: int = static(default=0, ge=0, le=2**32 - 1)
-    whole = True
+    elementwise = False
     steady = staticmethod(unchanged)
 
     @staticmethod

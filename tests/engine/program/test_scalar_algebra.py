@@ -148,7 +148,7 @@ def test_a_host_that_looks_is_refused_everywhere(lib: Lib) -> None:
 class Whole(Rule):
     """Scalars of every kind beside whole arrays."""
 
-    whole = True
+    elementwise = False
     lr: Hyper = hyper(gt=0)
     b: Hyper = hyper(default=0.9, ge=0)
 

@@ -24,9 +24,9 @@ class Own(NumPyLike):
     def dtype(self, xp: Any, name: str) -> Any:
         return getattr(np, name, None) or ml_dtype(name)
 
-    def ordered(self, x: Array, whole: bool) -> Array:
+    def ordered(self, x: Array, matrix: bool) -> Array:
         # NumPy's complex loops round otherwise where the stride is negative, and its sums follow the memory
-        return np.require(x, requirements="C") if whole or x.dtype.kind == "c" else x
+        return np.require(x, requirements="C") if matrix or x.dtype.kind == "c" else x
 
     def full_like(self, xp: Any, p: Array, kind: Any, value: Any) -> Array:
         return np.full(p.shape, value, kind)

@@ -53,8 +53,8 @@ class Own(Library):
     def detached(self, x: Array) -> Array:
         return x.detach() if hasattr(x, "detach") else x
 
-    def ordered(self, x: Array, whole: bool) -> Array:
-        return x.contiguous() if whole else x
+    def ordered(self, x: Array, matrix: bool) -> Array:
+        return x.contiguous() if matrix else x
 
     def layout(self, x: Array) -> Any:
         return x.layout

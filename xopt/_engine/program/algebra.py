@@ -202,9 +202,9 @@ def _met(*given: Any) -> list[Any]:
     if not there or not any(map(on_host, given)):
         return [*given]
     xp, like = _arrays.namespace(there[0]), next((x for x in there if "bool" not in str(x.dtype)), there[0])
-    place = _arrays.beside(like)
+    where = _arrays.beside(like)
     return [
-        xp.asarray(x, dtype=xp.bool if x.dtype == bool else like.dtype, **place) if on_host(x) else x for x in given
+        xp.asarray(x, dtype=xp.bool if x.dtype == bool else like.dtype, **where) if on_host(x) else x for x in given
     ]
 
 
@@ -317,22 +317,24 @@ def probes(names: Iterable[str]) -> dict[str, Probe]:
     return {n: Probe((n,)) for n in names}
 
 
-def merged(values: list[Any], which: Any) -> Any:
+def merged(values: list[Any], chain_of_leaf: Any) -> Any:
     """Return one scalar for leaves of which each has one of several sets: ``which`` says whose is whose."""
     first = values[0]
     if all(same(x, first) for x in values):
         return first
     arrays = [x.array for x in values if isinstance(x, Value)]
     if not arrays:
-        return Value(np.asarray(values, np.float64)[which])
+        return Value(np.asarray(values, np.float64)[chain_of_leaf])
     arrays = _met(*arrays)
     like = max(arrays, key=lambda x: len(x.shape))
     xp, zeros, made = _arrays.namespace(like), Zeros(like), iter(arrays)
     rows = [next(made) if isinstance(x, Value) else zeros.lift(x) for x in values]
     if len(like.shape) == 1:
         rows = [xp.broadcast_to(x, like.shape) for x in rows]
-        return Value(xp.stack([rows[int(j)][k, ...] for k, j in enumerate(which)]))
-    return Value(xp.take(xp.stack(rows), xp.asarray(np.asarray(which, np.int32), **_arrays.beside(like)), axis=0))
+        return Value(xp.stack([rows[int(j)][k, ...] for k, j in enumerate(chain_of_leaf)]))
+    return Value(
+        xp.take(xp.stack(rows), xp.asarray(np.asarray(chain_of_leaf, np.int32), **_arrays.beside(like)), axis=0)
+    )
 
 
 def same(x: Any, y: Any) -> bool:

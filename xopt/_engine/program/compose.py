@@ -65,7 +65,7 @@ def compose(
             moved = x
         if spec.enter is not None:
             x = grad = spec.enter(hs[i], x)
-        names = [n for n in spec.slots if spec.whole or spec.slot(n) in slots]
+        names = [n for n in spec.slots if not spec.elementwise or spec.slot(n) in slots]
         own = {n: storage.read(spec.slot(n)) for n in names}
         if i == upto:
             assert spec.reduce is not None
@@ -75,7 +75,7 @@ def compose(
         x, *rest = out if isinstance(out, tuple) else (out,)
         if len(rest) != len(spec.slots):
             raise TypeError(
-                f"{spec.place}: update returned {len(rest)} state arrays after the step, but its signature declares "
+                f"{spec.key}: update returned {len(rest)} state arrays after the step, but its signature declares "
                 f"{len(spec.slots)} ({', '.join(spec.slots) or 'none'})"
             )
         for n, made in zip(spec.slots, rest, strict=True):

@@ -18,9 +18,9 @@ from xopt._engine.program.trace import Program
 class ComponentSpec(NamedTuple):
     """One component of a chain, as the stages see it. They know no rule."""
 
-    place: str
-    """Where it stands and what it is: ``"0.adam"``."""
-    key: Hashable
+    key: str
+    """Which component it is, and what its state is filed under: ``"0.adam"``."""
+    formula: Hashable
     """Equal for components that record the same program: class and static fields."""
     update: Callable[..., Any]
     slots: Mapping[str, Any]
@@ -47,8 +47,8 @@ class ComponentSpec(NamedTuple):
     """Whether ``reduce`` does."""
     on_params: bool = False
     """Whether it is given the new parameters, in place of a gradient or a step."""
-    whole: bool = False
-    """Whether it computes with whole arrays, leaf by leaf."""
+    elementwise: bool = True
+    """False for one that computes with whole arrays, leaf by leaf."""
     inputs: tuple[str, ...] = ()
     """What the caller of a step must give beside the gradients."""
     gates: bool = False
@@ -68,7 +68,7 @@ class ComponentSpec(NamedTuple):
 
     def slot(self, name: str) -> str:
         """Return the key of a slot in the state: ``"0.adam.m"``."""
-        return f"{self.place}.{name}"
+        return f"{self.key}.{name}"
 
 
 class Chains(NamedTuple):
@@ -90,15 +90,15 @@ class StepScalars:
         """Whether any scalar differs from leaf to leaf."""
         self.sets: list[dict[str, Any]] = []
         """The scalars of the last component: one set for all leaves, or several."""
-        self._which: Any = None
+        self._chain_of_leaf: Any = None
 
-    def add(self, sets: list[dict[str, Any]], which: Any) -> None:
+    def add(self, sets: list[dict[str, Any]], chain_of_leaf: Any) -> None:
         """Append a component that has one or several sets of scalars, and for each leaf which is its own."""
         if all(same(h[n], x) for h in sets[1:] for n, x in sets[0].items()):
             self.sets = sets[:1]
             self.specs.append(self.sets[0])
             return
-        self.sets, self._which = [{} for _ in sets], which
+        self.sets, self._chain_of_leaf = [{} for _ in sets], chain_of_leaf
         self.specs.append({})
         self.merge(sets)
 
@@ -108,7 +108,7 @@ class StepScalars:
             h |= new
         found = more[0]
         if len(more) > 1:
-            found = {n: merged([h[n] for h in more], self._which) for n in more[0]}
+            found = {n: merged([h[n] for h in more], self._chain_of_leaf) for n in more[0]}
             self.specs[-1] |= found
         self.by_leaf = self.by_leaf or any(map(differs, found.values()))
 
@@ -130,7 +130,7 @@ class StepScalars:
 
     def scalars(self, program: Program) -> tuple[Any, ...]:
         """Compute the scalars of a program: numbers, 0-d arrays, and vectors of what differs from leaf to leaf."""
-        return program.compute([self.specs[place][name] for place, name in scalar_places(program.inputs)])
+        return program.compute([self.specs[index][name] for index, name in scalar_places(program.inputs)])
 
 
 def differs(x: Any) -> bool:
@@ -143,19 +143,19 @@ def plain(x: Any, cast: Callable[[Any], Any]) -> Any:
     return cast(x) if hasattr(x, "dtype") else x
 
 
-def scalar_name(name: str, place: int) -> str:
+def scalar_name(name: str, index: int) -> str:
     """Return what a program calls a hyperparameter: ``lr`` of the second component is ``lr_1``; the step is ``t``.
 
     Components that have another step than those behind them use it in ``host`` alone.
     """
-    return "t" if name == "t" else f"{name}_{place}"
+    return "t" if name == "t" else f"{name}_{index}"
 
 
 @functools.lru_cache(maxsize=1024)
 def scalar_places(names: tuple[str, ...]) -> tuple[tuple[int, str], ...]:
     """Undo `scalar_name`."""
     parts = (name.rpartition("_") for name in names)
-    return tuple((int(place), name) if name else (-1, "t") for name, _, place in parts)
+    return tuple((int(index), name) if name else (-1, "t") for name, _, index in parts)
 
 
 @dataclass(slots=True)
@@ -179,7 +179,7 @@ class BucketStep:
     """Which leaves of the tree they are."""
     chains: list[int]
     """Chains whose hyperparameters some leaf has."""
-    which: np.ndarray[Any, Any] | None
+    chain_of_leaf: np.ndarray[Any, Any] | None
     """For each leaf, which of these is its own; None where there is one for all."""
     arenas: dict[str, tuple[Any, list[int]]] | None = None
     """Slots whose leaves lie end to end in one buffer, with the place of each leaf: nothing to gather."""
@@ -204,7 +204,7 @@ def chosen(xp: Any, go: Any, new: Any, old: Any) -> Any:
     return xp.where(xp.real(zero) + go > 0.5, zero if new is None else new, zero if old is None else old)
 
 
-def called(specs: tuple[ComponentSpec, ...], dtype: Any, place: int | None = None) -> str:
+def called(specs: tuple[ComponentSpec, ...], dtype: Any, index: int | None = None) -> str:
     """Say what the programs of a chain are for, in their text."""
-    chain = " | ".join(spec.place for spec in specs)
-    return f"{chain}{'' if place is None else f': the sums of {specs[place].place}'}, {dtype.name}"
+    chain = " | ".join(spec.key for spec in specs)
+    return f"{chain}{'' if index is None else f': the sums of {specs[index].key}'}, {dtype.name}"

@@ -15,8 +15,8 @@ from xopt._engine.program.contract import ComponentSpec, scalar_name
 class Recorded:
     """What a rule sees as ``h`` while it is recorded: static fields as they are, all else as symbols."""
 
-    def __init__(self, spec: ComponentSpec, place: int, extra: tuple[str, ...], used: dict[str, None]) -> None:
-        self._spec, self._place, self._used = spec, place, used
+    def __init__(self, spec: ComponentSpec, index: int, extra: tuple[str, ...], used: dict[str, None]) -> None:
+        self._spec, self._index, self._used = spec, index, used
         self._names = {"t", *spec.hypers, *spec.carry, *spec.inputs, *extra}
 
     def __getattr__(self, name: str) -> Any:
@@ -24,9 +24,9 @@ class Recorded:
             return self._spec.statics[name]
         if name not in self._names:
             known = ", ".join(sorted({*self._names, *self._spec.statics}))
-            raise AttributeError(f"{self._spec.place} has no hyperparameter {name!r}; it has {known}")
-        self._used[scalar_name(name, self._place)] = None
-        return _trace.TracedScalar(scalar_name(name, self._place))
+            raise AttributeError(f"{self._spec.key} has no hyperparameter {name!r}; it has {known}")
+        self._used[scalar_name(name, self._index)] = None
+        return _trace.TracedScalar(scalar_name(name, self._index))
 
 
 def terms(spec: ComponentSpec) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ def extra(spec: ComponentSpec) -> tuple[str, ...]:
     names = (*terms(spec), *depends(spec), *(("leaf",) if spec.storage else ()))
     clash = {*names} & {"t", *spec.hypers, *spec.statics}
     if clash:
-        raise TypeError(f"{spec.place}: reduce or host returns {sorted(clash)}, which are names of its hyperparameters")
+        raise TypeError(f"{spec.key}: reduce or host returns {sorted(clash)}, which are names of its hyperparameters")
     return names
 
 
@@ -59,14 +59,14 @@ def depends(spec: ComponentSpec) -> dict[str, frozenset[str]]:
     try:
         return probed(spec.host, {**spec.statics, **probes(names)})
     except Looked as error:
-        raise TypeError(f"{spec.place}: host could not compute without values: {error}") from error
+        raise TypeError(f"{spec.key}: host could not compute without values: {error}") from error
 
 
 def check_groups(chains: Iterable[tuple[ComponentSpec, ...]]) -> None:
     """Refuse groups whose hyperparameters would make several numbers of one that is carried for the whole tree."""
     first: dict[str, ComponentSpec] = {}
     for spec in (spec for chain in chains for spec in chain if spec.carry and spec.scope == "tree"):
-        one = first.setdefault(spec.place, spec)
+        one = first.setdefault(spec.key, spec)
         alike = one is spec or all(same(x, one.given.get(n)) for n, x in spec.given.items())
         found = {} if alike else depends(spec)
         for name, field in ((n, field) for n in spec.carry for field in sorted(found.get(n, ()))):
@@ -96,7 +96,7 @@ def hook(
 
     That is the name of an output, or a number where the hook returned one.
     """
-    key = (spec.place, spec.key, tuple(spec.hypers), name, *kinds.items())
+    key = (spec.key, spec.formula, tuple(spec.hypers), name, *kinds.items())
     if key not in _hooks:
         if len(_hooks) >= 1024:
             _hooks.clear()

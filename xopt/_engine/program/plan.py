@@ -31,18 +31,18 @@ class Plan:
         """For each component that reduces, the names of its sums."""
         self.codes: dict[str, str] = next((spec.statics.get("codes", {}) for spec in specs if spec.storage), {})
         """Slots that are kept in 8 bits, and how."""
-        self.whole = any(spec.whole for spec in specs)
+        self.elementwise = all(spec.elementwise for spec in specs)
         """Whether some component computes with whole arrays: then nothing is recorded, and the eager runner serves."""
-        if self.whole:
-            ends = tuple(spec for spec in specs if spec.storage or (spec.on_params and not spec.whole))
+        if not self.elementwise:
+            ends = tuple(spec for spec in specs if spec.storage or (spec.on_params and spec.elementwise))
             if any("error" in x.slots for x in ends if x.storage and not self.codes) and len(ends) < len(specs):
                 plan(ends, complex)  # raises where they do not go together
-            apart = [plan((spec,), complex) for spec in specs if not spec.whole and not (spec.storage and self.codes)]
+            apart = [plan((spec,), complex) for spec in specs if spec.elementwise and not (spec.storage and self.codes)]
             self.live = tuple(
                 spec.slot(n)
                 for spec in specs
                 for n in spec.slots
-                if (spec.whole and spec.slots[n] is not None)
+                if (not spec.elementwise and spec.slots[n] is not None)
                 or (spec.storage and self.codes)
                 or any(spec.slot(n) in own.live for own in apart)
             )
@@ -74,9 +74,9 @@ class Plan:
                 raise TypeError(f"{name}: update returned {_kind(x)}; state must be an array of numbers, like m * 0")
         for x in (out.step, *([] if out.landed is None else [out.landed])):
             if not isinstance(x, _trace.TracedArray) or x.kind == _trace.BOOL:
-                raise TypeError(f"{self.specs[-1].place}: update returned {_kind(x)} as the step; it must be an array")
+                raise TypeError(f"{self.specs[-1].key}: update returned {_kind(x)} as the step; it must be an array")
             if not complex and x.kind == _trace.COMPLEX:
-                raise TypeError(f"{self.specs[-1].place}: update made a complex step of real arrays")
+                raise TypeError(f"{self.specs[-1].key}: update made a complex step of real arrays")
 
     def body(self, outputs: tuple[str, ...]) -> _trace.Program:
         """Return the program that computes these outputs: ``p`` or ``u``, and slots."""
@@ -93,13 +93,13 @@ class Plan:
         hs = [Recorded(spec, i, extra(spec), used) for i, spec in enumerate(self.specs)]
         return tape, used, loads, hs
 
-    def _sum(self, place: int, first: str, kinds: dict[str, str]) -> _trace.Program:
+    def _sum(self, index: int, first: str, kinds: dict[str, str]) -> _trace.Program:
         tape, used, loads, hs = self._start(first, kinds)
-        _, terms = compose(self.specs, hs, tape, loads["p"], loads["g"], loads, upto=place)
+        _, terms = compose(self.specs, hs, tape, loads["p"], loads["g"], loads, upto=index)
         for name, x in terms.items():
             if not isinstance(x, _trace.TracedArray) or x.kind != _trace.REAL:
                 raise TypeError(
-                    f"{self.specs[place].place}: reduce must return real arrays to sum; {name!r} is {_kind(x)}"
+                    f"{self.specs[index].key}: reduce must return real arrays to sum; {name!r} is {_kind(x)}"
                 )
         return tape.finish(terms, list(used))
 
@@ -120,7 +120,7 @@ _plans: dict[Hashable, Plan] = {}
 
 def plan(specs: tuple[ComponentSpec, ...], complex: bool) -> Plan:
     """Return the programs of a chain; a chain of the same classes and static fields is recorded once."""
-    key = (tuple((spec.place, spec.key, tuple(spec.hypers)) for spec in specs), complex)
+    key = (tuple((spec.key, spec.formula, tuple(spec.hypers)) for spec in specs), complex)
     if key not in _plans:
         if len(_plans) >= 512:
             _plans.clear()

@@ -13,8 +13,8 @@ from xopt._engine.program.rounding import round_to, stochastic_round
 from xopt._engine.program.trace import Tracer
 from xopt.random import noise
 
-PLACE = "precision"
-MASTER, ERROR = f"{PLACE}.master", f"{PLACE}.error"
+LABEL = "precision"
+MASTER, ERROR = f"{LABEL}.master", f"{LABEL}.error"
 
 
 class StoragePolicy(NamedTuple):
@@ -30,10 +30,10 @@ class StoragePolicy(NamedTuple):
         if self.rounding == "kahan":
             slots = {"error": 0.0}
         noisy = self.rounding == "stochastic" and dtype.half
-        key = (PLACE, *slots, noisy, dtype.name if "error" in slots or noisy else "", *codes.items())
-        slots |= {_quantize.SCALE.removeprefix(f"{PLACE}.") + n: _scales for n in codes}
+        formula = (LABEL, *slots, noisy, dtype.name if "error" in slots or noisy else "", *codes.items())
+        slots |= {_quantize.SCALE.removeprefix(f"{LABEL}.") + n: _scales for n in codes}
         statics = {**spec.statics, "stored": dtype.name, "noisy": noisy, "codes": codes}
-        return spec._replace(slots=slots, statics=statics, key=key)
+        return spec._replace(slots=slots, statics=statics, formula=formula)
 
     def codes(
         self,
@@ -74,7 +74,7 @@ class StoragePolicy(NamedTuple):
             return _quantize.CODES[codes[name]]
         if name == ERROR:
             return dtype.name
-        copied = spec.slots[name.removeprefix(f"{spec.place}.")] == "p"
+        copied = spec.slots[name.removeprefix(f"{spec.key}.")] == "p"
         if self.state_dtype in (None, "int8") or copied or spec.on_params or spec.gates:
             return usual
         assert self.state_dtype is not None

@@ -40,7 +40,7 @@ def prepare(
     Its results land in ``into`` where that is given, else in fresh arrays.
     """
     work.stored = 0
-    if work.plan.whole:  # matrices may be singular: all is computed before anything is written
+    if not work.plan.elementwise:  # matrices may be singular: all is computed before anything is written
         found = _body(work, partial(_whole_leaf, work, values), None, {*work.outputs})
         return partial(_store, work, found, into)
     program = work.plan.body(work.outputs)
@@ -123,7 +123,7 @@ def _whole_leaf(work: BucketStep, values: StepScalars, k: int) -> dict[str, Any]
 def _beside(work: BucketStep, values: StepScalars, k: int, real: str) -> tuple[ComponentSpec, ...]:
     """Return the components with hooks that take arrays of leaf ``k``; those of whole arrays have them already."""
     return tuple(
-        spec if spec.whole or spec.storage else _bound(work, spec, own, k, real)
+        spec if not spec.elementwise or spec.storage else _bound(work, spec, own, k, real)
         for spec, own in zip(work.specs, values.specs, strict=False)
     )
 
@@ -186,21 +186,21 @@ def _outcome(
     return result | {n: new[n] for n in work.outputs if n in new}
 
 
-def sums(work: BucketStep, values: StepScalars, place: int) -> dict[str, Any]:
+def sums(work: BucketStep, values: StepScalars, index: int) -> dict[str, Any]:
     """Return the sums that component ``place`` asks for, a vector over the leaves, in float64 where there is one."""
     xp, found = work.xp, []
     real = _arrays.widest_real(xp, _arrays.device(work.loads["p"][0]), work.real) if work.loads["p"] else work.real
     with work.library.no_grad():
-        program = None if work.plan.whole else work.plan.sums[place]
+        program = work.plan.sums[index] if work.plan.elementwise else None
         scalars = () if program is None else values.scalars(program)
         for k in range(len(work.loads["p"])):
             arrays = compute_arrays(work, k, real)
             if program is None:
-                found.append(_whole_sums(work, values, arrays, k, place, real))
+                found.append(_whole_sums(work, values, arrays, k, index, real))
             else:
                 terms = _terms(work, program, arrays, scalars, k, real)
-                found.append([_summed(xp, terms[n]) for n in work.plan.terms[place]])
-    columns = zip(work.plan.terms[place], zip(*found, strict=True), strict=True)
+                found.append([_summed(xp, terms[n]) for n in work.plan.terms[index]])
+    columns = zip(work.plan.terms[index], zip(*found, strict=True), strict=True)
     return {n: _column(xp, column) for n, column in columns}
 
 
@@ -229,16 +229,16 @@ def _column(xp: Any, sums: Sequence[Any]) -> Any:
 
 
 def _whole_sums(
-    work: BucketStep, values: StepScalars, arrays: dict[str, Any], k: int, place: int, real: str
+    work: BucketStep, values: StepScalars, arrays: dict[str, Any], k: int, index: int, real: str
 ) -> list[Any]:
     """Sum the terms of a leaf behind components of whole arrays; of a complex one, those of its two parts."""
     xp = work.xp
-    hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, real)), upto=place + 1)
+    hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, real)), upto=index + 1)
     specs, sums = _beside(work, values, k, real), list[Any]()
     for part, x in enumerate(_parts(work, arrays)):
         _number(work, hs, 2 * work.leaves[k] + part)
-        _, terms = compose(specs, hs, xp, x["p"], x["g"], x, upto=place)
-        own = [_summed(xp, terms[n]) for n in work.plan.terms[place]]
+        _, terms = compose(specs, hs, xp, x["p"], x["g"], x, upto=index)
+        own = [_summed(xp, terms[n]) for n in work.plan.terms[index]]
         sums = [_added(xp, a, b) for a, b in zip(sums, own, strict=True)] if sums else own
     return sums
 
@@ -259,7 +259,7 @@ def _parts(work: BucketStep, arrays: dict[str, Any]) -> list[dict[str, Any]]:
 
 def compute_arrays(work: BucketStep, k: int, real: str) -> dict[str, Any]:
     """Return what a leaf is computed with, in a real dtype or the complex one that goes with it."""
-    xp, arrays, whole = work.xp, dict[str, Any](), work.plan.whole
+    xp, arrays, whole = work.xp, dict[str, Any](), not work.plan.elementwise
     for n, column in work.loads.items():
         if column[k] is None:  # a slot that this leaf does not have
             arrays[n] = None
@@ -281,8 +281,8 @@ def restore(work: BucketStep, x: Any, like: Any, name: str = "") -> Any:
     xp = work.xp
     if like is None:
         return None
-    if work.split and _arrays.is_complex(like) and not work.plan.whole:
+    if work.split and _arrays.is_complex(like) and work.plan.elementwise:
         x = work.library.join_complex(xp, x[..., 0], x[..., 1])
-    if _quantize.is_scale(name) and not work.plan.whole:
+    if _quantize.is_scale(name) and work.plan.elementwise:
         x = xp.reshape(x, (-1,))[:: _quantize.BLOCK]
     return _arrays.cast(xp, xp.reshape(x, like.shape), like.dtype)

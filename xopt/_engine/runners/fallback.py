@@ -45,10 +45,10 @@ class Shared:
 
         return finish
 
-    def sums(self, place: int) -> dict[str, NDArray]:
+    def sums(self, index: int) -> dict[str, NDArray]:
         """Return the sums that component ``place`` asks for, a vector over the leaves."""
-        found = {n: np.empty(self._count) for n in self._work.plan.sums[place].outputs}
+        found = {n: np.empty(self._count) for n in self._work.plan.sums[index].outputs}
         for runner, leaves, work, values in self._each():
-            for n, x in runner.sums(work, values, place).items():
+            for n, x in runner.sums(work, values, index).items():
                 found[n][leaves] = x
         return found

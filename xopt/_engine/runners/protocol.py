@@ -21,7 +21,7 @@ class Stepper(Protocol):
         fails here, before any write.
         """
 
-    def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, Any]:
+    def sums(self, work: BucketStep, values: StepScalars, index: int) -> dict[str, Any]:
         """Return the sums that component ``place`` asks for, a vector over the leaves."""
 
 

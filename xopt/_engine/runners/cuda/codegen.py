@@ -331,22 +331,22 @@ class _Columns:
     def element(self, places: Mapping[str, str]) -> str:
         """Declare an element with the numbers that lie at these places."""
         lines = ["Element x"]
-        for n, place in places.items():
+        for n, target in places.items():
             if "complex" in self.dtype(n):
                 own = self._own[n]
-                lines += [f"x.{own}_re = get({place}.re)", f"x.{own}_im = get({place}.im)"]
+                lines += [f"x.{own}_re = get({target}.re)", f"x.{own}_im = get({target}.im)"]
             else:
-                lines.append(f"x.{self._own[n]} = get({place})")
+                lines.append(f"x.{self._own[n]} = get({target})")
         return "; ".join(lines)
 
-    def put(self, column: str, place: str) -> list[str]:
+    def put(self, column: str, target: str) -> list[str]:
         """Store a result, of a complex column both parts."""
         own = self._own[column]
         if "complex" not in self.dtype(column):
-            return [f"put({place}, x.{own});"]
+            return [f"put({target}, x.{own});"]
         if column in self._program.outputs:  # a real step of a complex parameter
-            return [f"put({place}.re, x.{own});", f"put({place}.im, 0);"]
-        return [f"put({place}.re, x.{own}_re);", f"put({place}.im, x.{own}_im);"]
+            return [f"put({target}.re, x.{own});", f"put({target}.im, 0);"]
+        return [f"put({target}.re, x.{own}_re);", f"put({target}.im, x.{own}_im);"]
 
 
 def _whole(names: Iterable[str], columns: Mapping[str, str]) -> list[str]:
@@ -359,6 +359,6 @@ def _whole(names: Iterable[str], columns: Mapping[str, str]) -> list[str]:
 
 
 def _identifier(column: str, k: int) -> str:
-    place, name = column.partition(".")[0], column.rpartition(".")[2]
-    place = f"scale{k}" if is_scale(column) else place
-    return f"{name if name.isascii() else f'x{k}'}_{place}"
+    target, name = column.partition(".")[0], column.rpartition(".")[2]
+    target = f"scale{k}" if is_scale(column) else target
+    return f"{name if name.isascii() else f'x{k}'}_{target}"

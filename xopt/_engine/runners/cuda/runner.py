@@ -107,13 +107,13 @@ class Cuda:
 
         return finish
 
-    def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, Any]:
+    def sums(self, work: BucketStep, values: StepScalars, index: int) -> dict[str, Any]:
         """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `summation`."""
-        program, found = work.plan.sums[place], {}
+        program, found = work.plan.sums[index], {}
         try:
             kernels = {n: _codegen.sum_kernel(program, n, _storage(work)) for n in program.outputs}
         except Unsupported:
-            return eager.sums(work, values, place)
+            return eager.sums(work, values, index)
         with work.library.on_device(work.loads["p"][0]):
             call = _Call(self.driver, work)
             chunks, leaves = call.tables.chunks, len(work.loads["p"])

@@ -153,15 +153,15 @@ class Numba:
 
         return finish
 
-    def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, NDArray]:
+    def sums(self, work: BucketStep, values: StepScalars, index: int) -> dict[str, NDArray]:
         """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `summation`."""
         try:
-            frame = self._cached(work, place) or self._frame(work, reduction(work, place), place, {})
+            frame = self._cached(work, index) or self._frame(work, reduction(work, index), index, {})
         except Unsupported:
-            return self._rest.sums(work, values, place)
+            return self._rest.sums(work, values, index)
         if not frame.serves(work):
-            return self._mixed(work, values, frame.plain).sums(place)
-        names, leaves = list(work.plan.sums[place].outputs), len(frame.plain)
+            return self._mixed(work, values, frame.plain).sums(index)
+        names, leaves = list(work.plan.sums[index].outputs), len(frame.plain)
         frame.look(work)
         scalars = frame.scalars(values)
         longest = int(frame.tasks[:, 2].max(initial=0))
@@ -202,13 +202,13 @@ class Numba:
         _threads.run([drain] * min(self._threads or _threads.threads(), len(ranges)))
 
     @staticmethod
-    def _cached(work: BucketStep, place: int | None) -> _Frame | None:
-        return work.cache.get(("numba", place)) if work.cache is not None else None
+    def _cached(work: BucketStep, index: int | None) -> _Frame | None:
+        return work.cache.get(("numba", index)) if work.cache is not None else None
 
-    def _frame(self, work: BucketStep, kernel: CompiledLoop, place: int | None, made: dict[str, list[Any]]) -> _Frame:
+    def _frame(self, work: BucketStep, kernel: CompiledLoop, index: int | None, made: dict[str, list[Any]]) -> _Frame:
         """Find the tasks and the addresses; of what stays from step to step, only once."""
         sizes = [math.prod(x.shape) << work.split for x in work.loads["p"]]
-        task = self._task if place is None else _summation.CHUNK
+        task = self._task if index is None else _summation.CHUNK
         task = -(-task // BLOCK) * BLOCK if work.plan.codes else task
         cut = [(k, low, min(task, size - low)) for k, size in enumerate(sizes) for low in range(0, size, task)]
         tasks = np.asarray(cut, np.int64).reshape(-1, 3)
@@ -223,7 +223,7 @@ class Numba:
         plain = _plain(work, without="g")
         frame = _Frame(kernel, tasks, self._ranges(tasks), addresses, plain, all(plain), grads)
         if work.cache is not None and not made:
-            work.cache["numba", place] = frame
+            work.cache["numba", index] = frame
         return frame
 
     def _ranges(self, tasks: NDArray) -> list[tuple[int, int]]:
@@ -240,10 +240,10 @@ def body(work: BucketStep, fresh: bool) -> CompiledLoop:
     return _compiled(work.plan.body(work.outputs), called(work.specs, work.dtype), stored(work), work.real, fresh)
 
 
-def reduction(work: BucketStep, place: int) -> CompiledLoop:
+def reduction(work: BucketStep, index: int) -> CompiledLoop:
     """Return the kernel of the sums that a component asks for."""
-    name = called(work.specs, work.dtype, place)
-    return _compiled(work.plan.sums[place], name, stored(work), work.real, None)
+    name = called(work.specs, work.dtype, index)
+    return _compiled(work.plan.sums[index], name, stored(work), work.real, None)
 
 
 def stored(work: BucketStep) -> tuple[tuple[str, str], ...]:

@@ -37,7 +37,7 @@ def numpy_kernel(program: Program) -> TileKernel:
     nodes, last = program.nodes, program.last_use
     home = _in_place_outputs(program)
     lodger = _reusable_buffers(program, home)
-    place = {name: f"o_{k}" for k, name in enumerate(program.outputs)}
+    buffer = {name: f"o_{k}" for k, name in enumerate(program.outputs)}
     where_is = {i: f"l_{k}" for k, i in enumerate(program.loads.values())}
     registers: list[str] = []
     free: dict[str, list[int]] = {}
@@ -52,7 +52,7 @@ def numpy_kernel(program: Program) -> TileKernel:
         if aliasing:
             _release(dying, held, free, nodes)
         if i in home or i in lodger:
-            out = place[home.get(i) or lodger[i]]
+            out = buffer[home.get(i) or lodger[i]]
         else:
             stock = free.setdefault(kind, [])
             if not stock:
@@ -65,7 +65,7 @@ def numpy_kernel(program: Program) -> TileKernel:
         where_is[i] = out
         lines += _call(op, [where_is[a] if isinstance(a, int) else a for a in args], out)
     for name, i in program.outputs.items():
-        target = place[name]
+        target = buffer[name]
         if program.loads.get(name) == i:
             lines.append(f"if {target} is not {where_is[i]}: copyto({target}, {where_is[i]})")
         elif home.get(i) != name:

@@ -121,13 +121,13 @@ class Tiled:
                     at[leaf], end = end, end + math.prod(params[leaf].shape)
         return at, end
 
-    def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, NDArray]:
+    def sums(self, work: BucketStep, values: StepScalars, index: int) -> dict[str, NDArray]:
         """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `summation`."""
         leaves, apart = _leaves(work), bool(work.plan.codes)
         if apart and not all(leaves.plain):
-            return Shared(work, values, leaves.plain, self, _ByLeaf()).sums(place)
+            return Shared(work, values, leaves.plain, self, _ByLeaf()).sums(index)
         tile = min(self._tile(work), _summation.CHUNK)
-        run = Sums(work, place, values, leaves, tile)
+        run = Sums(work, index, values, leaves, tile)
         tasks = leaves.tasks(tile, _summation.CHUNK, whole=True, apart=apart)
         _go([run.ready(tasks, tile, self._cut(leaves, tile, apart)[2])])
         chunks: list[list[list[float]]] = [[] for _ in leaves.sizes]
@@ -155,9 +155,9 @@ class _ByLeaf:
 
         return finish
 
-    def sums(self, work: BucketStep, values: StepScalars, place: int) -> dict[str, NDArray]:
+    def sums(self, work: BucketStep, values: StepScalars, index: int) -> dict[str, NDArray]:
         """Return the sums that component ``place`` asks for, a vector over the leaves."""
-        return eager.sums(_on_host(work), values, place)
+        return eager.sums(_on_host(work), values, index)
 
 
 def _on_host(work: BucketStep) -> BucketStep:

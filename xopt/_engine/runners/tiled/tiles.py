@@ -237,8 +237,8 @@ class Small(_Program):
 class Sums(_Program):
     """The terms of a reduction: computes tiles and sums them by chunks."""
 
-    def __init__(self, work: BucketStep, place: int, values: StepScalars, leaves: Leaves, tile: int) -> None:
-        program = work.plan.sums[place]
+    def __init__(self, work: BucketStep, index: int, values: StepScalars, leaves: Leaves, tile: int) -> None:
+        program = work.plan.sums[index]
         super().__init__(work, program, values, "float64", leaves, None)
         self.names, self.tile = tuple(program.outputs), tile
         self.found: dict[tuple[int, int], list[float]] = {}
