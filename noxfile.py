@@ -20,7 +20,7 @@ LIBRARIES = {
     "torch": [TORCH, "pytorch-optimizer>=4.1"],
     "jax": ["jax>=0.5", "optax>=0.2.5", "keras>=3.10", "thinc>=9.1", "autograd>=1.7"],
     "dask": ["dask[array]>=2025.1"],
-    "numba": ["numba>=0.61", TORCH],  # not a library, but the runner of two
+    "llvm": [TORCH],  # not a library, but the compiled runner of two
     "cupy": [
         "cupy-cuda13x[ctk]>=14" if GPU else "cupy-cuda13x>=14",  # without a GPU it imports, and that is tested
         "cuda-bindings>=13,<14",
@@ -105,7 +105,7 @@ def clients(session: nox.Session) -> None:
 
     `nox -s clients -- table` prints what SciPy's L-BFGS-B and xopt's do for scikit-learn.
     """
-    session.install("scikit-learn>=1.9", "autograd>=1.7", "sigpy>=0.1.27", "numba", *group("test"), "-e", ".")
+    session.install("scikit-learn>=1.9", "autograd>=1.7", "sigpy>=0.1.27", *group("test"), "-e", ".")
     if session.posargs == ["table"]:
         session.run("python", "tests/clients/test_sklearn_lbfgs.py", env=THREADS)
     else:
@@ -116,7 +116,7 @@ def clients(session: nox.Session) -> None:
 @nox.session
 def faults(session: nox.Session) -> None:
     """Plant every fault of the history and see that the tests catch it: `nox -s faults -- shapes` for some."""
-    libraries = [*LIBRARIES["strict"], *LIBRARIES["dask"], *LIBRARIES["numba"]]  # and torch, with Numba
+    libraries = [*LIBRARIES["strict"], *LIBRARIES["dask"], *LIBRARIES["llvm"]]  # and torch
     session.install(*libraries, *group("test"), "-e", ".")
     session.run("python", "tests/faults.py", *session.posargs, env=THREADS)
 
@@ -165,7 +165,7 @@ def bench(session: nox.Session) -> None:
     """Measure xopt beside other libraries: `nox -s bench -- --quick`, `-- --only vector,many`, `-- --device cuda`."""
     cuda = argument(session, "--device", "cpu") == "cuda"
     peers = [TORCH, "jax[cuda13]>=0.5" if cuda else "jax>=0.5", "optax>=0.2.5", "keras>=3.10", "thinc>=9.1"]
-    session.install(*peers, *(LIBRARIES["cupy"] if cuda else []), "-e", ".[numba,plot]")
+    session.install(*peers, *(LIBRARIES["cupy"] if cuda else []), "-e", ".[bfloat16,plot]")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
@@ -186,5 +186,5 @@ def bench_checkpoints(session: nox.Session) -> None:
 @nox.session(name="bench-precision")
 def bench_precision(session: nox.Session) -> None:
     """Measure what each way to keep few digits costs and brings, and write docs/precision.md: `-- --quick`."""
-    session.install("scikit-learn", "-e", ".[numba]")
+    session.install("scikit-learn", "-e", ".[bfloat16]")
     session.run("python", "-m", "benchmarks.precision", *session.posargs)

@@ -358,9 +358,9 @@ def contenders(device: str, threads: int) -> dict[str, Entry]:
         }
     return {
         **{f"stream, {n} thread{'s' * (n > 1)}": entry(streams.Stream, NumPy, n) for n in sorted({1, threads})},
-        "xopt numba": entry(Xopt, NumPy, "numba"),
-        "xopt numba, loops alone": entry(XoptLoops, NumPy, "numba"),
-        "xopt numba, torch": entry(Xopt, Torch, "numba"),
+        "xopt llvm": entry(Xopt, NumPy, "llvm"),
+        "xopt llvm, loops alone": entry(XoptLoops, NumPy, "llvm"),
+        "xopt llvm, torch": entry(Xopt, Torch, "llvm"),
         "xopt tiled": entry(Xopt, NumPy, "tiled"),
         "xopt eager": entry(Xopt, NumPy, "eager"),
         "xopt default": entry(Xopt, NumPy, None),

@@ -14,8 +14,6 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +51,7 @@ def run(order: Order, cache: str) -> dict[str, Any]:
     dict
         What `start` or `memory` found, or ``{"skipped": reason}``.
     """
-    env = {**os.environ, "XOPT_CACHE_DIR": cache, "CUPY_CACHE_DIR": cache, "NUMBA_CACHE_DIR": cache}
+    env = {**os.environ, "CUPY_CACHE_DIR": cache}
     command = [sys.executable, "-m", "benchmarks.fresh", json.dumps(asdict(order))]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -83,39 +81,25 @@ def starts(order: Order, again: bool, repeats: int) -> dict[str, Any]:
 
 
 def start(order: Order) -> dict[str, float]:
-    """Time the imports, making the optimizer, and the first two steps, in seconds; count what Numba compiled."""
+    """Time the imports, making the optimizer, and the first two steps, in seconds."""
     entry = contenders.contenders(order.device, order.threads)[order.contender]
     problem = _problem(order)
     times = [time.perf_counter()]
     for name in entry.kind.modules:
         problems.need(name)
     times.append(time.perf_counter())
-    numba = order.contender.startswith("xopt numba")
-    with ExitStack() as stack:
-        compiled = stack.enter_context(_compilations()) if numba else []
-        contender = entry(problem)
+    contender = entry(problem)
+    contender.wait()
+    times.append(time.perf_counter())
+    grads = contender.adopt(problem.grads)
+    for _ in range(2):
+        contender.hand(grads)
+        begun = time.perf_counter()
+        contender.step()
         contender.wait()
-        times.append(time.perf_counter())
-        grads = contender.adopt(problem.grads)
-        for _ in range(2):
-            contender.hand(grads)
-            begun = time.perf_counter()
-            contender.step()
-            contender.wait()
-            times.append(times[-1] + time.perf_counter() - begun)
+        times.append(times[-1] + time.perf_counter() - begun)
     names = ("import", "make", "first", "second")
-    seconds = {name: b - a for name, (a, b) in zip(names, itertools.pairwise(times), strict=True)}
-    return {**seconds, "compiled": len(compiled)} if numba else seconds
-
-
-@contextmanager
-def _compilations() -> Iterator[list[Any]]:
-    """Collect Numba's events of a compilation; a function that comes from its cache causes none."""
-    found: list[Any] = []
-    event = problems.need("numba.core.event")
-    with event.install_recorder("numba:compile") as recorder:
-        yield found
-    found += [x for _, x in recorder.buffer if x.is_start]
+    return {name: b - a for name, (a, b) in zip(names, itertools.pairwise(times), strict=True)}
 
 
 def memory(order: Order) -> dict[str, float]:

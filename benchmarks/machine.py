@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "numpy", "scipy", "scikit-learn", "numba", "ml_dtypes", "array-api-compat", "optree", "torch", "jax", "jaxlib",
+    "numpy", "scipy", "scikit-learn", "numba", "llvmlite",
+    "ml_dtypes", "array-api-compat", "optree", "torch", "jax", "jaxlib",
     "optax", "keras", "thinc", "cupy-cuda12x", "cupy-cuda13x", "cuda-core",
 )  # fmt: skip
 

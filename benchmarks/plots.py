@@ -12,7 +12,7 @@ BLUE, SKY, RED, GREEN, PINK, BLACK, GREY = (
     "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#000000", "#888888",
 )  # fmt: skip
 LOOKS = {
-    "xopt numba": (BLUE, "-", "o"),
+    "xopt llvm": (BLUE, "-", "o"),
     "xopt cuda": (BLUE, "-", "o"),
     "xopt tiled": (SKY, "-", "s"),
     "xopt eager": (SKY, ":", "v"),
@@ -34,7 +34,7 @@ PANELS = (f"vector-{2**28}", f"vector-{2**25}", "many-fresh", "many", "gpt2", "r
 
 def champion(cell: Results) -> str:
     """Name the contender of a cell that stands for xopt; empty if there is none."""
-    return next((n for n in ("xopt cuda", "xopt numba", "xopt tiled", "xopt eager") if n in cell["results"]), "")
+    return next((n for n in ("xopt cuda", "xopt llvm", "xopt tiled", "xopt eager") if n in cell["results"]), "")
 
 
 def ceiling(cell: Results) -> float | None:

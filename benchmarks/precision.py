@@ -151,7 +151,7 @@ def page(found: Results) -> list[str]:
     """Return what is written into the page."""
     about = found["hardware"]
     words = (
-        f"Adam, bfloat16 parameters. Time of a step over {found['size']:,} parameters, compiled by Numba, as a "
+        f"Adam, bfloat16 parameters. Time of a step over {found['size']:,} parameters, compiled by LLVM, as a "
         f"multiple of rounding to nearest, the median of {found['rounds']} rounds; the loss of a softmax regression of "
         f"digits after {found['steps']:,} steps; in float32 it is {found['losses']['float32']:.4f}. {found['date']}, "
         f"{about['cpu']}, {about['cores']} cores.\n"

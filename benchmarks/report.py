@@ -151,14 +151,13 @@ def starts(results: Results) -> Iterator[str]:
     if not found:
         return
     yield "### The first step in a fresh process\n"
-    yield "Seconds. The second process finds what the first has compiled and kept on disk.\n"
+    yield "Seconds. A second process, where there is one, finds what the first has compiled and kept on disk.\n"
     rows = []
     for x in found:
         for which, times in x["found"].items() if "skipped" not in x["found"] else ():
-            compiled = f"{times['compiled']:.0f}" if "compiled" in times else ""
             numbers = [f"{times[k]:.3g}" for k in ("import", "make", "first", "second")]
-            rows.append([f"{x['contender']}, {_title(x['workload'])}, {which}", *numbers, compiled])
-    yield from table(["", "import", "make the optimizer", "first step", "second step", "functions compiled"], rows)
+            rows.append([f"{x['contender']}, {_title(x['workload'])}, {which}", *numbers])
+    yield from table(["", "import", "make the optimizer", "first step", "second step"], rows)
 
 
 def memory(results: Results) -> Iterator[str]:

@@ -78,9 +78,9 @@ def orders(device: str, quick: bool, threads: int) -> Iterator[tuple[fresh.Order
     """Yield what fresh processes are to do, and whether a second one is to follow that finds a cache."""
     large = f"vector-{10**6 if quick else LARGE[device]}"
     for name, entry in contenders.contenders(device, threads).items():
-        if quick and name not in ("xopt numba", "xopt cuda", "xopt tiled", "NumPy", "torch fused", "optax"):
+        if quick and name not in ("xopt llvm", "xopt cuda", "xopt tiled", "NumPy", "torch fused", "optax"):
             continue
-        caches = entry.kind.caches
+        caches = entry.kind.caches and device == "cuda"
         if name.startswith(("stream", "copy")) or name.endswith("loops alone"):
             continue
         for workload in ["vector-1000"] if quick else ["vector-1000000", "many"]:

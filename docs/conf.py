@@ -31,8 +31,8 @@ toc_object_entries_show_parents = "hide"
 
 doctest_global_setup = """
 from importlib.util import find_spec  # for :skipif:
-import xopt._engine.runners.numba.runner
-xopt._engine.runners.numba.runner.missing = lambda: "the examples show what there is without it"
+import xopt._engine.runners.llvm.compiler
+xopt._engine.runners.llvm.compiler.missing = lambda: "the examples show what there is without it"
 """
 
 sphinx_gallery_conf = {

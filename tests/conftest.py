@@ -22,8 +22,8 @@ import pytest
 
 pytest.register_assert_rewrite("support")
 
-LIBRARIES = ("numpy", "strict", "torch", "jax", "dask", "cupy", "numba")
-MODULES = {"strict": "array_api_strict"}
+LIBRARIES = ("numpy", "strict", "torch", "jax", "dask", "cupy", "llvm")
+MODULES = {"llvm": "llvmlite", "strict": "array_api_strict"}
 
 
 class Lib:
@@ -171,7 +171,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "lib" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--library", default=None)
-        names = [name for name in ([chosen] if chosen else LIBRARIES) if available(name) and name != "numba"]
+        names = [name for name in ([chosen] if chosen else LIBRARIES) if available(name) and name != "llvm"]
         libs = [Lib(name, guise) for name in names for guise in _guises(name)]
         marks = {"cupy": [pytest.mark.cuda]}
         metafunc.parametrize("lib", [pytest.param(x, id=x.id, marks=marks.get(x.name, [])) for x in libs])
@@ -232,7 +232,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             keep.append(item)
             continue
         needs = {m.args[0] for m in item.iter_markers("needs")}
-        by_library = "lib" in getattr(item, "fixturenames", ()) and chosen != "numba"
+        by_library = "lib" in getattr(item, "fixturenames", ()) and chosen != "llvm"
         wanted = by_library or (chosen in needs) or (chosen == "numpy" and not needs)
         (keep if wanted else drop).append(item)
     items[:] = keep
@@ -240,10 +240,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def no_numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test the tiled runner as the default, also where Numba is installed; its own tests are marked for it."""
-    if "numba" not in {m.args[0] for m in request.node.iter_markers("needs")}:
-        monkeypatch.setattr("xopt._engine.runners.numba.runner.missing", lambda: "Numba is left out of this test")
+def no_llvm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test the tiled runner as the default, also where llvmlite is installed; its own tests are marked for it."""
+    if "llvm" not in {m.args[0] for m in request.node.iter_markers("needs")}:
+        monkeypatch.setattr("xopt._engine.runners.llvm.compiler.missing", lambda: "LLVM is left out of this test")
 
 
 @pytest.fixture(scope="session")

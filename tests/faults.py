@@ -554,17 +554,24 @@ FAULTS: dict[str, Fault] = {
           "flat[i : i + 1000]) for i in range(0, flat.size, 1000))"),),
         ("tests/engine/runners/test_tiled.py::test_norm_is_summed_in_one_order",),
     ),
-    "numba-fastmath": Fault(
+    "llvm-fastmath": Fault(
         "bounds: fastmath changes 65 % of elements",
-        (("_engine.runners.numba.codegen", 'error_model="numpy")', 'error_model="numpy", fastmath=True)'),),
-        ("tests/engine/runners/numba/test_bits.py::test_bits_of_eager[Adam-float32]",),
-        library="numba",
+        (("_engine.runners.llvm.codegen", '"multiply": "fmul {T}', '"multiply": "fmul fast {T}'),
+         ("_engine.runners.llvm.codegen", '"add": "fadd {T}', '"add": "fadd fast {T}'),),
+        ("tests/engine/runners/llvm/test_bits.py::test_bits_of_eager[Adam-float32]",),
+        library="llvm",
     ),
-    "numba-float64-scalars": Fault(
-        "bounds: Python floats change 68 % of elements",
-        (("_engine.runners.numba.codegen", "{real}(scalars[row, {k}])", "scalars[row, {k}]"),),
-        ("tests/engine/runners/numba/test_bits.py::test_bits_of_eager[Adam-float32]",),
-        library="numba",
+    "llvm-sum-order": Fault(
+        "bounds: norms in one order",
+        (("_engine.runners.llvm.codegen", "and i64 {half}, -8", "and i64 {half}, -16"),),
+        ("tests/engine/runners/llvm/test_bits.py::test_pairwise_is_the_order_of_numpy",),
+        library="llvm",
+    ),
+    "llvm-noise-by-task": Fault(
+        "stochastic rounding: one noise for every task of a leaf",
+        (("_engine.runners.llvm.codegen", 'at = self.text.do(f"add i64 %low, {at}")', 'at = at + ""'),),
+        ("tests/transforms/test_precision.py::test_long_and_mixed_leaves_compiled",),
+        library="llvm",
     ),
     "state-in-half": Fault(
         "bounds: second moments of half precision",
@@ -724,7 +731,7 @@ def run(name: str, library: str, tests: list[str]) -> tuple[int, dict[str, str],
 
 def missing(fault: Fault) -> str:
     """Say what this fault needs that is not here."""
-    module = {"strict": "array_api_strict"}.get(fault.library, fault.library)
+    module = {"llvm": "llvmlite", "strict": "array_api_strict"}.get(fault.library, fault.library)
     if importlib.util.find_spec(module) is None:
         return module
     return fault.needs if fault.needs and shutil.which(fault.needs) is None else ""

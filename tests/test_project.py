@@ -43,7 +43,7 @@ ENGINE = [
     ["runners.fallback"],
     ["runners.eager"],
     ["runners.tiled"],
-    ["runners.numba", "runners.cuda"],
+    ["runners.llvm", "runners.cuda"],
     ["runners.choose"],
     ["resolve", "state"],
     ["executor", "block"],
@@ -153,7 +153,7 @@ def run(code: str, *flags: str, **env: str) -> str:
 
 
 def test_import_loads_no_other_array_library() -> None:
-    heavy = "torch jax cupy dask array_api_strict array_api_compat numba matplotlib sklearn tqdm concurrent.futures"
+    heavy = "torch jax cupy dask array_api_strict array_api_compat llvmlite matplotlib sklearn tqdm concurrent.futures"
     code = f"import xopt, sys; print([m for m in {heavy.split()} if m in sys.modules])"
     assert run(code, "-W", "error") == "[]\n"
     code = """
@@ -181,7 +181,7 @@ print(loaded())
     assert run(code).splitlines() == ["[]", "['eager']"]
 
 
-@pytest.mark.parametrize("name", ["eager", "tiled", "numba", "cuda"])
+@pytest.mark.parametrize("name", ["eager", "tiled", "llvm", "cuda"])
 def test_a_runner_is_all_that_callers_use(name: str) -> None:
     runner = choose.backend(name)
     assert isinstance(runner, Runner)

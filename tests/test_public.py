@@ -153,9 +153,8 @@ def written() -> dict[str, str]:
                 look(inner, module, f"{name}.{inner.name}")
 
     for name, tree in folders.modules().items():
-        if name != "_engine.runners.numba.intrinsics":  # it imports Numba
-            module = f"xopt.{name}".rstrip(".")
-            look(tree, module, module)
+        module = f"xopt.{name}".rstrip(".")
+        look(tree, module, module)
     return found
 
 

@@ -34,7 +34,7 @@ def show_config() -> None:
     )
     found = sorted(map(named, KNOWN), key=lambda library: (not library.host, library.name))
     rows = [(library.name, library.packages, library.served) for library in found]
-    for module, packages, runner in [*rows, ("numba", ("numba",), "numba")]:
+    for module, packages, runner in [*rows, ("llvmlite", ("llvmlite",), "llvm")]:
         if util.find_spec(module) is not None:
             versions = [_version(package) for package in packages]
             version = next((v for v in versions if v != "installed"), "installed")

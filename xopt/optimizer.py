@@ -39,7 +39,7 @@ class Optimizer(Saving):
         A rule or a chain.
     runner
         ``"eager"``: the library's own operations, one after the other. ``"tiled"``: NumPy arrays, and CPU arrays that
-        share memory with one, a tile at a time. ``"numba"``: the same arrays in one compiled loop, if Numba is
+        share memory with one, a tile at a time. ``"llvm"``: the same arrays in one compiled loop, if llvmlite is
         installed. ``"cuda"``: CuPy arrays and torch CUDA tensors, one launch for all. None: the best available.
     on_nonfinite
         What to do with a gradient that is infinite or NaN somewhere: ``"propagate"``, ``"skip"``, ``"zero"`` or

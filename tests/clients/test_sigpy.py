@@ -47,12 +47,12 @@ def objective(scan: Scan, x: Any) -> float:
     return float(0.5 * np.vdot(r, r).real + LAMBDA * np.sum(np.abs(x.astype("complex128"))))
 
 
-@pytest.mark.parametrize("runner", ["eager", "tiled", "numba"])
+@pytest.mark.parametrize("runner", ["eager", "tiled", "llvm"])
 def test_proximal_gradient(scan: Scan, runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every iterate is SigPy's, in the array that was given."""
-    if runner == "numba":
+    if runner == "llvm":
         monkeypatch.undo()
-        pytest.importorskip("numba")
+        pytest.importorskip("llvmlite")
     lr, back = scan.lr, scan.A.H(scan.y)
     gradient = lambda x: scan.A.N(x) - back
     theirs = np.zeros(SHAPE, "complex64")

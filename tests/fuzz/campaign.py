@@ -28,7 +28,7 @@ SHARE = {
     "cupy": (2, 1),
     "strict": (3, 1),
     "jax": (1, 5),
-    "numba": (1, 20),
+    "llvm": (2, 3),
     "dask": (1, 60),
 }
 """On how many paths of a library in turn one composition of how many is run: most of the time is that of compilers."""

@@ -67,8 +67,8 @@ def paths(library: str) -> list[Path]:
     if library == "numpy":
         forms = [("eager", "place"), ("tiled", "pure"), ("tiled", "place"), ("tiles", "pure"), ("tiles", "place")]
         return [Path("numpy", "", *x) for x in forms]
-    if library == "numba":
-        return [Path("numpy", "", "numba", form) for form in ("pure", "place")]
+    if library == "llvm":
+        return [Path("numpy", "", "llvm", form) for form in ("pure", "place")]
     if library == "torch":
         return [Path("torch", "", runner, form) for runner in ("eager", "tiled") for form in ("pure", "place")]
     if library == "jax":
@@ -80,7 +80,7 @@ def paths(library: str) -> list[Path]:
 
 def libraries() -> list[str]:
     """Return what is installed here."""
-    return [name for name in ("numpy", "numba", "torch", "strict", "jax", "dask", "cupy") if available(name)]
+    return [name for name in ("numpy", "llvm", "torch", "strict", "jax", "dask", "cupy") if available(name)]
 
 
 def laid(x: Any, layout: str) -> Any:

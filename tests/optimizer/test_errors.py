@@ -399,7 +399,7 @@ def test_constructors() -> None:
 
 
 def test_unknown_runner() -> None:
-    with pytest.raises(ValueError, match='runner=\'warp\': there are "eager", "tiled", "numba" and "cuda"'):
+    with pytest.raises(ValueError, match='runner=\'warp\': there are "eager", "tiled", "llvm" and "cuda"'):
         xopt.Optimizer(ones(3), xopt.Adam(), runner="warp")
     strict = pytest.importorskip("array_api_strict")
     with pytest.raises(ValueError, match="needs arrays that share memory with NumPy; these are of array_api_strict"):

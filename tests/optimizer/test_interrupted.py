@@ -53,9 +53,9 @@ def test_ctrl_c_between_leaves_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
 
 SIGNALS = """
 import signal, sys, numpy as np, xopt
-from xopt._engine.runners.numba import runner as numba
+from xopt._engine.runners.llvm import compiler as _compiler
 from xopt._engine.runners.tiled.runner import Tiled
-numba.missing = lambda: "left out"
+_compiler.missing = lambda: "left out"
 runner = Tiled(1000, 2) if sys.argv[1] == "threads" else sys.argv[1]
 trials, rng = int(sys.argv[2]), np.random.default_rng(3)
 params = [np.zeros(4000) for _ in range(12)]

@@ -90,7 +90,7 @@ def test_what_is_the_same_is_no_change(lib: Lib) -> None:
     assert np.array_equal(lib.numpy(w), np.full((2, 3), -1.0))
 
 
-@pytest.mark.parametrize("runner", ["eager", "tiled", pytest.param("numba", marks=pytest.mark.needs("numba"))])
+@pytest.mark.parametrize("runner", ["eager", "tiled", pytest.param("llvm", marks=pytest.mark.needs("llvm"))])
 @pytest.mark.parametrize("change", ["shape", "dtype", "resize"])
 def test_a_numpy_array_that_is_another_one_in_place(runner: Any, change: str) -> None:
     """A resized array has other memory: the compiled loop wrote where the old one had been."""

@@ -163,7 +163,7 @@ RULES = [
 ]
 
 
-runner = one_of("tiled", "cuda", "numba")
+runner = one_of("tiled", "cuda", "llvm")
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)

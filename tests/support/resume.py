@@ -18,7 +18,7 @@ from conftest import Lib, tree
 
 import xopt
 from xopt._engine.program import quantize as _quantize
-from xopt._engine.runners.numba import runner as numba
+from xopt._engine.runners.llvm import compiler as _compiler
 
 SGD = xopt.SGD(lr=0.1, momentum=0.9)
 SHARED = [
@@ -93,7 +93,7 @@ def go_on(lib: Lib, opt: Any, last: int) -> None:
 
 def main(library: str, folder: Path) -> None:
     """Go on with every checkpoint of a folder."""
-    numba.missing = lambda: "left out, as in the tests"
+    _compiler.missing = lambda: "left out, as in the tests"
     _quantize.LEAST = 1
     lib = Lib(library, {"numpy": "plain", "torch": "plain", "jax": "eager", "strict": "CPU_DEVICE"}.get(library, ""))
     for number, rule in enumerate(rules(library)):

@@ -113,18 +113,18 @@ RULES = [row.make(**row.options[-1]) for row in catalog.TRACED] + CHAINS + STORE
 
 def one_of(*names: str) -> Any:
     """Return a fixture that is each of these runners in turn, with small tasks; the kernels of cuda run on the host."""
-    marks = {"numba": [pytest.mark.needs("numba")]}
+    marks = {"llvm": [pytest.mark.needs("llvm")]}
 
     @pytest.fixture(params=[pytest.param(name, marks=marks.get(name, [])) for name in names])
     def runner(request: pytest.FixtureRequest) -> Any:
         if request.param == "cuda":
             host_cuda.needs_compiler()
             return Cuda(HostDriver(request.getfixturevalue("kernel_folder")))
-        if request.param == "numba":
-            pytest.importorskip("numba")
-            from xopt._engine.runners.numba.runner import Numba
+        if request.param == "llvm":
+            pytest.importorskip("llvmlite")
+            from xopt._engine.runners.llvm.runner import Llvm
 
-            return Numba(2, 64)
+            return Llvm(2, 64)
         return Tiled(7, 2) if request.param == "tiled" else request.param
 
     return runner

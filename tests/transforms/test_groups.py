@@ -18,14 +18,12 @@ import xopt
 from xopt._engine.runners.cuda.runner import Cuda
 from xopt.rule import Array, H, Hyper, Transform, hyper
 
-runner = one_of("eager", "tiled", "cuda", "numba")
+runner = one_of("eager", "tiled", "cuda", "llvm")
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtypes", DTYPES, ids=lambda x: "-".join(x))
 def test_bits_of_separate_optimizers(case: str, dtypes: tuple[str, ...], runner: Any, rng: np.random.Generator) -> None:
-    if getattr(runner, "name", "") == "numba" and dtypes == DTYPES[0]:
-        pytest.skip("compiling takes long, and the other dtypes have it")
     rule, groups = CASES[case]
     check(rule, groups, dtypes, runner, rng)
 
@@ -111,17 +109,17 @@ def test_columns_of_scalars_go_up_when_they_change(kernel_folder: Any, rng: np.r
         assert same_bits(x.numpy(), y)
 
 
-@pytest.mark.needs("numba")
-def test_one_kernel_of_numba(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("numba")
-    from xopt._engine.runners.numba import runner as numba
+@pytest.mark.needs("llvm")
+def test_one_kernel_of_llvm(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llvmlite")
+    from xopt._engine.runners.llvm import runner as llvm
 
     calls: list[str] = []
     for name in ("prepare", "sums"):
-        real = getattr(numba.Numba, name)
-        monkeypatch.setattr(numba.Numba, name, lambda *args, name=name, real=real: calls.append(name) or real(*args))
+        real = getattr(llvm.Llvm, name)
+        monkeypatch.setattr(llvm.Llvm, name, lambda *args, name=name, real=real: calls.append(name) or real(*args))
     rule = xopt.chain(xopt.ClipByGlobalNorm(0.5), CASES["numbers"][0])
-    opt = xopt.Optimizer(tree(rng, "float32"), rule, runner="numba")
+    opt = xopt.Optimizer(tree(rng, "float32"), rule, runner="llvm")
     opt.step(tree(rng, "float32"))
     assert calls == ["sums", "prepare"]
 

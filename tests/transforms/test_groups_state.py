@@ -16,7 +16,7 @@ from support.runners import one_of, same_bits
 
 import xopt
 
-runner = one_of("eager", "tiled", "cuda", "numba")
+runner = one_of("eager", "tiled", "cuda", "llvm")
 
 
 def test_frozen(lib: Lib, rng: np.random.Generator) -> None:

@@ -164,25 +164,25 @@ def test_tiles_give_the_bits_of_the_eager_runner(
     same_bits_everywhere(chained(row, options), dtype, rng, Tiled(7, 2))
 
 
-@pytest.mark.needs("numba")
+@pytest.mark.needs("llvm")
 @pytest.mark.parametrize("row", LINKS, ids=lambda row: f"{row.link.__name__}-{row.place}")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_numba_gives_the_bits_of_the_eager_runner(row: Link, dtype: str, rng: np.random.Generator) -> None:
+def test_llvm_gives_the_bits_of_the_eager_runner(row: Link, dtype: str, rng: np.random.Generator) -> None:
     if row.link.elementwise:
-        pytest.importorskip("numba")
-        same_bits_everywhere(chained(row, row.options[-1]), dtype, rng, "numba")
+        pytest.importorskip("llvmlite")
+        same_bits_everywhere(chained(row, row.options[-1]), dtype, rng, "llvm")
 
 
-@pytest.mark.needs("numba")
+@pytest.mark.needs("llvm")
 @pytest.mark.parametrize(
     "row", [x for x in LINKS if x.complex and x.link.elementwise], ids=lambda row: row.link.__name__
 )
-def test_numba_of_complex_numbers(row: Link, rng: np.random.Generator) -> None:
+def test_llvm_of_complex_numbers(row: Link, rng: np.random.Generator) -> None:
     """NumPy multiplies complex numbers by instructions of its own: some roundings of numbers about 1 are allowed."""
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     params, grads = awkward(rng, "complex64"), [awkward(rng, "complex64") for _ in range(4)]
     rule = chained(row, row.options[-1])
-    want, got = (trajectory(rule, params, grads, runner) for runner in ("eager", "numba"))
+    want, got = (trajectory(rule, params, grads, runner) for runner in ("eager", "llvm"))
     for x, y in zip(got, want, strict=True):
         assert (np.abs(x - y) <= 8 * np.finfo(x.dtype).eps * (np.abs(y) + 1)).all()
 

@@ -180,25 +180,25 @@ def test_what_the_noise_depends_on() -> None:
         assert same_bits(beside["b"], got["b"])
 
 
-@pytest.mark.needs("numba")
+@pytest.mark.needs("llvm")
 @pytest.mark.parametrize("how", HOWS, ids=str)
 def test_long_and_mixed_leaves_compiled(how: Any, rng: np.random.Generator) -> None:
     """Leaves of several tasks, and of several dtypes; another seed compiles nothing."""
-    from xopt._engine.runners.numba import cache as _cache
+    from xopt._engine.runners.llvm import compiler as _compiler
 
     kinds = {"a": BF, "b": np.dtype("float16"), "c": np.dtype("float32"), "d": BF}
     draw = lambda: {n: rng.standard_normal(200_000 if n == "d" else 70).astype(k) for n, k in kinds.items()}
     params, grads = draw(), [draw(), draw()]
     rule = xopt.Precision(ADAM, **how)
-    results = [walk(rule, params, grads, runner=runner) for runner in ("eager", "tiled", "numba")]
+    results = [walk(rule, params, grads, runner=runner) for runner in ("eager", "tiled", "llvm")]
     for p, state in results[1:]:
         a, b = optree.tree_leaves((results[0][0], results[0][1].slots)), optree.tree_leaves((p, state.slots))
         assert all(map(same_bits, a, b))
     if "seed" in how:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_cache, "kernel", lambda source: pytest.fail("compiled again"))
+            patch.setattr(_compiler, "compiled", lambda *a: pytest.fail("compiled again"))
             other = xopt.Precision(ADAM, rounding="stochastic", seed=77)
-            p, _ = walk(other, params, grads, runner="numba")
+            p, _ = walk(other, params, grads, runner="llvm")
         assert not same_bits(p["d"], results[0][0]["d"])
 
 

@@ -14,7 +14,7 @@ from xopt.rule._names import Named, named
 from xopt.rule._precision import Rounding, StateDType
 from xopt.rule._steady import weighted
 
-RunnerName: TypeAlias = Literal["eager", "tiled", "numba", "cuda"]
+RunnerName: TypeAlias = Literal["eager", "tiled", "llvm", "cuda"]
 
 
 @public
@@ -177,7 +177,7 @@ class FunctionalOptimizer(ABC):
         value
             The loss, for rules with a component that asks for it; others take no notice of it.
         runner
-            ``"eager"``, ``"tiled"``, ``"numba"`` or ``"cuda"``; None is the best available.
+            ``"eager"``, ``"tiled"``, ``"llvm"`` or ``"cuda"``; None is the best available.
         **overrides
             Hyperparameters for this step only: ``lr=0.1``, in a chain also ``**{"adamw.lr": 0.1}``.
 

@@ -140,15 +140,13 @@ def test_a_leaf_that_is_not_in_c_order_takes_no_other_with_it(
 
 
 @pytest.mark.usefixtures("always")
-@pytest.mark.needs("numba")
+@pytest.mark.needs("llvm")
 @pytest.mark.parametrize("rule", RULES, ids=IDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_compiled(rule: Any, dtype: str, rng: np.random.Generator) -> None:
-    from xopt._engine.runners.numba.runner import Numba
+    from xopt._engine.runners.llvm.runner import Llvm
 
-    if dtype in ("float16", "float64") and rule not in RULES[:2]:
-        pytest.skip("compiling takes long, and the other dtypes have it")
-    for runner in (Numba(), Numba(threads=3, task=130)) if dtype == "float32" else (Numba(),):
+    for runner in (Llvm(), Llvm(threads=3, task=130)) if dtype == "float32" else (Llvm(),):
         same_as_eager(rule, dtype, runner, rng)
 
 
@@ -351,12 +349,12 @@ def test_beside_links_of_whole_arrays(link: Any, more: Any, rng: np.random.Gener
 
 
 @pytest.mark.needs("torch")
-@pytest.mark.parametrize("runner", ["tiled", pytest.param("numba", marks=pytest.mark.needs("numba"))])
+@pytest.mark.parametrize("runner", ["tiled", pytest.param("llvm", marks=pytest.mark.needs("llvm"))])
 def test_tiles_of_torch_in_another_order(runner: Any, rng: np.random.Generator) -> None:
     """The bits of NumPy: what the tiled runner leaves to the eager one is not computed by torch, whose sqrt differs."""
     torch = pytest.importorskip("torch")
-    if runner == "numba":
-        pytest.importorskip("numba", reason="the session of Numba has torch, that of torch has no Numba")
+    if runner == "llvm":
+        pytest.importorskip("llvmlite")
     params = {"w": np.asfortranarray(rng.standard_normal((70, 60)).astype("float32"))}
     params["u"] = rng.standard_normal(20_000).astype("float32")
     grads = [optree.tree_map(lambda x: rng.standard_normal(x.shape).astype("float32"), params) for _ in range(3)]

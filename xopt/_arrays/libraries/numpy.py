@@ -12,7 +12,7 @@ from xopt._arrays.library import Array, NDArray, NumPyLike, ml_dtype, shapes_and
 
 class Own(NumPyLike):
     packages = ("numpy",)
-    served = "numba if installed, else tiled"
+    served = "llvm if installed, else tiled"
     host = True
 
     def namespace(self, x: Array) -> Any:

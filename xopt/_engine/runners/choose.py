@@ -8,7 +8,7 @@ from typing import Any
 
 from xopt._arrays.layout import Layout
 
-_NAMES = ("eager", "tiled", "numba", "cuda")
+_NAMES = ("eager", "tiled", "llvm", "cuda")
 
 
 @functools.cache
@@ -25,7 +25,7 @@ def choose(layout: Layout, runner: Any = None) -> Any:
         return backend("eager")
     if runner not in (None, *_NAMES) and not hasattr(runner, "prepare"):
         raise ValueError(
-            f'runner={runner!r}: there are "eager", "tiled", "numba" and "cuda", and None for the best available'
+            f'runner={runner!r}: there are "eager", "tiled", "llvm" and "cuda", and None for the best available'
         )
     name = getattr(runner, "name", runner)
     if name == "cuda":
@@ -42,8 +42,7 @@ def choose(layout: Layout, runner: Any = None) -> Any:
     if not shared:
         served = layout.library.cuda and not backend("cuda").refuses(layout.library, layout.leaves)
         return backend("cuda" if served else "eager")
-    numba = None if runner == "tiled" else importlib.import_module("xopt._engine.runners.numba.runner")
-    missing = numba.missing() if numba else ""
-    if missing and runner == "numba":
-        raise ValueError(f'runner="numba": {missing}')
-    return backend("tiled" if missing or runner == "tiled" else "numba")
+    missing = "" if runner == "tiled" else importlib.import_module("xopt._engine.runners.llvm.compiler").missing()
+    if missing and runner == "llvm":
+        raise ValueError(f'runner="llvm": {missing}')
+    return backend("tiled" if missing or runner == "tiled" else "llvm")

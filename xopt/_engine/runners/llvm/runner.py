@@ -1,17 +1,17 @@
-"""The numba runner: one compiled loop over all leaves, at the speed of memory.
+"""The llvm runner: one compiled loop over all leaves, at the speed of memory.
 
-It serves what the tiled runner serves, where Numba is installed. Leaves that are not in C order, and programs that have
-no form in single real numbers, are left to the tiled runner.
+It serves what the tiled runner serves, where llvmlite is installed. Leaves that are not in C order, and programs that
+have no form in single real numbers, are left to the tiled runner.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
-import importlib
-import importlib.util
 import itertools
 import math
 import operator
+import struct
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -26,26 +26,15 @@ from xopt._engine.program.quantize import BLOCK
 from xopt._engine.program.trace import Program
 from xopt._engine.runners import threads as _threads
 from xopt._engine.runners.fallback import Shared
-from xopt._engine.runners.numba import codegen as _codegen
-from xopt._engine.runners.numba import headers as _headers
+from xopt._engine.runners.llvm import codegen as _codegen
+from xopt._engine.runners.llvm import compiler as _compiler
+from xopt._engine.runners.llvm import headers as _headers
 from xopt._engine.runners.tiled.runner import Tiled, fresh_arrays
 
 _PARALLEL = 4 * _summation.CHUNK
 """Elements from which on a second thread is worth waking."""
 
 NDArray = np.ndarray[Any, Any]
-
-
-@functools.cache
-def missing() -> str:
-    """Say why there is no Numba to compile with; nothing if there is one."""
-    if importlib.util.find_spec("numba") is None:
-        return 'Numba is not installed: pip install "xopt-array[numba]"'
-    try:
-        found = importlib.import_module("numba")
-    except ImportError as error:  # Numba refuses a NumPy that is newer than itself
-        return f"Numba cannot be imported: {error}"
-    return "NUMBA_DISABLE_JIT is set" if found.config.DISABLE_JIT else ""
 
 
 class CompiledLoop(NamedTuple):
@@ -72,6 +61,12 @@ class _Frame(NamedTuple):
     """Whether that is so for all leaves."""
     row: NDArray | None
     """The row of the gradients, if they are read."""
+    memory: Any
+    """For one row of scalars."""
+    pack: Callable[..., None]
+    """Puts them there."""
+    known: tuple[int, int, int, int]
+    """Where the tasks and the addresses lie, the number of leaves, and where that row lies."""
 
     def serves(self, work: BucketStep) -> bool:
         """Whether all arrays of a step are in C order."""
@@ -83,21 +78,22 @@ class _Frame(NamedTuple):
             known = work.where is not None
             self.row[:] = work.where if known else work.library.addresses(work.loads["g"])
 
-    def scalars(self, values: StepScalars) -> NDArray:
-        """Return the scalars of a step: one row, or one per leaf."""
+    def scalars(self, values: StepScalars) -> tuple[int, int, NDArray | None]:
+        """Return where the scalars of a step lie: one row, or one per leaf; and what keeps them there."""
         found = values.scalars(self.kernel.program)
         if not values.by_leaf:
-            return np.asarray((found,))
+            self.pack(self.memory, 0, *found)
+            return self.known[3], 1, None
         rows = np.empty((len(self.plain), len(found)))
         for column, x in zip(rows.T, found, strict=True):
             column[...] = x
-        return rows
+        return rows.ctypes.data, len(rows), rows
 
 
-class Numba:
+class Llvm:
     """A runner with a number of threads, and of elements that are a task; None is what suits the work."""
 
-    name = "numba"
+    name = "llvm"
     host = True
     caches = True
     total = staticmethod(_summation.total)
@@ -143,12 +139,15 @@ class Numba:
             return self._mixed(work, values, frame.plain).prepare(into)
         made = into or fresh
         frame.look(work)
-        scalars = frame.scalars(values)
-        run, tasks, addresses, grads = frame.kernel.run, frame.tasks, frame.addresses, work.loads["g"]
+        tasks, addresses, leaves, _ = frame.known
+        scalars, rows, held = frame.scalars(values)
+        run = frame.kernel.run
 
-        def finish() -> dict[str, list[Any]]:
-            self._run(frame.ranges, lambda first, last: run(tasks, addresses, scalars, first, last))
-            assert grads is not None  # they had to live until here
+        def finish(_alive: Any = (work.loads["g"], held)) -> dict[str, list[Any]]:
+            def do(first: int, last: int) -> None:
+                run(tasks, addresses, leaves, scalars, rows, first, last)
+
+            self._run(frame.ranges, do)
             return made
 
         return finish
@@ -163,17 +162,11 @@ class Numba:
             return self._mixed(work, values, frame.plain).sums(index)
         names, leaves = list(work.plan.sums[index].outputs), len(frame.plain)
         frame.look(work)
-        scalars = frame.scalars(values)
-        longest = int(frame.tasks[:, 2].max(initial=0))
+        tasks, addresses, known, _ = frame.known
+        scalars, rows, _held = frame.scalars(values)
         chunks = np.empty((len(frame.tasks), len(names)))
-        scratch = [np.empty((len(names), longest)) for _ in frame.ranges]
-
-        def chunk_sums(first: int, last: int) -> None:
-            terms = scratch.pop()
-            frame.kernel.run(frame.tasks, frame.addresses, scalars, first, last, terms, chunks)
-            scratch.append(terms)
-
-        self._run(frame.ranges, chunk_sums)
+        run, out = frame.kernel.run, chunks.ctypes.data
+        self._run(frame.ranges, lambda first, last: run(tasks, addresses, known, scalars, rows, first, last, out))
         totals = np.zeros((leaves, len(names)))
         with np.errstate(all="ignore"):
             np.add.at(totals, frame.tasks[:, 0], chunks)  # one after the other, in the order of the chunks
@@ -203,7 +196,7 @@ class Numba:
 
     @staticmethod
     def _cached(work: BucketStep, index: int | None) -> _Frame | None:
-        return work.cache.get(("numba", index)) if work.cache is not None else None
+        return work.cache.get(("llvm", index)) if work.cache is not None else None
 
     def _frame(self, work: BucketStep, kernel: CompiledLoop, index: int | None, made: dict[str, list[Any]]) -> _Frame:
         """Find the tasks and the addresses; of what stays from step to step, only once."""
@@ -221,9 +214,13 @@ class Numba:
                 new = array.name.startswith("new ")
                 row[:] = work.library.addresses(made[array.name[4:]] if new else work.loads[array.name])
         plain = _plain(work, without="g")
-        frame = _Frame(kernel, tasks, self._ranges(tasks), addresses, plain, all(plain), grads)
+        count = len(kernel.program.scalars)
+        memory, pack = (ctypes.c_double * count)(), struct.Struct(f"{count}d").pack_into
+        known = tasks.ctypes.data, addresses.ctypes.data, len(sizes), ctypes.addressof(memory)
+        ranges = self._ranges(tasks)
+        frame = _Frame(kernel, tasks, ranges, addresses, plain, all(plain), grads, memory, pack, known)
         if work.cache is not None and not made:
-            work.cache["numba", index] = frame
+            work.cache["llvm", index] = frame
         return frame
 
     def _ranges(self, tasks: NDArray) -> list[tuple[int, int]]:
@@ -255,18 +252,17 @@ def stored(work: BucketStep) -> tuple[tuple[str, str], ...]:
 def _compiled(
     program: Program, title: str, stored: tuple[tuple[str, str], ...], real: str, fresh: bool | None
 ) -> CompiledLoop:
-    from xopt._engine.runners.numba import cache as _cache
-
-    columns = _codegen.table(program, dict(stored), fresh)
-    return CompiledLoop(lower(program), _cache.kernel(source(program, title, dict(stored), real, fresh)), columns)
+    text = source(program, title, dict(stored), real, fresh)
+    run = _compiler.compiled(text, 8 if fresh is None else 7)
+    return CompiledLoop(lower(program), run, _codegen.table(program, dict(stored), fresh))
 
 
 def source(program: Program, title: str, stored: dict[str, str], real: str, fresh: bool | None) -> str:
     """Return the module of a program: in place, with ``fresh`` beside it, or with ``fresh=None`` of its sums."""
     columns = _codegen.table(program, stored, fresh)
     if fresh is None:
-        return _codegen.sums_source(title, program, columns)
-    return _codegen.body_source(title, program, columns, real)
+        return _codegen.sums_source(title, program, columns, _compiler.converts_half())
+    return _codegen.body_source(title, program, columns, real, _compiler.converts_half())
 
 
 def _plain(work: BucketStep, without: str = "") -> list[bool]:

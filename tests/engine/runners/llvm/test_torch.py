@@ -1,4 +1,4 @@
-"""The numba runner on tensors of torch, in place."""
+"""The llvm runner on tensors of torch, in place."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from conftest import walk
 
 import xopt
 
-pytestmark = pytest.mark.needs("numba")
-pytest.importorskip("numba")
+pytestmark = pytest.mark.needs("llvm")
+pytest.importorskip("llvmlite")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -31,7 +31,7 @@ def test_torch_tensors_in_place(dtype: str, rng: np.random.Generator) -> None:
     rule = xopt.chain(xopt.ClipByGlobalNorm(3.0), xopt.AdamW(0.1, weight_decay=0.1))
     state = rule.init(own)
     opt = xopt.Optimizer(params, rule)
-    assert opt.runner == "numba"
+    assert opt.runner == "llvm"
     for _ in range(3):
         loss = sum((x.float() ** 2 * y).sum() for x, y in zip(params, (3.0, 1.0, 2.0, 0.5), strict=True))
         for x in params:
@@ -55,7 +55,7 @@ def test_torch_tensors_in_place(dtype: str, rng: np.random.Generator) -> None:
 
 def test_torch_data_refused_is_refused_again() -> None:
     torch = pytest.importorskip("torch")
-    for runner in ("numba", "tiled", "eager"):
+    for runner in ("llvm", "tiled", "eager"):
         p, q = torch.ones(5), torch.full((5,), 2.0)
         opt = xopt.Optimizer([p, q], xopt.SGD(lr=0.5), runner=runner)
         opt.step([torch.ones(5)] * 2)
@@ -77,11 +77,11 @@ def test_torch_data_refused_is_refused_again() -> None:
 def test_torch_data_replaced(rng: np.random.Generator) -> None:
     torch = pytest.importorskip("torch")
     p = torch.ones(5)
-    opt = xopt.Optimizer([p], xopt.SGD(lr=0.5), runner="numba")
+    opt = xopt.Optimizer([p], xopt.SGD(lr=0.5), runner="llvm")
     opt.step([torch.ones(5)])
     p.data = torch.full((5,), 3.0)
     opt.step([torch.ones(5)])
     assert torch.equal(p, torch.full((5,), 2.5))
-    new, _ = walk(xopt.SGD(lr=0.5), [p], [[torch.ones(5)]], runner="numba")
+    new, _ = walk(xopt.SGD(lr=0.5), [p], [[torch.ones(5)]], runner="llvm")
     assert torch.equal(new[0], torch.full((5,), 2.0))
     assert torch.equal(p, torch.full((5,), 2.5))

@@ -1,4 +1,4 @@
-"""The numba runner gives the bits of eager NumPy, on real numbers; on complex ones it is near."""
+"""The llvm runner gives the bits of eager NumPy, on real numbers; on complex ones it is near."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from support.runners import CHAIN, CHAINS, RULES, STORED, alike, awkward, poison
 
 import xopt
 from xopt._engine.program.trace import BOOL, Tracer, replay
-from xopt._engine.runners.numba import codegen as _codegen
+from xopt._engine.runners.llvm import codegen as _codegen
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper
 
-pytestmark = pytest.mark.needs("numba")
-pytest.importorskip("numba")
+pytestmark = pytest.mark.needs("llvm")
+pytest.importorskip("llvmlite")
 
-from xopt._engine.runners.numba import cache as _cache
-from xopt._engine.runners.numba.runner import Numba
+from xopt._engine.runners.llvm import compiler as _compiler
+from xopt._engine.runners.llvm import text as _text
+from xopt._engine.runners.llvm.runner import Llvm
 
 CUTS = [(1, 65_536), (1, 7), (2, 64), (3, 1)]
 
@@ -39,7 +40,7 @@ def test_bits_of_eager(rule: Any, dtype: str, rng: np.random.Generator) -> None:
     grads = [poison(awkward(rng, dtype), rng, rule) if k == 2 else awkward(rng, dtype) for k in range(4)]
     want = trajectory(rule, params, grads, "eager")
     for threads, task in CUTS:
-        got = trajectory(rule, params, grads, Numba(threads, task))
+        got = trajectory(rule, params, grads, Llvm(threads, task))
         assert all(map(alike(rule), got, want)), (threads, task)
 
 
@@ -48,7 +49,7 @@ def test_complex_is_within_roundings_of_eager(rule: Any, dtype: str, rng: np.ran
     """NumPy multiplies complex numbers by instructions of its own: some roundings of numbers about 1 are allowed."""
     params, grads = awkward(rng, dtype), [awkward(rng, dtype) for k in range(4)]
     want = trajectory(rule, params, grads, "eager")
-    got = trajectory(rule, params, grads, Numba(2, 64))
+    got = trajectory(rule, params, grads, Llvm(2, 64))
     for x, y in zip(got, want, strict=True):
         assert x.dtype == y.dtype
         assert (np.abs(x - y) <= 8 * np.finfo(x.dtype).eps * (np.abs(y) + 1)).all()
@@ -61,7 +62,7 @@ def test_every_option(row: Row, rng: np.random.Generator) -> None:
     for options in [*row.options, *catalog.COMMON]:
         rule = row.make(**options)
         want = trajectory(rule, params, grads, "eager")
-        assert all(map(alike(rule), trajectory(rule, params, grads, Numba(1)), want)), rule
+        assert all(map(alike(rule), trajectory(rule, params, grads, Llvm(1)), want)), rule
 
 
 class Whole(Rule):
@@ -82,7 +83,7 @@ def j_free(xp: Any, g: Any) -> Any:
 @pytest.mark.parametrize("dtype", ["complex64", "complex128"])
 def test_complex_with_literals(dtype: str, rng: np.random.Generator) -> None:
     params, grads = awkward(rng, dtype), [awkward(rng, dtype)]
-    want, got = (trajectory(Whole(), params, grads, runner) for runner in ("eager", "numba"))
+    want, got = (trajectory(Whole(), params, grads, runner) for runner in ("eager", "llvm"))
     for x, y in zip(got, want, strict=True):
         assert (np.abs(x - y) <= 16 * np.finfo(x.dtype).eps * (np.abs(y) + 1)).all()
 
@@ -91,7 +92,7 @@ def test_complex_split_is_two_reals(rng: np.random.Generator) -> None:
     rule = xopt.Adam(0.1, amsgrad=True, complex="split", weight_decay=0.1)
     params, grads = awkward(rng, "complex64"), [awkward(rng, "complex64") for _ in range(3)]
     want = trajectory(rule, params, grads, "eager")
-    assert all(map(same_bits, trajectory(rule, params, grads, Numba(2, 7)), want))
+    assert all(map(same_bits, trajectory(rule, params, grads, Llvm(2, 7)), want))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
@@ -101,7 +102,7 @@ def test_in_place_equals_pure(rule: Any, rng: np.random.Generator) -> None:
     grads[1]["rows"] = np.ascontiguousarray(grads[1]["rows"])
     grads[2]["tall"] = np.asfortranarray(grads[2]["tall"])
     want = trajectory(rule, params, grads, "eager")
-    opt = xopt.Optimizer(params, rule, runner=Numba(2, 64))
+    opt = xopt.Optimizer(params, rule, runner=Llvm(2, 64))
     for g in grads:
         opt.step(g)
     assert all(map(alike(rule), optree.tree_leaves((params, opt.state.slots)), want))
@@ -111,7 +112,7 @@ def test_updates(rng: np.random.Generator) -> None:
     params, grads = awkward(rng, "float32"), awkward(rng, "float32")
     for rule in RULES:
         want, _ = rule.updates(params, grads, rule.init(params), runner="eager")
-        got, _ = rule.updates(params, grads, rule.init(params), runner="numba")
+        got, _ = rule.updates(params, grads, rule.init(params), runner="llvm")
         assert all(map(alike(rule), optree.tree_leaves(got), optree.tree_leaves(want)))
 
 
@@ -120,7 +121,7 @@ def test_dtypes_of_one_tree(rng: np.random.Generator) -> None:
     draw = lambda: [np.asarray(rng.standard_normal(9), k) for k in kinds]
     params, grads = draw(), [draw() for _ in range(3)]
     want = trajectory(CHAIN, params, grads, "eager")
-    assert all(map(same_bits, trajectory(CHAIN, params, grads, Numba(2, 7)), want))
+    assert all(map(same_bits, trajectory(CHAIN, params, grads, Llvm(2, 7)), want))
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -129,8 +130,8 @@ def test_random_rules(seed: int, rng: np.random.Generator) -> None:
     rule = random_rule(seed, complex=False)
     p, grads = rng.standard_normal(67), [rng.standard_normal(67) for _ in range(3)]
     want = trajectory(rule, p, grads, "eager")
-    assert all(map(same_bits, trajectory(rule, p, grads, Numba(2, 16)), want))
-    opt = xopt.Optimizer(p.copy(), rule, runner="numba")
+    assert all(map(same_bits, trajectory(rule, p, grads, Llvm(2, 16)), want))
+    opt = xopt.Optimizer(p.copy(), rule, runner="llvm")
     for g in grads:
         opt.step(g)
     assert all(map(same_bits, optree.tree_leaves((opt.params, opt.state.slots)), want))
@@ -138,6 +139,7 @@ def test_random_rules(seed: int, rng: np.random.Generator) -> None:
 
 # --- single operations ---------------------------------------------------------------------------------------------
 
+HALVES = pytest.mark.skipif(not _compiler.converts_half(), reason="the processor has no instructions for float16")
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.5, -1e-42, 1e-42, 1e38, -1e38, np.inf, -np.inf, np.nan]
 
 
@@ -161,6 +163,13 @@ def of_every_operation(xp: Any, x: Any, y: Any) -> dict[str, Any]:
     return found
 
 
+def run(kernel: Any, task: list[int], addresses: list[int], scalars: Any, *more: int) -> None:
+    """Call a kernel for one task of one leaf."""
+    given = np.asarray(task, np.int64), np.asarray(addresses, np.int64), np.asarray(scalars, np.float64)
+    tasks, columns, values = (x.ctypes.data for x in given)
+    kernel(tasks, columns, 1, values, 1, 0, 1, *more)
+
+
 @pytest.mark.parametrize("real", ["float32", "float64"])
 def test_every_operation(real: str) -> None:
     a, b = (np.asarray(x, real).ravel() for x in np.meshgrid(SPECIAL, SPECIAL))
@@ -172,11 +181,11 @@ def test_every_operation(real: str) -> None:
     with np.errstate(all="ignore"):
         want = replay(program, np, {"p": a, "g": b}, scalars)
     columns = _codegen.table(program, dict.fromkeys([*program.loads, *program.outputs], real), fresh=True)
-    run = _cache.kernel(_codegen.body_source("every operation", program, columns, real))
+    source = _codegen.body_source("every operation", program, columns, real)
+    kernel = _compiler.compiled(source, 7)
     got = {n: np.empty_like(a) for n in want}
     arrays = [{"p": a, "g": b}.get(x.name, got.get(x.name[4:])) for x in columns.arrays]
-    addresses = np.asarray([[x.ctypes.data] for x in arrays])
-    run(np.asarray([[0, 0, a.size]]), addresses, np.asarray([scalars]), 0, 1)
+    run(kernel, [0, 0, a.size], [x.ctypes.data for x in arrays], scalars)
     for name, x in got.items():
         if name in ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "pow"):
             np.testing.assert_allclose(x, want[name], rtol=4 * np.finfo(real).eps, err_msg=name)
@@ -184,23 +193,23 @@ def test_every_operation(real: str) -> None:
             assert same_bits(x, want[name]), name
 
 
-def test_half_precision() -> None:
+def convert(half: bool, name: str, of: str, to: str, x: Any, out: Any) -> None:
+    """Compile a loop that converts every element."""
+    text = _text.Text()
+    with text.loop("i", "0", "%n") as i:
+        value = text.load(of, "%x", i)
+        text.store(to, text.do(f"call {to} @{name}({of} {value})"), "%out", i)
+    loop = text.function("kernel", ["ptr %x", "ptr %out", "i64 %n"])
+    _compiler.compiled(_text.module(name, "float32", [loop], half), 3)(x.ctypes.data, out.ctypes.data, x.size)
+
+
+@pytest.mark.parametrize("half", [False, pytest.param(True, marks=HALVES)])
+def test_half_precision(half: bool) -> None:
     """Every 16-bit pattern is widened, and what lies around every one and half way between two is rounded, rightly."""
-    from numba import njit
-
-    from xopt._engine.runners.numba import intrinsics as _jit
-
     patterns = np.arange(65_536, dtype=np.uint16)
     for name, kind in [("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)]:
-        widen, narrow = getattr(_jit, f"of_{name}"), getattr(_jit, f"to_{name}")
-
-        @njit
-        def loop(f: Any, x: Any, out: Any) -> None:
-            for i in range(x.size):
-                out[i] = f(x[i])
-
         wide = np.empty(65_536, np.float32)
-        loop(widen, patterns, wide)
+        convert(half, f"of_{name}", "i16", "float", patterns, wide)
         assert np.array_equal(wide, patterns.view(kind).astype(np.float32), equal_nan=True)
         finite = np.sort(wide[np.isfinite(wide)])
         with np.errstate(all="ignore"):
@@ -209,16 +218,20 @@ def test_half_precision() -> None:
             x = np.concatenate([wide, finite, middle, *near, np.asarray([65519.9, 65520, 3.39e38, 3.4e38], np.float32)])
             want = x.astype(kind)
         out = np.empty(x.size, np.uint16)
-        loop(narrow, x, out)
+        convert(half, f"to_{name}", "float", "i16", x, out)
         assert np.array_equal(out.view(kind).astype(np.float32), want.astype(np.float32), equal_nan=True)
 
 
 def test_pairwise_is_the_order_of_numpy(rng: np.random.Generator) -> None:
-    from xopt._engine.runners.numba.intrinsics import pairwise
-
+    tape = Tracer(inexact=False)
+    program = tape.finish({"x": tape.load("p", "real")}, [])
+    columns = _codegen.table(program, {"p": "float64"}, fresh=None)
+    kernel = _compiler.compiled(_codegen.sums_source("a sum", program, columns), 8)
+    found = np.empty(1)
     for n in [*range(300), 1000, 4097, 65_535, 65_536]:
         x = rng.standard_normal(n) * 10.0 ** rng.integers(-5, 5, n)
-        assert pairwise(x, 0, n) == np.add.reduce(x), n
+        run(kernel, [0, 0, n], [x.ctypes.data], [], found.ctypes.data)
+        assert found[0] == np.add.reduce(x), n
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 200_003])
@@ -228,5 +241,5 @@ def test_norm_has_the_bits_of_eager(size: int, rng: np.random.Generator) -> None
     rule = xopt.chain(xopt.ClipByNorm(5.0), xopt.ClipByGlobalNorm(1.0), xopt.SGD(lr=1.0))
     want, _ = rule.apply(p, g, rule.init(p), runner="eager")
     for threads, task in CUTS[:3]:
-        got, _ = rule.apply(p, g, rule.init(p), runner=Numba(threads, task))
+        got, _ = rule.apply(p, g, rule.init(p), runner=Llvm(threads, task))
         assert all(map(same_bits, got, want))

@@ -1,4 +1,4 @@
-"""What the numba runner looks at before a step: headers of arrays, and where their memory lies."""
+"""What the llvm runner looks at before a step: headers of arrays, and where their memory lies."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from support.runners import same_bits
 
 import xopt
 from xopt._engine.program import plan as _plan
-from xopt._engine.runners.numba import codegen as _codegen
+from xopt._engine.runners.llvm import codegen as _codegen
 
-pytestmark = pytest.mark.needs("numba")
-pytest.importorskip("numba")
+pytestmark = pytest.mark.needs("llvm")
+pytest.importorskip("llvmlite")
 
-from xopt._engine.runners.numba import cache as _cache
-from xopt._engine.runners.numba import headers as _headers
+from xopt._engine.runners.llvm import compiler as _compiler
+from xopt._engine.runners.llvm import headers as _headers
 
 
 def test_objects_have_the_layout_that_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_odd_addresses(rng: np.random.Generator) -> None:
     assert not p.flags.aligned
     rule = xopt.Adam(0.1)
     want, _ = rule.apply(p, g, rule.init(p), runner="eager")
-    xopt.Optimizer(p, rule, runner="numba").step(g)
+    xopt.Optimizer(p, rule, runner="llvm").step(g)
     assert np.array_equal(p, want)
 
 
@@ -123,8 +123,10 @@ def test_more_elements_than_int32_counts() -> None:
     plan = _plan.plan(xopt.SGD(lr=1.0)._specs(), False)
     program = plan.body(("p",))
     columns = _codegen.table(program, dict.fromkeys("pgv", "float32"), fresh=False)
-    run = _cache.kernel(_codegen.body_source("far", program, columns, "float32"))
+    kernel = _compiler.compiled(_codegen.body_source("far", program, columns, "float32"), 7)
     p, g = np.ones(12, np.float32), np.arange(12, dtype=np.float32)
     start = [x.ctypes.data + 4 * 4 - 4 * low for x in (p, g)]  # where the leaf would start for element `low` to be [4]
-    run(np.asarray([[0, low, 5]]), np.asarray(start)[:, None], np.asarray([[-1.0]]), 0, 1)
+    tables = np.asarray([0, low, 5]), np.asarray(start), np.asarray([-1.0])
+    tasks, addresses, scalars = (x.ctypes.data for x in tables)
+    kernel(tasks, addresses, 1, scalars, 1, 0, 1)
     assert np.array_equal(p, [1, 1, 1, 1, -3, -4, -5, -6, -7, 1, 1, 1])

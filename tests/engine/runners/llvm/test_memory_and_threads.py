@@ -1,4 +1,4 @@
-"""What a step of the numba runner allocates and keeps, its threads, and a fork."""
+"""What a step of the llvm runner allocates and keeps, its threads, and a fork."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from support.runners import after_fork, step_in_threads
 
 import xopt
 
-pytestmark = pytest.mark.needs("numba")
-pytest.importorskip("numba")
+pytestmark = pytest.mark.needs("llvm")
+pytest.importorskip("llvmlite")
 
-from xopt._engine.runners.numba import runner as numba
-from xopt._engine.runners.numba.runner import Numba
+from xopt._engine.runners.llvm import runner as llvm
+from xopt._engine.runners.llvm.runner import Llvm
 
 
 def test_peak_memory_of_a_step() -> None:
     p, g = np.ones(2**21, "float32"), np.ones(2**21, "float32")
-    opt = xopt.Optimizer(p, xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.AdamW()), runner="numba")
+    opt = xopt.Optimizer(p, xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.AdamW()), runner="llvm")
     opt.step(g)
     most = peak(lambda: opt.step(g))
     assert most < 6e6, f"{most / 1e6:.1f} MB beside 8 MB of parameters"
@@ -45,7 +45,7 @@ def test_gradients_are_not_kept(rng: np.random.Generator) -> None:
 def test_large_leaf_uses_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     used, both = set(), threading.Barrier(2, timeout=60)
     p, g = np.ones(10_000, np.float32), np.ones(10_000, np.float32)
-    real = numba._compiled
+    real = llvm._compiled
 
     def spied(*args: Any) -> Any:
         kernel = real(*args)
@@ -58,14 +58,14 @@ def test_large_leaf_uses_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return kernel._replace(run=run)
 
-    monkeypatch.setattr(numba, "_compiled", spied)
-    xopt.Optimizer(p, xopt.SGD(lr=0.5), runner=Numba(2, 1000)).step(g)
+    monkeypatch.setattr(llvm, "_compiled", spied)
+    xopt.Optimizer(p, xopt.SGD(lr=0.5), runner=Llvm(2, 1000)).step(g)
     assert len(used) == 2
     assert (p == 0.5).all()
 
 
 def test_two_threads_step_two_optimizers(rng: np.random.Generator) -> None:
-    step_in_threads(Numba(2, 512), rng)
+    step_in_threads(Llvm(2, 512), rng)
 
 
 def test_sums_that_overflow_raise_nothing() -> None:
@@ -73,7 +73,7 @@ def test_sums_that_overflow_raise_nothing() -> None:
     g = np.zeros(n)
     g[0] = g[-1] = 1.2e154
     rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(lr=1.0))
-    for runner in ("eager", "tiled", "numba"):
+    for runner in ("eager", "tiled", "llvm"):
         p = np.ones(n)
         with np.errstate(all="raise"):
             xopt.Optimizer(p, rule, runner=runner).step(g)
@@ -85,12 +85,12 @@ def test_results_are_allocated_once(rng: np.random.Generator) -> None:
     g = [np.ones(2**20), np.ones((4, 4))]
     rule = xopt.SGD(lr=0.5)
     state = rule.init(p)
-    rule.apply(p, g, state, runner="numba")
-    assert peak(lambda: rule.apply(p, g, state, runner="numba")) < 1.2 * 8 * 2**20
+    rule.apply(p, g, state, runner="llvm")
+    assert peak(lambda: rule.apply(p, g, state, runner="llvm")) < 1.2 * 8 * 2**20
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_after_fork() -> None:
     """The child steps, and compiles another kernel."""
-    more = 'xopt.Optimizer(np.ones(9), xopt.RMSProp(), runner="numba").step(np.ones(9))'
-    after_fork("xopt._engine.runners.numba.runner", "Numba(2, 64)", more)
+    more = 'xopt.Optimizer(np.ones(9), xopt.RMSProp(), runner="llvm").step(np.ones(9))'
+    after_fork("xopt._engine.runners.llvm.runner", "Llvm(2, 64)", more)

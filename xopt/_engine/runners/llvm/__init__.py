@@ -1,0 +1,1 @@
+"""Loops that LLVM compiles for a CPU."""

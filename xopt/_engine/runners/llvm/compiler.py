@@ -1,0 +1,89 @@
+"""Compile LLVM IR in memory, for the processor that runs it. Nothing is written to disk."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import importlib.util
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+_lock = threading.Lock()
+
+
+def _forget() -> None:
+    """Start afresh in a forked child: the lock may have been held."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+@functools.cache
+def missing() -> str:
+    """Say why there is no LLVM to compile with; nothing if there is one."""
+    if importlib.util.find_spec("llvmlite") is None:
+        return "llvmlite is not installed: pip install llvmlite"
+    try:
+        importlib.import_module("llvmlite.binding")
+    except (ImportError, OSError) as error:
+        return f"llvmlite cannot be imported: {error}"
+    if ctypes.sizeof(ctypes.c_void_p) != 8:
+        return "this is a process of 32 bits"
+    return ""
+
+
+@functools.cache
+def _features() -> dict[str, bool]:
+    import llvmlite.binding as llvm
+
+    return dict(llvm.get_host_cpu_features())
+
+
+@functools.cache
+def converts_half() -> bool:
+    """Whether the processor has instructions between float16 and float32."""
+    found = _features()
+    return found.get("f16c", False) or found.get("fullfp16", False)
+
+
+@functools.cache
+def _target() -> tuple[Any, dict[str, Any]]:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    features = ",".join(f"{'+' if on else '-'}{name}" for name, on in sorted(_features().items()))
+    return llvm.Target.from_default_triple(), {"cpu": llvm.get_host_cpu_name(), "features": features}
+
+
+def compiled(source: str, arguments: int, reads: bool = False) -> Callable[..., Any]:
+    """Compile the text of a module; return its function ``kernel``, which takes so many integers and addresses.
+
+    Other threads run meanwhile, but not where it ``reads`` objects of Python, and returns an integer.
+    """
+    import llvmlite.binding as llvm
+
+    with _lock:
+        target, options = _target()
+        level = 1 if reads else 3
+        machine = target.create_target_machine(**options, opt=level)  # one each: an engine takes it over
+        module = llvm.parse_assembly(source)
+        module.triple, module.data_layout = machine.triple, str(machine.target_data)
+        module.verify()
+        tuning = llvm.create_pipeline_tuning_options(speed_level=level)
+        tuning.loop_vectorization = not reads
+        builder = llvm.create_pass_builder(machine, tuning)
+        builder.getModulePassManager().run(module, builder)
+        engine = llvm.create_mcjit_compiler(module, machine)
+        engine.finalize_object()
+        words = [ctypes.c_ssize_t] * arguments
+        kind = ctypes.PYFUNCTYPE(ctypes.c_ssize_t, *words) if reads else ctypes.CFUNCTYPE(None, *words)
+        found: Any = kind(engine.get_function_address("kernel"))
+        found.engine = engine  # which holds the code
+        return found  # type: ignore[no-any-return]
