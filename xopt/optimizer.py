@@ -190,7 +190,9 @@ class Optimizer(Saving):
                 self._tree = layout.tree(ps)
             if layout.library.graphs:
                 rows = zip(layout.leaves, gs, executor.bucket_of, strict=True)
-                layout.library.written([p for p, g, bucket in rows if g is not None and bucket])
+                every = where is not None and None not in executor.bucket_of
+                written = layout.leaves if every else [p for p, g, bucket in rows if g is not None and bucket]
+                layout.library.written(written)
             self._carry, self._taken = carry, step.t
         return self._tree
 

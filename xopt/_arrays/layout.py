@@ -209,8 +209,7 @@ class AliasGuard:
                     f"{layout.path(k)}: shares memory with {layout.path(shared[0])}; give the optimizer each array once"
                 )
             seen[id(x)] = k
-        quick = self._inspector is not None and layout.library.host
-        self._inspect = self._inspector(layout.leaves, self._starts, self._reach) if quick else None
+        self._inspect = None if self._inspector is None else self._inspector(layout, self._starts, self._reach)
         self._known = known
 
     def _fingerprints(self) -> list[Any]:

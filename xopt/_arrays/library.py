@@ -174,6 +174,10 @@ class Library:
         """
         return []
 
+    def marked(self, column: list[Array], wide: bool) -> bool:
+        """Whether any array is a view that stands for the negative, or if ``wide`` the conjugate, of its memory."""
+        return False
+
     def plain_types(self) -> list[type]:
         """Return the type that arrays mostly have, where there is one."""
         return []

@@ -110,6 +110,10 @@ class Own(Library):
     def plain_types(self) -> list[type]:
         return [_torch().Tensor]
 
+    def marked(self, column: list[Array], wide: bool) -> bool:
+        tensor = _torch().Tensor
+        return any(map(tensor.is_neg, column)) or (wide and any(map(tensor.is_conj, column)))
+
     def phantom(self, x: Array) -> NDArray | None:
         try:
             size = x.element_size()

@@ -22,7 +22,7 @@ from xopt._engine.runners.llvm import headers as _headers
 
 def test_objects_have_the_layout_that_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _headers.readable()
-    for name in ("_TYPE", "_DATA", "_DIMENSIONS", "_DTYPE", "_FLAGS"):
+    for name in ("TYPE", "_DATA", "_DIMENSIONS", "_DTYPE", "_FLAGS"):
         with monkeypatch.context() as patch:
             patch.setattr(_headers, name, _headers._HEADER + 8 * 7)
             assert not _headers.readable.__wrapped__(), name

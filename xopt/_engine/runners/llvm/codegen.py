@@ -9,7 +9,7 @@ from xopt._arrays.dtypes import TABLE
 from xopt._engine.program.lower import PARTS, Unsupported, lower, split_at_block_max
 from xopt._engine.program.quantize import BLOCK, is_scale
 from xopt._engine.program.trace import BOOL, COMPLEX, Program
-from xopt._engine.runners.llvm.text import FUNCTIONS, REALS, STORED, Text, module
+from xopt._engine.runners.llvm.text import FUNCTIONS, REALS, STORED, Text, constant, module
 
 OPERATIONS = {
     "add": "fadd {T} {0}, {1}",
@@ -110,13 +110,16 @@ class _Loop:
         self.names = dict[int, str]()
         self.block = ""
         """The number of the block, in loops over blocks."""
+        self.scalars = {k: text for k, text in enumerate(self.low.scalars) if _literal(text) is None}
+        """Those that a kernel is given; what is a number for ever is written as such."""
+        self._constants = {f"s{k}": constant(_literal(text), real) for k, text in enumerate(self.low.scalars)}
         self._where = {a.name + part: (k, part) for k, a in enumerate(columns.arrays) for part in _parts(a)}
 
     @property
     def arguments(self) -> list[str]:
         """What the loop of a task is given: arrays from its first element on, scalars, and which elements these are."""
         arrays = [f"ptr noalias %a{k}" for k in range(len(self.columns.arrays))]
-        return [*arrays, *[f"{self.type} %s{k}" for k in range(len(self.low.scalars))], "i64 %low", "i64 %n"]
+        return [*arrays, *[f"{self.type} %s{k}" for k in self.scalars], "i64 %low", "i64 %n"]
 
     def array(self, name: str) -> Array:
         """Return the column of what is loaded by a name."""
@@ -145,7 +148,10 @@ class _Loop:
 
     def _as(self, x: int | str, truth: bool) -> str:
         """Return a value as a number, or as a truth value."""
-        name, is_truth = (self.names[x], self.low.nodes[x].kind == BOOL) if isinstance(x, int) else (f"%{x}", False)
+        if isinstance(x, str):
+            name, is_truth = self._constants[x] or f"%{x}", False
+        else:
+            name, is_truth = self.names[x], self.low.nodes[x].kind == BOOL
         if truth and not is_truth:
             return self.text.do(f"fcmp une {self.type} {name}, 0.0")
         if is_truth and not truth:
@@ -196,6 +202,14 @@ class _Loop:
                 if self.low.loads.get(array.name + part) != node:  # else it comes back as it was, where it was
                     found.append(_Store(node, key, part, column))
         return found
+
+
+def _literal(text: str) -> float | None:
+    """Return the number that a scalar is for ever; None of one that has to be computed."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _parts(array: Array) -> tuple[str, ...]:
@@ -300,7 +314,7 @@ def sums_source(title: str, program: Program, columns: Table, half: bool = False
 def _pairwise(loop: _Loop, count: int) -> str:
     """Write the function that halves a chunk until its parts are blocks."""
     text = Text()
-    scalars = [f"{loop.type} %s{k}" for k in range(len(loop.low.scalars))]
+    scalars = [f"{loop.type} %s{k}" for k in loop.scalars]
 
     def call(name: str, first: str, n: str, out: str) -> None:
         arrays = []
@@ -347,7 +361,7 @@ def _tasks(loop: _Loop, name: str, more: Iterable[str], counts: list[int]) -> st
         one = text.do("icmp sgt i64 %rows, 1")
         row = text.do(f"select i1 {one}, i64 {leaf}, i64 0")
         row = text.do(f"mul nsw i64 {row}, {len(loop.low.scalars)}")
-        for j, scalar in enumerate(loop.low.scalars):
+        for j, scalar in loop.scalars.items():
             value = text.load("double", "%scalars", text.do(f"add nsw i64 {row}, {j}"))
             value = value if loop.type == "double" else text.do(f"fptrunc double {value} to float")
             text.note(scalar)

@@ -23,8 +23,8 @@ from xopt._engine.runners.llvm.text import Text
 NDArray = np.ndarray[Any, Any]
 
 _HEADER = object.__basicsize__
-_TYPE = _HEADER - 8
-_ITEMS = list.__basicsize__ - 16
+TYPE = _HEADER - 8
+ITEMS = list.__basicsize__ - 16
 _DATA, _DIMENSIONS, _SHAPE, _DTYPE, _FLAGS = (_HEADER + 8 * k for k in (0, 1, 2, 5, 6))
 _CONTIGUOUS, _WRITEABLE = 0x1, 0x400
 
@@ -42,26 +42,31 @@ def source() -> str:
         text.leave(text.do(f"icmp ne i64 {_field(text, 'i64', p, _DATA)}, {place}"), "-1")
         _same_shape(text, "d", p, dtype, dimensions, first, "-1")
     with _rows(text, "g", "%grads") as (k, g, dtype, dimensions, first, size, _):
-        text.leave(text.do(f"icmp ne i64 {_field(text, 'i64', g, _TYPE)}, %array_type"), k)
+        text.leave(text.do(f"icmp ne i64 {_field(text, 'i64', g, TYPE)}, %array_type"), k)
         flags = text.do(f"and i32 {_field(text, 'i32', g, _FLAGS)}, {_CONTIGUOUS}")
         text.leave(text.do(f"icmp eq i32 {flags}, 0"), k)
         _same_shape(text, "e", g, dtype, dimensions, first, k)
         low = _field(text, "i64", g, _DATA)
-        high = text.do(f"add i64 {low}, {size}")
-        count = text.do(f"call i64 @before(ptr %starts, i64 %count, i64 {high})")
-        reach = text.load("i64", "%reach", count)  # of all that the step writes and that starts before the end of this
-        text.leave(text.do(f"icmp sgt i64 {reach}, {low}"), k)
+        text.leave(overlaps(text, low, size), k)
         text.store("i64", low, "%out", k)
     text.line("ret i64 %leaves")
     arguments = ["ptr %grads", "ptr %params", "i64 %array_type", "ptr %facts", "i64 %leaves", "ptr %sizes"]
     arguments += ["ptr %starts", "i64 %count", "ptr %reach", "ptr %out"]
-    return "; the headers of arrays\n\n" + text.function("kernel", arguments, "i64") + _BEFORE
+    return "; the headers of arrays\n\n" + text.function("kernel", arguments, "i64") + BEFORE
+
+
+def overlaps(text: Text, low: str, size: str) -> str:
+    """Return whether memory reaches into what the step writes."""
+    high = text.do(f"add i64 {low}, {size}")
+    count = text.do(f"call i64 @before(ptr %starts, i64 %count, i64 {high})")
+    reach = text.load("i64", "%reach", count)  # of all that the step writes and that starts before the end of this
+    return text.do(f"icmp sgt i64 {reach}, {low}")
 
 
 @contextmanager
 def _rows(text: Text, name: str, items: str) -> Iterator[tuple[str, ...]]:
     """Write a loop over leaves; yield the number of each, the object, and its facts."""
-    objects = text.do(f"load ptr, ptr {text.element('i8', items, str(_ITEMS))}")
+    objects = text.do(f"load ptr, ptr {text.element('i8', items, str(ITEMS))}")
     with text.loop(name, "0", "%leaves") as k:
         x = text.load("ptr", objects, k)
         row = text.do(f"mul i64 {k}, 5")
@@ -83,7 +88,7 @@ def _same_shape(text: Text, name: str, x: str, dtype: str, dimensions: str, firs
         text.leave(text.do(f"icmp ne i64 {text.load('i64', shape, j)}, {size}"), wrong)
 
 
-_BEFORE = """define internal i64 @before(ptr %starts, i64 %count, i64 %high) nounwind {
+BEFORE = """define internal i64 @before(ptr %starts, i64 %count, i64 %high) nounwind {
 entry:
   br label %check
 check:
@@ -120,14 +125,14 @@ def readable() -> bool:
         shape = [word(word(at + _SHAPE).value + 8 * k).value for k in range(x.ndim)]
         x.flags.writeable = False
         same = (
-            word(at + _TYPE).value == id(np.ndarray),
+            word(at + TYPE).value == id(np.ndarray),
             word(at + _DATA).value == x.ctypes.data,
             half(at + _DIMENSIONS).value == x.ndim,
             shape == list(x.shape),
             word(at + _DTYPE).value == id(x.dtype),
             bool(flags & _CONTIGUOUS) == x.flags.c_contiguous,
             flags & _WRITEABLE != 0 == half(at + _FLAGS).value & _WRITEABLE,
-            word(word(id(items) + _ITEMS).value).value == at,
+            word(word(id(items) + ITEMS).value).value == at,
         )
         if not all(same):
             return False

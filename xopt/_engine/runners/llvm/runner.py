@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xopt import _arrays
+from xopt._arrays.layout import Layout
 from xopt._engine.program import summation as _summation
 from xopt._engine.program.contract import BucketStep, StepScalars, called
 from xopt._engine.program.lower import Unsupported, lower
@@ -28,6 +29,7 @@ from xopt._engine.runners import threads as _threads
 from xopt._engine.runners.fallback import Shared
 from xopt._engine.runners.llvm import codegen as _codegen
 from xopt._engine.runners.llvm import compiler as _compiler
+from xopt._engine.runners.llvm import exchange as _exchange
 from xopt._engine.runners.llvm import headers as _headers
 from xopt._engine.runners.tiled.runner import Tiled, fresh_arrays
 
@@ -90,6 +92,13 @@ class _Frame(NamedTuple):
         return rows.ctypes.data, len(rows), rows
 
 
+def _inspector(layout: Layout, starts: NDArray, reach: NDArray) -> _headers.Inspect | None:
+    """Return what looks at the gradients of a step in a compiled loop, see `AliasGuard`."""
+    if layout.library.host:
+        return _headers.inspector(layout.leaves, starts, reach)
+    return _exchange.inspector(layout, starts, reach)
+
+
 class Llvm:
     """A runner with a number of threads, and of elements that are a task; None is what suits the work."""
 
@@ -97,7 +106,7 @@ class Llvm:
     host = True
     caches = True
     total = staticmethod(_summation.total)
-    inspector = staticmethod(_headers.inspector)
+    inspector = staticmethod(_inspector)
 
     def __init__(self, threads: int | None = None, task: int = _summation.CHUNK) -> None:
         self._threads, self._task = threads, task

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+import numpy as np
 
 from xopt._arrays.dtypes import TABLE
 
@@ -18,6 +21,14 @@ REALS = {"float32": ("float", "f32", "i32"), "float64": ("double", "f64", "i64")
 def printable(text: str) -> str:
     """Return a text of one line: labels of groups are in it, which may be any."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def constant(x: float | None, real: str) -> str:
+    """Return a number as LLVM reads it, rounded to a dtype: the bits of a double, in which every float32 is exact."""
+    if x is None:
+        return ""
+    rounded = float(np.float32(x)) if real == "float32" else x
+    return f"0x{struct.unpack('Q', struct.pack('d', rounded))[0]:016X}"
 
 
 class Text:
