@@ -53,7 +53,7 @@ int cuGetProcAddress_v2(const char* name, void** found, int, unsigned long long,
 }
 """
 CODE = """
-import sys
+import ctypes, sys
 import numpy as np
 from xopt._engine.runners.cuda import driver as _cuda_driver
 from xopt._engine.runners.cuda.driver import Driver, Queue
@@ -71,6 +71,7 @@ assert driver.capturing(Queue(1, 7)) and driver.capturing(Queue(1, 8)) and not d
 try:
     driver.function("text", "missing", 1)
 except RuntimeError as error:
+    ctypes.CDLL(None).fflush(None)  # what C has written stands before what Python writes
     print(error)
 """
 WANT = """push 0xb
