@@ -67,14 +67,35 @@ def split_at_block_max(program: Program) -> SplitProgram:
     return SplitProgram(frozenset(second_pass), maxima, tuple(sorted(read - second_pass - {*maxima})))
 
 
+KNOWN = ("stochastic_bfloat16", "stochastic_float16")
+"""Operations that are recorded beside what they are made of: ``(made, arguments...)``."""
+
+
 @functools.lru_cache(maxsize=256)
-def lower(program: Program) -> Program:
-    """Rewrite complex numbers as pairs of real ones.
+def spelled(program: Program, has: frozenset[str] = frozenset()) -> Program:
+    """Return a program without known operations, but for those that a language has itself, as ``(arguments...)``."""
+    if all(node.op not in KNOWN for node in program.nodes):
+        return program
+    nodes, place = list[Node](), dict[int, int]()
+    for i, (op, args, kind) in enumerate(program.nodes):
+        if op in KNOWN and op not in has:
+            place[i] = place[int(args[0])]
+            continue
+        own = args if op == "load" else tuple(place[a] if isinstance(a, int) else a for a in args)
+        place[i] = len(nodes)
+        nodes.append(Node(op, own[1:] if op in KNOWN else own, kind))
+    return pruned(nodes, {n: place[i] for n, i in program.outputs.items()}, program.scalars, program.inputs)
+
+
+@functools.lru_cache(maxsize=256)
+def lower(program: Program, has: frozenset[str] = frozenset()) -> Program:
+    """Rewrite complex numbers as pairs of real ones, and known operations that a language does not have.
 
     A complex array ``p`` becomes two, ``p.re`` and ``p.im``; scalars may be added. A product is
     (ac - bd) + (ad + bc)i, a quotient is Smith's, a modulus is ``hypot``. Other functions of complex arrays (sqrt, exp)
     raise `Unsupported`.
     """
+    program = spelled(program, has)
     if all(node.kind != COMPLEX for node in program.nodes):
         return program
     return _Lowering(program).result()

@@ -23,12 +23,18 @@ def round_to(xp: Any, x: Any, stored: str) -> Any:
 
 
 def stochastic_round(xp: Any, x: Any, stored: str, noise: Any) -> Any:
-    """Round to one of the two neighbours, each by its nearness to x: ``noise`` is uniform in [0, 1)."""
-    least, most = _NARROW[stored][1], 2.0**110 if stored == "bfloat16" else 65504.0
+    """Round to one of the two neighbours, each by its nearness to x: ``noise`` is uniform in [0, 1).
+
+    It is the one that is farther from 0 where the noise is less than the part of the way to it. What is too large to
+    have both stays as it is, to be rounded to the nearest when it is stored.
+    """
+    least, most = _NARROW[stored][1], 2.0**109 if stored == "bfloat16" else 65504.0
     jump, grid = (1.25 * 2.0**-8, 2.0**-133) if stored == "bfloat16" else (1.25 * 2.0**-11, 2.0**-24)
     near = round_to(xp, x, stored)
     far, size = x - near, xp.abs(near)
     step = xp.where(size < least, grid, size * jump)  # of normal numbers 5/8 to 5/4 of their distance
     other = round_to(xp, near + xp.where(far < 0.0, -step, step), stored)
-    held = xp.maximum(size, xp.abs(other)) <= most
-    return xp.where(held, xp.where(noise < far / (other - near), other, near), near)
+    part = far / (other - near)  # at most 1/2, and exact
+    outer = xp.where(noise < 1.0 - part, near, other)
+    inner = xp.where(noise < part, other, near)
+    return xp.where(xp.abs(x) <= most, xp.where(size > xp.abs(x), outer, inner), x)

@@ -152,7 +152,9 @@ class LeafStorage:
         xp, h = self._xp, self._h
         key = (h.low, h.high, h.leaf, h.seed_low, h.seed_high)
         made = xp.noise(*key) if isinstance(xp, Tracer) else noise(xp, p, *key)
-        return stochastic_round(xp, p + step if landed is None else landed, self._stored, made)
+        x = p + step if landed is None else landed
+        found = stochastic_round(xp, x, self._stored, made)
+        return xp.known(f"stochastic_{self._stored}", found, x, made) if isinstance(xp, Tracer) else found
 
     def lost(self, p: Any, step: Any, landed: Any) -> Any:
         """Return what rounding has lost now."""

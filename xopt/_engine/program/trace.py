@@ -189,6 +189,10 @@ class Tracer:
         """Record numbers in [0, 1) that depend on the element and on these scalars, as `random.noise` makes them."""
         return self._append(Node("noise", tuple(self._argument("noise", x) for x in key), REAL))
 
+    def known(self, op: str, found: TracedArray, *args: TracedArray) -> TracedArray:
+        """Record that what was found is an operation of these arguments, which some languages have: see `lower`."""
+        return self._append(Node(op, (found.index, *(x.index for x in args)), REAL))
+
     def largest(self, size: TracedArray) -> TracedArray:
         """Record the largest of the numbers, none below 0, of the block that an element is in."""
         return self._append(Node("largest", (size.index,), REAL))

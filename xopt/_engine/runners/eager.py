@@ -18,6 +18,7 @@ from xopt._engine.program import summation as _summation
 from xopt._engine.program.compose import compose
 from xopt._engine.program.contract import BucketStep, ComponentSpec, StepScalars, plain, scalar_places
 from xopt._engine.program.hooks import hook
+from xopt._engine.program.lower import spelled
 from xopt._engine.program.trace import COMPLEX, REAL, Program, replay, rooted
 
 name = "eager"
@@ -104,7 +105,7 @@ def _replayed(
         "noise": lambda *key: random.noise(xp, p, *key),
         "largest": lambda size: _quantize.spread(xp, _quantize.largest(xp, size), size),
     }
-    return replay(program, xp, arrays, [*map(scalar, scalars)], special)
+    return replay(spelled(program), xp, arrays, [*map(scalar, scalars)], special)
 
 
 def _whole_leaf(work: BucketStep, values: StepScalars, k: int) -> dict[str, Any]:

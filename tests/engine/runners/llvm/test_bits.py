@@ -14,6 +14,8 @@ from support.random_rules import random_rule
 from support.runners import CHAIN, CHAINS, RULES, STORED, alike, awkward, poison, same_bits, trajectory
 
 import xopt
+from xopt._engine.program import rounding as _rounding
+from xopt._engine.program.lower import KNOWN
 from xopt._engine.program.trace import BOOL, Tracer, replay
 from xopt._engine.runners.llvm import codegen as _codegen
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper
@@ -158,7 +160,12 @@ def of_every_operation(xp: Any, x: Any, y: Any) -> dict[str, Any]:
             found[op] = xp.where(getattr(xp, op)(x, y), x, y + 1)
         elif op in ("isnan", "isinf", "isfinite"):
             found[op] = xp.where(getattr(xp, op)(x), y, 0.5)
-        elif op not in ("hypot", "noise", "largest"):  # complex numbers, few digits and 8 bits have tests of their own
+        elif op not in (
+            "hypot",
+            "noise",
+            "largest",
+            *KNOWN,
+        ):  # complex numbers, few digits and 8 bits have tests of their own
             found[op] = getattr(xp, op)(x)
     return found
 
@@ -220,6 +227,35 @@ def test_half_precision(half: bool) -> None:
         out = np.empty(x.size, np.uint16)
         convert(half, f"to_{name}", "float", "i16", x, out)
         assert np.array_equal(out.view(kind).astype(np.float32), want.astype(np.float32), equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_stochastic_rounding_by_bits_is_that_by_arithmetic(dtype: str, rng: np.random.Generator) -> None:
+    """Of numbers of all sizes, those half way between two and beside them, with all kinds of noise."""
+    kind = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}[dtype]
+    wide = np.arange(65_536, dtype=np.uint16).view(kind).astype(np.float32)
+    every = rng.integers(0, 2**32, 400_000, dtype=np.uint32).view(np.float32)
+    with np.errstate(all="ignore"):
+        finite = np.sort(wide[np.isfinite(wide)])
+        middle = finite[:-1] + (finite[1:] - finite[:-1]) / 2
+        near = [np.nextafter(x, np.float32(s)) for x in (finite, middle) for s in (np.inf, -np.inf)]
+        small = rng.standard_normal(100_000).astype(np.float32) * np.float32(2.0**-14)
+        x = np.concatenate(
+            [wide, middle, *near, every, small, np.float32([65504, 65519, 65520, 65521, 7e4, 2.0**109, 2.0**110])]
+        )
+        noise = (rng.integers(0, 2**24, x.size) * 2.0**-24).astype(np.float32)
+        noise[::5] = np.float32([0.0, 0.5, 0.5 - 2.0**-24, 0.25, 1 - 2.0**-24])[np.arange(len(noise[::5])) % 5]
+        want = _rounding.stochastic_round(np, x, dtype, noise)
+    text = _text.Text()
+    with text.loop("i", "0", "%n") as i:
+        a, b = text.load("float", "%x", i), text.load("float", "%noise", i)
+        text.store("float", text.do(f"call float @stochastic_{dtype}(float {a}, float {b})"), "%out", i)
+    loop = text.function("kernel", ["ptr %x", "ptr %noise", "ptr %out", "i64 %n"])
+    got = np.empty_like(x)
+    kernel = _compiler.compiled(_text.module(dtype, "float32", [loop], False), 4)
+    kernel(x.ctypes.data, noise.ctypes.data, got.ctypes.data, x.size)
+    odd = ~((got.view(np.int32) == want.view(np.int32)) | (np.isnan(got) & np.isnan(want)))
+    assert not odd.any(), (x[odd][:5], noise[odd][:5], got[odd][:5], want[odd][:5], odd.sum())
 
 
 def test_pairwise_is_the_order_of_numpy(rng: np.random.Generator) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from xopt._arrays.dtypes import TABLE
-from xopt._engine.program.lower import PARTS, Unsupported, lower, split_at_block_max
+from xopt._engine.program.lower import KNOWN, PARTS, Unsupported, lower, split_at_block_max
 from xopt._engine.program.quantize import BLOCK, is_scale
 from xopt._engine.program.trace import BOOL, COMPLEX, Program
 from xopt._engine.runners.llvm.text import FUNCTIONS, REALS, STORED, Text, constant, module
@@ -36,6 +36,7 @@ OPERATIONS = {
     "isfinite": "fcmp olt {T} {0}, 0x7FF0000000000000",
     "where": "select i1 {0}, {K} {1}, {K} {2}",
     "noise": "call {T} @noise(i64 {at}, {T} {0}, {T} {1}, {T} {2}, {T} {3}, {T} {4})",
+    **{name: f"call float @{name}(float {{0}}, float {{1}})" for name in KNOWN},
     **{
         name: f"call {{T}} @{name}{{E}}({', '.join(f'{{T}} {{{k}}}' for k in range(count))})"
         for name, count in FUNCTIONS.items()
@@ -100,11 +101,16 @@ class _Store(NamedTuple):
     column: int
 
 
+def lowered(program: Program) -> Program:
+    """Return a program as it is written."""
+    return lower(program, frozenset(KNOWN))
+
+
 class _Loop:
     """The loop of a program: its arithmetic, and how it gets at memory."""
 
     def __init__(self, program: Program, columns: Table, real: str) -> None:
-        self.low, self.columns, self.real = lower(program), columns, real
+        self.low, self.columns, self.real = lowered(program), columns, real
         self.type, self.suffix, _ = REALS[real]
         self.text = Text()
         self.names = dict[int, str]()

@@ -22,7 +22,7 @@ from xopt import _arrays
 from xopt._arrays.layout import Layout
 from xopt._engine.program import summation as _summation
 from xopt._engine.program.contract import BucketStep, StepScalars, called
-from xopt._engine.program.lower import Unsupported, lower
+from xopt._engine.program.lower import Unsupported
 from xopt._engine.program.quantize import BLOCK
 from xopt._engine.program.trace import Program
 from xopt._engine.runners import threads as _threads
@@ -263,7 +263,7 @@ def _compiled(
 ) -> CompiledLoop:
     text = source(program, title, dict(stored), real, fresh)
     run = _compiler.compiled(text, 8 if fresh is None else 7)
-    return CompiledLoop(lower(program), run, _codegen.table(program, dict(stored), fresh))
+    return CompiledLoop(_codegen.lowered(program), run, _codegen.table(program, dict(stored), fresh))
 
 
 def source(program: Program, title: str, stored: dict[str, str], real: str, fresh: bool | None) -> str:

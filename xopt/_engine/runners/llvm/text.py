@@ -333,6 +333,50 @@ define internal i16 @to_float16(float %x) alwaysinline nounwind {
 }
 """
 
+# What `rounding.stochastic_round` does, on the bits: the digits that are lost, plus noise, carry into those that stay.
+# Numbers around 0 of float16 lie equally far apart, and what is too large to have two neighbours stays.
+_STOCHASTIC = """define internal float @stochastic_bfloat16(float %x, float %noise) alwaysinline nounwind {
+  %1 = fmul float %noise, 6.5536e4
+  %chance = fptosi float %1 to i32
+  %bits = bitcast float %x to i32
+  %2 = sub i32 65535, %chance
+  %3 = add i32 %bits, %2
+  %4 = and i32 %3, -65536
+  %5 = bitcast i32 %4 to float
+  %found = fadd float %5, 0.0
+  %size = call float @llvm.fabs.f32(float %x)
+  %held = fcmp ole float %size, 0x46C0000000000000
+  %6 = select i1 %held, float %found, float %x
+  ret float %6
+}
+define internal float @stochastic_float16(float %x, float %noise) alwaysinline nounwind {
+  %1 = fmul float %noise, 8.192e3
+  %chance = fptosi float %1 to i32
+  %bits = bitcast float %x to i32
+  %2 = sub i32 8191, %chance
+  %3 = add i32 %bits, %2
+  %4 = and i32 %3, -8192
+  %normal = bitcast i32 %4 to float
+  %size = call float @llvm.fabs.f32(float %x)
+  %tiny = fcmp olt float %size, 0x3F10000000000000
+  %scaled = fmul float %size, 0x4170000000000000
+  %5 = select i1 %tiny, float %scaled, float 0.0
+  %6 = fptosi float %5 to i32
+  %below = sitofp i32 %6 to float
+  %part = fsub float %5, %below
+  %up = fcmp olt float %noise, %part
+  %7 = fadd float %below, 1.0
+  %8 = select i1 %up, float %7, float %below
+  %9 = fmul float %8, 0x3E70000000000000
+  %10 = call float @llvm.copysign.f32(float %9, float %x)
+  %11 = select i1 %tiny, float %10, float %normal
+  %found = fadd float %11, 0.0
+  %held = fcmp ole float %size, 6.5504e4
+  %12 = select i1 %held, float %found, float %x
+  ret float %12
+}
+"""
+
 _CONVERSIONS = """define internal float @of_bfloat16(i16 %x) alwaysinline nounwind {
   %1 = zext i16 %x to i32
   %2 = shl i32 %1, 16
@@ -360,15 +404,21 @@ def module(title: str, real: str, functions: Iterable[str], half: bool) -> str:
     body = "\n".join(functions)
     kind, suffix, integer = REALS[real]
     known = {name: text.format(T=kind, I=integer) for name, text in _OF_REAL.items()} | {"sum": _SUM}
-    for text in _CONVERSIONS, _HARD if half else _SOFT:
+    for text in _STOCHASTIC, _CONVERSIONS, _HARD if half else _SOFT:
         known |= {each.split("@")[1].split("(")[0]: f"define{each}" for each in text.split("define")[1:]}
     used = [text for name, text in known.items() if f"@{name}(" in body]
+    body += "".join(used)
     outside = [
         f"declare {kind} @{name}({', '.join([kind] * count)}) nounwind willreturn memory(none)"
-        for name, count in {f"llvm.sqrt.{suffix}": 1, f"llvm.fabs.{suffix}": 1, **MATHS[real]}.items()
+        for name, count in {
+            f"llvm.sqrt.{suffix}": 1,
+            f"llvm.fabs.{suffix}": 1,
+            f"llvm.copysign.{suffix}": 2,
+            **MATHS[real],
+        }.items()
         if f"@{name}(" in body
     ]
-    return "\n".join([f"; {printable(title)}\n", body, *used, *outside])
+    return "\n".join([f"; {printable(title)}\n", body, *outside])
 
 
 FUNCTIONS = {**dict.fromkeys(("exp", "expm1", "log", "log1p", "sin", "cos", "tanh"), 1), "hypot": 2, "pow": 2}

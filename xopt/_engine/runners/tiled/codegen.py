@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xopt._engine.program.lower import spelled
 from xopt._engine.program.quantize import fill_largest
 from xopt._engine.program.trace import BOOL, COMPLEX, Node, Program
 from xopt.random import hashed
@@ -33,7 +34,7 @@ def numpy_kernel(program: Program) -> TileKernel:
     that most operations work in place, which is the fastest. The rest goes to registers, used again as soon as their
     value is dead.
     """
-    program = _with_copies(program)
+    program = _with_copies(spelled(program))
     nodes, last = program.nodes, program.last_use
     home = _in_place_outputs(program)
     lodger = _reusable_buffers(program, home)
