@@ -129,6 +129,9 @@ class XoptLoops(Xopt):
 
                 return timed
 
+            def again(self, *args: Any) -> None:
+                """Take every step as the first, which `prepare` takes part in."""
+
         for batch in self.opt._executor.buckets:
             batch.runner = Clocked()
 

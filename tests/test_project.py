@@ -45,7 +45,7 @@ ENGINE = [
     ["runners.tiled"],
     ["runners.llvm", "runners.cuda"],
     ["runners.choose"],
-    ["resolve", "state"],
+    ["resolve", "state", "again"],
     ["executor", "block"],
     ["eval_params", "buffers", "jitted"],
 ]

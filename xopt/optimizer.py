@@ -9,6 +9,7 @@ from typing import Any
 from xopt import _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import AliasGuard, Layout
+from xopt._arrays.scalars import after
 from xopt._engine import buffers as _buffers
 from xopt._engine.block import block
 from xopt._engine.exclusive import ExclusiveAccess
@@ -19,6 +20,7 @@ from xopt.checkpoint._saving import Saving
 from xopt.rule import FunctionalOptimizer, RunnerName, State, check_method
 from xopt.rule import _precision as _precision
 from xopt.rule._names import qualified_names
+from xopt.rule._overrides import Known, plain_numbers
 from xopt.rule._precision import Rounding, StateDType
 from xopt.transforms._precision import Precision
 from xopt.transforms._wrappers import Guard, OnNonFinite
@@ -97,6 +99,7 @@ class Optimizer(Saving):
     def _begin(self, rule: FunctionalOptimizer, params: Any, runner: Any) -> None:
         """Make everything that hangs on parameters, as before the first step."""
         self._rule, self._wanted, self._taken = rule, runner, 0
+        self._fields: Known = {}
         self._layout = Layout(params, writable=True)
         self._executor = Executor(rule._chains(self._layout), self._layout, runner)
         self._tree = params
@@ -172,6 +175,15 @@ class Optimizer(Saving):
         gs, where, moved = self._guard.gradients(grads)
         if moved:
             self._forget()
+        again = executor.again(self._memory) if where is not None and value is None else None
+        numbers = self._numbers(overrides) if again is not None else None
+        if again is not None and numbers is not None and type(self._taken) is int:
+            t = after(self._taken)
+            with executor.writing:
+                again.run(t, where, executor.writing, numbers)
+                self._written(gs, where)
+                self._taken = t
+            return self._tree
         chains = self._rule._with(overrides)._chains(layout).chains if overrides else None
         inputs = {"value": value} if value is not None or executor.inputs else {}
         step = executor.begin(self._taken, self._carry, inputs, chains)
@@ -188,13 +200,21 @@ class Optimizer(Saving):
                 writing.begin()
                 layout.leaves, self._slots = ps, slots
                 self._tree = layout.tree(ps)
-            if layout.library.graphs:
-                rows = zip(layout.leaves, gs, executor.bucket_of, strict=True)
-                every = where is not None and None not in executor.bucket_of
-                written = layout.leaves if every else [p for p, g, bucket in rows if g is not None and bucket]
-                layout.library.written(written)
+            self._written(gs, where)
             self._carry, self._taken = carry, step.t
         return self._tree
+
+    def _numbers(self, overrides: dict[str, Any]) -> dict[tuple[str, str], float] | None:
+        """Return what hyperparameters of which components are in this step, checked, if that is all to be known."""
+        return plain_numbers(self._rule, overrides, self._fields) if overrides else {}
+
+    def _written(self, gs: list[Any], where: Any) -> None:
+        """Tell the library, if it wants to know, which parameters are new."""
+        layout, bucket_of = self._layout, self._executor.bucket_of
+        if layout.library.graphs:
+            every = where is not None and None not in bucket_of
+            rows = zip(layout.leaves, gs, bucket_of, strict=True)
+            layout.library.written(layout.leaves if every else [p for p, g, b in rows if g is not None and b])
 
     def _fit(self, what: str, torn: bool = False) -> None:
         """Refuse a call at the wrong time, and one after the arrays of the tree were replaced by others."""
@@ -246,6 +266,7 @@ class Optimizer(Saving):
         with self._access.acquire("set"):
             self._access.check("set", swapped=True)
             rule = self._rule._with(values)
+            self._fields = {}
             self._executor.chains = self._executor.checked(rule._chains(self._layout).chains)
             self._rule = rule
 

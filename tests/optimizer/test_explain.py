@@ -84,14 +84,13 @@ def test_source_is_what_is_compiled(dtype: str, monkeypatch: pytest.MonkeyPatch)
 
     compiled: list[str] = []
     real = _compiler.compiled
-    monkeypatch.setattr(
-        _compiler, "compiled", lambda text, n, **k: (n < 10 and compiled.append(text)) or real(text, n, **k)
-    )
+    monkeypatch.setattr(_compiler, "compiled", lambda text, n, **k: compiled.append(text) or real(text, n, **k))
     _llvm._compiled.cache_clear()
     opt = xopt.Optimizer(array(dtype), CLIPPED, runner="llvm")
     text = xopt.explain(CLIPPED, array(dtype))
     assert "runner llvm" in text
     opt.step(array(dtype))
+    compiled = [source for source in compiled if "headers of arrays" not in source]
     assert len(compiled) == 2, "the sums and the step"
     assert all(source.rstrip() in text for source in compiled)
 

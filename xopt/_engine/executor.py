@@ -15,6 +15,7 @@ import numpy as np
 from xopt._arrays import scalars as _scalars
 from xopt._arrays.layout import Layout
 from xopt._arrays.scalars import after
+from xopt._engine.again import Again
 from xopt._engine.bucket import Bucket
 from xopt._engine.exclusive import Writing
 from xopt._engine.program.algebra import Count
@@ -88,11 +89,11 @@ class Executor:
         self._constants: tuple[Any, list[list[dict[str, Any]]]] = None, []
         """Chains whose hyperparameters are numbers for ever, and these."""
         self._steady = self.runner.host and not any(
-            spec.reduce or spec.host or spec.carry or spec.clock or spec.gates for spec in specs.values()
+            spec.reduce or spec.carry or spec.clock or spec.gates or (spec.host and spec.scope == "leaf")
+            for spec in specs.values()
         )
-        """Whether from step to step, with the same hyperparameters, no scalar but the step is another one."""
-        self._last: tuple[Any, list[StepScalars]] = None, []
-        """The hyperparameters of the last such step, and its scalars."""
+        """Whether all scalars of a step are made of hyperparameters and its number."""
+        self._again: Again | None = None
 
     def new_carry(self) -> dict[str, Any]:
         """Make the scalars that live from step to step, before the first step."""
@@ -186,7 +187,8 @@ class Executor:
                 clocks = {n: self.step(t) for n, t in clocks.items()}
             if step.inputs:
                 given = [[{**h, **step.inputs} for h in chain] for chain in given]
-            values, carry = self._scalars(clocks, given, works, carry, holes, memory is not None)
+            at = places(self.chains, [work.specs for work in works]) if holes else self._places
+            values, carry = self.scalars.run(clocks, given, at, works, carry)
             jobs = []
             for work, scalars in zip(works, values, strict=True):
                 into = {n: work.loads[n] for n in work.outputs} if write else None
@@ -199,32 +201,27 @@ class Executor:
                 if writing is not None and all(work.stored == 0 for work in works):
                     writing.cancel()
                 raise
+            if memory is not None and where is not None and not step.inputs:
+                self._keep(works, values, memory)
         finally:
             for work in works:  # the next step may use it again, and gradients are not ours to keep
                 del work.loads["g"]
                 work.where = None
         return (ps, slots, carry) if write else self._collected(first, works, found, ps, slots, carry)
 
-    def _scalars(
-        self,
-        clocks: dict[str, Any],
-        given: list[list[dict[str, Any]]],
-        works: list[BucketStep],
-        carry: dict[str, Any],
-        holes: bool,
-        again: bool,
-    ) -> tuple[list[StepScalars], dict[str, Any]]:
-        """Return the scalars of each bucket, and those that are carried; ``again``: no one else uses this executor."""
-        if again and self._steady and not holes and self._last[0] is given:
-            values = self._last[1]
-            for h in (h for own in values for h in own.specs):
-                h["t"] = clocks[""]
-            return values, carry
-        at = places(self.chains, [work.specs for work in works]) if holes else self._places
-        values, carry = self.scalars.run(clocks, given, at, works, carry)
-        if again and not holes and given is self._constants[1]:
-            self._last = given, values
-        return values, carry
+    def again(self, memory: Any) -> Again | None:
+        """Return a step with the arrays and the hyperparameters of the last one, if there is such a thing."""
+        found = self._again
+        if found is not None and not (found.memory is memory and found.chains is self.chains):
+            self._again = found = None
+        return found
+
+    def _keep(self, works: list[BucketStep], values: list[StepScalars], memory: Any) -> None:
+        """Remember a step that was taken, if there is anything to be had of that."""
+        if self._again is None and self._steady and len(self.chains) == 1:
+            jobs = [work.runner.again(work, own) for work, own in zip(works, values, strict=True)]
+            if None not in jobs:
+                self._again = Again(works, values, jobs, [bucket.pick for bucket in self.buckets], memory, self.chains)
 
     def _collected(
         self,

@@ -34,6 +34,12 @@ class Field(NamedTuple):
     kinds: tuple[type, ...] | None = None
     """Of a field that holds another component: its classes."""
 
+    def holds(self, x: float) -> bool:
+        """Whether a number is in range."""
+        _, _, ge, gt, le, lt, *_ = self
+        low = (ge is None or x >= ge) and (gt is None or x > gt)
+        return low and (le is None or x <= le) and (lt is None or x < lt)
+
     def limits(self) -> str:
         """Say the range in words."""
         signs = {"≥": self.ge, ">": self.gt, "≤": self.le, "<": self.lt}
@@ -189,9 +195,7 @@ def number(where: str, field: Field, value: Any, why: str, library: Library | No
         raise TypeError(f"{where}: {value!r} is not a real number{note}") from error
     if not math.isfinite(found):
         raise ValueError(f"{where}: {value!r}, but it must be finite{note}")
-    low = (field.ge is not None and found < field.ge) or (field.gt is not None and found <= field.gt)
-    high = (field.le is not None and found > field.le) or (field.lt is not None and found >= field.lt)
-    if low or high:
+    if not field.holds(found):
         raise ValueError(f"{where}: {found!r} is out of range, it must be {field.limits()}{note}")
     return found
 

@@ -294,7 +294,7 @@ class Program:
         try:
             with np.errstate(over="ignore", under="ignore", divide="raise", invalid="raise"):
                 found = [getattr(x, "array", x) for x in self._scalars(*given)]
-            if not any(map(np.iscomplexobj, found)):
+            if not any(map(_is_complex, found)):
                 return tuple(x if isinstance(x, np.ndarray) else _real(x) for x in found)
         except FloatingPointError:
             pass  # let Python say what it thinks of that
@@ -324,6 +324,10 @@ def pruned(
         kept.append(Node(op, args, kind))
     texts = tuple(scalars[int(name[1:])] for name in names)
     return Program(tuple(kept), {name: order[i] for name, i in outputs.items()}, texts, inputs)
+
+
+def _is_complex(x: Any) -> bool:
+    return x.dtype.kind == "c" if isinstance(x, np.ndarray) else isinstance(x, complex)
 
 
 def _real(x: Any) -> float:

@@ -25,6 +25,12 @@ name = "eager"
 host = False
 caches = False
 inspector = None
+
+
+def again(work: BucketStep, values: StepScalars) -> None:
+    """Say that there is nothing that could be kept."""
+
+
 total = _summation.total
 
 

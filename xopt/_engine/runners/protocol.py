@@ -45,6 +45,13 @@ class Runner(Stepper, Protocol):
     def inspector(self) -> Any:
         """What looks at gradients in a compiled loop, see `AliasGuard`; None for a loop of Python."""
 
+    def again(self, work: BucketStep, values: StepScalars) -> tuple[Callable[[Any], None], Callable[[], None]] | None:
+        """Return two functions, if it has such, for steps of a bucket with the same arrays.
+
+        The first makes one ready, given the addresses of its gradients, with the scalars that ``values`` has then; the
+        second takes it.
+        """
+
     def total(self, xp: Any, leaves: Any) -> Any:
         """Sum a vector over the leaves, in their order."""
 

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.needs("llvm")
 pytest.importorskip("llvmlite")
 
 from xopt._engine.runners.llvm import compiler as _compiler
+from xopt._engine.runners.llvm import templates as _templates
 from xopt._engine.runners.llvm import text as _text
 from xopt._engine.runners.llvm.runner import Llvm
 
@@ -174,7 +175,8 @@ def run(kernel: Any, task: list[int], addresses: list[int], scalars: Any, *more:
     """Call a kernel for one task of one leaf."""
     given = np.asarray(task, np.int64), np.asarray(addresses, np.int64), np.asarray(scalars, np.float64)
     tasks, columns, values = (x.ctypes.data for x in given)
-    kernel(tasks, columns, 1, values, 1, 0, 1, *more)
+    frame = np.asarray([tasks, columns, 1, values, 1, *(more or (0,))], np.int64)
+    kernel(frame.ctypes.data, 0, 1)
 
 
 @pytest.mark.parametrize("real", ["float32", "float64"])
@@ -189,7 +191,7 @@ def test_every_operation(real: str) -> None:
         want = replay(program, np, {"p": a, "g": b}, scalars)
     columns = _codegen.table(program, dict.fromkeys([*program.loads, *program.outputs], real), fresh=True)
     source = _codegen.body_source("every operation", program, columns, real)
-    kernel = _compiler.compiled(source, 7)
+    kernel = _compiler.compiled(source, 3)
     got = {n: np.empty_like(a) for n in want}
     arrays = [{"p": a, "g": b}.get(x.name, got.get(x.name[4:])) for x in columns.arrays]
     run(kernel, [0, 0, a.size], [x.ctypes.data for x in arrays], scalars)
@@ -207,7 +209,7 @@ def convert(half: bool, name: str, of: str, to: str, x: Any, out: Any) -> None:
         value = text.load(of, "%x", i)
         text.store(to, text.do(f"call {to} @{name}({of} {value})"), "%out", i)
     loop = text.function("kernel", ["ptr %x", "ptr %out", "i64 %n"])
-    _compiler.compiled(_text.module(name, "float32", [loop], half), 3)(x.ctypes.data, out.ctypes.data, x.size)
+    _compiler.compiled(_templates.module(name, "float32", [loop], half), 3)(x.ctypes.data, out.ctypes.data, x.size)
 
 
 @pytest.mark.parametrize("half", [False, pytest.param(True, marks=HALVES)])
@@ -252,7 +254,7 @@ def test_stochastic_rounding_by_bits_is_that_by_arithmetic(dtype: str, rng: np.r
         text.store("float", text.do(f"call float @stochastic_{dtype}(float {a}, float {b})"), "%out", i)
     loop = text.function("kernel", ["ptr %x", "ptr %noise", "ptr %out", "i64 %n"])
     got = np.empty_like(x)
-    kernel = _compiler.compiled(_text.module(dtype, "float32", [loop], False), 4)
+    kernel = _compiler.compiled(_templates.module(dtype, "float32", [loop], False), 4)
     kernel(x.ctypes.data, noise.ctypes.data, got.ctypes.data, x.size)
     odd = ~((got.view(np.int32) == want.view(np.int32)) | (np.isnan(got) & np.isnan(want)))
     assert not odd.any(), (x[odd][:5], noise[odd][:5], got[odd][:5], want[odd][:5], odd.sum())
@@ -262,7 +264,7 @@ def test_pairwise_is_the_order_of_numpy(rng: np.random.Generator) -> None:
     tape = Tracer(inexact=False)
     program = tape.finish({"x": tape.load("p", "real")}, [])
     columns = _codegen.table(program, {"p": "float64"}, fresh=None)
-    kernel = _compiler.compiled(_codegen.sums_source("a sum", program, columns), 8)
+    kernel = _compiler.compiled(_codegen.sums_source("a sum", program, columns), 3)
     found = np.empty(1)
     for n in [*range(300), 1000, 4097, 65_535, 65_536]:
         x = rng.standard_normal(n) * 10.0 ** rng.integers(-5, 5, n)

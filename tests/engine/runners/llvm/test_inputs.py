@@ -123,10 +123,11 @@ def test_more_elements_than_int32_counts() -> None:
     plan = _plan.plan(xopt.SGD(lr=1.0)._specs(), False)
     program = plan.body(("p",))
     columns = _codegen.table(program, dict.fromkeys("pgv", "float32"), fresh=False)
-    kernel = _compiler.compiled(_codegen.body_source("far", program, columns, "float32"), 7)
+    kernel = _compiler.compiled(_codegen.body_source("far", program, columns, "float32"), 3)
     p, g = np.ones(12, np.float32), np.arange(12, dtype=np.float32)
     start = [x.ctypes.data + 4 * 4 - 4 * low for x in (p, g)]  # where the leaf would start for element `low` to be [4]
     tables = np.asarray([0, low, 5]), np.asarray(start), np.asarray([-1.0])
     tasks, addresses, scalars = (x.ctypes.data for x in tables)
-    kernel(tasks, addresses, 1, scalars, 1, 0, 1)
+    frame = np.asarray([tasks, addresses, 1, scalars, 1, 0])
+    kernel(frame.ctypes.data, 0, 1)
     assert np.array_equal(p, [1, 1, 1, 1, -3, -4, -5, -6, -7, 1, 1, 1])

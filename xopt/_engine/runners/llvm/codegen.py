@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from xopt._arrays.dtypes import TABLE
 from xopt._engine.program.lower import KNOWN, PARTS, Unsupported, lower, split_at_block_max
 from xopt._engine.program.quantize import BLOCK, is_scale
 from xopt._engine.program.trace import BOOL, COMPLEX, Program
-from xopt._engine.runners.llvm.text import FUNCTIONS, REALS, STORED, Text, constant, module
+from xopt._engine.runners.llvm.templates import FUNCTIONS, module
+from xopt._engine.runners.llvm.text import REALS, STORED, Text, constant, frame
 
 OPERATIONS = {
     "add": "fadd {T} {0}, {1}",
@@ -45,7 +46,8 @@ OPERATIONS = {
 """How LLVM spells each operation on single numbers."""
 _OF_SIZE = {"isinf", "isfinite"}
 _OF_TRUTH = {"logical_and", "logical_or", "logical_not"}
-_KERNEL = ("ptr %tasks", "ptr %addresses", "i64 %leaves", "ptr %scalars", "i64 %rows", "i64 %first", "i64 %last")
+_WORDS = {"tasks": "ptr", "addresses": "ptr", "leaves": "i64", "scalars": "ptr", "rows": "i64", "out": "ptr"}
+"""What a kernel finds in the frame that it is given."""
 
 
 class Array(NamedTuple):
@@ -224,10 +226,11 @@ def _parts(array: Array) -> tuple[str, ...]:
 
 
 def body_source(title: str, program: Program, columns: Table, real: str, half: bool = False) -> str:
-    """Write the kernel of a whole step. It does the tasks from ``first`` to ``last``.
+    """Write the kernel of a whole step: ``kernel(frame, first, last)`` does the tasks from ``first`` to ``last``.
 
-    A task is a leaf, an element to start from and a number of elements; ``addresses`` has a row per array and a column
-    per leaf, ``scalars`` one row, or one per leaf. ``half``: the processor converts float16.
+    The frame is a table of words. A task is a leaf, an element to start from and a number of elements; ``addresses``
+    has a row per array and a column per leaf, ``scalars`` one row, or one per leaf. ``half``: the processor converts
+    float16.
     """
     loop = _Loop(program, columns, real)
     if any(a.scales for a in columns.arrays):
@@ -240,7 +243,7 @@ def body_source(title: str, program: Program, columns: Table, real: str, half: b
             for what in loop.stores():
                 loop.store(what, i)
     elements = loop.text.function("elements", loop.arguments, how=" noinline")
-    return module(title, real, [_tasks(loop, "elements", [], []), elements], half)
+    return module(title, real, [_tasks(loop, "elements", []), elements], half)
 
 
 def _compute(loop: _Loop, i: str, wanted: Callable[[int], bool]) -> None:
@@ -312,9 +315,7 @@ def sums_source(title: str, program: Program, columns: Table, half: bool = False
     for j, (row, name) in enumerate(zip(terms, loop.low.outputs, strict=True)):
         text.store("double", text.do(f"call double @sum(ptr {row}, i64 %n)"), "%out", str(j), name)
     block = text.function("block", [*loop.arguments, "ptr %out"], how=" noinline")
-    return module(
-        title, "float64", [_tasks(loop, "pairwise", ["ptr %out"], [count]), _pairwise(loop, count), block], half
-    )
+    return module(title, "float64", [_tasks(loop, "pairwise", [count]), _pairwise(loop, count), block], half)
 
 
 def _pairwise(loop: _Loop, count: int) -> str:
@@ -348,9 +349,10 @@ def _pairwise(loop: _Loop, count: int) -> str:
     return text.function("pairwise", [*loop.arguments, "ptr %out"])
 
 
-def _tasks(loop: _Loop, name: str, more: Iterable[str], counts: list[int]) -> str:
+def _tasks(loop: _Loop, name: str, counts: list[int]) -> str:
     """Write the loop over tasks: it finds the arrays and scalars of each, and calls what does it."""
     text = Text()
+    frame(text, _WORDS)
     with text.loop("k", "%first", "%last") as k:
         task = text.do(f"mul nsw i64 {k}, 3")
         leaf = text.load("i64", "%tasks", task)
@@ -377,4 +379,4 @@ def _tasks(loop: _Loop, name: str, more: Iterable[str], counts: list[int]) -> st
             at = text.do(f"mul nsw i64 {k}, {count}")
             given.append(f"ptr {text.element('double', '%out', at)}")
         text.line(f"call void @{name}({', '.join(given)})")
-    return text.function("kernel", [*_KERNEL, *more])
+    return text.function("kernel", ["ptr %frame", "i64 %first", "i64 %last"])

@@ -19,7 +19,7 @@ import numpy as np
 from xopt._arrays.layout import Layout
 from xopt._engine.runners.llvm import compiler as _compiler
 from xopt._engine.runners.llvm import headers as _headers
-from xopt._engine.runners.llvm.text import Text
+from xopt._engine.runners.llvm.text import Text, frame
 
 NDArray = np.ndarray[Any, Any]
 
@@ -64,6 +64,7 @@ def source(kinds: int) -> str:
     parameters, ``flat`` those in C order; those that may be any are -1.
     """
     text = Text()
+    frame(text, _WORDS)
     found = text.do(f"alloca [{_BYTES} x i8], align 8")
     with _rows(text, "p", "%params", found, 0) as (_, first, _, place):
         text.leave(text.do(f"icmp ne i64 {_address(text, found)}, {place}"), "-1")
@@ -74,9 +75,14 @@ def source(kinds: int) -> str:
         text.leave(_headers.overlaps(text, low, size), k)
         text.store("i64", low, "%out", k)
     text.line("ret i64 %leaves")
-    arguments = ["ptr %grads", "ptr %params", "ptr %describe", "ptr %types", "ptr %facts", "i64 %leaves", "ptr %sizes"]
-    arguments += ["ptr %own", "ptr %flat", "ptr %starts", "i64 %count", "ptr %reach", "ptr %out"]
+    arguments = ["ptr %grads", "ptr %frame"]
     return "; descriptions of tensors\n\n" + text.function("kernel", arguments, "i64") + _headers.BEFORE
+
+
+_WORDS = {
+    "params": "ptr", "describe": "ptr", "types": "ptr", "facts": "ptr", "leaves": "i64", "sizes": "ptr", "own": "ptr",
+    "flat": "ptr", "starts": "ptr", "count": "i64", "reach": "ptr", "out": "ptr",
+}  # fmt: skip
 
 
 @contextmanager
@@ -127,7 +133,7 @@ def _same(text: Text, name: str, found: str, first: str, strides: str, wrong: st
 
 @functools.cache
 def _look(kinds: int) -> Callable[..., int]:
-    return _compiler.compiled(source(kinds), 13, reads=True)
+    return _compiler.compiled(source(kinds), 2, reads=True)
 
 
 def inspector(layout: Layout, starts: NDArray, reach: NDArray) -> _headers.Inspect | None:
@@ -150,16 +156,19 @@ def inspector(layout: Layout, starts: NDArray, reach: NDArray) -> _headers.Inspe
     lists = [sorted(map(id, kinds)), facts, *columns]
     tables = [*(np.asarray(x, np.int64) for x in lists), starts, reach, out]
     types, table, sizes, own, plain, lows, highs, found = (x.ctypes.data for x in tables)
-    held, many, wide = id(params), len(starts), any(d.complex for d in layout.dtypes)
+    words = (ctypes.c_int64 * len(_WORDS))(
+        id(params), at, types, table, count, sizes, own, plain, lows, len(starts), highs, found
+    )
+    frame_at, wide = ctypes.addressof(words), any(d.complex for d in layout.dtypes)
 
     def inspect(grads: list[Any]) -> tuple[NDArray | None, bool]:
         try:
-            right = look(id(grads), held, at, types, table, count, sizes, own, plain, lows, many, highs, found)
+            right = look(id(grads), frame_at)
         except Exception:  # of a tensor that has no memory: the caller says what is wrong with it
             return None, False
         if right < 0 or (wide and marked(params, wide)):
             return None, False
-        return (out if right == count and tables and not marked(grads, wide) else None), True
+        return (out if right == count and words and tables and not marked(grads, wide) else None), True
 
     return inspect
 

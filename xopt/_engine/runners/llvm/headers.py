@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from xopt._engine.runners.llvm import compiler as _compiler
-from xopt._engine.runners.llvm.text import Text
+from xopt._engine.runners.llvm.text import Text, frame
 
 NDArray = np.ndarray[Any, Any]
 
@@ -36,6 +36,7 @@ def source() -> str:
     ``sizes``, bytes, and where the parameter lies.
     """
     text = Text()
+    frame(text, _WORDS)
     with _rows(text, "p", "%params") as (_, p, dtype, dimensions, first, _, place):
         flags = text.do(f"and i32 {_field(text, 'i32', p, _FLAGS)}, {_WRITEABLE}")
         text.leave(text.do(f"icmp eq i32 {flags}, 0"), "-1")
@@ -50,9 +51,14 @@ def source() -> str:
         text.leave(overlaps(text, low, size), k)
         text.store("i64", low, "%out", k)
     text.line("ret i64 %leaves")
-    arguments = ["ptr %grads", "ptr %params", "i64 %array_type", "ptr %facts", "i64 %leaves", "ptr %sizes"]
-    arguments += ["ptr %starts", "i64 %count", "ptr %reach", "ptr %out"]
+    arguments = ["ptr %grads", "ptr %frame"]
     return "; the headers of arrays\n\n" + text.function("kernel", arguments, "i64") + BEFORE
+
+
+_WORDS = {
+    "params": "ptr", "array_type": "i64", "facts": "ptr", "leaves": "i64", "sizes": "ptr",
+    "starts": "ptr", "count": "i64", "reach": "ptr", "out": "ptr",
+}  # fmt: skip
 
 
 def overlaps(text: Text, low: str, size: str) -> str:
@@ -141,7 +147,7 @@ def readable() -> bool:
 
 @functools.cache
 def _look() -> Callable[..., int]:
-    return _compiler.compiled(source(), 10, reads=True)
+    return _compiler.compiled(source(), 2, reads=True)
 
 
 Inspect: TypeAlias = Callable[[list[Any]], tuple[NDArray | None, bool]]
@@ -163,10 +169,13 @@ def inspector(params: list[Any], starts: NDArray, reach: NDArray) -> Inspect | N
     # an address says nothing of an object that is gone
     tables, held = (np.asarray(facts, np.int64), sizes, starts, reach, out), [x.dtype for x in params]
     table, shapes, lows, highs, found = (x.ctypes.data for x in tables)
-    own, array_type, many = id(params), id(np.ndarray), len(starts)
+    words = (ctypes.c_int64 * len(_WORDS))(
+        id(params), id(np.ndarray), table, count, shapes, lows, len(starts), highs, found
+    )
+    at = ctypes.addressof(words)
 
     def inspect(grads: list[Any]) -> tuple[NDArray | None, bool]:
-        right = look(id(grads), own, array_type, table, count, shapes, lows, many, highs, found)
-        return (out if right == count and tables and held else None), right >= 0
+        right = look(id(grads), at)
+        return (out if right == count and words and tables and held else None), right >= 0
 
     return inspect

@@ -14,6 +14,7 @@ import operator
 import struct
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,27 +49,43 @@ class CompiledLoop(NamedTuple):
     columns: _codegen.Table
 
 
-class _Frame(NamedTuple):
-    """A kernel, and leaves cut into tasks (leaf, first element, number of elements) for it."""
+class _Frame:
+    """A kernel, and leaves cut into tasks (leaf, first element, number of elements) for it.
 
-    kernel: CompiledLoop
-    tasks: NDArray
-    ranges: list[tuple[int, int]]
-    """The tasks, shared out."""
-    addresses: NDArray
-    """A row per array, a column per leaf. The row of the gradients is filled each step."""
-    plain: list[bool]
-    """Whether all arrays of a leaf but its gradient are in C order."""
-    whole: bool
-    """Whether that is so for all leaves."""
-    row: NDArray | None
-    """The row of the gradients, if they are read."""
-    memory: Any
-    """For one row of scalars."""
-    pack: Callable[..., None]
-    """Puts them there."""
-    known: tuple[int, int, int, int]
-    """Where the tasks and the addresses lie, the number of leaves, and where that row lies."""
+    Parameters
+    ----------
+    ranges
+        The tasks, shared out.
+    addresses
+        A row per array, a column per leaf.
+    plain
+        Whether all arrays of a leaf but its gradient are in C order.
+    row
+        The row of the gradients, if they are read: it is filled each step.
+    """
+
+    def __init__(
+        self,
+        kernel: CompiledLoop,
+        tasks: NDArray,
+        ranges: list[tuple[int, int]],
+        addresses: NDArray,
+        plain: list[bool],
+        row: NDArray | None,
+    ) -> None:
+        self.kernel, self.tasks, self.ranges, self.addresses, self.plain = kernel, tasks, ranges, addresses, plain
+        self.whole, self.row = all(plain), row
+        count = len(kernel.program.scalars)
+        self._one, self._pack = (ctypes.c_double * count)(), struct.Struct(f"{count}d").pack_into
+        self._rows: NDArray | None = None
+        self._sums: NDArray | None = None
+        self.simple = len(tasks) == len(plain) and np.array_equal(tasks[:, 0], np.arange(len(plain)))
+        """Whether each leaf is one task."""
+        scalars = ctypes.addressof(self._one)
+        self._words = (ctypes.c_int64 * 6)(tasks.ctypes.data, addresses.ctypes.data, len(plain), scalars, 1, 0)
+        """What the kernel is told: where tasks, addresses and scalars lie, the number of leaves and of rows of scalars,
+        and where sums go."""
+        self.at = ctypes.addressof(self._words)
 
     def serves(self, work: BucketStep) -> bool:
         """Whether all arrays of a step are in C order."""
@@ -80,16 +97,25 @@ class _Frame(NamedTuple):
             known = work.where is not None
             self.row[:] = work.where if known else work.library.addresses(work.loads["g"])
 
-    def scalars(self, values: StepScalars) -> tuple[int, int, NDArray | None]:
-        """Return where the scalars of a step lie: one row, or one per leaf; and what keeps them there."""
+    def take(self, values: StepScalars) -> None:
+        """Take the scalars of a step: one row, or one per leaf."""
         found = values.scalars(self.kernel.program)
         if not values.by_leaf:
-            self.pack(self.memory, 0, *found)
-            return self.known[3], 1, None
-        rows = np.empty((len(self.plain), len(found)))
+            self._pack(self._one, 0, *found)
+            if self._rows is not None:
+                self._rows, self._words[3], self._words[4] = None, ctypes.addressof(self._one), 1
+            return
+        self._rows = rows = np.empty((len(self.plain), len(found)))
         for column, x in zip(rows.T, found, strict=True):
             column[...] = x
-        return rows.ctypes.data, len(rows), rows
+        self._words[3], self._words[4] = rows.ctypes.data, len(rows)
+
+    def sums(self, count: int) -> NDArray:
+        """Return where so many sums of each task go."""
+        if self._sums is None:
+            self._sums = np.empty((len(self.tasks), count))
+            self._words[5] = self._sums.ctypes.data
+        return self._sums
 
 
 def _inspector(layout: Layout, starts: NDArray, reach: NDArray) -> _headers.Inspect | None:
@@ -148,18 +174,30 @@ class Llvm:
             return self._mixed(work, values, frame.plain).prepare(into)
         made = into or fresh
         frame.look(work)
-        tasks, addresses, leaves, _ = frame.known
-        scalars, rows, held = frame.scalars(values)
-        run = frame.kernel.run
+        frame.take(values)
 
-        def finish(_alive: Any = (work.loads["g"], held)) -> dict[str, list[Any]]:
-            def do(first: int, last: int) -> None:
-                run(tasks, addresses, leaves, scalars, rows, first, last)
-
-            self._run(frame.ranges, do)
+        def finish(_alive: Any = work.loads["g"]) -> dict[str, list[Any]]:
+            self._run(frame)
             return made
 
         return finish
+
+    def again(self, work: BucketStep, values: StepScalars) -> tuple[Callable[[Any], None], Callable[[], None]] | None:
+        """Return what makes a step of a bucket ready, given where its gradients lie, and what takes it.
+
+        None where that is not all that there is to find.
+        """
+        frame = self._cached(work, None)
+        if frame is None or not frame.whole or values.by_leaf:
+            return None
+        row = frame.row
+
+        def ready(where: Any) -> None:
+            if row is not None:
+                row[:] = where
+            frame.take(values)
+
+        return ready, partial(self._run, frame)
 
     def sums(self, work: BucketStep, values: StepScalars, index: int) -> dict[str, NDArray]:
         """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `summation`."""
@@ -171,14 +209,15 @@ class Llvm:
             return self._mixed(work, values, frame.plain).sums(index)
         names, leaves = list(work.plan.sums[index].outputs), len(frame.plain)
         frame.look(work)
-        tasks, addresses, known, _ = frame.known
-        scalars, rows, _held = frame.scalars(values)
-        chunks = np.empty((len(frame.tasks), len(names)))
-        run, out = frame.kernel.run, chunks.ctypes.data
-        self._run(frame.ranges, lambda first, last: run(tasks, addresses, known, scalars, rows, first, last, out))
-        totals = np.zeros((leaves, len(names)))
-        with np.errstate(all="ignore"):
-            np.add.at(totals, frame.tasks[:, 0], chunks)  # one after the other, in the order of the chunks
+        frame.take(values)
+        chunks = frame.sums(len(names))
+        self._run(frame)
+        if frame.simple:
+            totals = chunks + 0.0
+        else:
+            totals = np.zeros((leaves, len(names)))
+            with np.errstate(all="ignore"):
+                np.add.at(totals, frame.tasks[:, 0], chunks)  # one after the other, in the order of the chunks
         return dict(zip(names, totals.T, strict=True))
 
     def _mixed(self, work: BucketStep, values: StepScalars, plain: list[bool]) -> Shared:
@@ -186,10 +225,11 @@ class Llvm:
         good = list(map(operator.and_, plain, work.library.contiguous(work.loads["g"])))
         return Shared(work, values, good, self, self._rest)
 
-    def _run(self, ranges: list[tuple[int, int]], do: Callable[[int, int], None]) -> None:
+    def _run(self, frame: _Frame) -> None:
         """Do every range of tasks, on as many threads as they were cut for."""
+        run, at, ranges = frame.kernel.run, frame.at, frame.ranges
         if len(ranges) == 1:
-            do(*ranges[0])
+            run(at, *ranges[0])
             return
         queue = deque(ranges)
 
@@ -199,7 +239,7 @@ class Llvm:
                     first, last = queue.popleft()
                 except IndexError:
                     return
-                do(first, last)
+                run(at, first, last)
 
         _threads.run([drain] * min(self._threads or _threads.threads(), len(ranges)))
 
@@ -223,11 +263,7 @@ class Llvm:
                 new = array.name.startswith("new ")
                 row[:] = work.library.addresses(made[array.name[4:]] if new else work.loads[array.name])
         plain = _plain(work, without="g")
-        count = len(kernel.program.scalars)
-        memory, pack = (ctypes.c_double * count)(), struct.Struct(f"{count}d").pack_into
-        known = tasks.ctypes.data, addresses.ctypes.data, len(sizes), ctypes.addressof(memory)
-        ranges = self._ranges(tasks)
-        frame = _Frame(kernel, tasks, ranges, addresses, plain, all(plain), grads, memory, pack, known)
+        frame = _Frame(kernel, tasks, self._ranges(tasks), addresses, plain, grads)
         if work.cache is not None and not made:
             work.cache["llvm", index] = frame
         return frame
@@ -262,7 +298,7 @@ def _compiled(
     program: Program, title: str, stored: tuple[tuple[str, str], ...], real: str, fresh: bool | None
 ) -> CompiledLoop:
     text = source(program, title, dict(stored), real, fresh)
-    run = _compiler.compiled(text, 8 if fresh is None else 7)
+    run = _compiler.compiled(text, 3)
     return CompiledLoop(_codegen.lowered(program), run, _codegen.table(program, dict(stored), fresh))
 
 
