@@ -50,7 +50,7 @@ def prepare(
     if not work.plan.elementwise:  # matrices may be singular: all is computed before anything is written
         found = _body(work, partial(_whole_leaf, work, values), None, {*work.outputs})
         return partial(_store, work, found, into)
-    program = work.plan.body(work.outputs)
+    program = spelled(work.plan.body(work.outputs))
     with work.library.no_grad():
         scalars = values.scalars(program)
     return partial(_body, work, partial(_leaf, work, program, scalars), into, _aliases(program))
@@ -111,7 +111,7 @@ def _replayed(
         "noise": lambda *key: random.noise(xp, p, *key),
         "largest": lambda size: _quantize.spread(xp, _quantize.largest(xp, size), size),
     }
-    return replay(spelled(program), xp, arrays, [*map(scalar, scalars)], special)
+    return replay(program, xp, arrays, [*map(scalar, scalars)], special)
 
 
 def _whole_leaf(work: BucketStep, values: StepScalars, k: int) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def sums(work: BucketStep, values: StepScalars, index: int) -> dict[str, Any]:
     xp, found = work.xp, []
     real = _arrays.widest_real(xp, _arrays.device(work.loads["p"][0]), work.real) if work.loads["p"] else work.real
     with work.library.no_grad():
-        program = work.plan.sums[index] if work.plan.elementwise else None
+        program = spelled(work.plan.sums[index]) if work.plan.elementwise else None
         scalars = () if program is None else values.scalars(program)
         for k in range(len(work.loads["p"])):
             arrays = compute_arrays(work, k, real)

@@ -16,6 +16,7 @@ from xopt import _arrays
 from xopt._engine.program import summation as _summation
 from xopt._engine.program import trace as _trace
 from xopt._engine.program.contract import BucketStep, StepScalars
+from xopt._engine.program.lower import spelled
 from xopt._engine.program.quantize import BLOCK, count, fill, is_scale
 from xopt._engine.runners import threads as _threads
 from xopt._engine.runners.tiled import codegen as _codegen
@@ -50,6 +51,7 @@ class _Program(ABC):
         leaves: Leaves,
         stores: tuple[str, ...] | None,
     ) -> None:
+        program = spelled(program)
         self.leaves, self.kernel = leaves, _codegen.numpy_kernel(program)
         names = list(program.loads)
         self.loads = [leaves.flat(n) for n in names]
