@@ -39,7 +39,7 @@ class Contender(ABC):
     """What a user of it imports."""
     caches: ClassVar[bool] = False
     """Whether it keeps compiled code on disk, so that a second process may start faster."""
-    tolerance: ClassVar[float] = 0.0
+    tolerance: float = 0.0
     """The relative error that its form of the rule has by itself."""
 
     def __init__(self, problem: Problem, library: Library) -> None:
@@ -89,13 +89,16 @@ class Xopt(Contender):
             "adam": lambda: xopt.Adam(problems.LR),
             "adamw": adamw,
             "clip": lambda: xopt.chain(xopt.ClipByGlobalNorm(problems.MAX_NORM), adamw()),
+            "stochastic": lambda: xopt.Adam(problems.LR),
+            "int8": lambda: xopt.Adam(problems.LR),
         }
         lion = getattr(xopt, "Lion", None)
         if lion is not None:
             make["lion"] = lambda: lion(problems.LR, b1=problems.B1, b2=problems.LION_B2, weight_decay=0.0)
         if self.rule not in make:
             raise Unavailable(f"xopt has no {problem.rule.title} yet")
-        given: Any = {"runner": runner}
+        given: Any = {"runner": runner, **problem.rule.precision}
+        self.tolerance = problem.rule.tolerance
         try:
             self.opt = xopt.Optimizer(self.params, make[self.rule](), **given)
         except (ValueError, ImportError) as error:
@@ -144,14 +147,16 @@ class Textbook(Contender):
 
     def __init__(self, problem: Problem, library: Library) -> None:
         super().__init__(problem, library)
+        if problem.rule.precision:
+            raise Unavailable("the textbook keeps all in the dtype of the parameters")
         self.t, self.dtype = 0, problem.dtype
-        kept = "float32" if self.dtype == "bfloat16" else self.dtype
+        kept = "float32" if problems.ITEMSIZE[self.dtype] == 2 else self.dtype
         self.state = [tuple(library.xp.zeros(p.shape, kept) for _ in range(problem.rule.state)) for p in self.params]
 
     def step(self) -> None:
         self.t += 1
         params, grads = self.params, self.grads
-        if self.dtype == "bfloat16":
+        if problems.ITEMSIZE[self.dtype] == 2:
             params, grads = ([x.astype("float32") for x in column] for column in (params, grads))
         rows = [(p, *state) for p, state in zip(params, self.state, strict=True)]
         rows = problems.textbook_step(self.library.xp, self.problem.rule, self.t, rows, grads)
@@ -166,7 +171,7 @@ class CupyFuse(Textbook):
 
     def __init__(self, problem: Problem, library: Library) -> None:
         super().__init__(problem, library)
-        if self.rule in ("lion", "clip") or self.dtype == "bfloat16":
+        if self.rule in ("lion", "clip") or problems.ITEMSIZE[self.dtype] == 2:
             raise Unavailable("only SGD, Adam and AdamW in float32 and float64 were written with cupy.fuse")
         self.fused = library.xp.fuse()(partial(_fusible, library.xp) if self.rule != "sgd" else _fusible_sgd)
 
@@ -201,8 +206,8 @@ class TorchOptim(Contender):
 
     def __init__(self, problem: Problem, library: Library, kind: str) -> None:
         super().__init__(problem, library)
-        if problem.dtype == "bfloat16":
-            raise Unavailable("torch.optim keeps the state of bfloat16 parameters in bfloat16")
+        if problems.ITEMSIZE[problem.dtype] == 2:
+            raise Unavailable(f"torch.optim keeps the state of {problem.dtype} parameters in {problem.dtype}")
         self.torch, self.foreach, optim = library.xp, kind != "single", library.xp.optim
         make = {
             "sgd": partial(optim.SGD, momentum=problems.MOMENTUM),
@@ -232,6 +237,8 @@ class Optax(Contender):
 
     def __init__(self, problem: Problem, library: Library) -> None:
         super().__init__(problem, library)
+        if problem.rule.precision:
+            raise Unavailable("optax keeps all in the dtype of the arithmetic")
         self.compiled, first = _optax(self.rule, problem.dtype)
         self.state = first(self.params)
 
@@ -253,7 +260,7 @@ def _optax(rule: str, dtype: str) -> tuple[Any, Any]:
     opt = make[rule]()
 
     def wide(arrays: list[Array]) -> list[Array]:
-        return [x.astype("float32") for x in arrays] if dtype == "bfloat16" else arrays
+        return [x.astype("float32") for x in arrays] if problems.ITEMSIZE[dtype] == 2 else arrays
 
     def step(params: list[Array], state: Any, grads: list[Array]) -> tuple[list[Array], Any]:
         updates, state = opt.update(wide(grads), state, wide(params))
@@ -269,8 +276,8 @@ class Keras(Contender):
     tolerance = 5e-4  # ε stands beside the uncorrected √v, which is small after a clip
 
     def __init__(self, problem: Problem, library: Library) -> None:
-        if problem.dtype == "bfloat16":
-            raise Unavailable("Keras keeps the state of bfloat16 parameters in bfloat16")
+        if problems.ITEMSIZE[problem.dtype] == 2:
+            raise Unavailable(f"Keras keeps the state of {problem.dtype} parameters in {problem.dtype}")
         os.environ.setdefault("KERAS_BACKEND", "jax")
         keras, jax = need("keras"), need("jax")
         if keras.backend.backend() != "jax":

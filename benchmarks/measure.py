@@ -66,8 +66,8 @@ def check(name: str, make: Entry, rule: Rule, dtype: str, threads: int) -> float
     Raises
     ------
     AssertionError
-        For an error above 1e-5 (optax has 7e-6, from 1 - β₂ᵗ in float32), above 2e-3 in bfloat16 (a result rounded
-        the other way now and then), or above what the contender says that its form of the rule has.
+        For an error above 1e-5 (optax has 7e-6, from 1 - β₂ᵗ in float32), above 2e-3 in bfloat16 and float16 (a result
+        rounded the other way now and then), or above what the contender says that its form of the rule has.
     """
     shapes = ((17, 5), (40,), (1,))
     first = problems.problem(rule, shapes, dtype, threads)
@@ -84,7 +84,7 @@ def check(name: str, make: Entry, rule: Rule, dtype: str, threads: int) -> float
         return 0.0
     want, got = _flat([row[0] for row in rows]), _flat(contender.values())
     error = float(np.linalg.norm(got - want) / np.linalg.norm(want - _flat(first.params)))
-    limit = max(2e-3 if dtype == "bfloat16" else 1e-5, contender.tolerance)
+    limit = max({"bfloat16": 2e-3, "float16": 2e-3}.get(dtype, 1e-5), contender.tolerance)
     assert error <= limit, f"{name}: {rule.title} in {dtype} is off by {error:.1e} after 3 steps, at most {limit:.0e}"
     return error
 

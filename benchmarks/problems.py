@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 LR, MOMENTUM, B1, B2, EPS, DECAY, LION_B2, MAX_NORM = 1e-2, 0.9, 0.9, 0.999, 1e-8, 0.1, 0.99, 1.0
 
-ITEMSIZE = {"bfloat16": 2, "float32": 4, "float64": 8}
+ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 
 
 class Unavailable(Exception):
@@ -161,6 +161,12 @@ class Rule:
         Number of arrays of state.
     clip
         Whether the gradients are first clipped by their global norm, which reads them once more.
+    precision
+        In which the state is kept, and how parameters are rounded, as `xopt.Optimizer` takes it; others do not have it.
+    kept
+        Bytes of an element of state, if that is not what the dtype of the parameters says.
+    tolerance
+        The relative error that this precision has.
     """
 
     key: str
@@ -168,16 +174,18 @@ class Rule:
     update: Callable[..., tuple[Array, ...]]
     state: int
     clip: bool = False
+    precision: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    kept: int | None = None
+    tolerance: float = 0.0
 
     def bytes(self, elements: int, dtype: str) -> int:
         """Return what a step must move, in bytes: p, g and state are read, p and state are written."""
         own, kept = ITEMSIZE[dtype], self.state_itemsize(dtype)
         return elements * (3 * own + 2 * self.state * kept + self.clip * own)
 
-    @staticmethod
-    def state_itemsize(dtype: str) -> int:
-        """Return the size of an element of state, in bytes: float32 for bfloat16 parameters."""
-        return max(4, ITEMSIZE[dtype])
+    def state_itemsize(self, dtype: str) -> int:
+        """Return the size of an element of state, in bytes: float32 for parameters of two bytes."""
+        return self.kept or max(4, ITEMSIZE[dtype])
 
 
 RULES = {
@@ -188,6 +196,8 @@ RULES = {
         Rule("adamw", "AdamW", _adamw, 2),
         Rule("lion", "Lion", _lion, 1),
         Rule("clip", "global norm clip + AdamW", _adamw, 2, clip=True),
+        Rule("stochastic", "Adam, stochastic rounding", _adam, 2, precision={"rounding": "stochastic"}, tolerance=0.05),
+        Rule("int8", "Adam, state in 8 bits", _adam, 2, precision={"state_dtype": "int8"}, kept=1),
     )
 }
 

@@ -31,7 +31,8 @@ def cells(device: str, quick: bool) -> dict[str, list[Cell]]:
         "many": [(key, "adam", "float32") for key in ("many-fresh", "many")],
         "models": [(key, "adam", "float32") for key in models] + [("resnet50", "sgd", "float32")] * (not quick),
         "rules": [(f"vector-{middle}", key, "float32") for key in ("sgd", "adamw", "lion", "clip")],
-        "dtypes": [(f"vector-{middle}", "adam", dtype) for dtype in ("bfloat16", "float32", "float64")],
+        "dtypes": [(f"vector-{middle}", "adam", dtype) for dtype in ("float16", "bfloat16", "float32", "float64")]
+        + [(f"vector-{middle}", "stochastic", "bfloat16"), (f"vector-{middle}", "int8", "float32")],
         "ten": [("ten", "adam", "float32")],
     }
 
