@@ -39,6 +39,7 @@ class Descent(Run):
         self.maxls, self.search, self.preconditioner = maxls, search, preconditioner
         self.box = Bounds(space, (None, None) if bounds is None else bounds) if solver.bounds else None
         self.method = solver.direction(space, **({"box": self.box} if solver.bounds else {}), **options)
+        self.projected = self.method if isinstance(self.method, Projected) else None
         self.better = 0
         self.lowest = self.least = math.inf
         self.value, self.known = math.nan, Known(np.zeros(2), np.zeros(1))
@@ -154,12 +155,12 @@ class Descent(Run):
 
     def _along(self, line: Line) -> tuple[Point | None, Line]:
         first, ready = self._first(line.slope), list[Point]()
-        if isinstance(self.method, Projected):
+        if self.projected is not None:
             ready = [self._evaluate(line.d, first)]
-            line = self.method.told(line, *ready[0].kept)
+            line = self.projected.told(line, *ready[0].kept)
             if not line.slope < 0 and self.method.scaled:
                 with np.errstate(all="ignore"):
-                    feasible = self.method.feasible(self.here)
+                    feasible = self.projected.feasible(self.here)
                 if feasible is None:
                     return None, line
                 line, first, ready = feasible, min(1.0, feasible.longest), []
