@@ -320,7 +320,7 @@ def test_names_that_mean_something_else() -> None:
         "scope",
         "carry",
         "on_params",
-        "whole",
+        "elementwise",
         "value",
     ):
         with pytest.raises(TypeError, match=f"Mine.{name}: this name means something else"):
@@ -331,7 +331,7 @@ def test_names_that_mean_something_else() -> None:
         type(
             "Mine",
             (Transform,),
-            {"whole": True, "reduce": staticmethod(lambda h, xp, p, g: {}), "__module__": __name__},
+            {"elementwise": False, "reduce": staticmethod(lambda h, xp, p, g: {}), "__module__": __name__},
         )
 
 
