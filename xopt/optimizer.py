@@ -172,8 +172,8 @@ class Optimizer(Saving):
 
     def _step(self, grads: Any, value: Any, overrides: dict[str, Any]) -> Any:
         layout, executor = self._layout, self._executor
-        gs, where, moved = self._guard.gradients(grads)
-        if moved:
+        gs, where = self._guard.gradients(grads)
+        if self._guard.moved:
             self._forget()
         again = executor.again(self._memory) if where is not None and value is None else None
         numbers = self._numbers(overrides) if again is not None else None
@@ -234,6 +234,7 @@ class Optimizer(Saving):
     def _forget(self) -> None:
         """Drop what runners know of where parameters lie."""
         self._memory = [(arenas, {}) for arenas, _ in self._memory]
+        self._guard.moved = False
 
     def eval_params(self) -> Any:
         """Return the parameters to evaluate or to ship, in new arrays: see :meth:`Rule.eval_params`.

@@ -177,10 +177,12 @@ class AliasGuard:
     def __init__(self, layout: Layout, state: list[Any], inspector: Any = None) -> None:
         self._layout, self._state, self._inspector = layout, state, inspector
         self._look()
+        self.moved = False
+        """Whether parameters have had new memory, and whoever keeps addresses has not yet dropped them."""
 
     def _look(self) -> None:
         """Find where everything lies; refuse parameters that share memory."""
-        layout = self._layout
+        self.moved, layout = True, self._layout
         self._known: list[Any] | None = None  # until all is known to be right
         known = self._fingerprints()
         self._arrays = [*layout.leaves, *self._state]
@@ -217,11 +219,10 @@ class AliasGuard:
         wide = any(d.complex for d in self._layout.dtypes)
         return self._layout.library.moving(self._layout.leaves, wide, self._inspector is not None)
 
-    def gradients(self, grads: Any) -> tuple[list[Any], Any, bool]:
+    def gradients(self, grads: Any) -> tuple[list[Any], Any]:
         """Return the gradients leaf by leaf, checked, and refuse one that shares memory with what the step writes.
 
-        The second result is the addresses of the gradients, if they are known and all are in C order, else None; the
-        third is that of `moved`.
+        The second result is the addresses of the gradients, if they are known and all are in C order, else None.
 
         Gradients that are all plainly right are looked at in loops that run in C: a step over a thousand of them should
         not cost more here than in the arithmetic.
@@ -230,9 +231,10 @@ class AliasGuard:
         found = _tree.match(layout.spec, grads, "grads")
         where, same = self._inspect(found) if self._inspect is not None else (None, False)
         if where is not None:
-            return found, where, False
-        moved = not same and self.moved()
-        return *self._checked(found), moved
+            return found, where
+        if not same:
+            self.look()
+        return self._checked(found)
 
     def _checked(self, found: list[Any]) -> tuple[list[Any], Any]:
         layout = self._layout
@@ -249,6 +251,11 @@ class AliasGuard:
         for k, g in enumerate(found):
             if g is not None:
                 self._refuse_shared(k, g, held)
+            if g is not None and self._inspector is not None and layout.library.unmapped(g):
+                raise TypeError(
+                    f"{layout.path(k, 'grads')}: a {type(g).__name__} without memory of its own, which a compiled loop "
+                    f'cannot read; pass a plain tensor, as x.clone() may be, or make the optimizer with runner="eager"'
+                )
         return found, None
 
     def _owned(self, found: list[Any]) -> bool:
@@ -263,7 +270,7 @@ class AliasGuard:
             return None
         lows = np.asarray(self._layout.library.addresses(found), np.int64)
         apart = self._reach[np.searchsorted(self._starts, lows + self._bytes)] <= lows
-        return lows if apart.all() else None
+        return lows if (apart & ((lows != 0) | (self._bytes == 0))).all() else None
 
     def _refuse_shared(self, k: int, g: Any, held: dict[int, int]) -> None:
         root = _arrays.owner(g)
@@ -275,10 +282,10 @@ class AliasGuard:
                 path = self._layout.path(k, "grads")
                 raise ValueError(f"{path}: shares memory with {what}, which the step writes; pass a copy")
 
-    def moved(self) -> bool:
-        """Whether parameters have new memory since the last look; refuse another shape or dtype."""
+    def look(self) -> None:
+        """Find out whether parameters have new memory since the last look; refuse another shape or dtype."""
         if self._known == self._fingerprints():
-            return False
+            return
         layout = self._layout
         for k, (x, shape, dtype) in enumerate(zip(layout.leaves, layout.shapes, layout.raw_dtypes, strict=True)):
             was, now = (shape, dtype, layout.devices[k]), (tuple(x.shape), x.dtype, _arrays.device(x))
@@ -291,7 +298,6 @@ class AliasGuard:
                     f"cannot be written as it is; assign p.data.resolve_conj().resolve_neg()"
                 )
         self._look()
-        return True
 
     def _near(self, g: Any) -> list[int]:
         low, high = _arrays.extent(g)

@@ -178,6 +178,10 @@ class Library:
         """Whether any array is a view that stands for the negative, or if ``wide`` the conjugate, of its memory."""
         return False
 
+    def unmapped(self, x: Array) -> bool:
+        """Whether an array has elements, but no memory that could be read."""
+        return False
+
     def plain_types(self) -> list[type]:
         """Return the type that arrays mostly have, where there is one."""
         return []
@@ -249,7 +253,8 @@ class NumPyLike(Library):
         return list(map(_contiguous, column))
 
     def moving(self, leaves: list[Array], wide: bool, where: bool) -> list[Any]:
-        return [*shapes_and_dtypes(leaves), *([self.addresses(leaves)] if where else [])]
+        strides = list(map(operator.attrgetter("strides"), leaves))
+        return [*shapes_and_dtypes(leaves), strides, *([self.addresses(leaves)] if where else [])]
 
 
 def shapes_and_dtypes(leaves: list[Array]) -> list[Any]:

@@ -193,6 +193,8 @@ class Executor:
             for work, scalars in zip(works, values, strict=True):
                 into = {n: work.loads[n] for n in work.outputs} if write else None
                 jobs.append(work.runner.prepare(work, scalars, into))
+            if memory is not None and where is not None and not step.inputs:
+                self._keep(works, values, memory)
             if writing is not None:
                 writing.begin()
             try:
@@ -201,8 +203,6 @@ class Executor:
                 if writing is not None and all(work.stored == 0 for work in works):
                     writing.cancel()
                 raise
-            if memory is not None and where is not None and not step.inputs:
-                self._keep(works, values, memory)
         finally:
             for work in works:  # the next step may use it again, and gradients are not ours to keep
                 del work.loads["g"]
@@ -217,8 +217,8 @@ class Executor:
         return found
 
     def _keep(self, works: list[BucketStep], values: list[StepScalars], memory: Any) -> None:
-        """Remember a step that was taken, if there is anything to be had of that."""
-        if self._again is None and self._steady and len(self.chains) == 1:
+        """Remember a step that is ready, if there is anything to be had of that."""
+        if works and self._again is None and self._steady and len(self.chains) == 1:
             jobs = [work.runner.again(work, own) for work, own in zip(works, values, strict=True)]
             if None not in jobs:
                 self._again = Again(works, values, jobs, [bucket.pick for bucket in self.buckets], memory, self.chains)

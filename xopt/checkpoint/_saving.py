@@ -42,6 +42,8 @@ class Saving(ABC):
     _guard: AliasGuard
     _access: ExclusiveAccess
     _jitted: JittedStep | None
+    _fields: dict[str, Any]
+    """What is known of hyperparameters that a step is given."""
 
     @abstractmethod
     def _begin(self, rule: FunctionalOptimizer, params: Any, runner: Any) -> None:
@@ -163,7 +165,8 @@ class Saving(ABC):
 
     def _run(self) -> _snapshot.Run:
         """Return parameters and state as they are; parameters may have been given other memory."""
-        if self._guard.moved():
+        self._guard.look()
+        if self._guard.moved:
             self._forget()
         return _snapshot.Run(self._rule, self._layout, self._executor, self._slots, self._carry)
 

@@ -43,17 +43,23 @@ def _plain(rule: Any, name: str) -> tuple[tuple[str, str], str, Field] | None:
     link, field = locate(parts, name)
     cls = type(link.part)
     made = (cls.replace, cls.__init__) == (Component.replace, Component.__init__)
-    if len(link.path) > 1 or not made or field in _looked_at(cls):
+    looked_at = _looked_at(cls)
+    if len(link.path) > 1 or not made or looked_at is None or field in looked_at:
         return None
     if type(link.part._value(field)) is not float:
         return None
     return (link.key, field), f"{cls.__name__}.{field}", link.part._fields[field]
 
 
-def _looked_at(cls: type[Component]) -> frozenset[str]:
-    """Return the names that the check of a class, which is about fields that contradict each other, has in its code."""
-    checks = [vars(base)["_check"] for base in cls.__mro__ if "_check" in vars(base)]
-    return frozenset(name for check in checks for name in _names(check.__code__))
+def _looked_at(cls: type[Component]) -> frozenset[str] | None:
+    """Return the names in the code of the checks of a class, which are about fields that contradict each other.
+
+    None where a check is not of this package: it may look at fields in whichever way.
+    """
+    owners = [base for base in cls.__mro__ if "_check" in vars(base)]
+    if any(base.__module__.partition(".")[0] != "xopt" for base in owners):
+        return None
+    return frozenset(name for base in owners for name in _names(vars(base)["_check"].__code__))
 
 
 def _names(x: Any) -> Iterator[str]:

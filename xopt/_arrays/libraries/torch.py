@@ -114,6 +114,12 @@ class Own(Library):
         tensor = _torch().Tensor
         return any(map(tensor.is_neg, column)) or (wide and any(map(tensor.is_conj, column)))
 
+    def unmapped(self, x: Array) -> bool:
+        try:
+            return bool(x.numel() > 0 and x.data_ptr() == 0)
+        except RuntimeError:  # of what stands for a tensor
+            return True
+
     def phantom(self, x: Array) -> NDArray | None:
         try:
             size = x.element_size()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import weakref
 from typing import Any
@@ -94,3 +96,38 @@ def test_after_fork() -> None:
     """The child steps, and compiles another kernel."""
     more = 'xopt.Optimizer(np.ones(9), xopt.RMSProp(), runner="llvm").step(np.ones(9))'
     after_fork("xopt._engine.runners.llvm.runner", "Llvm(2, 64)", more)
+
+
+FORKS = """
+import os, signal, sys, threading, time
+import numpy as np, xopt
+stop = threading.Event()
+def compile_for_ever():
+    k = 0
+    while not stop.is_set():
+        k += 1
+        rule = xopt.chain(*[xopt.Scale(0.5)] * (k % 7), xopt.Adam())
+        xopt.Optimizer(np.ones(9), rule, runner="llvm").step(np.ones(9))
+        llvm._compiled.cache_clear()
+from xopt._engine.runners.llvm import runner as llvm
+xopt.Optimizer(np.ones(9), xopt.SGD(), runner="llvm").step(np.ones(9))  # a fork amid an import is another matter
+thread = threading.Thread(target=compile_for_ever, daemon=True)
+thread.start()
+for k in range(6):
+    time.sleep(0.03)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        xopt.Optimizer(np.ones(9), xopt.RMSProp(), runner="llvm").step(np.ones(9))
+        os._exit(0)
+    print(os.waitpid(child, 0)[1])
+stop.set()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_while_another_thread_compiles() -> None:
+    """The locks of a compiler that the child finds taken would never be free."""
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], capture_output=True, text=True, check=False)
+    assert out.stdout.split() == ["0"] * 6, out.stdout + out.stderr

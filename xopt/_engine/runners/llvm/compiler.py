@@ -7,21 +7,35 @@ import functools
 import importlib
 import importlib.util
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
-_lock = threading.Lock()
+_lock = threading.RLock()
+_held: list[Any] = []
+"""Locks that a fork holds."""
 
 
-def _forget() -> None:
-    """Start afresh in a forked child: the lock may have been held."""
-    global _lock
-    _lock = threading.Lock()
+def _hold() -> None:
+    """Take the locks before a fork: a child must not find them in the hands of a thread that it does not have.
+
+    Objects of llvmlite are let go at any time, and take its own lock for that; it has no name for others.
+    """
+    own = getattr(getattr(sys.modules.get("llvmlite.binding.ffi"), "lib", None), "_lock", None)
+    for lock in (_lock, getattr(own, "_lock", None)):
+        if lock is not None:
+            lock.acquire()
+            _held.append(lock)
+
+
+def _let_go() -> None:
+    while _held:
+        _held.pop().release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_let_go)
 
 
 @functools.cache
@@ -67,23 +81,28 @@ def compiled(source: str, arguments: int, reads: bool = False) -> Callable[..., 
 
     Other threads run meanwhile, but not where it ``reads`` objects of Python, and returns an integer.
     """
-    import llvmlite.binding as llvm
-
     with _lock:
-        target, options = _target()
-        level = 1 if reads else 3
-        machine = target.create_target_machine(**options, opt=level)  # one each: an engine takes it over
-        module = llvm.parse_assembly(source)
-        module.triple, module.data_layout = machine.triple, str(machine.target_data)
-        module.verify()
-        tuning = llvm.create_pipeline_tuning_options(speed_level=level)
-        tuning.loop_vectorization = not reads
-        builder = llvm.create_pass_builder(machine, tuning)
-        builder.getModulePassManager().run(module, builder)
-        engine = llvm.create_mcjit_compiler(module, machine)
-        engine.finalize_object()
+        engine = _engine(source, 1 if reads else 3)
         words = [ctypes.c_ssize_t] * arguments
         kind = ctypes.PYFUNCTYPE(ctypes.c_ssize_t, *words) if reads else ctypes.CFUNCTYPE(None, *words)
         found: Any = kind(engine.get_function_address("kernel"))
         found.engine = engine  # which holds the code
         return found  # type: ignore[no-any-return]
+
+
+def _engine(source: str, level: int) -> Any:
+    """Compile the text of a module; with level 1 in less time, with 3 for a loop that will run long."""
+    import llvmlite.binding as llvm
+
+    target, options = _target()
+    machine = target.create_target_machine(**options, opt=level)  # one each: an engine takes it over
+    module = llvm.parse_assembly(source)
+    module.triple, module.data_layout = machine.triple, str(machine.target_data)
+    module.verify()
+    tuning = llvm.create_pipeline_tuning_options(speed_level=level)
+    tuning.loop_vectorization = level > 1
+    builder = llvm.create_pass_builder(machine, tuning)
+    builder.getModulePassManager().run(module, builder)
+    engine = llvm.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    return engine

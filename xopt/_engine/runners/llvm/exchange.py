@@ -72,6 +72,8 @@ def source(kinds: int) -> str:
     with _rows(text, "g", "%grads", found, kinds) as (k, first, size, _):
         _same(text, "e", found, first, "%flat", k)
         low = _address(text, found)
+        nowhere, some = text.do(f"icmp eq i64 {low}, 0"), text.do(f"icmp ne i64 {size}, 0")
+        text.leave(text.do(f"and i1 {nowhere}, {some}"), k)
         text.leave(_headers.overlaps(text, low, size), k)
         text.store("i64", low, "%out", k)
     text.line("ret i64 %leaves")

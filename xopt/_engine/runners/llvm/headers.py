@@ -25,7 +25,7 @@ NDArray = np.ndarray[Any, Any]
 _HEADER = object.__basicsize__
 TYPE = _HEADER - 8
 ITEMS = list.__basicsize__ - 16
-_DATA, _DIMENSIONS, _SHAPE, _DTYPE, _FLAGS = (_HEADER + 8 * k for k in (0, 1, 2, 5, 6))
+_DATA, _DIMENSIONS, _SHAPE, _STRIDES, _DTYPE, _FLAGS = (_HEADER + 8 * k for k in (0, 1, 2, 3, 5, 6))
 _CONTIGUOUS, _WRITEABLE = 0x1, 0x400
 
 
@@ -42,6 +42,7 @@ def source() -> str:
         text.leave(text.do(f"icmp eq i32 {flags}, 0"), "-1")
         text.leave(text.do(f"icmp ne i64 {_field(text, 'i64', p, _DATA)}, {place}"), "-1")
         _same_shape(text, "d", p, dtype, dimensions, first, "-1")
+        _same(text, "s", _field(text, "ptr", p, _STRIDES), "%strides", dimensions, first, "-1")
     with _rows(text, "g", "%grads") as (k, g, dtype, dimensions, first, size, _):
         text.leave(text.do(f"icmp ne i64 {_field(text, 'i64', g, TYPE)}, %array_type"), k)
         flags = text.do(f"and i32 {_field(text, 'i32', g, _FLAGS)}, {_CONTIGUOUS}")
@@ -57,7 +58,7 @@ def source() -> str:
 
 _WORDS = {
     "params": "ptr", "array_type": "i64", "facts": "ptr", "leaves": "i64", "sizes": "ptr",
-    "starts": "ptr", "count": "i64", "reach": "ptr", "out": "ptr",
+    "strides": "ptr", "starts": "ptr", "count": "i64", "reach": "ptr", "out": "ptr",
 }  # fmt: skip
 
 
@@ -88,10 +89,14 @@ def _same_shape(text: Text, name: str, x: str, dtype: str, dimensions: str, firs
     text.leave(text.do(f"icmp ne i64 {_field(text, 'i64', x, _DTYPE)}, {dtype}"), wrong)
     found = text.do(f"sext i32 {_field(text, 'i32', x, _DIMENSIONS)} to i64")
     text.leave(text.do(f"icmp ne i64 {found}, {dimensions}"), wrong)
-    shape = _field(text, "ptr", x, _SHAPE)
+    _same(text, name, _field(text, "ptr", x, _SHAPE), "%sizes", dimensions, first, wrong)
+
+
+def _same(text: Text, name: str, found: str, known: str, dimensions: str, first: str, wrong: str) -> None:
+    """Return ``wrong`` for other numbers, one a dimension, than are known."""
     with text.loop(name, "0", dimensions) as j:
-        size = text.load("i64", "%sizes", text.do(f"add i64 {first}, {j}"))
-        text.leave(text.do(f"icmp ne i64 {text.load('i64', shape, j)}, {size}"), wrong)
+        wanted = text.load("i64", known, text.do(f"add i64 {first}, {j}"))
+        text.leave(text.do(f"icmp ne i64 {text.load('i64', found, j)}, {wanted}"), wrong)
 
 
 BEFORE = """define internal i64 @before(ptr %starts, i64 %count, i64 %high) nounwind {
@@ -135,6 +140,7 @@ def readable() -> bool:
             word(at + _DATA).value == x.ctypes.data,
             half(at + _DIMENSIONS).value == x.ndim,
             shape == list(x.shape),
+            [word(word(at + _STRIDES).value + 8 * k).value for k in range(x.ndim)] == list(x.strides),
             word(at + _DTYPE).value == id(x.dtype),
             bool(flags & _CONTIGUOUS) == x.flags.c_contiguous,
             flags & _WRITEABLE != 0 == half(at + _FLAGS).value & _WRITEABLE,
@@ -166,11 +172,12 @@ def inspector(params: list[Any], starts: NDArray, reach: NDArray) -> Inspect | N
     facts = [(id(x.dtype), x.ndim, first, x.nbytes, x.ctypes.data) for x, first in zip(params, firsts, strict=False)]
     out = np.empty(count, np.int64)
     sizes = np.asarray([n for x in params for n in x.shape], np.int64)
+    strides = np.asarray([n for x in params for n in x.strides], np.int64)
     # an address says nothing of an object that is gone
-    tables, held = (np.asarray(facts, np.int64), sizes, starts, reach, out), [x.dtype for x in params]
-    table, shapes, lows, highs, found = (x.ctypes.data for x in tables)
+    tables, held = (np.asarray(facts, np.int64), sizes, strides, starts, reach, out), [x.dtype for x in params]
+    table, shapes, steps, lows, highs, found = (x.ctypes.data for x in tables)
     words = (ctypes.c_int64 * len(_WORDS))(
-        id(params), id(np.ndarray), table, count, shapes, lows, len(starts), highs, found
+        id(params), id(np.ndarray), table, count, shapes, steps, lows, len(starts), highs, found
     )
     at = ctypes.addressof(words)
 

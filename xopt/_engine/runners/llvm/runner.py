@@ -88,8 +88,8 @@ class _Frame:
         self.at = ctypes.addressof(self._words)
 
     def serves(self, work: BucketStep) -> bool:
-        """Whether all arrays of a step are in C order."""
-        return self.whole and (work.where is not None or all(work.library.contiguous(work.loads["g"])))
+        """Whether all arrays of a step are in C order, and have memory."""
+        return self.whole and (work.where is not None or all(_readable(work)))
 
     def look(self, work: BucketStep) -> None:
         """Find the gradients of this step."""
@@ -222,7 +222,7 @@ class Llvm:
 
     def _mixed(self, work: BucketStep, values: StepScalars, plain: list[bool]) -> Shared:
         """Leave what is not in C order to the tiled runner."""
-        good = list(map(operator.and_, plain, work.library.contiguous(work.loads["g"])))
+        good = list(map(operator.and_, plain, _readable(work)))
         return Shared(work, values, good, self, self._rest)
 
     def _run(self, frame: _Frame) -> None:
@@ -308,6 +308,12 @@ def source(program: Program, title: str, stored: dict[str, str], real: str, fres
     if fresh is None:
         return _codegen.sums_source(title, program, columns, _compiler.converts_half())
     return _codegen.body_source(title, program, columns, real, _compiler.converts_half())
+
+
+def _readable(work: BucketStep) -> list[bool]:
+    """Say of each gradient whether it is in C order, and has memory."""
+    grads, library = work.loads["g"], work.library
+    return [ok and not library.unmapped(g) for ok, g in zip(library.contiguous(grads), grads, strict=True)]
 
 
 def _plain(work: BucketStep, without: str = "") -> list[bool]:
