@@ -217,7 +217,7 @@ class AliasGuard:
     def _fingerprints(self) -> list[Any]:
         """Say of each parameter what can change without it: by ``p.data = x`` of torch, ``p.shape = x`` of NumPy."""
         wide = any(d.complex for d in self._layout.dtypes)
-        return self._layout.library.moving(self._layout.leaves, wide, self._inspector is not None)
+        return self._layout.library.moving(self._layout.leaves, wide)
 
     def gradients(self, grads: Any) -> tuple[list[Any], Any]:
         """Return the gradients leaf by leaf, checked, and refuse one that shares memory with what the step writes.

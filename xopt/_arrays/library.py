@@ -196,11 +196,8 @@ class Library:
         made[...] = self.detached(x)
         return made
 
-    def moving(self, leaves: list[Array], wide: bool, where: bool) -> list[Any]:
-        """Say of parameters what can change without them, such as their memory: of complex ones, if ``wide``, more.
-
-        ``where``: their addresses as well, where asking is not free.
-        """
+    def moving(self, leaves: list[Array], wide: bool) -> list[Any]:
+        """Say of parameters what can change without them, such as their memory: of complex ones, if ``wide``, more."""
         return []
 
     # --- devices
@@ -252,9 +249,9 @@ class NumPyLike(Library):
     def contiguous(self, column: list[Array]) -> list[bool]:
         return list(map(_contiguous, column))
 
-    def moving(self, leaves: list[Array], wide: bool, where: bool) -> list[Any]:
+    def moving(self, leaves: list[Array], wide: bool) -> list[Any]:
         strides = list(map(operator.attrgetter("strides"), leaves))
-        return [*shapes_and_dtypes(leaves), strides, *([self.addresses(leaves)] if where else [])]
+        return [*shapes_and_dtypes(leaves), strides, self.addresses(leaves)]
 
 
 def shapes_and_dtypes(leaves: list[Array]) -> list[Any]:

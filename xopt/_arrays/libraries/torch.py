@@ -127,7 +127,7 @@ class Own(Library):
         except RuntimeError:
             return None
 
-    def moving(self, leaves: list[Array], wide: bool, where: bool) -> list[Any]:
+    def moving(self, leaves: list[Array], wide: bool) -> list[Any]:
         views = [list(map(_conj, leaves)) if wide else None, list(map(_stride, leaves))]
         return [*shapes_and_dtypes(leaves), *views, self.addresses(leaves)]
 
