@@ -165,6 +165,7 @@ def bench(session: nox.Session) -> None:
     """Measure xopt beside other libraries: `nox -s bench -- --quick`, `-- --only vector,many`, `-- --device cuda`."""
     cuda = argument(session, "--device", "cpu") == "cuda"
     peers = [TORCH, "jax[cuda13]>=0.5" if cuda else "jax>=0.5", "optax>=0.2.5", "keras>=3.10", "thinc>=9.1"]
+    peers.append("numba>=0.61")  # which the ceiling is compiled by
     session.install(*peers, *(LIBRARIES["cupy"] if cuda else []), "-e", ".[bfloat16,plot]")
     session.run("python", "-m", "benchmarks", *session.posargs)
 

@@ -44,10 +44,11 @@ class Again:
         for work, own in zip(works, values, strict=True):
             for spec, h in zip(work.specs, own.specs, strict=True):
                 self._of.setdefault(spec.key, []).append(h)
-        self._moving = [(spec, self._of[spec.key]) for spec in chains[0] if spec.constants is None]
-        self._hosts = [(spec, self._of[spec.key]) for spec in chains[0] if spec.host]
-        for spec in chains[0]:
-            for h in self._of[spec.key]:  # the step that was taken may have had others
+        rows = [(spec, self._of.get(spec.key, [])) for spec in chains[0]]
+        self._moving = [(spec, sets) for spec, sets in rows if spec.constants is None]
+        self._hosts = [(spec, sets) for spec, sets in rows if spec.host]
+        for spec, sets in rows:
+            for h in sets:  # the step that was taken may have had others
                 h.update(spec.constants or {})
 
     def run(self, t: int, where: Any, writing: Writing, numbers: Mapping[tuple[str, str], float]) -> None:
