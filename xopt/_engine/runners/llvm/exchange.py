@@ -2,7 +2,7 @@
 
 It fills in a description of a tensor, which a compiled loop compares with what a gradient must be, and a parameter was:
 a thousand in some dozen microseconds. The struct and the table of functions are those of DLPack's header, major version
-1; PyTorch has them from 2.10 on.
+1, as PyTorch 2.13 has them.
 """
 
 from __future__ import annotations
