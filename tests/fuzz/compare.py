@@ -257,7 +257,8 @@ def _one(case: Case, ref: Reference, at: int, n: str, x: Any, y: Any, exact: boo
         return "shape or dtype", f"{y.dtype} {y.shape}, where NumPy has {x.dtype} {x.shape}"
     if x.tobytes() == y.tobytes():
         return None
-    if exact:
+    # SAM takes the default runner, which on complex numbers is near to the reference, and the layout chooses it
+    if exact and not (n.startswith("worst") and np.iscomplexobj(x)):
         return None if alike(x, y) else ("bits", f"{_shown(y)}, where NumPy has {_shown(x)}")
     dtype = scalar_dtype(case) if carried else x.dtype.name
     wide = complex if np.iscomplexobj(x) else float
@@ -269,7 +270,8 @@ def _one(case: Case, ref: Reference, at: int, n: str, x: Any, y: Any, exact: boo
         size = unit(case, dtype)
         # what rounding lost is as large as a unit of the parameter, and a point nearby is a difference from it
         of = n.replace("slots.precision.error", "params").replace("worst", "params")
-        bound = ULPS * size * max(ref.scale(at, n), ref.scale(at, of)) + 4 * float(
+        # a carried weight is made of 1 - β, so that a unit of 1 is lost
+        bound = ULPS * size * max(ref.scale(at, n), ref.scale(at, of), float(carried)) + 4 * float(
             np.finfo("float32" if eps(dtype) >= EPS["float32"] else "float64").tiny
         )
         if not odd.any() and (off <= bound).all():

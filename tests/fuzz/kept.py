@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fuzz.cases import Array, Case, Leaf, Resume, Set, Step
+from fuzz.cases import Array, Case, Leaf, Perturb, Resume, Set, Step
 
 W, B = Leaf((3, 2)), Leaf((3,))
 TREE = {"w": W, "b": B}
@@ -93,6 +93,14 @@ KEPT = [
         [Leaf((), "complex128"), Leaf((2, 1, 2), "complex128")],
         "xopt.Precision(xopt.Adafactor(complex='split'), state_dtype='float16')",
         (),
+    ),
+    # a weight of 1 - β, of which a schedule under jit is another by a unit of 1
+    Case(B, "xopt.chain(xopt.SGD(), xopt.EMA(decay=S.warmup(0.999, steps=3, start=0.999)))", (Step(),)),
+    # the point nearby of complex numbers in another order of memory
+    Case(
+        Leaf((3, 2), "complex64", "reversed"),
+        "xopt.Adagrad()",
+        (Step(value=1.0), Perturb(rho=1.0, adaptive=True)),
     ),
     # a quotient of a quotient, which XLA makes one of
     Case(Leaf(()), "xopt.SOAP(normalize=True)", TWO),
