@@ -322,12 +322,19 @@ def check(case: Case, path: Path, ref: Reference) -> Difference | Excused | None
     return resumed(case, path, got) or found
 
 
+def _by_layout(path: Path, n: str, x: Any, y: Any) -> bool:
+    """Whether complex numbers are as near as the compiled loop and NumPy are, between which the layout chooses."""
+    if not np.iscomplexobj(x) or not (path.runner == "llvm" or n.startswith("worst")):
+        return False
+    return bool((np.abs(x - y) <= 8 * np.finfo(x.dtype).eps * (np.abs(x) + 1)).all())
+
+
 def resumed(case: Case, path: Path, got: list[Record]) -> Difference | None:
     """Compare a run that was resumed with one that was not, bit by bit."""
     for at, (a, b) in enumerate(zip(run(case, path, resume=False), got, strict=True)):
         for n in a.found:
             x, y = np.asarray(a.found[n]), np.asarray(b.found[n])
-            if x.tobytes() != y.tobytes() and not alike(x, y):
+            if x.tobytes() != y.tobytes() and not alike(x, y) and not _by_layout(path, n, x, y):
                 text = f"{path.name}, event {at}: {n} is {_shown(y)} after a resume, without {_shown(x)}"
                 return Difference(f"{path.family}: bits of {name_of(n)} after a resume", text)
     return None

@@ -102,6 +102,11 @@ KEPT = [
         "xopt.Adagrad()",
         (Step(value=1.0), Perturb(rho=1.0, adaptive=True)),
     ),
+    # complex numbers that are in C order after a resume, so that the compiled loop has them
+    Case(
+        [Leaf((3,)), Leaf((3,), "complex64", "strided")], "xopt.SignSGD(lr=0.05)", (Resume(by="file"), Step()), seed=3
+    ),
+    Case(Leaf((2, 1, 2), "complex128", "F"), "xopt.Fromage()", (Resume(), Perturb(rho=1.0, adaptive=True))),
     # a quotient of a quotient, which XLA makes one of
     Case(Leaf(()), "xopt.SOAP(normalize=True)", TWO),
 ]
