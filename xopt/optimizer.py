@@ -176,7 +176,7 @@ class Optimizer(Saving):
         if self._guard.moved:
             self._forget()
         again = executor.again(self._memory) if where is not None and value is None else None
-        numbers = self._numbers(overrides) if again is not None else None
+        numbers = plain_numbers(self._rule, overrides, self._fields) if again is not None else None
         if again is not None and numbers is not None and type(self._taken) is int:
             t = after(self._taken)
             with executor.writing:
@@ -203,10 +203,6 @@ class Optimizer(Saving):
             self._written(gs, where)
             self._carry, self._taken = carry, step.t
         return self._tree
-
-    def _numbers(self, overrides: dict[str, Any]) -> dict[tuple[str, str], float] | None:
-        """Return what hyperparameters of which components are in this step, checked, if that is all to be known."""
-        return plain_numbers(self._rule, overrides, self._fields) if overrides else {}
 
     def _written(self, gs: list[Any], where: Any) -> None:
         """Tell the library, if it wants to know, which parameters are new."""

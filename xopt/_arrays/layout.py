@@ -249,9 +249,10 @@ class AliasGuard:
         found = [layout.accept(k, g) for k, g in enumerate(found)]
         held = {id(p): k for k, p in enumerate(layout.leaves)} if layout.library.jits else {}
         for k, g in enumerate(found):
-            if g is not None:
-                self._refuse_shared(k, g, held)
-            if g is not None and self._inspector is not None and layout.library.unmapped(g):
+            if g is None:
+                continue
+            self._refuse_shared(k, g, held)
+            if self._inspector is not None and layout.library.unmapped(g):
                 raise TypeError(
                     f"{layout.path(k, 'grads')}: a {type(g).__name__} without memory of its own, which a compiled loop "
                     f'cannot read; pass a plain tensor, as x.clone() may be, or make the optimizer with runner="eager"'

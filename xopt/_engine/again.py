@@ -18,7 +18,7 @@ class Again:
     Parameters
     ----------
     works, values
-        The buckets of a step that was taken, and their scalars, which are nobody else's from now on.
+        The buckets of a step that is ready, one at least, and their scalars, which are nobody else's from now on.
     jobs
         For each what its runner returned, see `Stepper.again`.
     picks
@@ -39,7 +39,7 @@ class Again:
         self.memory, self.chains = memory, chains
         self._jobs = [(pick, *job) for pick, job in zip(picks, jobs, strict=True)]
         self._all = [h for own in values for h in own.specs]
-        self._library = works[0].library if works else None
+        self._library = works[0].library
         self._of: dict[str, list[dict[str, Any]]] = {}
         for work, own in zip(works, values, strict=True):
             for spec, h in zip(work.specs, own.specs, strict=True):
@@ -48,7 +48,7 @@ class Again:
         self._moving = [(spec, sets) for spec, sets in rows if spec.constants is None]
         self._hosts = [(spec, sets) for spec, sets in rows if spec.host]
         for spec, sets in rows:
-            for h in sets:  # the step that was taken may have had others
+            for h in sets:  # that step may have others
                 h.update(spec.constants or {})
 
     def run(self, t: int, where: Any, writing: Writing, numbers: Mapping[tuple[str, str], float]) -> None:
@@ -59,9 +59,6 @@ class Again:
             found = spec.resolve(t, self._library, True)
             for h in sets:
                 h.update(found)
-        if not numbers:
-            self._take(where, writing)
-            return
         usual = [(h, n, h[n]) for key, n in numbers for h in self._of[key]]
         try:
             for (key, n), x in numbers.items():

@@ -194,7 +194,7 @@ def _outcome(
 
 
 def sums(work: BucketStep, values: StepScalars, index: int) -> dict[str, Any]:
-    """Return the sums that component ``place`` asks for, a vector over the leaves, in float64 where there is one."""
+    """Return the sums that component ``index`` asks for, a vector over the leaves, in float64 where there is one."""
     xp, found = work.xp, []
     real = _arrays.widest_real(xp, _arrays.device(work.loads["p"][0]), work.real) if work.loads["p"] else work.real
     with work.library.no_grad():

@@ -46,7 +46,7 @@ class Shared:
         return finish
 
     def sums(self, index: int) -> dict[str, NDArray]:
-        """Return the sums that component ``place`` asks for, a vector over the leaves."""
+        """Return the sums that component ``index`` asks for, a vector over the leaves."""
         found = {n: np.empty(self._count) for n in self._work.plan.sums[index].outputs}
         for runner, leaves, work, values in self._each():
             for n, x in runner.sums(work, values, index).items():

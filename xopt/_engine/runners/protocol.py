@@ -22,7 +22,7 @@ class Stepper(Protocol):
         """
 
     def sums(self, work: BucketStep, values: StepScalars, index: int) -> dict[str, Any]:
-        """Return the sums that component ``place`` asks for, a vector over the leaves."""
+        """Return the sums that component ``index`` asks for, a vector over the leaves."""
 
 
 @runtime_checkable

@@ -109,7 +109,7 @@ class Cuda:
         return finish
 
     def sums(self, work: BucketStep, values: StepScalars, index: int) -> dict[str, Any]:
-        """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `summation`."""
+        """Return the sums that component ``index`` asks for, a vector over the leaves, in the order of `summation`."""
         program, found = work.plan.sums[index], {}
         try:
             kernels = {n: _codegen.sum_kernel(program, n, _storage(work)) for n in program.outputs}

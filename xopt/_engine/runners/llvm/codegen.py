@@ -243,7 +243,7 @@ def body_source(title: str, program: Program, columns: Table, real: str, half: b
             for what in loop.stores():
                 loop.store(what, i)
     elements = loop.text.function("elements", loop.arguments, how=" noinline")
-    return module(title, real, [_tasks(loop, "elements", []), elements], half)
+    return module(title, real, [_tasks(loop, "elements"), elements], half)
 
 
 def _compute(loop: _Loop, i: str, wanted: Callable[[int], bool]) -> None:
@@ -315,7 +315,7 @@ def sums_source(title: str, program: Program, columns: Table, half: bool = False
     for j, (row, name) in enumerate(zip(terms, loop.low.outputs, strict=True)):
         text.store("double", text.do(f"call double @sum(ptr {row}, i64 %n)"), "%out", str(j), name)
     block = text.function("block", [*loop.arguments, "ptr %out"], how=" noinline")
-    return module(title, "float64", [_tasks(loop, "pairwise", [count]), _pairwise(loop, count), block], half)
+    return module(title, "float64", [_tasks(loop, "pairwise", count), _pairwise(loop, count), block], half)
 
 
 def _pairwise(loop: _Loop, count: int) -> str:
@@ -349,8 +349,8 @@ def _pairwise(loop: _Loop, count: int) -> str:
     return text.function("pairwise", [*loop.arguments, "ptr %out"])
 
 
-def _tasks(loop: _Loop, name: str, counts: list[int]) -> str:
-    """Write the loop over tasks: it finds the arrays and scalars of each, and calls what does it."""
+def _tasks(loop: _Loop, name: str, sums: int = 0) -> str:
+    """Write the loop over tasks: it finds the arrays and scalars of each, and calls what does it, or its ``sums``."""
     text = Text()
     frame(text, _WORDS)
     with text.loop("k", "%first", "%last") as k:
@@ -362,7 +362,7 @@ def _tasks(loop: _Loop, name: str, counts: list[int]) -> str:
         for j, array in enumerate(loop.columns.arrays):
             row = text.do(f"mul nsw i64 %leaves, {j}")
             pointer = text.load("ptr", "%addresses", text.do(f"add nsw i64 {row}, {leaf}"))
-            first = ("0" if counts else text.do(f"sdiv i64 {low}, {BLOCK}")) if array.scales else low
+            first = ("0" if sums else text.do(f"sdiv i64 {low}, {BLOCK}")) if array.scales else low
             first = text.do(f"shl nsw i64 {first}, 1") if array.paired else first
             given.append(f"ptr {text.element(STORED[array.dtype], pointer, first)}")
             text.note(f"{array.name}, {array.dtype}")
@@ -375,8 +375,8 @@ def _tasks(loop: _Loop, name: str, counts: list[int]) -> str:
             text.note(scalar)
             given.append(f"{loop.type} {value}")
         given += [f"i64 {low}", f"i64 {n}"]
-        for count in counts:
-            at = text.do(f"mul nsw i64 {k}, {count}")
+        if sums:
+            at = text.do(f"mul nsw i64 {k}, {sums}")
             given.append(f"ptr {text.element('double', '%out', at)}")
         text.line(f"call void @{name}({', '.join(given)})")
     return text.function("kernel", ["ptr %frame", "i64 %first", "i64 %last"])

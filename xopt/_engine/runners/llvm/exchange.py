@@ -19,6 +19,7 @@ import numpy as np
 from xopt._arrays.layout import Layout
 from xopt._engine.runners.llvm import compiler as _compiler
 from xopt._engine.runners.llvm import headers as _headers
+from xopt._engine.runners.llvm.headers import field
 from xopt._engine.runners.llvm.text import Text, frame
 
 NDArray = np.ndarray[Any, Any]
@@ -76,9 +77,7 @@ def source(kinds: int) -> str:
         text.leave(text.do(f"and i1 {nowhere}, {some}"), k)
         text.leave(_headers.overlaps(text, low, size), k)
         text.store("i64", low, "%out", k)
-    text.line("ret i64 %leaves")
-    arguments = ["ptr %grads", "ptr %frame"]
-    return "; descriptions of tensors\n\n" + text.function("kernel", arguments, "i64") + _headers.BEFORE
+    return _headers.finished(text, "descriptions of tensors")
 
 
 _WORDS = {
@@ -93,41 +92,31 @@ def _rows(text: Text, name: str, items: str, found: str, kinds: int) -> Iterator
 
     The function takes objects of its library alone: the type is looked at first, where it may be any.
     """
-    objects = text.do(f"load ptr, ptr {text.element('i8', items, str(_headers.ITEMS))}")
-    wrong = "-1" if name == "p" else f"%{name}"
-    with text.loop(name, "0", "%leaves") as k:
-        x = text.load("ptr", objects, k)
+    with _headers.rows(text, name, items) as (k, x, kind, device, *more):
+        wrong = k if kinds else "-1"
         if kinds:
-            kind = _field(text, "i64", x, _headers.TYPE)
-            known = [text.do(f"icmp eq i64 {kind}, {text.load('i64', '%types', str(j))}") for j in range(kinds)]
+            own = field(text, "i64", x, _headers.TYPE)
+            known = [text.do(f"icmp eq i64 {own}, {text.load('i64', '%types', str(j))}") for j in range(kinds)]
             right = functools.reduce(lambda a, b: text.do(f"or i1 {a}, {b}"), known)
             text.leave(text.do(f"xor i1 {right}, true"), wrong)
         failed = text.do(f"call i32 %describe(ptr {x}, ptr {found})")
         text.leave(text.do(f"icmp ne i32 {failed}, 0"), "-2")
-        row = text.do(f"mul i64 {k}, 5")
-        kind, device, *more = [text.load("i64", "%facts", text.do(f"add i64 {row}, {j}")) for j in range(5)]
-        text.leave(text.do(f"icmp ne i64 {_field(text, 'i64', found, _KIND)}, {kind}"), wrong)
-        text.leave(text.do(f"icmp ne i64 {_field(text, 'i64', found, _DEVICE)}, {device}"), wrong)
+        text.leave(text.do(f"icmp ne i64 {field(text, 'i64', found, _KIND)}, {kind}"), wrong)
+        text.leave(text.do(f"icmp ne i64 {field(text, 'i64', found, _DEVICE)}, {device}"), wrong)
         yield k, *more
 
 
-def _field(text: Text, kind: str, found: str, offset: int) -> str:
-    return text.do(f"load {kind}, ptr {text.element('i8', found, str(offset))}")
-
-
 def _address(text: Text, found: str) -> str:
-    return text.do(f"add i64 {_field(text, 'i64', found, _DATA)}, {_field(text, 'i64', found, _OFFSET)}")
+    return text.do(f"add i64 {field(text, 'i64', found, _DATA)}, {field(text, 'i64', found, _OFFSET)}")
 
 
 def _same(text: Text, name: str, found: str, first: str, strides: str, wrong: str) -> None:
     """Return ``wrong`` for another shape, or other strides than these."""
-    kind = _field(text, "i64", found, _KIND)
-    many = text.do(f"and i64 {kind}, 4294967295")
-    shape, steps = _field(text, "ptr", found, _SHAPE), _field(text, "ptr", found, _STRIDES)
-    with text.loop(name, "0", many) as j:
-        at = text.do(f"add i64 {first}, {j}")
-        text.leave(text.do(f"icmp ne i64 {text.load('i64', shape, j)}, {text.load('i64', '%sizes', at)}"), wrong)
-        wanted = text.load("i64", strides, at)
+    many = text.do(f"and i64 {field(text, 'i64', found, _KIND)}, 4294967295")
+    _headers.same(text, name, field(text, "ptr", found, _SHAPE), "%sizes", many, first, wrong)
+    steps = field(text, "ptr", found, _STRIDES)
+    with text.loop(f"{name}.steps", "0", many) as j:
+        wanted = text.load("i64", strides, text.do(f"add i64 {first}, {j}"))
         other = text.do(f"icmp ne i64 {text.load('i64', steps, j)}, {wanted}")
         asked = text.do(f"icmp ne i64 {wanted}, -1")
         text.leave(text.do(f"and i1 {other}, {asked}"), wrong)

@@ -24,7 +24,7 @@ NDArray = np.ndarray[Any, Any]
 
 _HEADER = object.__basicsize__
 TYPE = _HEADER - 8
-ITEMS = list.__basicsize__ - 16
+_ITEMS = list.__basicsize__ - 16
 _DATA, _DIMENSIONS, _SHAPE, _STRIDES, _DTYPE, _FLAGS = (_HEADER + 8 * k for k in (0, 1, 2, 3, 5, 6))
 _CONTIGUOUS, _WRITEABLE = 0x1, 0x400
 
@@ -37,29 +37,33 @@ def source() -> str:
     """
     text = Text()
     frame(text, _WORDS)
-    with _rows(text, "p", "%params") as (_, p, dtype, dimensions, first, _, place):
-        flags = text.do(f"and i32 {_field(text, 'i32', p, _FLAGS)}, {_WRITEABLE}")
+    with rows(text, "p", "%params") as (_, p, dtype, dimensions, first, _, place):
+        flags = text.do(f"and i32 {field(text, 'i32', p, _FLAGS)}, {_WRITEABLE}")
         text.leave(text.do(f"icmp eq i32 {flags}, 0"), "-1")
-        text.leave(text.do(f"icmp ne i64 {_field(text, 'i64', p, _DATA)}, {place}"), "-1")
+        text.leave(text.do(f"icmp ne i64 {field(text, 'i64', p, _DATA)}, {place}"), "-1")
         _same_shape(text, "d", p, dtype, dimensions, first, "-1")
-        _same(text, "s", _field(text, "ptr", p, _STRIDES), "%strides", dimensions, first, "-1")
-    with _rows(text, "g", "%grads") as (k, g, dtype, dimensions, first, size, _):
-        text.leave(text.do(f"icmp ne i64 {_field(text, 'i64', g, TYPE)}, %array_type"), k)
-        flags = text.do(f"and i32 {_field(text, 'i32', g, _FLAGS)}, {_CONTIGUOUS}")
+        same(text, "s", field(text, "ptr", p, _STRIDES), "%strides", dimensions, first, "-1")
+    with rows(text, "g", "%grads") as (k, g, dtype, dimensions, first, size, _):
+        text.leave(text.do(f"icmp ne i64 {field(text, 'i64', g, TYPE)}, %array_type"), k)
+        flags = text.do(f"and i32 {field(text, 'i32', g, _FLAGS)}, {_CONTIGUOUS}")
         text.leave(text.do(f"icmp eq i32 {flags}, 0"), k)
         _same_shape(text, "e", g, dtype, dimensions, first, k)
-        low = _field(text, "i64", g, _DATA)
+        low = field(text, "i64", g, _DATA)
         text.leave(overlaps(text, low, size), k)
         text.store("i64", low, "%out", k)
-    text.line("ret i64 %leaves")
-    arguments = ["ptr %grads", "ptr %frame"]
-    return "; the headers of arrays\n\n" + text.function("kernel", arguments, "i64") + BEFORE
+    return finished(text, "the headers of arrays")
 
 
 _WORDS = {
     "params": "ptr", "array_type": "i64", "facts": "ptr", "leaves": "i64", "sizes": "ptr",
     "strides": "ptr", "starts": "ptr", "count": "i64", "reach": "ptr", "out": "ptr",
 }  # fmt: skip
+
+
+def finished(text: Text, title: str) -> str:
+    """Return the module of a kernel ``kernel(grads, frame)`` that has found every leaf right."""
+    text.line("ret i64 %leaves")
+    return f"; {title}\n\n" + text.function("kernel", ["ptr %grads", "ptr %frame"], "i64") + _BEFORE
 
 
 def overlaps(text: Text, low: str, size: str) -> str:
@@ -71,35 +75,36 @@ def overlaps(text: Text, low: str, size: str) -> str:
 
 
 @contextmanager
-def _rows(text: Text, name: str, items: str) -> Iterator[tuple[str, ...]]:
-    """Write a loop over leaves; yield the number of each, the object, and its facts."""
-    objects = text.do(f"load ptr, ptr {text.element('i8', items, str(ITEMS))}")
+def rows(text: Text, name: str, items: str) -> Iterator[tuple[str, ...]]:
+    """Write a loop over leaves; yield the number of each, the object, and its five facts."""
+    objects = field(text, "ptr", items, _ITEMS)
     with text.loop(name, "0", "%leaves") as k:
         x = text.load("ptr", objects, k)
         row = text.do(f"mul i64 {k}, 5")
         yield k, x, *[text.load("i64", "%facts", text.do(f"add i64 {row}, {j}")) for j in range(5)]
 
 
-def _field(text: Text, kind: str, x: str, offset: int) -> str:
+def field(text: Text, kind: str, x: str, offset: int) -> str:
+    """Read a field of an object, or of a struct."""
     return text.do(f"load {kind}, ptr {text.element('i8', x, str(offset))}")
 
 
 def _same_shape(text: Text, name: str, x: str, dtype: str, dimensions: str, first: str, wrong: str) -> None:
     """Return ``wrong`` for another dtype or shape."""
-    text.leave(text.do(f"icmp ne i64 {_field(text, 'i64', x, _DTYPE)}, {dtype}"), wrong)
-    found = text.do(f"sext i32 {_field(text, 'i32', x, _DIMENSIONS)} to i64")
+    text.leave(text.do(f"icmp ne i64 {field(text, 'i64', x, _DTYPE)}, {dtype}"), wrong)
+    found = text.do(f"sext i32 {field(text, 'i32', x, _DIMENSIONS)} to i64")
     text.leave(text.do(f"icmp ne i64 {found}, {dimensions}"), wrong)
-    _same(text, name, _field(text, "ptr", x, _SHAPE), "%sizes", dimensions, first, wrong)
+    same(text, name, field(text, "ptr", x, _SHAPE), "%sizes", dimensions, first, wrong)
 
 
-def _same(text: Text, name: str, found: str, known: str, dimensions: str, first: str, wrong: str) -> None:
+def same(text: Text, name: str, found: str, known: str, dimensions: str, first: str, wrong: str) -> None:
     """Return ``wrong`` for other numbers, one a dimension, than are known."""
     with text.loop(name, "0", dimensions) as j:
         wanted = text.load("i64", known, text.do(f"add i64 {first}, {j}"))
         text.leave(text.do(f"icmp ne i64 {text.load('i64', found, j)}, {wanted}"), wrong)
 
 
-BEFORE = """define internal i64 @before(ptr %starts, i64 %count, i64 %high) nounwind {
+_BEFORE = """define internal i64 @before(ptr %starts, i64 %count, i64 %high) nounwind {
 entry:
   br label %check
 check:
@@ -144,7 +149,7 @@ def readable() -> bool:
             word(at + _DTYPE).value == id(x.dtype),
             bool(flags & _CONTIGUOUS) == x.flags.c_contiguous,
             flags & _WRITEABLE != 0 == half(at + _FLAGS).value & _WRITEABLE,
-            word(word(id(items) + ITEMS).value).value == at,
+            word(word(id(items) + _ITEMS).value).value == at,
         )
         if not all(same):
             return False

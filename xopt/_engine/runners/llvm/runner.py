@@ -200,7 +200,7 @@ class Llvm:
         return ready, partial(self._run, frame)
 
     def sums(self, work: BucketStep, values: StepScalars, index: int) -> dict[str, NDArray]:
-        """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `summation`."""
+        """Return the sums that component ``index`` asks for, a vector over the leaves, in the order of `summation`."""
         try:
             frame = self._cached(work, index) or self._frame(work, reduction(work, index), index, {})
         except Unsupported:

@@ -6,23 +6,17 @@ from collections.abc import Iterable
 
 from xopt._engine.runners.llvm.text import REALS, printable
 
+_ORDERS = {"maximum": "oge", "minimum": "ole"}
+_EXTREME = """define internal {T} @NAME({T} %a, {T} %b) alwaysinline nounwind {{
+  %1 = fcmp ORDER {T} %a, %b
+  %2 = fcmp uno {T} %a, %a
+  %3 = or i1 %1, %2
+  %4 = select i1 %3, {T} %a, {T} %b
+  ret {T} %4
+}}
+"""
 _OF_REAL = {
-    "maximum": """define internal {T} @maximum({T} %a, {T} %b) alwaysinline nounwind {{
-  %1 = fcmp oge {T} %a, %b
-  %2 = fcmp uno {T} %a, %a
-  %3 = or i1 %1, %2
-  %4 = select i1 %3, {T} %a, {T} %b
-  ret {T} %4
-}}
-""",
-    "minimum": """define internal {T} @minimum({T} %a, {T} %b) alwaysinline nounwind {{
-  %1 = fcmp ole {T} %a, %b
-  %2 = fcmp uno {T} %a, %a
-  %3 = or i1 %1, %2
-  %4 = select i1 %3, {T} %a, {T} %b
-  ret {T} %4
-}}
-""",
+    **{name: _EXTREME.replace("NAME", name).replace("ORDER", order) for name, order in _ORDERS.items()},
     "sign": """define internal {T} @sign({T} %a) alwaysinline nounwind {{
   %1 = fcmp ogt {T} %a, 0.0
   %2 = fcmp olt {T} %a, 0.0

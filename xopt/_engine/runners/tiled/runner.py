@@ -123,7 +123,7 @@ class Tiled:
         return at, end
 
     def sums(self, work: BucketStep, values: StepScalars, index: int) -> dict[str, NDArray]:
-        """Return the sums that component ``place`` asks for, a vector over the leaves, in the order of `summation`."""
+        """Return the sums that component ``index`` asks for, a vector over the leaves, in the order of `summation`."""
         leaves, apart = _leaves(work), bool(work.plan.codes)
         if apart and not all(leaves.plain):
             return Shared(work, values, leaves.plain, self, _ByLeaf()).sums(index)
@@ -157,7 +157,7 @@ class _ByLeaf:
         return finish
 
     def sums(self, work: BucketStep, values: StepScalars, index: int) -> dict[str, NDArray]:
-        """Return the sums that component ``place`` asks for, a vector over the leaves."""
+        """Return the sums that component ``index`` asks for, a vector over the leaves."""
         return eager.sums(_on_host(work), values, index)
 
 
