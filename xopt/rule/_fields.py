@@ -35,10 +35,10 @@ class Field(NamedTuple):
     """Of a field that holds another component: its classes."""
 
     def holds(self, x: float) -> bool:
-        """Whether a number is in range."""
+        """Whether a number that is finite is in range."""
         _, _, ge, gt, le, lt, *_ = self
-        low = (ge is None or x >= ge) and (gt is None or x > gt)
-        return low and (le is None or x <= le) and (lt is None or x < lt)
+        low = (ge is not None and x < ge) or (gt is not None and x <= gt)
+        return not (low or (le is not None and x > le) or (lt is not None and x >= lt))
 
     def limits(self) -> str:
         """Say the range in words."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from operator import mul
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -308,19 +307,12 @@ class LimitedMemory:
         if not order:
             return shares, -square
         k = len(order)
-        known, w = self.products[both][:, order], self.with_gradient[both]
-        # s·y of each step with its own change and newer ones; few numbers, for which lists are faster than arrays
-        rows, columns, left = known[:k].tolist(), known[:k].T.tolist(), w.tolist()
-        y_share, s_share = [0.0] * k, list[float]()
-        for i in reversed(range(k)):  # the loop from the newest
-            row = rows[i]
-            y_share[i] = (left[i] - sum(map(mul, row[i + 1 :], y_share[i + 1 :]))) / row[i]
-        rest = (w[k:] - known[k:] @ np.asarray(y_share)).tolist()  # of y·P·y
-        for i, (column, y) in enumerate(zip(columns, y_share, strict=True)):  # and that from the oldest
-            s_share.append((column[i] * y - scale * rest[i] - sum(map(mul, column[:i], s_share))) / column[i])
-        found = np.asarray([*(-x for x in s_share), *(scale * x for x in y_share)])
-        shares[both] = found
-        return shares, float(found @ w - scale * square)
+        known, w = self.products[np.ix_(both, order)], self.with_gradient[both]
+        upper, changes = np.triu(known[:k]), known[k:]  # s·y of each step with its own change and newer ones, and y·P·y
+        y_share = np.linalg.solve(upper, w[:k])  # the loop from the newest
+        s_share = np.linalg.solve(upper.T, np.diag(upper) * y_share - scale * (w[k:] - changes @ y_share))
+        shares[both] = np.concatenate([-s_share, scale * y_share])
+        return shares, float(shares[both] @ w - scale * square)
 
     def reset(self) -> bool:
         self.clean()
