@@ -85,8 +85,15 @@ ROWS = [
 
 
 @functools.cache
-def fitted(k: int, xopts: bool) -> Any:
-    """Fit row k by SciPy's method or by xopt's, and return the result of SciPy's function."""
+def fitted(k: int, xopts: bool, order: int = 0) -> Any:
+    """Fit row k by SciPy's method or by xopt's, and return the result of SciPy's function.
+
+    ``order``: of the samples, which changes the roundings of sums, and nothing else.
+    """
+    x, y = DATA[ROWS[k].data]()
+    if order:
+        shuffled = np.random.default_rng(order).permutation(len(y))
+        x, y = x[shuffled], y[shuffled]
     method, found = xopt.scipy_method("lbfgs") if xopts else "L-BFGS-B", []
 
     def minimize(*args: Any, **given: Any) -> Any:
@@ -99,7 +106,7 @@ def fitted(k: int, xopts: bool) -> Any:
         warnings.simplefilter("error")  # that it did not converge
         patch.setattr("sklearn.linear_model._logistic.optimize", optimize)
         patch.setattr("sklearn.neural_network._multilayer_perceptron.scipy", SimpleNamespace(optimize=optimize))
-        ROWS[k].model.fit(*DATA[ROWS[k].data]())
+        ROWS[k].model.fit(x, y)
     [result] = found
     return result
 
@@ -116,10 +123,11 @@ def test_evaluations(k: int) -> None:
     assert ours.nfev <= EVALUATIONS * theirs.nfev
 
 
-@pytest.mark.parametrize("what", ["network", "not scaled", "tol=0.0001"])
-def test_total_of_evaluations(what: str) -> None:
+@pytest.mark.parametrize(("what", "orders"), [("network", 1), ("not scaled", 3), ("tol=0.0001", 1)])
+def test_total_of_evaluations(what: str, orders: int) -> None:
+    """In some orders of the samples, as roundings move the total of one order by a fifth."""
     ks = [k for k, row in enumerate(ROWS) if what in str(row)]
-    theirs, ours = (sum(fitted(k, xopts).nfev for k in ks) for xopts in (False, True))
+    theirs, ours = (sum(fitted(k, xopts, i).nfev for k in ks for i in range(orders)) for xopts in (False, True))
     assert ks
     assert ours <= EVALUATIONS * theirs
 

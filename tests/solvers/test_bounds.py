@@ -292,9 +292,12 @@ def test_looks_at_the_device(monkeypatch: pytest.MonkeyPatch, rng: np.random.Gen
     listed = _space._listed
     monkeypatch.setattr(_space, "_listed", lambda x: looks.append(1) or listed(x))
     i = np.arange(1, 31)
-    got = xopt.minimize(
-        lambda x: (i @ (x - 1) ** 2, 2 * i * (x - 1)), np.zeros(30), bounds=(np.zeros(30), np.where(i < 9, 0.5, 9))
-    )
+
+    def fun(x: dict[str, Any]) -> tuple[Any, Any]:  # of one array of NumPy there is nothing to bring to the host
+        return i @ (x["a"] - 1) ** 2 + x["b"] @ x["b"], {"a": 2 * i * (x["a"] - 1), "b": 2 * x["b"]}
+
+    upper = {"a": np.where(i < 9, 0.5, 9), "b": 9.0}
+    got = xopt.minimize(fun, {"a": np.zeros(30), "b": np.ones(2)}, bounds=(0.0, upper))
     assert len(looks) == got.nfev + 1
 
 

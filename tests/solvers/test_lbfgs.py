@@ -13,6 +13,7 @@ from support.mgh import chain as rosenbrock
 
 import xopt
 from xopt.solvers import _space
+from xopt.solvers._directions import Inverse
 
 
 def problem(lib: Lib, dtype: str = "float64") -> tuple[Any, Any]:
@@ -195,6 +196,72 @@ def test_directions_are_those_of_the_two_loops(history: int, warm: bool) -> None
         step = solver.x - x
         np.testing.assert_allclose(step / np.linalg.norm(step), -q / np.linalg.norm(q), atol=1e-7)
         pairs.append((step, solver.gradient - g))
+
+
+def test_an_inverse_in_a_ring(rng: np.random.Generator) -> None:
+    """NumPy's of the triangle of the columns that are left, in their order."""
+    inverse, columns, order = Inverse(5), np.zeros((5, 5)), list[int]()
+    for step in range(23):
+        if len(order) == 5 or step == 13:
+            inverse.drop(order.pop(0))
+        slot = next(i for i in range(5) if i not in order)
+        columns[:, slot] = rng.standard_normal(5) * 10.0 ** rng.integers(-9, 9)
+        columns[slot, slot] = abs(columns[slot, slot]) + 1e-3
+        inverse.append(slot, columns[:, slot])
+        order.append(slot)
+        want = np.zeros((5, 5))
+        want[np.ix_(order, order)] = np.linalg.inv(np.triu(columns[np.ix_(order, order)]))
+        np.testing.assert_allclose(inverse.numbers, want, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "lbfgs-b", "cg", "gd"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("tree", [False, True])
+def test_one_array_of_numpy_takes_the_steps_of_all_others(
+    method: Any, dtype: str, tree: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x0 = np.tile([-1.2, 1.0], 4).astype(dtype).reshape(2, 2, 2)
+
+    def fun(x: Any) -> Any:
+        value, g = rosenbrock((x["x"] if tree else x).reshape(-1).astype(float))
+        g = g.astype(dtype).reshape(x0.shape)
+        return value, {"x": g} if tree else g
+
+    def run() -> Any:
+        bounds = (-0.5, 0.9) if method == "lbfgs-b" else None
+        found = xopt.minimize(fun, {"x": x0} if tree else x0, method=method, maxiter=40, bounds=bounds)
+        return found, found.x["x"] if tree else found.x
+
+    one, x = run()
+    assert x.shape == x0.shape
+    monkeypatch.setattr(_space.Single, "fits", staticmethod(lambda layout: False))
+    other, y = run()
+    assert (one.nfev, one.fun) == (other.nfev, other.fun)
+    assert np.array_equal(x, y)
+
+
+def test_a_step_that_is_not_remembered_leaves_the_others() -> None:
+    """y·y overflows in float32 where the gradient jumps; nothing infinite is left to be multiplied by their zeros."""
+    weights = np.linspace(1, 3, 8, dtype="float32")
+    far = np.full(8, 1e30, "float32")
+
+    def fun(x: Any) -> Any:
+        return float(0.5 * (weights @ (x * x))), weights * x
+
+    solver = xopt.LBFGS(history=4)
+    solver.init(np.linspace(1, 2, 8, dtype="float32"))
+    for _ in range(3):
+        solver.step(fun)
+    run: Any = solver._run
+    method, here, order = run.method, run.here, list(run.method.order)
+    method.direction(here, run.square)
+    with np.errstate(all="ignore"):
+        asked = method.sums(here, here._replace(g=far, z=far), method.memory[2 * method.slot])
+        sums = run.space.known(0.0, *asked)[1]
+        method.accept(1.0, -1.0, -1.0, sums)
+    assert not np.isfinite(sums).all()
+    assert method.order == order
+    assert np.isfinite(method.with_gradient).all()
 
 
 def test_a_state_has_all_that_a_step_depends_on() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from typing import Any, ClassVar, NoReturn
@@ -117,6 +118,12 @@ class Bounds:
         return xp.max(d / xp.where(still, xp.ones_like(room), room))
 
 
+@functools.cache
+def _earlier(size: int) -> Numbers:
+    """Return 1 where a column comes before the row, else 0."""
+    return np.tril(np.ones((size, size)), -1)
+
+
 def _some(low: Array, high: Array) -> Array:
     """Whether there is a number between two bounds."""
     return (low <= high) & (low < math.inf) & (high > -math.inf)
@@ -155,13 +162,13 @@ class Bounded(LimitedMemory):
         """The products of the rows where variables are free."""
 
     def begin(self, new: Vectors) -> Asked:
-        xp, space, found = self.space.xp, self.space, Asked([], [])
+        space, found = self.space, Asked([], [])
         for c in self.chunks:
             x, g = part(new.x, c), part(new.g, c)
             g_free = self._mask(x, g, c) * g
             zero = 0 * g_free[0]
-            found.sums.append(xp.stack([zero, g_free @ g_free]))
-            found.tops.append(xp.stack([space.largest(self.box.inside(x, g, c)), zero]))
+            found.sums.append(space.row(zero, g_free @ g_free))
+            found.tops.append(space.row(space.largest(self.box.inside(x, g, c)), zero))
         return found
 
     def _mask(self, x: Array, g: Array, c: slice | None) -> Array:
@@ -174,11 +181,11 @@ class Bounded(LimitedMemory):
             x, g, before, along = part(new.x, c), part(new.g, c), part(here.g, c), part(d, c)
             self.memory = space.put_difference(self.memory, 2 * i + 1, c, g, before)
             rows, mask = self._rows(c), self._mask(x, g, c)
-            dots = [g @ along, (g * mask) @ g, before @ along]
+            dots = space.row(g @ along, (g * mask) @ g, before @ along)
             pair = rows[2 * i : 2 * i + 2, :] @ xp.matrix_transpose(rows)
-            found.sums.append(xp.concat([xp.stack(dots), xp.reshape(pair, (-1,)), self._products(rows, mask, g)]))
-            tops = [space.largest(self.box.inside(x, g, c)), self.box.steps(part(here.x, c), along, c)]
-            found.tops.append(xp.stack(tops))
+            found.sums.append(xp.concat([dots, xp.reshape(pair, (-1,)), self._products(rows, mask, g)]))
+            largest = space.largest(self.box.inside(x, g, c))
+            found.tops.append(space.row(largest, self.box.steps(part(here.x, c), along, c)))
         return found
 
     def _products(self, rows: Array, mask: Array, g: Array) -> Array:
@@ -207,6 +214,9 @@ class Bounded(LimitedMemory):
 
     def _masks(self, here: Vectors) -> list[Array]:
         return [self._mask(part(here.x, c), part(here.g, c), c) for c in self.chunks]
+
+    def _invert(self) -> None:
+        pass  # what is solved with changes with the variables that are free
 
     def _refresh(self, here: Vectors, masks: list[Array]) -> None:
         chunks = zip(self.chunks, masks, strict=True)
@@ -246,21 +256,29 @@ class Bounded(LimitedMemory):
         weights, scale, order = np.zeros(2 * self.history), self.scale, self.order
         if not order:
             return weights, 1.0
-        steps, changes = np.asarray(order, int), self.history + np.asarray(order, int)
-        used = np.concatenate([changes, steps])
-        size = np.concatenate([np.ones(len(order)), np.full(len(order), 1 / scale)])  # W = [Y, S/scale]
-        cross = self.products[np.ix_(steps, changes)]
-        lower = np.tril(cross, -1)
-        middle = np.block([[-np.diag(np.diag(cross)), lower.T], [lower, self.products[np.ix_(steps, steps)] / scale]])
-        middle = middle - scale * self.free[np.ix_(used, used)] * np.outer(size, size)
+        k, steps = len(order), np.asarray(order)
+        used = np.concatenate([self.history + steps, steps])  # W = [Y, S/scale]
+        pairs = used[:, None], used
+        products, middle = self.products[pairs], self.free[pairs]
+        middle *= -scale
+        middle[:, k:] /= scale
+        middle[k:] /= scale
+        cross = products[k:, :k] * _earlier(k)
+        middle[:k, k:] += cross.T
+        middle[k:, :k] += cross
+        middle[k:, k:] += products[k:, k:] / scale
+        middle.reshape(-1)[: 2 * k * k : 2 * k + 1] -= products[k:, :k].diagonal()
+        with_gradient = self.with_gradient[used]
+        with_gradient[k:] /= scale
         try:
-            found = np.linalg.solve(middle, self.with_gradient[used] * size)
+            found = np.linalg.solve(middle, with_gradient)
         except np.linalg.LinAlgError:
-            found = np.full(len(used), np.nan)
+            found = np.full(2 * k, np.nan)
         if not np.isfinite(found).all():
             self.order = []
             return weights, 1.0
-        weights[used] = scale**2 * found * size
+        found[:k] *= scale
+        weights[used] = found * scale
         return weights, scale
 
     def told(self, line: Line, sums: Numbers, tops: Numbers) -> Line:
@@ -283,7 +301,7 @@ class Bounded(LimitedMemory):
                 held = masks[k]
                 masks[k] = held * self._mask(x, -d, c)
                 self.memory = space.put(self.memory, i, c, d)
-                tops.append(xp.stack([xp.max(held - masks[k]), box.steps(x, d * masks[k], c)]))
+                tops.append(space.row(xp.max(held - masks[k]), box.steps(x, d * masks[k], c)))
                 slopes.append(xp.reshape(g @ d, (1,)))
             [slope], (more, steps) = space.total(slopes), space.total(tops, np.max)
             if not more:

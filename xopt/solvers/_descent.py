@@ -14,7 +14,7 @@ from xopt.solvers._directions import Asked, Line, Numbers, Projected
 from xopt.solvers._line import Point
 from xopt.solvers._options import Solver
 from xopt.solvers._run import Run
-from xopt.solvers._space import Array, Space, Vectors
+from xopt.solvers._space import Array, Vectors, space
 from xopt.solvers._stopping import STUCK, Limits, Stop
 
 PATIENCE = 20
@@ -35,16 +35,16 @@ class Descent(Run):
     def __init__(self, layout: Layout, solver: Solver, limits: Limits, *, maxls: int, search: Any,
                  preconditioner: Any = None, bounds: Any = None, **options: Any) -> None:  # fmt: skip
         super().__init__(limits)
-        self.space = space = Space(layout)
+        self.space = made = space(layout)
         self.maxls, self.search, self.preconditioner = maxls, search, preconditioner
-        self.box = Bounds(space, (None, None) if bounds is None else bounds) if solver.bounds else None
-        self.method = solver.direction(space, **({"box": self.box} if solver.bounds else {}), **options)
+        self.box = Bounds(made, (None, None) if bounds is None else bounds) if solver.bounds else None
+        self.method = solver.direction(made, **({"box": self.box} if solver.bounds else {}), **options)
         self.projected = self.method if isinstance(self.method, Projected) else None
         self.better = 0
         self.lowest = self.least = math.inf
         self.value, self.known = math.nan, Known(np.zeros(2), np.zeros(1))
-        x = space.vector(layout.leaves)
-        x = space.copied(x) if self.box is None else self.box.project(space.copied(x))
+        x = made.copied(made.vector(layout.leaves))
+        x = x if self.box is None else self.box.project(x)
         self.here = Vectors(x, x, x)
         self.last: tuple[float, float] | None = None
         """Length and slope of the last step."""
@@ -242,11 +242,8 @@ class Descent(Run):
 
     def _look(self, value: Any, asked: Asked) -> tuple[float, Known]:
         """Bring what was asked to the host, in one transfer."""
-        (sums, tops), shape = asked, (len(asked.sums), -1)
-        value, *found = self.space.numbers(value, [*sums, *tops])
-        numbers = np.asarray(found)
-        cut = len(found) - len(tops) * tops[0].shape[0]
-        known = Known(numbers[:cut].reshape(shape).sum(0), numbers[cut:].reshape(shape).max(0))
+        value, *found = self.space.known(value, *asked)
+        known = Known(*found)
         if self.preconditioner is not None and known.sums[1] < 0:
             raise ValueError(f"preconditioner: g·P·g = {known.sums[1]}, but it must be positive, for any g")
         return value, known

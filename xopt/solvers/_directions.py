@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -72,9 +74,7 @@ class Projected(Protocol):
 
 def asked(space: Space, new: Vectors, d: Array, *more: Array) -> Asked:
     """Ask for the slope along d, for g·P·g, and for more sums."""
-    xp = space.xp
-    sums = xp.stack([new.g @ d, new.g @ new.z, *more])
-    return Asked([sums], [xp.reshape(space.largest(new.g), (1,))])
+    return Asked([space.row(new.g @ d, new.g @ new.z, *more)], [space.row(space.largest(new.g))])
 
 
 class Steepest:
@@ -136,13 +136,37 @@ class PolakRibiere(Steepest):
         return had
 
 
+class Inverse:
+    """The inverse of an upper triangular matrix that loses its first row and column, and is given a last one.
+
+    Each has a place of its own, which the next one takes when it is gone; what is nobody's is 0.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.numbers = np.zeros((size, size))
+
+    def clear(self) -> None:
+        self.numbers[...] = 0
+
+    def drop(self, i: int) -> None:
+        """Remove the first row and column, which are at place i; the column has nothing but the diagonal."""
+        self.numbers[i] = 0
+
+    def append(self, i: int, column: Numbers) -> None:
+        """Add the last column, and a row of which only the diagonal is not 0, at a place that is free."""
+        last = 1 / column[i]
+        self.numbers[:, i] = (self.numbers @ column) * -last
+        self.numbers[i, i] = last
+
+
 class LimitedMemory:
     """d = -H·g, with H of P and the last steps s and changes of the gradient y (Nocedal 1980).
 
     Both loops of the recursion run on the host, on the products of the vectors with each other, and find of which sum
     of the rows of ``memory`` and of P·g the direction is made (Chen, Wang & Zhou 2014): two passes over the memory an
-    iteration, one for all products and one for the sum. The direction and the change of the gradient are made in the
-    rows where they will be remembered, so that nothing but these is needed.
+    iteration, one for all products and one for the sum. The loops solve with R, the products of each step with its own
+    change and later ones, and with its transpose; R⁻¹ is kept (as in Byrd, Nocedal & Schnabel 1994). The direction and
+    the change of the gradient are made in the rows where they will be remembered, so that nothing but these is needed.
     """
 
     sigma = 0.9
@@ -155,10 +179,13 @@ class LimitedMemory:
         self.products = np.zeros((2 * history, history))
         """Of all rows with the changes; of a step with its own change and later ones, which is all that is asked."""
         self.with_gradient = np.zeros(2 * history)
+        self.inverse = Inverse(history)
         self.order: list[int] = []
         """Rows in use, the oldest first."""
         self.slot = 0
         """The row of the direction that is searched."""
+        self.used = self._count()
+        """How many pairs of rows there are to multiply."""
         self.scaled = False
 
     def state(self, *more: Array) -> dict[str, Any]:
@@ -200,6 +227,8 @@ class LimitedMemory:
         ):
             raise ValueError(f"state: order is {order}, but it must be different numbers below {self.history}")
         self.order = order
+        self.used = self._count()
+        self._invert()
         return [self.space.copied(vectors[k, :]) for k in (size, size + 1)]
 
     def refresh(self, here: Vectors) -> None:
@@ -217,10 +246,10 @@ class LimitedMemory:
             g, z = part(new.g, c), part(new.z, c)
             self.memory = space.put_difference(self.memory, i, c, z, part(here.z, c))
             rows = self._rows(c)
-            y = rows[i, :] if new.z is new.g else g - part(here.g, c)
-            along = part(d, c)
-            found.sums.append(xp.concat([xp.stack([g @ along, g @ z, along @ y, rows[i, :] @ y]), rows @ g]))
-            found.tops.append(xp.reshape(space.largest(g), (1,)))
+            change, along = rows[i, :], part(d, c)
+            y = change if new.z is new.g else g - part(here.g, c)
+            found.sums.append(xp.concat([space.row(g @ along, g @ z, along @ y, change @ y), rows @ g]))
+            found.tops.append(space.row(space.largest(g)))
         return found
 
     def accept(self, alpha: float, slope: float, slopes: float, sums: Numbers) -> None:
@@ -229,16 +258,18 @@ class LimitedMemory:
         with_change = with_new - self.with_gradient  # of rows that are remembered; no second pass over the memory
         with_change[i], with_change[m + i] = sums[2:4]
         self.with_gradient = with_new
-        if not self.counts(slope, with_change[i], with_change[m + i]):
+        if not self.counts(slope, float(with_change[i]), float(with_change[m + i])):
+            with_new[i] = with_new[m + i] = 0  # nobody's, and perhaps infinite
             return
         self.keep(alpha)
         with_new[i] *= alpha
         with_change[i] *= alpha
         self.products[:, i], self.products[m + i, :] = with_change, with_change[m:]
+        self.inverse.append(i, with_change[:m])
 
     def counts(self, slope: float, along: float, square: float) -> bool:
         """Whether the curvature is positive, and not lost in roundings; from d·y and y·P·y."""
-        return bool(along > 1e-10 * abs(slope) and 0 < square < np.inf)
+        return along > max(1e-10 * abs(slope), sys.float_info.min) and 0 < square < math.inf
 
     def keep(self, alpha: float) -> None:
         """Remember the direction that was searched, and the change of the gradient."""
@@ -247,9 +278,8 @@ class LimitedMemory:
                 self.memory = self.space.scale(self.memory, 2 * self.slot, c, alpha)
         self.order.append(self.slot)
 
-    @property
-    def used(self) -> int:
-        """How many pairs of rows there are to multiply; JAX would compile anew for each number."""
+    def _count(self) -> int:
+        """Count the pairs of rows to multiply; JAX would compile anew for each number."""
         return self.history if self.space.library.jits else max([*self.order, self.slot]) + 1
 
     def _rows(self, c: slice | None) -> Array:
@@ -259,18 +289,19 @@ class LimitedMemory:
     def _sorted(self, numbers: Numbers) -> Numbers:
         """Return numbers, one a row along the last axis, as the tables have them: first steps, then changes."""
         *before, size = numbers.shape
-        found = np.zeros((*before, 2, self.history))
-        found[..., : size // 2] = numbers.reshape(*before, -1, 2).swapaxes(-1, -2)
-        return found.reshape(*before, -1)
+        found = np.zeros((*before, 2 * self.history))
+        half = size // 2
+        found[..., :half], found[..., self.history : self.history + half] = numbers[..., ::2], numbers[..., 1::2]
+        return found
 
     def _weights_of_rows(self, shares: Numbers) -> Array:
         """Return what `_sorted` would sort so, beside the rows."""
-        return self.space.uploaded(shares.reshape(2, -1).T.reshape(-1)[: 2 * self.used])
+        return self.space.uploaded(shares.reshape(2, -1).T.ravel()[: 2 * self.used])
 
     def direction(self, here: Vectors, square: float) -> Line:
         shares, slope = self._shares(square)
         if not slope < 0:
-            self.order = []
+            self._forget()
             shares, slope = self._shares(square)
         self._choose()
         space, i = self.space, 2 * self.slot
@@ -285,12 +316,18 @@ class LimitedMemory:
 
     def _choose(self) -> None:
         """Choose the row to write into: one that is free, or the oldest."""
-        free = {*range(self.history)} - {*self.order}
-        self.slot = min(free, default=self.order[0] if self.order else 0)
+        if len(self.order) == self.history:
+            self.slot = self.order[0]
+        else:
+            self.slot = next(i for i in range(self.history) if i not in self.order)
+        self.used = self._count()
 
     def _written(self) -> None:
         """Note that a direction stands there, and no step that is remembered."""
-        self.scaled, self.order = bool(self.order), [j for j in self.order if j != self.slot]
+        self.scaled = bool(self.order)
+        if self.scaled and self.order[0] == self.slot:
+            del self.order[0]
+            self.inverse.drop(self.slot)
 
     @property
     def scale(self) -> float:
@@ -302,21 +339,35 @@ class LimitedMemory:
 
     def _shares(self, square: float) -> tuple[Numbers, float]:
         """Return of which sum of the rows the direction is made, besides -P·g·scale, and the slope along it."""
-        m, scale, order = self.history, self.scale, self.order
-        shares, both = np.zeros(2 * m), [*order, *(m + i for i in order)]
-        if not order:
+        m, scale, g = self.history, self.scale, self.with_gradient
+        shares = np.zeros(2 * m)
+        if not self.order:
             return shares, -square
-        k = len(order)
-        known, w = self.products[np.ix_(both, order)], self.with_gradient[both]
-        upper, changes = np.triu(known[:k]), known[k:]  # s·y of each step with its own change and newer ones, and y·P·y
-        y_share = np.linalg.solve(upper, w[:k])  # the loop from the newest
-        s_share = np.linalg.solve(upper.T, np.diag(upper) * y_share - scale * (w[k:] - changes @ y_share))
-        shares[both] = np.concatenate([-s_share, scale * y_share])
-        return shares, float(shares[both] @ w - scale * square)
+        inverse, products = self.inverse.numbers, self.products
+        y_share = inverse @ g[:m]  # the loop from the newest
+        rest = g[m:] - products[m:] @ y_share
+        shares[:m] = (scale * rest - products.diagonal() * y_share) @ inverse  # and that from the oldest
+        shares[m:] = scale * y_share
+        return shares, float(shares @ g) - scale * square
+
+    def _forget(self) -> None:
+        """Forget all steps; nothing is left that may be infinite."""
+        self.order = []
+        self.inverse.clear()
+        self.products[...] = self.with_gradient[...] = 0
+        for i in range(2 * self.history):
+            self.memory = self.space.put(self.memory, i, None, 0.0)
+
+    def _invert(self) -> None:
+        """Invert anew, in the order in which the steps came."""
+        self.inverse.clear()
+        for i in self.order:
+            self.inverse.append(i, self.products[: self.history, i])
 
     def reset(self) -> bool:
+        had = self.scaled
         self.clean()
-        had, self.order = self.scaled, []
+        self._forget()
         return had
 
     def clean(self) -> None:

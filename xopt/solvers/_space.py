@@ -13,8 +13,11 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 
 Array = Any
+Numbers = np.ndarray[Any, Any]
 CHUNK = 2**16
 """Elements that are read at a time on a host, so that they stay in the cache."""
+SMALL = 2**12
+"""Elements of which a temporary costs less than a call."""
 
 
 class Vectors(NamedTuple):
@@ -129,6 +132,17 @@ class Space:
         """Make zeros beside the parameters."""
         return self.xp.zeros(shape, dtype=self.dtype, **_arrays.beside(self.layout.leaves[0]))
 
+    def row(self, *numbers: Array) -> Array:
+        """Make a vector of 0-d arrays."""
+        return self.xp.stack(numbers)
+
+    def known(self, value: Any, sums: list[Array], tops: list[Array]) -> tuple[float, Numbers, Numbers]:
+        """Bring a value, rows to be added up and rows to take maxima of to the host, in one transfer."""
+        value, *found = self.numbers(value, [*sums, *tops])
+        numbers, shape = np.asarray(found), (len(sums), -1)
+        cut = len(found) - len(tops) * tops[0].shape[0]
+        return value, numbers[:cut].reshape(shape).sum(0), numbers[cut:].reshape(shape).max(0)
+
     def put(self, rows: Array, i: int, chunk: slice | None, values: Array) -> Array:
         """Write into a row of a matrix, perhaps in place: the old matrix is gone then."""
         if self.library.jits:
@@ -163,6 +177,49 @@ class Space:
     def copied(self, x: Array) -> Array:
         """Return a vector in memory of its own."""
         return self.xp.asarray(x, copy=True)
+
+
+class Single(Space):
+    """The way of one array of real numbers of NumPy, which is a vector: as few calls as can be, for small ones."""
+
+    @staticmethod
+    def fits(layout: Layout) -> bool:
+        if not layout.library.host or len(layout.leaves) != 1:
+            return False
+        [x] = layout.given
+        return type(x) is np.ndarray and x.dtype in (np.float32, np.float64) and x.dtype.isnative
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
+        [self._shape], self._bare = layout.shapes, layout.spec.is_leaf()
+
+    def gradient(self, grads: Any, name: str = "grads") -> Array:
+        if self._bare and type(grads) is np.ndarray and grads.shape == self._shape and grads.dtype == self.dtype:
+            return grads.flatten()
+        return super().gradient(grads, name)
+
+    def tree(self, vector: Array) -> Any:
+        x = vector.reshape(self._shape)
+        return x if self._bare else self.layout.tree([x])
+
+    def row(self, *numbers: Array) -> Array:
+        return np.asarray(numbers, float)
+
+    def known(self, value: Any, sums: list[Array], tops: list[Array]) -> tuple[float, Numbers, Numbers]:
+        if len(sums) > 1 or type(value) is not float:
+            return super().known(value, sums, tops)
+        return value, sums[0], tops[0]
+
+    def uploaded(self, numbers: np.ndarray[Any, Any]) -> Array:
+        return numbers.astype(self.dtype, copy=False)
+
+    def largest(self, x: Array) -> Array:
+        return np.maximum.reduce(np.abs(x)) if x.size <= SMALL else super().largest(x)
+
+
+def space(layout: Layout) -> Space:
+    """Return the way of these parameters."""
+    return (Single if Single.fits(layout) else Space)(layout)
 
 
 def gradients(layout: Layout, grads: Any, name: str = "grads") -> list[Any]:
@@ -217,6 +274,8 @@ def part(x: Array, chunk: slice | None) -> Array:
 
 def checked_value(library: Library, x: Any) -> Any:
     """Check what a function returned as its value: a number, or a 0-d array of the library of the parameters."""
+    if type(x) is float or type(x) is np.float64:
+        return float(x)
     if isinstance(x, bool | complex | str) or not (isinstance(x, int | float) or hasattr(x, "dtype")):
         raise TypeError(f"value: {x!r} is a {type(x).__name__}, but it must be a real number")
     if not hasattr(x, "dtype"):
