@@ -167,7 +167,7 @@ class Bounded(LimitedMemory):
             x, g = part(new.x, c), part(new.g, c)
             g_free = self._mask(x, g, c) * g
             zero = 0 * g_free[0]
-            found.sums.append(space.row(zero, g_free @ g_free))
+            found.sums.append(space.row(zero, space.dot(g_free, g_free)))
             found.tops.append(space.row(space.largest(self.box.inside(x, g, c)), zero))
         return found
 
@@ -176,23 +176,22 @@ class Bounded(LimitedMemory):
         return _arrays.cast(xp, xp.logical_not(self.box.stuck(x, g, c)), self.space.dtype)
 
     def sums(self, here: Vectors, new: Vectors, d: Array) -> Asked:
-        xp, space, i, found = self.space.xp, self.space, self.slot, Asked([], [])
+        xp, space, dot, i, found = self.space.xp, self.space, self.space.dot, self.slot, Asked([], [])
         for c in self.chunks:
             x, g, before, along = part(new.x, c), part(new.g, c), part(here.g, c), part(d, c)
             self.memory = space.put_difference(self.memory, 2 * i + 1, c, g, before)
             rows, mask = self._rows(c), self._mask(x, g, c)
-            dots = space.row(g @ along, (g * mask) @ g, before @ along)
-            pair = rows[2 * i : 2 * i + 2, :] @ xp.matrix_transpose(rows)
-            found.sums.append(xp.concat([dots, xp.reshape(pair, (-1,)), self._products(rows, mask, g)]))
+            dots = space.row(dot(g, along), dot(g * mask, g), dot(before, along))
+            pair = dot(rows[2 * i : 2 * i + 2, :], xp.matrix_transpose(rows))
+            found.sums.append(space.joined(dots, xp.reshape(pair, (-1,)), *self._products(rows, mask, g)))
             largest = space.largest(self.box.inside(x, g, c))
             found.tops.append(space.row(largest, self.box.steps(part(here.x, c), along, c)))
         return found
 
-    def _products(self, rows: Array, mask: Array, g: Array) -> Array:
+    def _products(self, rows: Array, mask: Array, g: Array) -> tuple[Array, Array]:
         """Return the products of the rows with each other and with g, where variables are free."""
-        xp = self.space.xp
-        masked = rows * mask
-        return xp.concat([xp.reshape(masked @ xp.matrix_transpose(rows), (-1,)), masked @ g])
+        xp, dot, masked = self.space.xp, self.space.dot, rows * mask
+        return xp.reshape(dot(masked, xp.matrix_transpose(rows)), (-1,)), dot(masked, g)
 
     def accept(self, alpha: float, slope: float, slopes: float, sums: Numbers) -> None:
         m, i = self.history, self.slot
@@ -220,7 +219,8 @@ class Bounded(LimitedMemory):
 
     def _refresh(self, here: Vectors, masks: list[Array]) -> None:
         chunks = zip(self.chunks, masks, strict=True)
-        self._take(self.space.total([self._products(self._rows(c), f, part(here.g, c)) for c, f in chunks]))
+        rows = [self.space.joined(*self._products(self._rows(c), f, part(here.g, c))) for c, f in chunks]
+        self._take(self.space.total(rows))
 
     def _take(self, free: Numbers) -> None:
         size = 2 * self.used
@@ -241,7 +241,7 @@ class Bounded(LimitedMemory):
     def _step(self, weights: Numbers, scale: float, g: Array, c: slice | None) -> Array:
         d = -scale * g
         if self.order:
-            d = d - self._weights_of_rows(weights) @ self._rows(c)
+            d = d - self.space.dot(self._weights_of_rows(weights), self._rows(c))
         return d
 
     @property
@@ -302,7 +302,7 @@ class Bounded(LimitedMemory):
                 masks[k] = held * self._mask(x, -d, c)
                 self.memory = space.put(self.memory, i, c, d)
                 tops.append(space.row(xp.max(held - masks[k]), box.steps(x, d * masks[k], c)))
-                slopes.append(xp.reshape(g @ d, (1,)))
+                slopes.append(space.row(space.dot(g, d)))
             [slope], (more, steps) = space.total(slopes), space.total(tops, np.max)
             if not more:
                 return (

@@ -82,8 +82,7 @@ class Descent(Run):
 
     def begin(self) -> None:
         value, new = self._call(self.here.x)
-        with np.errstate(all="ignore"):  # infinite numbers are refused below
-            asked = self.method.begin(new)
+        asked = self.space.quietly(self.method.begin, new)  # infinite numbers are refused below
         value, self.known = self._look(value, asked)
         self.check_start(value, self.largest)
         self.value, self.here = self.best = value, new
@@ -143,8 +142,7 @@ class Descent(Run):
 
     def _search(self) -> tuple[Point | None, Line]:
         """Choose a direction and search along it."""
-        with np.errstate(all="ignore"):  # bounds that are far apart overflow, and mean infinity
-            line = self.method.direction(self.here, self.square)
+        line = self.space.quietly(self.method.direction, self.here, self.square)  # infinite: bounds that are far apart
         self.seen, self.latest, self.cut = {}, math.nan, False
         try:
             return self._along(line)
@@ -159,8 +157,7 @@ class Descent(Run):
             ready = [self._evaluate(line.d, first)]
             line = self.projected.told(line, *ready[0].kept)
             if not line.slope < 0 and self.method.scaled:
-                with np.errstate(all="ignore"):
-                    feasible = self.projected.feasible(self.here)
+                feasible = self.space.quietly(self.projected.feasible, self.here)
                 if feasible is None:
                     return None, line
                 line, first, ready = feasible, min(1.0, feasible.longest), []
@@ -207,18 +204,8 @@ class Descent(Run):
     def _evaluate(self, d: Array, alpha: float) -> Point:
         """Evaluate at a step along d."""
         self.seen = {a: pair for a, pair in self.seen.items() if pair[1] is self.best[1]}
-        with np.errstate(all="ignore"):
-            if alpha == 1:
-                x = d + self.here.x
-            else:
-                x = alpha * d
-                x += self.here.x
-            if self.box is not None:
-                x = self.box.project(x)
-                x = self.box.reach(self.here.x, d, x) if alpha == 1 else x
-        value, new = self._call(x)
-        with np.errstate(all="ignore"):  # this point may be infinite, and then another one is tried
-            asked = self.method.sums(self.here, new, d)
+        value, new = self._call(self.space.quietly(self._moved, d, alpha))
+        asked = self.space.quietly(self.method.sums, self.here, new, d)  # if it is infinite, another point is tried
         value, known = self._look(value, asked)
         slope = float(known.sums[0]) if math.isfinite(known.tops[0]) else math.nan
         point = Point(alpha, value, slope, known)
@@ -227,6 +214,18 @@ class Descent(Run):
         if point.finite and value < self.best[0]:
             self.best = value, new
         return point
+
+    def _moved(self, d: Array, alpha: float) -> Array:
+        """Return the point at a step along d."""
+        if alpha == 1:
+            x = d + self.here.x
+        else:
+            x = alpha * d
+            x += self.here.x
+        if self.box is not None:
+            x = self.box.project(x)
+            x = self.box.reach(self.here.x, d, x) if alpha == 1 else x
+        return x
 
     def _call(self, x: Array) -> tuple[Any, Vectors]:
         self.check_evaluations()
