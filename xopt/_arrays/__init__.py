@@ -166,11 +166,11 @@ def host_view(x: Array) -> NDArray | None:
     return None if found is None else found.host_view(x)
 
 
-def aligned(size: int, dtype: np.dtype[Any]) -> NDArray:
-    """Allocate a flat NumPy array that starts on a cache line."""
-    raw = np.empty(size * dtype.itemsize + 64, np.uint8)
-    skip = -raw.ctypes.data % 64
-    return raw[skip : skip + size * dtype.itemsize].view(dtype)
+def aligned(size: int, dtype: np.dtype[Any], skip: int = 0) -> NDArray:
+    """Allocate a flat NumPy array that starts on a cache line, after so many that are left free."""
+    raw = np.empty(size * dtype.itemsize + 64 * (skip + 1), np.uint8)
+    start = -raw.ctypes.data % 64 + 64 * skip
+    return raw[start : start + size * dtype.itemsize].view(dtype)
 
 
 def _phantom(x: Array) -> NDArray | None:

@@ -275,3 +275,13 @@ def test_kernel_source_uses_memory_that_is_there() -> None:
     assert len(lines) == 12
     assert kernel.registers == ("real",)
     assert "multiply(s0, l_2, out=o_1)" in kernel.source, "what leads to m is computed in the memory of m"
+
+
+def test_state_arrays_begin_at_other_lines_of_their_pages() -> None:
+    """Large arrays begin where pages do; reads and writes at one place in their pages would wait for each other."""
+    p = np.zeros(2**20, "float32")
+    opt = xopt.Optimizer(p, xopt.Adam(lr=0.1, amsgrad=True))
+    begins = [x.ctypes.data for x in opt.state.slots.values()]
+    assert len(begins) == 3
+    assert all(n % 64 == 0 for n in begins)
+    assert len({n % 4096 // 64 for n in [*begins, p.ctypes.data]}) == 4
