@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 from typing import Any, ClassVar, NoReturn
@@ -118,12 +117,6 @@ class Bounds:
         return xp.max(d / xp.where(still, xp.ones_like(room), room))
 
 
-@functools.cache
-def _earlier(size: int) -> Numbers:
-    """Return 1 where a column comes before the row, else 0."""
-    return np.tril(np.ones((size, size)), -1)
-
-
 def _some(low: Array, high: Array) -> Array:
     """Whether there is a number between two bounds."""
     return (low <= high) & (low < math.inf) & (high > -math.inf)
@@ -160,6 +153,8 @@ class Bounded(LimitedMemory):
         self.products = np.zeros((2 * history, 2 * history))
         self.free = np.zeros_like(self.products)
         """The products of the rows where variables are free."""
+        self._earlier = np.tril(np.ones((history, history)), -1)
+        """1 where a column comes before the row, else 0."""
 
     def begin(self, new: Vectors) -> Asked:
         space, found = self.space, Asked([], [])
@@ -263,7 +258,7 @@ class Bounded(LimitedMemory):
         middle *= -scale
         middle[:, k:] /= scale
         middle[k:] /= scale
-        cross = products[k:, :k] * _earlier(k)
+        cross = products[k:, :k] * self._earlier[:k, :k]
         middle[:k, k:] += cross.T
         middle[k:, :k] += cross
         middle[k:, k:] += products[k:, k:] / scale

@@ -129,7 +129,7 @@ class Descent(Run):
         new = self.seen[found.alpha][1]
         if found.alpha != self.latest:
             self.method.sums(self.here, new, line.d)  # so that it has seen this one last
-        self.method.accept(found.alpha, line.slope, found.slope, found.kept.sums)
+        self.space.quietly(self.method.accept, found.alpha, line.slope, found.slope, found.kept.sums)
         moved = [math.inf, 1.0]
         if self.limits.xtol > 0:
             moved = self.space.numbers(0.0, [self.space.largest(x) for x in (new.x - self.here.x, self.here.x)])[1:]

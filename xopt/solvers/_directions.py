@@ -261,7 +261,8 @@ class LimitedMemory:
         with_change = with_new - self.with_gradient  # of rows that are remembered; no second pass over the memory
         with_change[i], with_change[m + i] = sums[2:4]
         self.with_gradient = with_new
-        if not self.counts(slope, float(with_change[i]), float(with_change[m + i])):
+        along, square = float(with_change[i]), float(with_change[m + i])
+        if not self.counts(slope, along, square) or alpha * along < sys.float_info.min:  # whose inverse is needed
             with_new[i] = with_new[m + i] = 0  # nobody's, and perhaps infinite
             return
         self.keep(alpha)
@@ -272,7 +273,7 @@ class LimitedMemory:
 
     def counts(self, slope: float, along: float, square: float) -> bool:
         """Whether the curvature is positive, and not lost in roundings; from d·y and y·P·y."""
-        return along > max(1e-10 * abs(slope), sys.float_info.min) and 0 < square < math.inf
+        return along > 1e-10 * abs(slope) and 0 < square < math.inf
 
     def keep(self, alpha: float) -> None:
         """Remember the direction that was searched, and the change of the gradient."""
