@@ -22,8 +22,8 @@ from benchmarks.problems import Array, Problem, need
 ALIGN = 64
 """Elements that the start of a leaf is a multiple of."""
 STAGGER = 192
-"""Bytes from where one buffer begins in its page to where the next one does: reads and writes at one place wait for each
-other, which is a fifth of the time where buffers are of 2²⁷ bytes."""
+"""Bytes from where one buffer begins in its page to where the next one does: reads and writes at one place wait for
+each other, a third of the time where buffers are of 2²⁷ bytes."""
 
 
 class _Streamed(Contender):

@@ -15,7 +15,7 @@ Memory: TypeAlias = list[tuple[dict[str, Any], dict[str, Any]]]
 
 STAGGER = 3
 """Cache lines from where one slot begins in its page to where the next one does; large arrays begin where pages do, and
-what lies at one place in its page waits for what else does: a tenth of a step of Adam on 2²⁵ float32."""
+reads and writes at one place in their pages wait for each other: a tenth to a quarter of Adam's step on 2²⁵ float32."""
 
 
 def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Memory]:
