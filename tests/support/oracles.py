@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import catalog
@@ -68,10 +69,10 @@ def run(lib: Lib, rule: Any, params: Any, grads: list[Any], dtype: str | None = 
     params = NEW(lambda x: lib.array(x, dtype), params)
     state = rule.init(params)
     apply = lambda p, g, s: rule.apply(p, g, s, **kwargs)
-    traced = []
+    traced: list[int] = []
     if lib.guise == "jit":
-        jax = lib.module()
-        apply = jax.jit(lambda p, g, s: traced.append(1) or rule.apply(p, g, s, **kwargs))
+        apply, traced = _jitted(rule, kwargs)
+    known = len(traced)
     for g in grads:
         g = NEW(lambda x: lib.array(x, dtype), g)
         before = NEW(lib.numpy, (params, g, state.slots)) if lib.writable else None
@@ -83,8 +84,24 @@ def run(lib: Lib, rule: Any, params: Any, grads: list[Any], dtype: str | None = 
             assert (a.shape, a.dtype, type(a).__module__) == (b.shape, b.dtype, type(b).__module__)
             assert not getattr(b, "requires_grad", False)
         params, state = new, new_state
-    assert len(traced) <= 1, "a second trace: something in the state changed its type"
+    assert len(traced) <= known + 1, "a second trace: something in the state changed its type"
     return NEW(lib.numpy, params), state
+
+
+_STEPS: deque[tuple[Any, Any, list[int]]] = deque(maxlen=8)
+
+
+def _jitted(rule: Any, kwargs: dict[str, Any]) -> tuple[Any, list[int]]:
+    """Return a jitted step and a list that grows when it is traced; a rule that comes again is not compiled again."""
+    found = next((row for row in _STEPS if row[0] is rule and not kwargs), None)
+    if found is None:
+        import jax
+
+        traced: list[int] = []
+        found = rule, jax.jit(lambda p, g, s: traced.append(1) or rule.apply(p, g, s, **kwargs)), traced
+        if not kwargs:
+            _STEPS.append(found)
+    return found[1:]
 
 
 def by_apply(lib: Lib) -> Lib:
