@@ -6,6 +6,8 @@ import math
 from collections.abc import Generator
 from typing import Any
 
+import numpy as np
+
 from xopt import _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import AliasGuard, Layout
@@ -139,6 +141,31 @@ class Optimizer(Saving):
         return State(
             self._taken, {n: self._layout.tree(column) for n, column in self._slots.items()}, dict(self._carry)
         )
+
+    @property
+    def steps_taken(self) -> int:
+        """How many steps were taken. Setting it moves schedules, bias corrections and noise there; state stays.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xopt
+        >>> opt = xopt.Optimizer(np.zeros(1), xopt.SGD(lr=xopt.schedules.polynomial(1.0, end=0.0, steps=10)))
+        >>> opt.steps_taken = 5
+        >>> opt.step(np.ones(1)), opt.steps_taken
+        (array([-0.5]), 6)
+        """
+        return int(self._taken)
+
+    @steps_taken.setter
+    def steps_taken(self, count: int) -> None:
+        with self._access.acquire("steps_taken"):
+            self._access.check("steps_taken", swapped=True)
+            if isinstance(count, bool) or not isinstance(count, int | np.integer):
+                raise TypeError(f"steps_taken: {count!r}, but it must be a whole number")
+            if count < 0:
+                raise ValueError(f"steps_taken: {count}, but it must be ≥ 0")
+            self._taken = self._executor.state.new_step(int(count))
 
     @property
     def loss_scale(self) -> Any:

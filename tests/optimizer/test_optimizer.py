@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Lib
 
 import xopt
 
@@ -187,3 +188,22 @@ def test_another_rate_in_every_step_costs_little() -> None:
     assert _calls(lambda: made["schedule"].step(g)) <= plain + 70
     assert _calls(lambda: made["override"].step(g, lr=next(rates))) <= plain + 95
     assert _calls(setting) <= plain + 95
+
+
+def test_steps_taken(lib: Lib) -> None:
+    """Where it is set, bias correction and schedules go on as after so many steps; state stays."""
+    if lib.guise == "read-only":
+        pytest.skip("nothing to write into")
+    rule = xopt.Adam(lr=xopt.schedules.polynomial(1.0, end=0.0, steps=10), b1=0.0, b2=0.5)
+    opt, other = (xopt.Optimizer({"w": lib.array(np.ones(3))}, rule) for _ in range(2))
+    zeros, ones = {"w": lib.array(np.zeros(3))}, {"w": lib.array(np.ones(3))}
+    for _ in range(4):
+        other.step(zeros)
+    opt.steps_taken = np.int64(4)
+    assert opt.steps_taken == other.steps_taken == 4
+    assert np.array_equal(lib.numpy(opt.step(ones)["w"]), lib.numpy(other.step(ones)["w"]))
+    assert opt.steps_taken == 5
+    for bad, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="steps_taken: "):
+            opt.steps_taken = bad
+    assert opt.steps_taken == 5

@@ -1,0 +1,1 @@
+"""Other frameworks: each adapter imports its library when it is imported itself."""

@@ -1,0 +1,367 @@
+"""A rule as a ``torch.optim.Optimizer``: for loops, schedulers, scalers and trainers that are written for PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+import numbers
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from xopt.optimizer import Optimizer as Steps
+from xopt.rule import FunctionalOptimizer, RunnerName, check_method
+from xopt.rule._functional import Wrapper
+from xopt.rule._names import qualified_names
+from xopt.rule._precision import Rounding, StateDType
+from xopt.transforms._groups import Groups
+from xopt.transforms._wrappers import OnNonFinite
+
+__all__ = ["Optimizer"]
+
+_BETAS = ("b1", "b2")
+_STEP, _CARRY = "step", "carry."
+_MOVED = {"lr", "b1", "b2", "momentum"}
+"""What schedulers of torch move, so that each group has its own from the start."""
+_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "initial_momentum"}
+"""What schedulers of torch keep in groups."""
+
+
+def _hooked(step: Any) -> Any:
+    """Call the hooks of a step, and keep all of it out of what ``torch.compile`` traces."""
+    step = torch.compiler.disable(torch.optim.Optimizer.profile_hook_step(step))
+    step.hooked = True
+    return step
+
+
+class _Kept:
+    """A tensor of a state on its way through torch, which would cast it to the dtype of its parameter."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+
+class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
+    r"""A rule as a ``torch.optim.Optimizer``: parameter groups, schedulers, closures, hooks and checkpoints of torch.
+
+    Parameters
+    ----------
+    params
+        Parameters, pairs of a name and a parameter, or dictionaries of parameter groups, as ``torch.optim`` takes them.
+        A group may have hyperparameters of its own, under the names of :meth:`xopt.Optimizer.hyperparams`; ``b1`` and
+        ``b2`` are ``betas=(b1, b2)`` here, which schedulers of torch look for. What is a schedule of xopt, or None, is
+        in no group.
+    rule
+        A rule or a chain. Norms and sums over all arrays are over all parameter groups.
+    runner, on_nonfinite, rounding, master_weights, state_dtype, seed
+        As for :class:`xopt.Optimizer`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What :class:`xopt.Optimizer` raises, at the first step: for a DTensor or a sparse gradient, for a parameter that
+        was given another dtype or device after it (``model.double()``; before the first step it may be). For a
+        hyperparameter that the rule does not have, at once.
+
+    Notes
+    -----
+    ``state[p]`` has the slots of the rule (``adam.m``), live, scalars that live from step to step (``carry.…``), and
+    ``step``, which is the number of steps of the optimizer: all parameters share it, also those that came later.
+    Hyperparameters are read from ``param_groups`` before every step. Under ``torch.compile`` a step is one graph break.
+
+    State is that of the rule, and 8 bytes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import xopt
+    >>> from xopt.adapters.torch import Optimizer
+    >>> model = torch.nn.Linear(2, 1)
+    >>> opt = Optimizer(model.parameters(), xopt.AdamW(lr=0.1))
+    >>> scheduler = torch.optim.lr_scheduler.StepLR(opt, 1, gamma=0.5)
+    >>> for _ in range(2):
+    ...     opt.zero_grad()
+    ...     model(torch.ones(1, 2)).sum().backward()
+    ...     _ = opt.step()
+    ...     scheduler.step()
+    >>> opt.param_groups[0]["lr"], opt.param_groups[0]["betas"]
+    (0.025, (0.9, 0.999))
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        rule: FunctionalOptimizer,
+        *,
+        runner: RunnerName | None = None,
+        on_nonfinite: OnNonFinite = "propagate",
+        rounding: Rounding = "nearest",
+        master_weights: bool = False,
+        state_dtype: StateDType = None,
+        seed: int = 0,
+    ) -> None:
+        check_method(rule)
+        self._rule = rule
+        self._inner: Steps | None = None
+        self._options: dict[str, Any] = {
+            "runner": runner, "on_nonfinite": on_nonfinite, "rounding": rounding, "master_weights": master_weights,
+            "state_dtype": state_dtype, "seed": seed,
+        }  # fmt: skip
+        self._seen: list[dict[str, float]] = []
+        """The hyperparameters of each group, as the rule has them."""
+        self._taken = torch.zeros((), dtype=torch.int64)
+        self._carries = self._loaded = False
+        names = qualified_names(rule._parts())
+        self._hyper = {name: link.part._values()[field] for name, (link, field) in names.items()}
+        self._own: set[str] = set()
+        """Hyperparameters that each group has for itself, so that they can be set without making the rule anew."""
+        super().__init__(params, _defaults(self._hyper))
+
+    @property
+    def rule(self) -> FunctionalOptimizer:
+        """The rule, as it was given."""
+        return self._rule
+
+    @_hooked
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Parameters
+        ----------
+        closure
+            Evaluates the model, computes the gradients and returns the loss, which rules see that ask for it.
+
+        Returns
+        -------
+        The loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        inner = self._changed(self._ready())
+        value = loss.detach() if isinstance(loss, torch.Tensor) else loss
+        with torch.no_grad():
+            inner.step(self._tree(lambda p: p.grad), value=value)
+        self._publish_scalars(inner)
+        return loss
+
+    def averaged(self) -> Any:
+        """Put averages in place of the parameters in a ``with`` block: :meth:`xopt.Optimizer.averaged`."""
+        return self._ready().averaged()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; the state of the others stays, and the number of steps is theirs."""
+        known = {*self._hyper, *self.defaults, *_SCHEDULERS} - ({*_BETAS} if "betas" in self.defaults else {""})
+        for name, x in param_group.items() if isinstance(param_group, dict) else ():
+            if _is_number(x) and name not in known:
+                raise TypeError(
+                    f"{name}: no hyperparameter of {self._rule!r}, which has {', '.join(sorted(known - _SCHEDULERS))}"
+                )
+        super().add_param_group(param_group)
+        self._inner = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned: the next step has the bits that it would have had.
+
+        State keeps its dtype, also that of parameters of half precision. A state that does not fit is refused, and
+        nothing has changed then.
+        """
+        before = {
+            name: getattr(self, name)
+            for name in ("state", "param_groups", "_inner", "_seen", "_own", "_taken", "_loaded")
+        }
+        last = self.register_load_state_dict_pre_hook(lambda _, state: _kept(_in_order(state, self.param_groups)))
+        try:
+            super().load_state_dict(state_dict)
+            self._ready()
+        except BaseException:
+            self.__dict__.update(before)
+            raise
+        finally:
+            last.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        more = {name: getattr(self, name) for name in ("_rule", "_options", "_hyper", "_taken")}
+        return {**super().__getstate__(), **more, "_inner": None, "_seen": [], "_own": set()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        loaded: defaultdict[Any, Any] = defaultdict(dict)
+        for p, own in state["state"].items():
+            loaded[p] = {n: _tensor(x, p) for n, x in own.items()} if isinstance(own, dict) else own
+        self._inner, self._seen, self._own, self._loaded = None, [], set(), True
+        super().__setstate__({**state, "state": loaded})
+
+    def _ready(self) -> Steps:
+        """Return what takes the steps, made of the parameters as they are and the state that there is."""
+        if self._inner is None:
+            self._seen = [_numbers(group, self._hyper) for group in self.param_groups]
+            first, *others = self._seen
+            rule = self._rule._with({n: x for n, x in first.items() if x != self._hyper[n]})
+            rows = [{n: x for n, x in own.items() if x != first.get(n) or n in _MOVED} for own in others]
+            self._own = set[str]().union(*rows).intersection(*rows) if rows else {*self._hyper}
+            if rows:
+                if any(name.startswith("group") for name in self._hyper):
+                    raise ValueError(f"params: {len(rows) + 1} groups, and the rule has groups too: {rule!r}; use one")
+                for i, row in enumerate(rows, 1):
+                    none = [n for n in row if n not in first]
+                    if none:
+                        raise ValueError(f"{none[0]}: {row[none[0]]} in group {i}, but None in {rule!r}; give both one")
+                rule = _grouped(rule, [(f"{i}/**", row) for i, row in enumerate(rows, 1)])
+            inner = Steps(self._tree(lambda p: p), rule, **self._options)
+            if any(self.state.values()):
+                self._restore(inner)
+            self._inner = inner
+            self._publish(inner)
+        return self._inner
+
+    def _changed(self, inner: Steps) -> Steps:
+        """Bring hyperparameters that were changed in the groups to the rule."""
+        now = [_numbers(group, self._hyper) for group in self.param_groups]
+        if now == self._seen:
+            return inner
+        changes = [
+            {n: x for n, x in own.items() if seen.get(n) != x} for own, seen in zip(now, self._seen, strict=True)
+        ]
+        if not {*itertools.chain(*changes)} <= self._own:  # of which a group has nothing of its own yet
+            self._inner = None
+            return self._ready()
+        prefixes = ["", *(f"group{i}." for i in range(len(now)))]
+        inner.set(**{prefix + n: x for prefix, own in zip(prefixes, changes, strict=False) for n, x in own.items()})
+        self._seen = now
+        return inner
+
+    def _restore(self, inner: Steps) -> None:
+        """Fill in the state that there is, or say what does not fit."""
+        wanted = inner.state_dict()
+        slots, carry = _short(wanted["state"]), _short(wanted["carry"])
+        taken: set[int] = set()
+        several = len(self.param_groups) > 1
+        for i, (group, key, p) in enumerate(self._keys()):
+            path = f"{group}/{key}" if several else str(key)
+            own = dict(self.state.get(p, {}))
+            if not own and not self._loaded:  # a parameter of a group that came later
+                continue
+            if not own:
+                raise ValueError(f"state: nothing for parameter {i}, of shape {tuple(p.shape)}")
+            taken.add(int(own.pop(_STEP)))
+            for slot, name in slots.items():
+                if path in wanted["state"][slot]:
+                    if name not in own:
+                        raise ValueError(f"state: parameter {i} has no {name}, but {self._rule!r} needs it")
+                    wanted["state"][slot][path] = own.pop(name)
+            for slot, name in carry.items():
+                if _CARRY + name not in own:
+                    raise ValueError(f"state: parameter {i} has no {_CARRY}{name}, but {self._rule!r} needs it")
+                x = float(own.pop(_CARRY + name))
+                if isinstance(wanted["carry"][slot], dict):
+                    wanted["carry"][slot][path] = x
+                else:
+                    wanted["carry"][slot] = x
+            if own:
+                raise ValueError(f"state: parameter {i} has {', '.join(own)}, of which {self._rule!r} knows nothing")
+        if len(taken) > 1:
+            raise ValueError(f"state: step is {', '.join(map(str, sorted(taken)))}, but it must be the same for all")
+        inner.load_state_dict({**wanted, "step": taken.pop()})
+
+    def _tree(self, of: Callable[[torch.Tensor], Any]) -> Any:
+        """Return what belongs to each parameter, by name where there are names; of several groups a list."""
+        found = []
+        for group in self.param_groups:
+            names, values = group.get("param_names"), list(map(of, group["params"]))
+            found.append(values if names is None else dict(zip(names, values, strict=True)))
+        return found if len(found) > 1 else found[0]
+
+    def _keys(self) -> Iterator[tuple[Any, Any, torch.Tensor]]:
+        """Yield the group, the key in it and the parameter, of each."""
+        for i, group in enumerate(self.param_groups):
+            names = group.get("param_names") or range(len(group["params"]))
+            yield from ((i, key, p) for key, p in zip(names, group["params"], strict=True))
+
+    def _publish(self, inner: Steps) -> None:
+        """Show the arrays of the state where torch looks for them."""
+        state, found = inner.state, defaultdict[Any, Any](dict)
+        names = _short(state.slots)
+        several = len(self.param_groups) > 1
+        for group, key, p in self._keys():
+            own = {n: (state.slots[slot][group] if several else state.slots[slot])[key] for slot, n in names.items()}
+            found[p] = {_STEP: self._taken, **{n: x for n, x in own.items() if x is not None}}
+        self.state, self._carries, self._loaded = found, bool(state.carry), False
+        self._publish_scalars(inner)
+
+    def _publish_scalars(self, inner: Steps) -> None:
+        self._taken.fill_(inner.steps_taken)
+        if self._carries:
+            carry = inner.state.carry
+            names = _short(carry)
+            scalars = {_CARRY + names[n]: torch.as_tensor(x, dtype=torch.float64) for n, x in carry.items()}
+            every = [self.state[p] for *_, p in self._keys()]
+            for name, x in scalars.items():  # one number, or one for each parameter
+                for own, number in zip(every, x if x.ndim else itertools.repeat(x), strict=False):
+                    own[name] = number
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)
+
+
+def _defaults(hyper: dict[str, Any]) -> dict[str, Any]:
+    """Return the hyperparameters that are numbers, under the names that groups have for them."""
+    found = {n: x for n, x in hyper.items() if _is_number(x)}
+    if all(name in found for name in _BETAS):
+        found["betas"] = tuple(found.pop(name) for name in _BETAS)
+    return found
+
+
+def _numbers(group: dict[str, Any], hyper: Iterable[str]) -> dict[str, float]:
+    """Return the hyperparameters of a group under the names that the rule has for them."""
+    found = dict(zip(_BETAS, group["betas"], strict=True)) if "betas" in group else {}
+    found |= {n: group[n] for n in hyper if _is_number(group.get(n)) or isinstance(group.get(n), torch.Tensor)}
+    return {n: float(x) for n, x in found.items()}
+
+
+def _grouped(rule: FunctionalOptimizer, rows: list[Any]) -> FunctionalOptimizer:
+    """Return a rule with groups; what is around a rule stays around them."""
+    if not isinstance(rule, Wrapper):
+        return Groups(rule, *rows)
+    new = object.__new__(type(rule))
+    new.rule, new._first = _grouped(rule.rule, rows), rule._first
+    return new
+
+
+def _short(slots: Iterable[str]) -> dict[str, str]:
+    """Name slots by component and field alone, which stay what they are when groups are added."""
+    found: dict[str, str] = {}
+    count: defaultdict[str, int] = defaultdict(int)
+    for slot in slots:
+        name = ".".join(word for word in slot.split(".") if not word.isdigit())
+        count[name] += 1
+        found[slot] = name if count[name] == 1 else f"{name}.{count[name]}"
+    return found
+
+
+def _in_order(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put the parameters of saved groups into the order of ours, where both have names."""
+    found = []
+    for saved, own in itertools.zip_longest(state_dict["param_groups"], groups):
+        ours, theirs = (own or {}).get("param_names"), (saved or {}).get("param_names")
+        if ours and theirs and ours != theirs and {*ours} == {*theirs}:
+            number = dict(zip(theirs, saved["params"], strict=True))
+            saved = {**saved, "params": [number[n] for n in ours], "param_names": list(ours)}
+        found += [saved] if saved is not None else []
+    return {**state_dict, "param_groups": found}
+
+
+def _kept(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Hide the tensors of a state from torch's casts."""
+    state = {
+        i: {n: _Kept(x) if isinstance(x, torch.Tensor) else x for n, x in own.items()} if isinstance(own, dict) else own
+        for i, own in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
+
+
+def _tensor(x: Any, p: torch.Tensor) -> Any:
+    """Return what was hidden, beside its parameter; scalars stay on the host."""
+    return x.x.detach().to(p.device if x.x.ndim else "cpu", copy=True) if isinstance(x, _Kept) else x
