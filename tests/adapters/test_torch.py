@@ -216,6 +216,54 @@ def test_state_keeps_its_dtype() -> None:
     assert same(train(net, opt), train(other, again))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"state_dtype": "int8"}, {"master_weights": True}, {"rounding": "kahan"}, {"on_nonfinite": "skip"}],
+    ids=str,
+)
+def test_precision(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    dtype = None if "state_dtype" in options else torch.bfloat16
+    net = torch.nn.Sequential(torch.nn.Linear(5, 4096), torch.nn.Linear(4096, 1)).to(dtype)
+    opt = adapted(net.parameters(), xopt.AdamW(1e-2), **options)
+    train(net, opt, steps=3)
+    other = copy.deepcopy(net)
+    again = adapted(other.parameters(), xopt.AdamW(1e-2), **options)
+    again.load_state_dict(opt.state_dict())
+    kinds = {x.dtype for own in again.state.values() for n, x in own.items() if n.endswith(("m", "master", "error"))}
+    assert (torch.int8 in kinds) == ("state_dtype" in options)
+    assert same(train(net, opt, steps=3), train(other, again, steps=3))
+
+
+def test_a_group_that_came_after_the_last_step_is_saved() -> None:
+    net, other = model(), model()
+    opt = adapted(net[0].parameters(), xopt.Adam(1e-2))
+    train(net, opt, steps=2)
+    opt.add_param_group({"params": list(net[2].parameters())})
+    again = adapted([{"params": list(other[0].parameters())}, {"params": list(other[2].parameters())}], xopt.Adam(1e-2))
+    other.load_state_dict(net.state_dict())
+    again.load_state_dict(opt.state_dict())
+    assert same(train(net, opt), train(other, again))
+
+
+def test_a_loss_scale() -> None:
+    net = model()
+    opt = adapted(groups(net), xopt.LossScale(xopt.AdamW(1e-2)))
+    (loss(net) * opt.loss_scale).backward()
+    net[0].weight.grad[0, 0] = torch.inf
+    opt.step()
+    assert float(opt.loss_scale) == 2.0**15
+    assert same(net, model())
+
+
+def test_sparse_gradients_are_refused() -> None:
+    table = torch.nn.Embedding(4, 2, sparse=True)
+    opt = adapted(table.parameters(), xopt.SGD(0.1))
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(TypeError, match="sparse"):
+        opt.step()
+
+
 def test_a_state_of_other_order_is_loaded_by_name() -> None:
     net = model()
     opt = adapted(net.named_parameters(), xopt.Adam(1e-2))

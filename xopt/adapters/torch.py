@@ -147,6 +147,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         self._publish_scalars(inner)
         return loss
 
+    @property
+    def loss_scale(self) -> Any:
+        """What to multiply the loss with: :attr:`xopt.Optimizer.loss_scale`."""
+        return self._ready().loss_scale
+
     def averaged(self) -> Any:
         """Put averages in place of the parameters in a ``with`` block: :meth:`xopt.Optimizer.averaged`."""
         return self._ready().averaged()
@@ -161,6 +166,13 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
                 )
         super().add_param_group(param_group)
         self._inner = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, live, by the numbers of parameters, and the groups; nothing before the first step."""
+        if self.state:
+            self._ready()  # parameters that came later have a state, too
+        found: dict[str, Any] = super().state_dict()
+        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what ``state_dict`` returned: the next step has the bits that it would have had.
