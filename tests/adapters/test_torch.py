@@ -308,6 +308,10 @@ def test_what_does_not_fit_is_refused_and_nothing_changes() -> None:
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), kept, strict=True))
     with pytest.raises(TypeError, match=r"momentum: no hyperparameter of Adam\(lr=0.01\), which has"):
         adapted([{"params": list(net.parameters()), "momentum": 0.9}], xopt.Adam(1e-2))
+    with pytest.raises(ValueError, match="params: 'w' twice in a group"):
+        adapted([("w", p) for p in net.parameters()], xopt.Adam(1e-2))
+    with pytest.raises(ValueError, match=r"weight_decay: 0.1 in group 1, but None in SGD"):
+        adapted([{"params": [net[0].bias]}, {"params": [net[2].bias], "weight_decay": 0.1}], xopt.SGD(0.1)).step()
     opt.param_groups[0]["lr"] = -1
     with pytest.raises(ValueError, match=r"Adam.lr: -1.0"):
         opt.step()

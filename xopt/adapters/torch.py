@@ -68,7 +68,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
     -----
     ``state[p]`` has the slots of the rule (``adam.m``), live, scalars that live from step to step (``carry.…``), and
     ``step``, which is the number of steps of the optimizer: all parameters share it, also those that came later.
-    Hyperparameters are read from ``param_groups`` before every step. Under ``torch.compile`` a step is one graph break.
+    Hyperparameters are read from ``param_groups`` before every step; one that is a schedule of xopt is not there, and
+    schedulers of torch do not find it. Under ``torch.compile`` a step is one graph break.
 
     State is that of the rule, and 8 bytes.
 
@@ -165,6 +166,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
                     f"{name}: no hyperparameter of {self._rule!r}, which has {', '.join(sorted(known - _SCHEDULERS))}"
                 )
         super().add_param_group(param_group)
+        names = self.param_groups[-1].get("param_names", [])
+        if len({*names}) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            del self.param_groups[-1]
+            raise ValueError(f"params: {twice!r} twice in a group; a name is of one parameter")
         self._inner = None
 
     def state_dict(self) -> dict[str, Any]:
