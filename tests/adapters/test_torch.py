@@ -7,6 +7,7 @@ import io
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 
 import xopt
@@ -315,6 +316,121 @@ def test_what_does_not_fit_is_refused_and_nothing_changes() -> None:
     opt.param_groups[0]["lr"] = -1
     with pytest.raises(ValueError, match=r"Adam.lr: -1.0"):
         opt.step()
+
+
+def test_names_that_are_others_are_refused() -> None:
+    a, b, c = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
+    opt = adapted([{"params": [("a", a)]}, {"params": [("b", b)]}], xopt.SGD(0.1, momentum=0.9))
+    a.grad, b.grad = torch.ones(2), torch.full((2,), 7.0)
+    opt.step()
+    other = adapted([{"params": [("b", b)]}, {"params": [("a", a)]}], xopt.SGD(0.1, momentum=0.9))
+    other.load_state_dict(opt.state_dict())
+    assert other.state[b]["sgd.m"].tolist() == [7, 7]
+    assert [g["param_names"] for g in other.param_groups] == [["b"], ["a"]]
+    third = adapted([("b", b), ("c", c)], xopt.SGD(0.1, momentum=0.9))
+    with pytest.raises(ValueError, match=r"called a there, which are not here, and c here"):
+        third.load_state_dict(adapted([("a", a), ("b", b)], xopt.SGD(0.1, momentum=0.9)).state_dict())
+
+
+@pytest.mark.parametrize("rule", [xopt.ScheduleFreeAdamW(0.1), xopt.chain(xopt.SGD(0.1), xopt.EMA(0.9))], ids=repr)
+def test_what_begins_at_the_parameters_begins_with_the_first_step(rule: Any) -> None:
+    net = model()
+    opt = adapted(net.parameters(), rule)
+    opt.load_state_dict(opt.state_dict())
+    assert opt.loss_scale == 1
+    with torch.no_grad():
+        for p in net.parameters():
+            p += 1
+            p.grad = torch.zeros_like(p)
+    before = copy.deepcopy(net)
+    opt.step()
+    assert apart(net, before) < 1e-6
+    with opt.averaged():
+        assert apart(net, before) < 1e-6
+
+
+def test_parameters_and_state_that_were_replaced() -> None:
+    a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    opt = adapted([a], xopt.SGD(0.1, momentum=0.9))
+    a.grad, b.grad = torch.ones(2), torch.ones(2)
+    opt.step()
+    opt.param_groups[0]["params"][0] = b
+    opt.step()
+    assert torch.allclose(a, torch.tensor(0.9))
+    assert torch.allclose(b, torch.tensor(0.9))
+    opt.state.clear()
+    opt.step()  # the momentum begins anew
+    assert torch.allclose(b, torch.tensor(0.8))
+    opt.state[b]["sgd.m"] = torch.zeros(2)
+    opt.step()
+    assert torch.allclose(b, torch.tensor(0.7))
+    opt.param_groups[0]["params"].append(a)
+    opt.step()
+    assert torch.allclose(a, torch.tensor(0.8))
+    opt.state[a]["step"].fill_(77)
+    opt.step()
+    assert int(opt.state[b]["step"]) == 78
+    assert {*opt.state_dict()["state"]} == {0, 1}
+
+
+def test_names_with_slashes() -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    opt = adapted([("a/x~1", p)], xopt.AdamW(0.1))
+    p.grad = torch.ones(2)
+    opt.step()
+    opt.load_state_dict(opt.state_dict())
+    assert opt.state[p]["adamw.m"].abs().sum() > 0
+
+
+def test_a_bad_group_is_refused_at_once() -> None:
+    net = model()
+    opt = adapted([net[0].weight], xopt.AdamW(0.1))
+    train(net, opt, steps=1)
+    tensor = torch.tensor(5.0)
+    for group, match in (
+        ({"momentum": 0.9}, "momentum: no hyperparameter"),
+        ({"nesterov": True}, "nesterov: no hyperparameter"),
+        ({"learning_rate": tensor}, "learning_rate: no hyperparameter"),
+        ({"b1": 0.5}, "b1: no hyperparameter"),
+        ({"lr": "0.5"}, "lr: '0.5' in a parameter group, but it must be a number"),
+        ({"lr": xopt.schedules.constant(1.0)}, "a schedule of xopt goes into the rule"),
+        ({"lr": -1.0}, "-1.0"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=match):
+            opt.add_param_group({"params": [net[0].bias], **group})
+    assert len(opt.param_groups) == 1
+    train(net, opt, steps=1)
+    for bad in ("0.5", None):
+        opt.param_groups[0]["lr"] = bad
+        with pytest.raises(TypeError, match="lr: "):
+            opt.step()
+    del opt.param_groups[0]["lr"]
+    with pytest.raises(ValueError, match="lr: missing"):
+        opt.step()
+    opt.param_groups[0]["lr"] = np.asarray(0.25)
+    train(net, opt, steps=1)
+    assert opt._seen[0]["lr"] == 0.25
+    assert adapted([net[0].weight], xopt.AdamW(torch.tensor(0.1))).param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("how", ["pickle", "deepcopy"])
+def test_copies_before_a_group_has_stepped(how: str) -> None:
+    net = model()
+    opt = adapted(net[0].parameters(), xopt.Adam(1e-2))
+    train(net, opt, steps=2)
+    opt.add_param_group({"params": list(net[2].parameters())})
+    other, again = copy.deepcopy((net, opt)) if how == "deepcopy" else pickle.loads(pickle.dumps((net, opt)))
+    assert same(train(net, opt), train(other, again))
+
+
+def test_under_another_default_device() -> None:
+    with torch.device("meta"):
+        p = torch.nn.Parameter(torch.ones(2, device="cpu"))
+        opt = adapted([p], xopt.DAdaptAdam())
+        p.grad = torch.ones(2, device="cpu")
+        opt.step()
+    assert int(opt.state[p]["step"]) == 1
+    assert opt.state[p]["carry.dadaptadam.d"].device.type == "cpu"
 
 
 def test_closure_hooks_and_the_loss() -> None:

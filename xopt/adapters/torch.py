@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import numbers
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from xopt.adapters._torch import BETAS, defaults, hyperparams_of, in_order, kept, scalar, short, tensor, with_groups
 from xopt.optimizer import Optimizer as Steps
 from xopt.rule import FunctionalOptimizer, RunnerName, check_method
-from xopt.rule._functional import Wrapper
 from xopt.rule._names import qualified_names
 from xopt.rule._precision import Rounding, StateDType
-from xopt.transforms._groups import Groups
 from xopt.transforms._wrappers import OnNonFinite
 
 __all__ = ["Optimizer"]
 
-_BETAS = ("b1", "b2")
 _STEP, _CARRY = "step", "carry."
 _MOVED = {"lr", "b1", "b2", "momentum"}
 """What schedulers of torch move, so that each group has its own from the start."""
@@ -33,13 +30,6 @@ def _hooked(step: Any) -> Any:
     step = torch.compiler.disable(torch.optim.Optimizer.profile_hook_step(step))
     step.hooked = True
     return step
-
-
-class _Kept:
-    """A tensor of a state on its way through torch, which would cast it to the dtype of its parameter."""
-
-    def __init__(self, x: torch.Tensor) -> None:
-        self.x = x
 
 
 class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
@@ -90,6 +80,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
     (0.025, (0.9, 0.999))
     """
 
+    state: defaultdict[Any, Any]
+
     def __init__(
         self,
         params: Any,
@@ -111,13 +103,15 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         }  # fmt: skip
         self._seen: list[dict[str, float]] = []
         """The hyperparameters of each group, as the rule has them."""
-        self._taken = torch.zeros((), dtype=torch.int64)
+        self._taken = torch.zeros((), dtype=torch.int64, device="cpu")
         self._carries = self._loaded = False
         names = qualified_names(rule._parts())
         self._hyper = {name: link.part._values()[field] for name, (link, field) in names.items()}
+        self._shown: dict[torch.Tensor, dict[str, Any]] = {}
+        """What is in ``state`` since the last time that the rule was made."""
         self._own: set[str] = set()
         """Hyperparameters that each group has for itself, so that they can be set without making the rule anew."""
-        super().__init__(params, _defaults(self._hyper))
+        super().__init__(params, defaults(self._hyper))
 
     @property
     def rule(self) -> FunctionalOptimizer:
@@ -151,7 +145,12 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
     @property
     def loss_scale(self) -> Any:
         """What to multiply the loss with: :attr:`xopt.Optimizer.loss_scale`."""
-        return self._ready().loss_scale
+        begun = self._inner is not None or bool(self.state)
+        found = self._ready().loss_scale
+        if not begun:  # what is made of parameters is made at the first step
+            self._inner = None
+            self.state.clear()
+        return found
 
     def averaged(self) -> Any:
         """Put averages in place of the parameters in a ``with`` block: :meth:`xopt.Optimizer.averaged`."""
@@ -159,18 +158,22 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; the state of the others stays, and the number of steps is theirs."""
-        known = {*self._hyper, *self.defaults, *_SCHEDULERS} - ({*_BETAS} if "betas" in self.defaults else {""})
+        known = {"params", "param_names", *self._hyper, *self.defaults, *_SCHEDULERS}
+        known -= {*BETAS} if "betas" in self.defaults else set()
         for name, x in param_group.items() if isinstance(param_group, dict) else ():
-            if _is_number(x) and name not in known:
-                raise TypeError(
-                    f"{name}: no hyperparameter of {self._rule!r}, which has {', '.join(sorted(known - _SCHEDULERS))}"
-                )
+            if name not in known and not isinstance(x, str | list | dict | None):  # which may be notes of the user's
+                names = ", ".join(sorted(known - _SCHEDULERS - {"params", "param_names"}))
+                raise TypeError(f"{name}: no hyperparameter of {self._rule!r}, which has {names}")
         super().add_param_group(param_group)
-        names = self.param_groups[-1].get("param_names", [])
-        if len({*names}) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+        try:
+            names = self.param_groups[-1].get("param_names", [])
+            if len({*names}) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise ValueError(f"params: {twice!r} twice in a group; a name is of one parameter")
+            self._of_groups()
+        except BaseException:
             del self.param_groups[-1]
-            raise ValueError(f"params: {twice!r} twice in a group; a name is of one parameter")
+            raise
         self._inner = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,12 +191,13 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         """
         before = {
             name: getattr(self, name)
-            for name in ("state", "param_groups", "_inner", "_seen", "_own", "_taken", "_loaded")
+            for name in ("state", "param_groups", "_inner", "_seen", "_own", "_shown", "_taken", "_loaded")
         }
-        last = self.register_load_state_dict_pre_hook(lambda _, state: _kept(_in_order(state, self.param_groups)))
+        last = self.register_load_state_dict_pre_hook(lambda _, state: kept(in_order(state, self.param_groups)))
         try:
             super().load_state_dict(state_dict)
-            self._ready()
+            if any(self.state.values()):  # else slots begin at the parameters of the first step
+                self._ready()
         except BaseException:
             self.__dict__.update(before)
             raise
@@ -201,32 +205,22 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
             last.remove()
 
     def __getstate__(self) -> dict[str, Any]:
+        if self.state:
+            self._ready()
         more = {name: getattr(self, name) for name in ("_rule", "_options", "_hyper", "_taken")}
-        return {**super().__getstate__(), **more, "_inner": None, "_seen": [], "_own": set()}
+        return {**super().__getstate__(), **more, "_inner": None, "_seen": [], "_own": set(), "_shown": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         loaded: defaultdict[Any, Any] = defaultdict(dict)
         for p, own in state["state"].items():
-            loaded[p] = {n: _tensor(x, p) for n, x in own.items()} if isinstance(own, dict) else own
+            loaded[p] = {n: tensor(x, p) for n, x in own.items()} if isinstance(own, dict) else own
         self._inner, self._seen, self._own, self._loaded = None, [], set(), True
         super().__setstate__({**state, "state": loaded})
 
     def _ready(self) -> Steps:
         """Return what takes the steps, made of the parameters as they are and the state that there is."""
         if self._inner is None:
-            self._seen = [_numbers(group, self._hyper) for group in self.param_groups]
-            first, *others = self._seen
-            rule = self._rule._with({n: x for n, x in first.items() if x != self._hyper[n]})
-            rows = [{n: x for n, x in own.items() if x != first.get(n) or n in _MOVED} for own in others]
-            self._own = set[str]().union(*rows).intersection(*rows) if rows else {*self._hyper}
-            if rows:
-                if any(name.startswith("group") for name in self._hyper):
-                    raise ValueError(f"params: {len(rows) + 1} groups, and the rule has groups too: {rule!r}; use one")
-                for i, row in enumerate(rows, 1):
-                    none = [n for n in row if n not in first]
-                    if none:
-                        raise ValueError(f"{none[0]}: {row[none[0]]} in group {i}, but None in {rule!r}; give both one")
-                rule = _grouped(rule, [(f"{i}/**", row) for i, row in enumerate(rows, 1)])
+            rule, self._seen, self._own = self._of_groups()
             inner = Steps(self._tree(lambda p: p), rule, **self._options)
             if any(self.state.values()):
                 self._restore(inner)
@@ -234,9 +228,32 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
             self._publish(inner)
         return self._inner
 
+    def _of_groups(self) -> tuple[FunctionalOptimizer, list[dict[str, float]], set[str]]:
+        """Return the rule with the hyperparameters of the groups, these, and those that each has for itself."""
+        seen = [hyperparams_of(group, self._hyper) for group in self.param_groups]
+        first, *others = seen
+        rule = self._rule._with({n: x for n, x in first.items() if x != self._hyper[n]})
+        rows = [{n: x for n, x in own.items() if x != first.get(n) or n in _MOVED} for own in others]
+        if not rows:
+            return rule, seen, {*self._hyper}
+        if any(name.startswith("group") for name in self._hyper):
+            raise ValueError(f"params: {len(rows) + 1} groups, and the rule has groups too: {rule!r}; use one")
+        for i, row in enumerate(rows, 1):
+            for name in {*row} - {*first}:
+                raise ValueError(f"{name}: {row[name]} in group {i}, but {self._hyper[name]} in {rule!r}")
+        grouped = with_groups(rule, [(f"{i}/**", row) for i, row in enumerate(rows, 1)])
+        return grouped, seen, set[str]().union(*rows).intersection(*rows)
+
     def _changed(self, inner: Steps) -> Steps:
         """Bring hyperparameters that were changed in the groups to the rule."""
-        now = [_numbers(group, self._hyper) for group in self.param_groups]
+        every = [p for group in self.param_groups for p in group["params"]]
+        if len(every) != len(self._shown) or len(self.state) != len(every) or not all(map(self._is_shown, every)):
+            self.state = defaultdict(dict, {p: self.state[p] for p in every if p in self.state})
+            self._inner = None
+            return self._ready()
+        now = [hyperparams_of(group, self._hyper) for group in self.param_groups]
+        if int(self._taken) != inner.steps_taken:
+            inner.steps_taken = int(self._taken)
         if now == self._seen:
             return inner
         changes = [
@@ -250,14 +267,20 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         self._seen = now
         return inner
 
+    def _is_shown(self, p: torch.Tensor) -> bool:
+        """Whether a parameter has the state that it was given, and nobody has put another one in its place."""
+        own, shown = self.state.get(p), self._shown.get(p)
+        return shown is not None and own is not None and all(own.get(n) is x for n, x in shown.items())
+
     def _restore(self, inner: Steps) -> None:
         """Fill in the state that there is, or say what does not fit."""
         wanted = inner.state_dict()
-        slots, carry = _short(wanted["state"]), _short(wanted["carry"])
+        slots, carry = short(wanted["state"]), short(wanted["carry"])
         taken: set[int] = set()
         several = len(self.param_groups) > 1
         for i, (group, key, p) in enumerate(self._keys()):
-            path = f"{group}/{key}" if several else str(key)
+            path = str(key).replace("~", "~0").replace("/", "~1")
+            path = f"{group}/{path}" if several else path
             own = dict(self.state.get(p, {}))
             if not own and not self._loaded:  # a parameter of a group that came later
                 continue
@@ -277,7 +300,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
                     wanted["carry"][slot][path] = x
                 else:
                     wanted["carry"][slot] = x
-            if own:
+            if own and self._loaded:
                 raise ValueError(f"state: parameter {i} has {', '.join(own)}, of which {self._rule!r} knows nothing")
         if len(taken) > 1:
             raise ValueError(f"state: step is {', '.join(map(str, sorted(taken)))}, but it must be the same for all")
@@ -300,11 +323,12 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
     def _publish(self, inner: Steps) -> None:
         """Show the arrays of the state where torch looks for them."""
         state, found = inner.state, defaultdict[Any, Any](dict)
-        names = _short(state.slots)
+        names = short(state.slots)
         several = len(self.param_groups) > 1
         for group, key, p in self._keys():
             own = {n: (state.slots[slot][group] if several else state.slots[slot])[key] for slot, n in names.items()}
             found[p] = {_STEP: self._taken, **{n: x for n, x in own.items() if x is not None}}
+        self._shown = {p: dict(own) for p, own in found.items()}
         self.state, self._carries, self._loaded = found, bool(state.carry), False
         self._publish_scalars(inner)
 
@@ -312,74 +336,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         self._taken.fill_(inner.steps_taken)
         if self._carries:
             carry = inner.state.carry
-            names = _short(carry)
-            scalars = {_CARRY + names[n]: torch.as_tensor(x, dtype=torch.float64) for n, x in carry.items()}
+            names = short(carry)
+            scalars = {_CARRY + names[n]: scalar(x) for n, x in carry.items()}
             every = [self.state[p] for *_, p in self._keys()]
             for name, x in scalars.items():  # one number, or one for each parameter
                 for own, number in zip(every, x if x.ndim else itertools.repeat(x), strict=False):
                     own[name] = number
-
-
-def _is_number(x: Any) -> bool:
-    return isinstance(x, numbers.Real) and not isinstance(x, bool)
-
-
-def _defaults(hyper: dict[str, Any]) -> dict[str, Any]:
-    """Return the hyperparameters that are numbers, under the names that groups have for them."""
-    found = {n: x for n, x in hyper.items() if _is_number(x)}
-    if all(name in found for name in _BETAS):
-        found["betas"] = tuple(found.pop(name) for name in _BETAS)
-    return found
-
-
-def _numbers(group: dict[str, Any], hyper: Iterable[str]) -> dict[str, float]:
-    """Return the hyperparameters of a group under the names that the rule has for them."""
-    found = dict(zip(_BETAS, group["betas"], strict=True)) if "betas" in group else {}
-    found |= {n: group[n] for n in hyper if _is_number(group.get(n)) or isinstance(group.get(n), torch.Tensor)}
-    return {n: float(x) for n, x in found.items()}
-
-
-def _grouped(rule: FunctionalOptimizer, rows: list[Any]) -> FunctionalOptimizer:
-    """Return a rule with groups; what is around a rule stays around them."""
-    if not isinstance(rule, Wrapper):
-        return Groups(rule, *rows)
-    new = object.__new__(type(rule))
-    new.rule, new._first = _grouped(rule.rule, rows), rule._first
-    return new
-
-
-def _short(slots: Iterable[str]) -> dict[str, str]:
-    """Name slots by component and field alone, which stay what they are when groups are added."""
-    found: dict[str, str] = {}
-    count: defaultdict[str, int] = defaultdict(int)
-    for slot in slots:
-        name = ".".join(word for word in slot.split(".") if not word.isdigit())
-        count[name] += 1
-        found[slot] = name if count[name] == 1 else f"{name}.{count[name]}"
-    return found
-
-
-def _in_order(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """Put the parameters of saved groups into the order of ours, where both have names."""
-    found = []
-    for saved, own in itertools.zip_longest(state_dict["param_groups"], groups):
-        ours, theirs = (own or {}).get("param_names"), (saved or {}).get("param_names")
-        if ours and theirs and ours != theirs and {*ours} == {*theirs}:
-            number = dict(zip(theirs, saved["params"], strict=True))
-            saved = {**saved, "params": [number[n] for n in ours], "param_names": list(ours)}
-        found += [saved] if saved is not None else []
-    return {**state_dict, "param_groups": found}
-
-
-def _kept(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Hide the tensors of a state from torch's casts."""
-    state = {
-        i: {n: _Kept(x) if isinstance(x, torch.Tensor) else x for n, x in own.items()} if isinstance(own, dict) else own
-        for i, own in state_dict["state"].items()
-    }
-    return {**state_dict, "state": state}
-
-
-def _tensor(x: Any, p: torch.Tensor) -> Any:
-    """Return what was hidden, beside its parameter; scalars stay on the host."""
-    return x.x.detach().to(p.device if x.x.ndim else "cpu", copy=True) if isinstance(x, _Kept) else x
