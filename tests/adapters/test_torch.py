@@ -163,6 +163,7 @@ def test_groups_that_come_later() -> None:
 RULES: list[Any] = [
     xopt.AdamW(1e-2),
     xopt.DAdaptAdam(),
+    xopt.LDoG(),  # a number for each parameter
     xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.ScheduleFreeAdamW(1e-2)),
     xopt.Adafactor(1e-2),
     xopt.Accumulate(xopt.chain(xopt.Adam(1e-2), xopt.EMA(0.9), xopt.EMA(0.99)), 3),

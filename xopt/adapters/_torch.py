@@ -36,11 +36,11 @@ def defaults(hyper: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def hyperparams_of(group: dict[str, Any], hyper: dict[str, Any]) -> dict[str, float]:
+def hyperparams_of(group: dict[str, Any], hyper: dict[str, Any], needed: Iterable[str]) -> dict[str, float]:
     """Return the hyperparameters of a group under the names that the rule has for them."""
-    alias = "betas" in defaults(hyper)
+    alias = "betas" in needed
     given = {n: group[n] for n in hyper if n in group and not (alias and n in BETAS)}
-    missing = [n for n in defaults(hyper) if n not in group]
+    missing = [n for n in needed if n not in group]
     if missing:
         raise ValueError(f"{missing[0]}: missing in a parameter group")
     if alias:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from xopt._arrays import tree as _tree
 from xopt.adapters._torch import BETAS, defaults, hyperparams_of, in_order, kept, scalar, short, tensor, with_groups
 from xopt.optimizer import Optimizer as Steps
 from xopt.rule import FunctionalOptimizer, RunnerName, check_method
@@ -111,7 +112,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         """What is in ``state`` since the last time that the rule was made."""
         self._own: set[str] = set()
         """Hyperparameters that each group has for itself, so that they can be set without making the rule anew."""
-        super().__init__(params, defaults(self._hyper))
+        named = defaults(self._hyper)
+        self._needed = tuple(named)
+        """What each group has; torch adds to ``defaults``."""
+        super().__init__(params, named)
 
     @property
     def rule(self) -> FunctionalOptimizer:
@@ -158,8 +162,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; the state of the others stays, and the number of steps is theirs."""
-        known = {"params", "param_names", *self._hyper, *self.defaults, *_SCHEDULERS}
-        known -= {*BETAS} if "betas" in self.defaults else set()
+        known = {"params", "param_names", *self._hyper, *self._needed, *_SCHEDULERS}
+        known -= {*BETAS} if "betas" in self._needed else set()
         for name, x in param_group.items() if isinstance(param_group, dict) else ():
             if name not in known and not isinstance(x, str | list | dict | None):  # which may be notes of the user's
                 names = ", ".join(sorted(known - _SCHEDULERS - {"params", "param_names"}))
@@ -207,7 +211,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
     def __getstate__(self) -> dict[str, Any]:
         if self.state:
             self._ready()
-        more = {name: getattr(self, name) for name in ("_rule", "_options", "_hyper", "_taken")}
+        more = {name: getattr(self, name) for name in ("_rule", "_options", "_hyper", "_needed", "_taken")}
         return {**super().__getstate__(), **more, "_inner": None, "_seen": [], "_own": set(), "_shown": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -230,7 +234,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
 
     def _of_groups(self) -> tuple[FunctionalOptimizer, list[dict[str, float]], set[str]]:
         """Return the rule with the hyperparameters of the groups, these, and those that each has for itself."""
-        seen = [hyperparams_of(group, self._hyper) for group in self.param_groups]
+        seen = [hyperparams_of(group, self._hyper, self._needed) for group in self.param_groups]
         first, *others = seen
         rule = self._rule._with({n: x for n, x in first.items() if x != self._hyper[n]})
         rows = [{n: x for n, x in own.items() if x != first.get(n) or n in _MOVED} for own in others]
@@ -246,12 +250,12 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
 
     def _changed(self, inner: Steps) -> Steps:
         """Bring hyperparameters that were changed in the groups to the rule."""
-        every = [p for group in self.param_groups for p in group["params"]]
+        every = self._every()
         if len(every) != len(self._shown) or len(self.state) != len(every) or not all(map(self._is_shown, every)):
             self.state = defaultdict(dict, {p: self.state[p] for p in every if p in self.state})
             self._inner = None
             return self._ready()
-        now = [hyperparams_of(group, self._hyper) for group in self.param_groups]
+        now = [hyperparams_of(group, self._hyper, self._needed) for group in self.param_groups]
         if int(self._taken) != inner.steps_taken:
             inner.steps_taken = int(self._taken)
         if now == self._seen:
@@ -277,10 +281,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         wanted = inner.state_dict()
         slots, carry = short(wanted["state"]), short(wanted["carry"])
         taken: set[int] = set()
-        several = len(self.param_groups) > 1
-        for i, (group, key, p) in enumerate(self._keys()):
-            path = str(key).replace("~", "~0").replace("/", "~1")
-            path = f"{group}/{path}" if several else path
+        number = {p: i for i, p in enumerate(self._every())}
+        leaves, spec = _tree.flatten(self._tree(lambda p: p))
+        for path, p in zip(_tree.pointers(spec), leaves, strict=True):
+            i = number[p]
             own = dict(self.state.get(p, {}))
             if not own and not self._loaded:  # a parameter of a group that came later
                 continue
@@ -314,19 +318,17 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
             found.append(values if names is None else dict(zip(names, values, strict=True)))
         return found if len(found) > 1 else found[0]
 
-    def _keys(self) -> Iterator[tuple[Any, Any, torch.Tensor]]:
-        """Yield the group, the key in it and the parameter, of each."""
-        for i, group in enumerate(self.param_groups):
-            names = group.get("param_names") or range(len(group["params"]))
-            yield from ((i, key, p) for key, p in zip(names, group["params"], strict=True))
+    def _every(self) -> list[torch.Tensor]:
+        """Return all parameters."""
+        return [p for group in self.param_groups for p in group["params"]]
 
     def _publish(self, inner: Steps) -> None:
         """Show the arrays of the state where torch looks for them."""
         state, found = inner.state, defaultdict[Any, Any](dict)
-        names = short(state.slots)
-        several = len(self.param_groups) > 1
-        for group, key, p in self._keys():
-            own = {n: (state.slots[slot][group] if several else state.slots[slot])[key] for slot, n in names.items()}
+        leaves, spec = _tree.flatten(self._tree(lambda p: p))
+        columns = {name: _tree.match(spec, state.slots[slot], "state") for slot, name in short(state.slots).items()}
+        for k, p in enumerate(leaves):
+            own = {name: column[k] for name, column in columns.items()}
             found[p] = {_STEP: self._taken, **{n: x for n, x in own.items() if x is not None}}
         self._shown = {p: dict(own) for p, own in found.items()}
         self.state, self._carries, self._loaded = found, bool(state.carry), False
@@ -338,7 +340,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
             carry = inner.state.carry
             names = short(carry)
             scalars = {_CARRY + names[n]: scalar(x) for n, x in carry.items()}
-            every = [self.state[p] for *_, p in self._keys()]
+            every = [self.state[p] for p in _tree.flatten(self._tree(lambda p: p))[0]]
             for name, x in scalars.items():  # one number, or one for each parameter
                 for own, number in zip(every, x if x.ndim else itertools.repeat(x), strict=False):
                     own[name] = number
