@@ -248,8 +248,11 @@ def no_llvm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="session")
 def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the kernels of the cuda runner are built for the host, each once."""
-    return tmp_path_factory.mktemp("cuda")
+    """Where the kernels of the cuda runner are built for the host, each once for all workers of a run."""
+    own = tmp_path_factory.getbasetemp()
+    found = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cuda"
+    found.mkdir(exist_ok=True)
+    return found
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import folders
 import pytest
 
-NEEDS = {"torch": "torch"}
+NEEDS = {"optax": "jax", "torch": "torch"}
 """The session of each adapter; the others are in that of NumPy."""
 NAMES = [name for name in folders.modules() if name.startswith("adapters.") and "._" not in name]
 

@@ -24,6 +24,7 @@ def decayed(step: Any) -> Any:
 
     An oracle that has a kind of its own takes ``weight_decay``, which is 0 for the three.
     """
+    own = "weight_decay" in inspect.signature(step).parameters
 
     def whole(p: A, g: A, s: S, t: int, *, weight_decay: Any, decay: str, maximize: bool, complex: str, **h: Any) -> A:
         del complex  # the test calls split parts one by one
@@ -31,7 +32,7 @@ def decayed(step: Any) -> Any:
         ps, gs = (p, g) if many else ([p], [g])
         gs = [-x for x in gs] if maximize else gs
         w = 0.0 if weight_decay is None else weight_decay
-        if "weight_decay" in inspect.signature(step).parameters:
+        if own:
             h["weight_decay"] = 0.0 if decay in ("l2", "lr", "independent") else w
         if decay == "l2":
             gs = [y + w * x for x, y in zip(ps, gs, strict=True)]

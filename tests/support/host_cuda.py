@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -111,31 +112,52 @@ class HostDriver:
 
     def _library(self, source: str) -> Any:
         needs_compiler()
-        path = self.folder / hashlib.sha256(f"{self.team}{source}".encode()).hexdigest()[:24]
-        if not path.with_suffix(".so").exists():
-            path.with_suffix(".cpp").write_text(text(source), encoding="utf-8")
-            self._build(path)
-        return ctypes.CDLL(str(path.with_suffix(".so")))
+        path = self._begin(source)
+        return self._loaded(path, source)
 
     def build(self, kernels: Iterable[_codegen.Kernel]) -> None:
         """Compile many kernels at once, which is faster."""
         chosen = list({k.source: k for k in kernels if (k.source, k.name) not in self._functions}.values())
-        for low in range(0, len(chosen), 40):
-            part = chosen[low : low + 40]
-            path = self.folder / hashlib.sha256("".join(k.source for k in part).encode()).hexdigest()[:24]
-            path.with_suffix(".cpp").write_text(text(*(k.source for k in part), TOOLS), encoding="utf-8")
-            self._build(path)
-            library = ctypes.CDLL(str(path.with_suffix(".so")))
+        parts = [chosen[low : low + 40] for low in range(0, len(chosen), 40)]
+        every = [[*(k.source for k in part), TOOLS] for part in parts]
+        begun = [self._begin(*sources) for sources in every]
+        for path, sources, part in zip(begun, every, parts, strict=True):
+            library = self._loaded(path, *sources)
             for i, k in enumerate(part):
                 self._functions[k.source, k.name] = getattr(library, f"launch_{k.name}_{i}"), k.name
 
-    def _build(self, path: Path) -> None:
+    def _begin(self, *sources: str) -> Path:
+        """Compile what no other process compiles, or has compiled, and return where it will be."""
+        path = self.folder / hashlib.sha256(f"{self.team}{''.join(sources)}".encode()).hexdigest()[:24]
+        try:
+            path.with_suffix(".claim").touch(exist_ok=False)
+        except FileExistsError:
+            return path
+        try:
+            self._build(path, text(*sources))
+        except BaseException:
+            path.with_suffix(".claim").unlink()
+            raise
+        return path
+
+    def _loaded(self, path: Path, *sources: str) -> Any:
+        """Load what was compiled here or is compiled by another process."""
+        while not path.with_suffix(".so").exists():
+            time.sleep(0.05)
+            if not path.with_suffix(".claim").exists():  # the other one failed, and this will say why
+                self._begin(*sources)
+        return ctypes.CDLL(str(path.with_suffix(".so")))
+
+    def _build(self, path: Path, source: str) -> None:
+        made = path.with_suffix(".part")
+        path.with_suffix(".cpp").write_text(source, encoding="utf-8")
         # no contraction: it is the compiler's default where the processor can, and NumPy does none
         flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fno-math-errno", "-w", "-shared", "-fPIC"]
         flags += [f"-DTEAM={self.team}", "-pthread"] if self.team else []
-        command = [str(COMPILER), *flags, "-o", str(path.with_suffix(".so")), str(path.with_suffix(".cpp"))]
+        command = [str(COMPILER), *flags, "-o", str(made), str(path.with_suffix(".cpp"))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[:3000]
+        made.replace(path.with_suffix(".so"))
 
 
 def text(*sources: str) -> str:

@@ -79,7 +79,7 @@ def run(lib: Lib, rule: Any, params: Any, grads: list[Any], dtype: str | None = 
         new, new_state = apply(params, g, state)
         if before is not None:
             for x, y in zip(leaves(before), leaves(NEW(lib.numpy, (params, g, state.slots))), strict=True):
-                np.testing.assert_array_equal(x, y, err_msg="apply wrote into its arguments")
+                assert x.tobytes() == y.tobytes(), "apply wrote into its arguments"
         for a, b in zip(leaves(params), leaves(new), strict=True):
             assert (a.shape, a.dtype, type(a).__module__) == (b.shape, b.dtype, type(b).__module__)
             assert not getattr(b, "requires_grad", False)

@@ -204,6 +204,12 @@ class FunctionalOptimizer(ABC):
         """
         return self._step(params, grads, state, runner, overrides, {"value": value}, change=True)
 
+    def _reads_params(self, like: Any, state: State) -> bool:
+        """Whether a step computes with parameters, shaped like these arrays, and not with gradients and state alone."""
+        from xopt.rule import _run
+
+        return _run.reads_params(self._keeping(state)[0]._chains, like)
+
     def eval_params(self, params: Any, state: State) -> Any:
         """Return the parameters to evaluate or to ship, which for some rules are not those that are trained.
 

@@ -39,3 +39,9 @@ def averaged(chains: ChainsOf, params: Any, state: Any) -> Any:
     """Return the parameters to evaluate."""
     layout = Layout(params)
     return evaluated(Executor(chains(layout), layout, "eager"), state)
+
+
+def reads_params(chains: ChainsOf, like: Any) -> bool:
+    """Whether what a step adds to parameters, or its state, is computed with them."""
+    layout = Layout(like)
+    return any(bucket.plan.reads("p", "u") for bucket in Executor(chains(layout), layout).buckets)

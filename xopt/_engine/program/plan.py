@@ -84,6 +84,12 @@ class Plan:
             self._bodies[outputs] = self._tape.finish({n: self._outputs[n] for n in outputs}, self._used)
         return self._bodies[outputs]
 
+    def reads(self, load: str, first: str) -> bool:
+        """Whether ``first`` or a slot is computed with ``p``, ``g`` or a slot; of whole arrays nobody knows."""
+        if not self.elementwise:
+            return True
+        return any(load in program.loads for program in (self.body((first, *self.changed)), *self.sums.values()))
+
     def _start(
         self, first: str, kinds: dict[str, str]
     ) -> tuple[_trace.Tracer, dict[str, None], dict[str, Any], list[Any]]:

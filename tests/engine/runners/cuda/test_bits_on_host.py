@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import Any
 
 import catalog
@@ -24,10 +25,10 @@ from xopt._engine.runners.cuda.runner import Cuda
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> HostDriver:
+def driver(kernel_folder: Path) -> HostDriver:
     """Compile what the tests of this file use most, all at once."""
     host_cuda.needs_compiler()
-    made = HostDriver(tmp_path_factory.mktemp("cuda"))
+    made = HostDriver(kernel_folder)
     wanted = [k for rule in RULES for dtype in DTYPES for mode in MODES for k in kernels(of(rule, mode), dtype)]
     wanted += [k for rule in EVERY for dtype in ("float32", "complex64") for k in kernels(rule, dtype)]
     wanted += [k for rule in EVERY for k in kernels(of(rule, "split"), "complex64")]
