@@ -17,7 +17,7 @@ TORCH = "torch==2.13.0"  # pinned: an open range brings gigabytes of CUDA
 LIBRARIES = {
     "numpy": [],
     "strict": ["array-api-strict>=2.3"],
-    "torch": [TORCH, "pytorch-optimizer>=4.1"],
+    "torch": [TORCH, "pytorch-optimizer>=4.1", "keras>=3.10"],
     "jax": ["jax>=0.5", "optax>=0.2.5", "keras>=3.10", "thinc>=9.1", "autograd>=1.7"],
     "dask": ["dask[array]>=2025.1"],
     "llvm": [TORCH],  # not a library, but the compiled runner of two
@@ -94,9 +94,10 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into docs/_build/html, and run its examples."""
-    session.install(*group("docs"), TORCH, "jax", "-e", ".[demo]")  # the examples of the pages use both
-    session.run("sphinx-build", "-n", "-W", "-b", "html", "docs", "docs/_build/html", env=THREADS)
-    session.run("sphinx-build", "-n", "-W", "-b", "doctest", "docs", "docs/_build/doctest", env=THREADS)
+    session.install(*group("docs"), TORCH, "jax", "optax", "keras", "-e", ".[demo]")  # of the examples of the pages
+    env = {**THREADS, "KERAS_BACKEND": "jax"}
+    session.run("sphinx-build", "-n", "-W", "-b", "html", "docs", "docs/_build/html", env=env)
+    session.run("sphinx-build", "-n", "-W", "-b", "doctest", "docs", "docs/_build/doctest", env=env)
 
 
 @nox.session

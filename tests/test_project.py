@@ -32,7 +32,7 @@ FLOORS = [
     ["random"],
     ["_engine", "schedules", "nn"],
     ["rule"],
-    ["rules", "transforms"],
+    ["rules", "transforms", "_parse"],
     ["checkpoint"],
     ["optimizer", "_explain", "_config"],
     ["solvers"],

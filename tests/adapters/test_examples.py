@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import doctest
-import importlib
+import importlib.util
+import os
 from typing import Any
 
 import folders
 import pytest
 
-NEEDS = {"optax": "jax", "torch": "torch"}
-"""The session of each adapter; the others are in that of NumPy."""
+NEEDS = {"keras": ["jax", "torch"], "optax": ["jax"], "torch": ["torch"]}
+"""The sessions of each adapter."""
 NAMES = [name for name in folders.modules() if name.startswith("adapters.") and "._" not in name]
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.needs(NEEDS[n.partition(".")[2]])) for n in NAMES], ids=NAMES
+    "name",
+    [pytest.param(n, marks=[pytest.mark.needs(x) for x in NEEDS[n.partition(".")[2]]]) for n in NAMES],
+    ids=NAMES,
 )
 def test_examples(name: str) -> None:
     library = name.partition(".")[2]
+    os.environ.setdefault("KERAS_BACKEND", "jax" if importlib.util.find_spec("jax") else "torch")
     pytest.importorskip(library)
     module: Any = importlib.import_module(f"xopt.{name}")
     found = doctest.testmod(module, raise_on_error=True)

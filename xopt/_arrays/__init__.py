@@ -86,11 +86,6 @@ def dtype_name(x: Array) -> str:
     dtype = x.dtype
     if isinstance(dtype, np.dtype):
         return _numpy_name(dtype)
-    return _other_name(dtype)
-
-
-@functools.cache
-def _other_name(dtype: Any) -> str:
     return str(dtype).rpartition(".")[2]
 
 
@@ -101,12 +96,8 @@ def _numpy_name(dtype: np.dtype[Any]) -> str:
 
 def is_complex(x: Array) -> bool:
     """Whether an array is complex."""
-    return _is_complex(x.dtype)
-
-
-@functools.cache
-def _is_complex(dtype: Any) -> bool:
-    return "complex" in str(dtype)
+    dtype = x.dtype
+    return dtype.kind == "c" if isinstance(dtype, np.dtype) else "complex" in str(dtype)
 
 
 def device(x: Array) -> Any:

@@ -210,6 +210,12 @@ class FunctionalOptimizer(ABC):
 
         return _run.reads_params(self._keeping(state)[0]._chains, like)
 
+    def _following(self, params: Any, state: State) -> list[str]:
+        """Return the slots that begin at the parameters."""
+        from xopt.rule import _run
+
+        return _run.following(self._keeping(state)[0]._chains, params)
+
     def eval_params(self, params: Any, state: State) -> Any:
         """Return the parameters to evaluate or to ship, which for some rules are not those that are trained.
 

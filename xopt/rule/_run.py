@@ -45,3 +45,10 @@ def reads_params(chains: ChainsOf, like: Any) -> bool:
     """Whether what a step adds to parameters, or its state, is computed with them."""
     layout = Layout(like)
     return any(bucket.plan.reads("p", "u") for bucket in Executor(chains(layout), layout).buckets)
+
+
+def following(chains: ChainsOf, params: Any) -> list[str]:
+    """Return the slots whose first value hangs on the parameters."""
+    layout = Layout(params)
+    state = Executor(chains(layout), layout).state
+    return [n for n in state.live if state.follows(n)]
