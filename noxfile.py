@@ -31,6 +31,7 @@ LIBRARIES = {
 }
 THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
 THREADS |= {"PYTHONDONTWRITEBYTECODE": ""}  # else each of hundreds of processes compiles every test again
+THREADS |= {"XLA_FLAGS": "--xla_cpu_parallel_codegen_split_count=1"}  # programs are small, and each worker has a core
 WORKERS = ["-n", "auto", "--dist", "worksteal"]
 
 

@@ -35,8 +35,8 @@ FLOORS = [
     ["rules", "transforms", "_parse"],
     ["checkpoint"],
     ["optimizer", "_explain", "_config"],
-    ["solvers"],
-    ["adapters"],
+    ["solvers", "_torch_files"],
+    ["adapters", "__main__"],
 ]
 ENGINE = [
     ["program"],
