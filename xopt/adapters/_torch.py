@@ -36,6 +36,20 @@ def defaults(hyper: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _pair(betas: Any) -> dict[str, Any]:
+    if not isinstance(betas, tuple | list) or len(betas) != len(BETAS):
+        raise ValueError(f"betas: {betas!r}, but it must be a pair of numbers")
+    return dict(zip(BETAS, betas, strict=True))
+
+
+def given(rule: FunctionalOptimizer, hyperparams: dict[str, Any]) -> FunctionalOptimizer:
+    """Return a rule with hyperparameters that were given beside it, some of them under torch's names."""
+    found = dict(hyperparams)
+    if "betas" in found:
+        found |= _pair(found.pop("betas"))
+    return rule._with(found) if found else rule
+
+
 def hyperparams_of(group: dict[str, Any], hyper: dict[str, Any], needed: Iterable[str]) -> dict[str, float]:
     """Return the hyperparameters of a group under the names that the rule has for them."""
     alias = "betas" in needed
@@ -44,7 +58,7 @@ def hyperparams_of(group: dict[str, Any], hyper: dict[str, Any], needed: Iterabl
     if missing:
         raise ValueError(f"{missing[0]}: missing in a parameter group")
     if alias:
-        given |= dict(zip(BETAS, group["betas"], strict=True))
+        given |= _pair(group["betas"])
     found = {}
     for name, x in given.items():
         if x is None and hyper[name] is None:

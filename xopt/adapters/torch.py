@@ -10,7 +10,18 @@ from typing import Any
 import torch
 
 from xopt._arrays import tree as _tree
-from xopt.adapters._torch import BETAS, defaults, hyperparams_of, in_order, kept, scalar, short, tensor, with_groups
+from xopt.adapters._torch import (
+    BETAS,
+    defaults,
+    given,
+    hyperparams_of,
+    in_order,
+    kept,
+    scalar,
+    short,
+    tensor,
+    with_groups,
+)
 from xopt.optimizer import Optimizer as Steps
 from xopt.rule import FunctionalOptimizer, RunnerName, check_method
 from xopt.rule._names import qualified_names
@@ -47,6 +58,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         A rule or a chain. Norms and sums over all arrays are over all parameter groups.
     runner, on_nonfinite, rounding, master_weights, state_dtype, seed
         As for :class:`xopt.Optimizer`.
+    **hyperparams
+        In place of those of the rule, as trainers give them: ``lr=0.1``, ``betas=(0.9, 0.99)``.
 
     Raises
     ------
@@ -94,9 +107,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         master_weights: bool = False,
         state_dtype: StateDType = None,
         seed: int = 0,
+        **hyperparams: Any,
     ) -> None:
         check_method(rule)
-        self._rule = rule
+        self._rule = rule = given(rule, hyperparams)
         self._inner: Steps | None = None
         self._options: dict[str, Any] = {
             "runner": runner, "on_nonfinite": on_nonfinite, "rounding": rounding, "master_weights": master_weights,
