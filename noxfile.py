@@ -116,6 +116,22 @@ def clients(session: nox.Session) -> None:
 
 
 @nox.session
+def frameworks(session: nox.Session) -> None:
+    """Put xopt into the training loops of frameworks for PyTorch and JAX, in the place of their own optimizers.
+
+    `nox -s frameworks -- table` measures them and writes the table of docs/adapters.md.
+    """
+    loops = ["lightning>=2.6", "accelerate>=1.15", "transformers>=5.24", "skorch>=1.4", "pyro-ppl>=1.9"]
+    loops += ["flax>=0.12", "equinox>=0.13", "numpyro>=0.22", "optimistix>=0.1", "optax>=0.2.5"]
+    session.install(TORCH, *loops, *group("test"), "-e", ".")
+    env = {**THREADS, "PYTHONPATH": "tests", "HF_HUB_OFFLINE": "1"}
+    if session.posargs == ["table"]:
+        session.run("python", "-m", "frameworks", env=env)
+    else:
+        session.run("pytest", "tests/frameworks", *WORKERS, *session.posargs, env=env)
+
+
+@nox.session
 def faults(session: nox.Session) -> None:
     """Plant every fault of the history and see that the tests catch it: `nox -s faults -- shapes` for some."""
     libraries = [*LIBRARIES["strict"], *LIBRARIES["dask"], *LIBRARIES["llvm"]]  # and torch

@@ -1,0 +1,1 @@
+"""xopt in the training loops of other frameworks: `nox -s frameworks`."""
