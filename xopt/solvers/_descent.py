@@ -10,7 +10,8 @@ import numpy as np
 
 from xopt._arrays.layout import Layout
 from xopt.solvers._bounded import Bounds
-from xopt.solvers._directions import Asked, Line, Numbers, Projected
+from xopt.solvers._directions import Asked, LimitedMemory, Line, Numbers, Projected
+from xopt.solvers._inverse_hessian import InverseHessian
 from xopt.solvers._line import Point
 from xopt.solvers._options import Solver
 from xopt.solvers._run import Run
@@ -74,6 +75,13 @@ class Descent(Run):
     @property
     def gradient(self) -> Any:
         return self.space.tree(self.space.copied(self.here.g))
+
+    def hess_inv(self) -> Any:
+        if self.preconditioner is not None or not isinstance(self.method, LimitedMemory):
+            return None
+        if self.method.slot not in self.method.order:  # of a search that found nothing
+            self.method.clean()
+        return InverseHessian(self.space, self.method.memory, self.method.order)
 
     def settle(self) -> None:
         """Go to the best point that was evaluated."""

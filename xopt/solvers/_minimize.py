@@ -33,7 +33,8 @@ class OptimizeResult(dict[str, Any]):
 
     ``x`` the parameters, ``fun`` the value there, ``jac`` the gradient there, ``nit`` iterations, ``nfev`` evaluations,
     ``njev`` of the gradient, ``status`` (0 converged, 1 a limit was reached, 2 no better point was found, or the value
-    is infinite or NaN, 3 interrupted, 99 stopped by the callback), ``success`` (status 0), ``message``.
+    is infinite or NaN, 3 interrupted, 99 stopped by the callback), ``success`` (status 0), ``message``. Of ``"lbfgs"``
+    and ``"lbfgs-b"`` without a preconditioner also ``hess_inv``, an :class:`InverseHessian`.
 
     Examples
     --------
@@ -176,7 +177,8 @@ def minimize(
     Memory, in vectors of the size of x0: 2·history + 4 for ``"lbfgs"`` (2·history for the history; x and the gradient,
     before and after the step), 2 more in an iteration that takes several evaluations, 2 more with a preconditioner; for
     ``"lbfgs-b"`` 2 more than that, and the bounds; 5 to 7 for the others; for a rule its state. What ``fun`` returns is
-    copied, and not counted here. JAX, whose arrays cannot be written into, needs some more.
+    copied, and not counted here. JAX, whose arrays cannot be written into, needs some more. A result with ``hess_inv``
+    keeps the history, which ``del result.hess_inv`` gives back.
 
     References
     ----------
@@ -317,10 +319,11 @@ def annotate(error: BaseException, result: Any) -> None:
 
 def _result(run: Run, status: int, message: str) -> OptimizeResult:
     value = float(run.value)
+    inverse = run.hess_inv()
     return OptimizeResult(
         x=run.x, fun=value, jac=None if math.isnan(value) else run.gradient, nit=run.nit,
         nfev=evaluations(run.fun, run.nfev), njev=run.nfev, status=status, success=status == CONVERGED,
-        message=message,
+        message=message, **({} if inverse is None else {"hess_inv": inverse}),
     )  # fmt: skip
 
 

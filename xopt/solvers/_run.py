@@ -36,6 +36,10 @@ class Run(ABC):
     def gradient(self) -> Any:
         """The gradient there, in memory of its own."""
 
+    def hess_inv(self) -> Any:
+        """Return the inverse of the Hessian as the method knows it, at the end of the run; None if it knows none."""
+        return None
+
     @abstractmethod
     def begin(self) -> None:
         """Evaluate the start."""

@@ -62,7 +62,7 @@ def scipy_method(method: str | FunctionalOptimizer | None = None) -> Callable[..
     As in SciPy, what a callback returns is ignored, and ``StopIteration`` ends the run; an interrupt (Ctrl-C) is
     raised, with an ``intermediate_result``; infinite values and NaN at x0 end the run with status 2; ``hess`` and
     ``hessp`` are not used, and a warning says so. Other than in SciPy, float32 and complex parameters keep their dtype
-    throughout, and there is no ``hess_inv``.
+    throughout. With ``"lbfgs"`` and ``"lbfgs-b"``, ``hess_inv`` is SciPy's ``LbfgsInvHessProduct`` of the last steps.
 
     Examples
     --------
@@ -130,6 +130,8 @@ class _SciPyMethod:
             found = {"x": x0.copy(), "fun": value, "jac": g, "nit": 0, "status": 2, "success": False}
             found["message"] = f"stopped: at x0 the value is {value}, the largest slope {np.max(np.abs(g))}"
         result = scipy.OptimizeResult({**found, "nfev": both.nfev, "njev": both.njev})
+        if "hess_inv" in found and x0.dtype.kind == "f":
+            result["hess_inv"] = scipy.LbfgsInvHessProduct(*found["hess_inv"].pairs())
         if interrupt is not None:  # who uses SciPy relies on Ctrl-C to end more than this run
             annotate(interrupt, result)
             raise interrupt
