@@ -15,7 +15,7 @@ from xopt._arrays.scalars import after
 from xopt._engine import buffers as _buffers
 from xopt._engine.block import block
 from xopt._engine.exclusive import ExclusiveAccess
-from xopt._engine.executor import Executor
+from xopt._engine.executor import Executor, Kept
 from xopt._engine.jitted import JittedStep
 from xopt._public import public
 from xopt.checkpoint._saving import Saving
@@ -256,7 +256,7 @@ class Optimizer(Saving):
 
     def _forget(self) -> None:
         """Drop what runners know of where parameters lie."""
-        self._memory = [(arenas, {}) for arenas, _ in self._memory]
+        self._memory = [Kept(kept.arenas, {}, []) for kept in self._memory]
         self._guard.moved = False
 
     def eval_params(self) -> Any:

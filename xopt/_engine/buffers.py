@@ -8,10 +8,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from xopt import _arrays
-from xopt._engine.executor import Executor
+from xopt._engine.executor import Executor, Kept
 
-Memory: TypeAlias = list[tuple[dict[str, Any], dict[str, Any]]]
-"""For each bucket its buffers, with the place of each leaf; and what its runner keeps between steps."""
+Memory: TypeAlias = list[Kept]
 
 STAGGER = 3
 """Cache lines from where one slot begins in its page to where the next one does; large arrays begin where pages do, and
@@ -22,7 +21,7 @@ def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Memory]:
     """Make the state; for a runner on the host its leaves are views of aligned buffers."""
     layout = executor.layout
     if not executor.runner.host:
-        return executor.state.new_slots(), [({}, {}) for _ in executor.buckets if executor.runner.caches]
+        return executor.state.new_slots(), [Kept({}, {}, []) for _ in executor.buckets if executor.runner.caches]
     slots: dict[str, list[Any]] = {n: [None] * len(layout.leaves) for n in executor.state.live}
     memory: Memory = []
     for bucket in executor.buckets:
@@ -31,7 +30,7 @@ def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Memory]:
             for n in live:
                 for k in bucket.leaves:
                     slots[n][k] = executor.state.new_slot(n, k)
-            memory.append(({}, {}))
+            memory.append(Kept({}, {}, []))
             continue
         params = [layout.leaves[k] for k in bucket.leaves]
         at, end = executor.runner.places(layout.library, params, len(live), bucket.dtype, bucket.split)
@@ -46,13 +45,13 @@ def new_slots(executor: Executor) -> tuple[dict[str, list[Any]], Memory]:
                 shape = layout.shapes[k]
                 slots[n][k] = flat[start : start + math.prod(shape)].reshape(shape)
                 slots[n][k][...] = _arrays.detached(executor.state.first_value(n, k))
-        memory.append(({} if bucket.split else arena, {}))
+        memory.append(Kept({} if bucket.split else arena, {}, []))
     return slots, memory
 
 
 def arrays(executor: Executor, slots: dict[str, list[Any]], memory: Memory) -> list[Any]:
     """Return the arrays that hold the state: the buffers, or the slots."""
-    arenas = [own for own, _ in memory]
+    arenas = [kept.arenas for kept in memory]
     plain = all(own or not bucket.plan.live for own, bucket in zip(arenas, executor.buckets, strict=bool(arenas)))
     if memory and plain and not any(bucket.split for bucket in executor.buckets):
         return [buffer for own in arenas for buffer, _ in own.values()]

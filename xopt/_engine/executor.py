@@ -30,6 +30,18 @@ Results: TypeAlias = tuple[list[Any], dict[str, list[Any]], dict[str, Any]]
 """Parameters or changes, slots and carry after a step."""
 
 
+class Kept(NamedTuple):
+    """What a bucket keeps between steps."""
+
+    arenas: dict[str, Any]
+    """The buffers of the state, with the place of each leaf."""
+    cache: dict[Any, Any]
+    """What its runner keeps."""
+    work: list[BucketStep]
+    """What was put together, if anything; not in the cache, which it refers to: so parameters and state are free as
+    soon as nobody has the optimizer."""
+
+
 class StepInputs(NamedTuple):
     """What a step has beside arrays."""
 
@@ -169,7 +181,7 @@ class Executor:
         *,
         change: bool = False,
         writing: Writing | None = None,
-        memory: list[tuple[dict[str, Any], dict[str, Any]]] | None = None,
+        memory: list[Kept] | None = None,
         where: Any = None,
     ) -> Results:
         """Take one step: the new parameters (or, with ``change``, what to add to them), slots and carry.
@@ -254,7 +266,7 @@ class Executor:
         ps: list[Any],
         gs: list[Any],
         slots: dict[str, list[Any]],
-        memory: list[tuple[dict[str, Any], dict[Any, Any]]] | None,
+        memory: list[Kept] | None,
         where: Any,
         holes: bool,
     ) -> list[BucketStep]:
@@ -262,14 +274,14 @@ class Executor:
         works = []
         for number, bucket in enumerate(self.buckets):
             leaves, chain_of_leaf = bucket.leaves, bucket.chain_of_leaf
-            arenas, cache = memory[number] if memory else (None, None)
+            arenas, cache, kept = memory[number] if memory else (None, None, None)
             pick = bucket.pick
             if holes:
                 some = [j for j, k in enumerate(leaves) if gs[k] is not None]
                 leaves, chain_of_leaf = [leaves[j] for j in some], [chain_of_leaf[j] for j in some]
                 if len(leaves) < len(bucket.leaves):
-                    arenas, cache, pick = None, None, leaves
-            work = cache.get("work") if cache else None
+                    arenas, cache, kept, pick = None, None, None, leaves
+            work = kept[0] if kept else None
             if work is None and leaves:
                 columns = {"p": ps, **{n: slots[n] for n in bucket.plan.live}}
                 work = BucketStep(
@@ -278,8 +290,8 @@ class Executor:
                     bucket.runner, leaves, bucket.chains, np.asarray(chain_of_leaf) if len(bucket.chains) > 1 else None,
                     arenas, cache,
                 )  # fmt: skip
-                if cache is not None:
-                    cache["work"] = work
+                if kept is not None:
+                    kept.append(work)
             if work is not None:
                 work.loads["g"] = _picked(gs, pick)
                 work.where = where if where is None or pick is None else where[leaves]
