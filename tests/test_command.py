@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -113,13 +115,13 @@ def test_diff(run: Any, tmp_path: Path) -> None:
     assert (code, err) == (1, "")
     lines = dict(line.split(": ", 1) for line in out.splitlines())
     assert lines == {
-        "extra.epoch": "1 and 2",
+        "extra/epoch": "1 and 2",
         "params/half": "1 of 3 numbers differ, by at most inf",
         "params/w": "2 of 6 numbers differ, by at most 0.5",
     }
     found = json.loads(run("diff", a, b, "--json", "--atol", "0.3")[1])["differences"]
     assert [(x["where"], x.get("count"), x.get("largest")) for x in found] == [
-        ("extra.epoch", None, None),
+        ("extra/epoch", None, None),
         ("params/half", 1, None),
         ("params/w", 1, 0.5),
     ]
@@ -159,7 +161,11 @@ def test_explain(run: Any) -> None:
         == xopt.explain(xopt.AdamW(lr=1e-3), np.zeros((10, 2), "float32"), runner="eager", source=False).strip()
     )
     found = json.loads(run("explain", "SGD()", "--shape", "", "--dtype", "complex128", "--json")[1])
-    assert (found["rule"], found["shape"], found["dtype"]) == ("SGD()", [], "complex128")
+    assert (found["rule"], found["shapes"], found["dtype"]) == ("SGD()", {"": []}, "complex128")
+    rule = "Groups(Adam(), ('a/**', Freeze))"
+    code, out, _ = run("explain", rule, "--shape", "a/w=10,10", "--shape", "b=7")
+    assert code == 0
+    assert "7 parameters" in out
     assert "complex128" in found["text"]
     short = run("explain", "SGD()", "--runner", "tiled")[1]
     assert len(run("explain", "SGD()", "--runner", "tiled", "--source")[1]) > len(short)
@@ -171,6 +177,8 @@ def test_explain(run: Any) -> None:
         (["show", "nothing.safetensors"], "No such file or directory: 'nothing.safetensors'"),
         (["explain", "open('x')"], "rule: 'open' at character 1 is no part of a rule of xopt"),
         (["explain", "Adam(lr=-1)"], "Adam.lr: -1"),
+        (["explain", "Adam(1/0)"], "cannot be computed"),
+        (["explain", "Adam()", "--shape=a=1", "--shape=2"], "--shape: several of them need names"),
         (["explain", "Adam()", "--shape", "a"], "--shape: 'a', but it must be lengths like 1000,1000"),
         (["explain", "Adam()", "--shape=-3"], "--shape: '-3', but a length is at least 0"),
         (["explain", "Adam()", "--dtype", "int7"], "--dtype: 'int7', but it must be one of"),
@@ -218,3 +226,32 @@ def test_as_a_program(tmp_path: Path) -> None:
     assert call("show", str(tmp_path / "none")).returncode == 2
     assert call().returncode == 2
     assert "{config,show,diff,explain,convert}" in call("--help").stdout or "explain" in call("--help").stdout
+
+
+def test_diff_of_keys_with_dots_and_of_empty_dicts(run: Any, tmp_path: Path) -> None:
+    a, b = saved(tmp_path / "a.safetensors", a={"b": 1}), saved(tmp_path / "b.safetensors", **{"a.b": 1})
+    assert run("diff", a, b)[:2] == (1, "extra/a/b: 1 and nothing\nextra/a.b: nothing and 1\n")
+    none = saved(tmp_path / "none.safetensors")
+    assert run("diff", a, none)[1] == "extra/a/b: 1 and nothing\n"
+
+
+def test_a_reader_that_stops_and_a_terminal_without_letters(tmp_path: Path) -> None:
+    """The exit code of diff is that of the files; what cannot be printed is escaped."""
+    many = {f"parameter {k}": np.zeros(1) for k in range(3000)}
+    paths = []
+    for k in range(2):
+        opt = xopt.Optimizer({n: x + k for n, x in many.items()}, xopt.SGD(0.1))
+        opt.save(tmp_path / f"{k}.safetensors", only_state=False, extra={"\N{SNOWMAN}": "\N{SNOWMAN}"})
+        paths.append(str(tmp_path / f"{k}.safetensors"))
+    with subprocess.Popen([sys.executable, "-m", "xopt", "diff", *paths], stdout=subprocess.PIPE) as diff:
+        assert diff.stdout is not None
+        diff.stdout.readline()
+        diff.stdout.close()
+        assert diff.wait() == 1
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(
+        [sys.executable, "-m", "xopt", "show", paths[0]], capture_output=True, text=True, env=env, check=True
+    )
+    assert "\\u2603" in shown.stdout
+    words = shlex.join([sys.executable, "-m", "xopt", "diff", paths[0], paths[0]])
+    assert subprocess.run(f"{words} >&-", shell=True, check=False).returncode == 0

@@ -105,6 +105,28 @@ def test_what_does_not_fit(run: Any) -> None:
         assert not Path("x.safetensors").exists()
 
 
+def test_groups_without_names_are_refused(run: Any) -> None:
+    """torch numbers parameters group by group, and nobody knows which these are."""
+    model = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.LayerNorm(4))
+    torch.save(model.state_dict(), "model.pt")
+    for named in (False, True):
+        every = list(model.named_parameters())
+        groups = [[x for x in every if x[0].endswith(end)] for end in ("weight", "bias")]
+        opt = torch.optim.AdamW([{"params": own if named else [p for _, p in own]} for own in groups], lr=0.05)
+        (model(torch.arange(4.0)) ** 2).sum().backward()
+        opt.step()
+        torch.save(opt.state_dict(), "optimizer.pt")
+        code, _, err = run("optimizer.pt", "x.safetensors", "--rule", RULE, "--model", "model.pt")
+        if named:
+            assert code == 0
+            with xopt.checkpoint._files.opened("x.safetensors", True) as file:
+                for n, p in every:
+                    np.testing.assert_array_equal(file.read(f"state/0.adamw.m/{n}"), opt.state[p]["exp_avg"].numpy())
+        else:
+            assert code == 2
+            assert "2 groups and no names of its parameters" in err
+
+
 def test_what_does_not_fit_on_the_way_back(run: Any) -> None:
     trained(False)
     assert run("optimizer.pt", "x.safetensors", "--rule", RULE, "--model", "model.pt")[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import catalog
@@ -21,6 +22,9 @@ RULES = [
     xopt.LossScale(xopt.Adam()),
     xopt.Guard(xopt.Adam(), "skip"),
     xopt.Adam(schedules.cosine(0.1, steps=10) * 2 + 1e-3),
+    xopt.Adam(schedules.cosine(0.1, steps=10) ** 2),
+    xopt.Adam(2 ** -schedules.cosine(0.1, steps=10)),
+    xopt.Groups(xopt.SGD(0.1), (re.compile("bias$"), {"lr": 0.2}), (re.compile("w", re.I | re.S), xopt.Freeze)),
     xopt.Adam(0.1, like="torch"),
     xopt.chain(xopt.Masked(xopt.Centralize(), "w*"), xopt.Adam(0.1), xopt.Lookahead()),
 ]
@@ -75,6 +79,9 @@ def test_what_people_write() -> None:
         ("Optimizer(1, Adam())", "Optimizer"),
         ("minimize", "minimize"),
         ("Adam(b'x')", "b'x'"),
+        ("Adam(lr=0.1, lr=0.2)", "Adam"),
+        ("Adam(1 | 2)", r"1 \| 2"),
+        ("re.sub('a', 'b', 'c')", r"re\.sub"),
         ("(x := Adam())", "x := Adam"),
         ("Mine(0.1)", "Mine"),
     ],
@@ -95,5 +102,7 @@ def test_errors() -> None:
         parse_rule("ClipByValue(1.0)")
     with pytest.raises(TypeError, match="rule: type, but|rule: Adam, but it must be a rule or a chain; make an object"):
         parse_rule("Adam")
+    with pytest.raises(ValueError, match=r"rule: 'Adam\(1/0\)' cannot be computed: .*zero"):
+        parse_rule("Adam(1/0)")
     with pytest.raises(ValueError, match="rule: nested too deeply|cannot be read"):
         parse_rule("-" * 3000 + "1")

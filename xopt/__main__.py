@@ -17,18 +17,23 @@ _SAME, _DIFFERENT, _TROUBLE = 0, 1, 2
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command: 0, 1 where two checkpoints differ, 2 where something is wrong, which is said in one line."""
-    parser = _parser()
-    args = parser.parse_args(words)
+    args = _parser().parse_args(words)
+    args.code = _SAME
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal has no letters for
     try:
-        code: int = args.run(args)
-        sys.stdout.flush()
+        args.run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:  # of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _SAME
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        text = "; ".join(x.strip() for x in str(error).splitlines() if x.strip()) or type(error).__name__
+    except Exception as error:
+        text = "; ".join(x.strip() for x in str(error).splitlines() if x.strip())
+        if not isinstance(error, OSError | ValueError | TypeError | ImportError) or not text:
+            text = f"{type(error).__name__}: {text}"
         print(f"xopt {args.command}: {_plain(text)}", file=sys.stderr)
         return _TROUBLE
+    code: int = args.code
     return code
 
 
@@ -55,30 +60,30 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--atol", type=float, default=0.0, help="the largest difference of numbers that is none")
     made = command("explain", _explain, "Say what one step of a rule reads, writes and computes.")
     made.add_argument("rule", metavar="RULE", help="as Python writes it: 'AdamW(lr=1e-3)'")
-    made.add_argument("--shape", default="1000,1000", help="of the parameter, 1000,1000 by default; '' for a number")
+    text = "of the parameter, 1000,1000 by default, '' for a number; or --shape a/w=10,10 --shape b=10 for several"
+    made.add_argument("--shape", action="append", help=text)
     made.add_argument("--dtype", default="float32", help="of the parameter")
     made.add_argument("--runner", choices=["eager", "tiled", "llvm"], help="by default the best there is")
     made.add_argument("--source", action="store_true", help="also print what the runner makes of it")
     made = command("convert", _convert, "Turn the state of an optimizer of torch.optim into a checkpoint, or back.")
     made.add_argument("source", metavar="FROM", help="the state_dict of the optimizer, x.pt; or a checkpoint")
-    made.add_argument("target", metavar="TO", help="a checkpoint, x.safetensors; or x.pt")
+    made.add_argument("target", metavar="TO", help="a checkpoint, x.safetensors; or x.pt, x.pth")
     made.add_argument("--rule", required=True, help="of the same formula: 'Adam(lr=1e-3, like=\"torch\")'")
     made.add_argument("--model", metavar="FILE", help="the state_dict of the model, x.pt; to torch only for the names")
     made.add_argument("--like", metavar="FILE", help="to torch: a state_dict of the optimizer that is to go on, x.pt")
     return parser
 
 
-def _config(args: Any) -> int:
+def _config(args: Any) -> None:
     from xopt._config import configuration, show_config
 
     if args.json:
         _dump(configuration())
     else:
         show_config()
-    return _SAME
 
 
-def _show(args: Any) -> int:
+def _show(args: Any) -> None:
     from xopt.checkpoint._files import opened
 
     with opened(args.file, not args.no_checksums) as file:
@@ -87,7 +92,7 @@ def _show(args: Any) -> int:
     checked = "not compared" if args.no_checksums else "right"
     if args.json:
         _dump({**described, "checksums": checked})
-        return _SAME
+        return
     sizes = [x["bytes"] for x in described["tensors"].values()]
     print(f"{_plain(described['file'])}: step {described['step']:,}, by xopt {_plain(described['xopt'])}")
     for link in described["rule"]:
@@ -101,7 +106,6 @@ def _show(args: Any) -> int:
     for name, x in described["tensors"].items():
         print(f"  {_plain(name):{wide}}  {x['dtype']:10} {x['shape']!s:16} {x['bytes']:>14,} bytes  {x['crc32']}")
     print(f"{len(sizes)} arrays, {sum(sizes):,} bytes; checksums: {checked}")
-    return _SAME
 
 
 def _described(file: File) -> dict[str, Any]:
@@ -125,19 +129,19 @@ def _is_link(x: Any) -> bool:
     return isinstance(x, dict) and all(isinstance(x.get(n), kind) for n, kind in kinds.items())
 
 
-def _diff(args: Any) -> int:
+def _diff(args: Any) -> None:
     from xopt.checkpoint._files import opened
 
     if not args.atol >= 0:
         raise ValueError(f"--atol: {args.atol}, but it must be at least 0")
     with opened(args.a, not args.no_checksums) as a, opened(args.b, not args.no_checksums) as b:
         found = [*_of_meta(_described(a), _described(b)), *_of_arrays(a, b, args.atol)]
+    args.code = _DIFFERENT if found else _SAME  # also if nobody reads it to the end
     if args.json:
         _dump({"differences": found})
     else:
         for line in found:
             print(f"{_plain(line['where'])}: {_plain(line['what'])}")
-    return _DIFFERENT if found else _SAME
 
 
 def _of_meta(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -160,9 +164,11 @@ def _of_rule(links: Any) -> dict[str, Any]:
 
 
 def _leaves(x: Any, name: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(x, dict) or not x:
-        return [(name, x)] if name else []
-    return [leaf for key, value in x.items() for leaf in _leaves(value, f"{name}.{key}" if name else key)]
+    """Return what is in nested dicts by its path, as a JSON pointer has it; empty ones have nothing in them."""
+    if not isinstance(x, dict):
+        return [(name, x)]
+    keys = {key: key.replace("~", "~0").replace("/", "~1") for key in x}
+    return [leaf for key, value in x.items() for leaf in _leaves(value, f"{name}/{keys[key]}" if name else keys[key])]
 
 
 def _of_arrays(a: File, b: File, atol: float) -> list[dict[str, Any]]:
@@ -205,7 +211,7 @@ def _apart(x: Any, y: Any, dtype: str, atol: float) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _explain(args: Any) -> int:
+def _explain(args: Any) -> None:
     import numpy as np
 
     import xopt
@@ -214,29 +220,46 @@ def _explain(args: Any) -> int:
     from xopt._parse import parse_rule
 
     rule = parse_rule(args.rule)
-    try:
-        shape = tuple(int(n) for n in args.shape.split(",") if n.strip())
-    except ValueError:
-        raise ValueError(f"--shape: {args.shape!r}, but it must be lengths like 1000,1000") from None
-    if min(shape, default=0) < 0:
-        raise ValueError(f"--shape: {args.shape!r}, but a length is at least 0")
+    shapes = dict(map(_shape, args.shape or ["1000,1000"]))
+    if len(shapes) > 1 and None in shapes:
+        raise ValueError("--shape: several of them need names, like a/w=10,10")
     if args.dtype not in TABLE:
         raise ValueError(f"--dtype: {args.dtype!r}, but it must be one of {', '.join(TABLE)}")
-    like = np.broadcast_to(np.zeros((), dtype_of(NUMPY, np, args.dtype)), shape)
+    zero = np.zeros((), dtype_of(NUMPY, np, args.dtype))
+    arrays = {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
+    like = arrays.get(None, arrays)
     text = xopt.explain(rule, like, runner=args.runner, source=args.source)
     if args.json:
-        _dump({"rule": repr(rule), "shape": list(shape), "dtype": args.dtype, "text": text})
+        _dump(
+            {
+                "rule": repr(rule),
+                "shapes": {n or "": list(x) for n, x in shapes.items()},
+                "dtype": args.dtype,
+                "text": text,
+            }
+        )
     else:
         print(text)
-    return _SAME
 
 
-def _convert(args: Any) -> int:
+def _shape(text: str) -> tuple[str | None, tuple[int, ...]]:
+    """Read ``10,10``, or ``name=10,10``."""
+    name, sign, lengths = text.rpartition("=")
+    try:
+        shape = tuple(int(n) for n in lengths.split(",") if n.strip())
+    except ValueError:
+        raise ValueError(f"--shape: {text!r}, but it must be lengths like 1000,1000") from None
+    if min(shape, default=0) < 0:
+        raise ValueError(f"--shape: {text!r}, but a length is at least 0")
+    return name if sign else None, shape
+
+
+def _convert(args: Any) -> None:
     from xopt._parse import parse_rule
     from xopt._torch_files import to_checkpoint, to_torch_file
 
     rule = parse_rule(args.rule)
-    back = args.target.endswith(".pt")
+    back = args.target.endswith((".pt", ".pth"))
     need = "like" if back else "model"
     if getattr(args, need) is None:
         raise ValueError(f"--{need}: missing, but it is needed for {args.target}")
@@ -250,11 +273,10 @@ def _convert(args: Any) -> int:
         _dump({"from": args.source, "to": args.target, "parameters": count})
     else:
         print(f"{args.target}: the state of {count} parameters")
-    return _SAME
 
 
 def _dump(x: Any) -> None:
-    print(json.dumps(x, indent=2, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(x, indent=2, allow_nan=False))
 
 
 def _plain(text: str) -> str:

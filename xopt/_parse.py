@@ -5,16 +5,18 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
 from xopt.rule import FunctionalOptimizer, check_method
 from xopt.rule._component import Component
+from xopt.schedules import Schedule
 
 _OTHERS = ("Freeze", "chain", "layerwise_decay", "no_decay_1d", "scaled")
 _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.USub: operator.neg, ast.UAdd: operator.pos,
+    ast.Pow: operator.pow, ast.BitOr: operator.or_, ast.USub: operator.neg, ast.UAdd: operator.pos,
 }  # fmt: skip
 
 
@@ -28,6 +30,8 @@ def parse_rule(text: str, known: Callable[[str], Any] = lambda name: None) -> Fu
     try:
         tree = ast.parse(text.strip(), mode="eval")
         found = _Reader(text.strip(), known).read(tree.body)
+    except ArithmeticError as error:
+        raise ValueError(f"rule: {text!r} cannot be computed: {error}") from None
     except SyntaxError as error:
         raise ValueError(f"rule: {text!r} cannot be read: {error.msg} at character {error.offset}") from None
     except RecursionError:
@@ -47,8 +51,9 @@ def _offered() -> dict[str, Any]:
         for n, x in public.items()
         if n in _OTHERS or (isinstance(x, type) and issubclass(x, Component | FunctionalOptimizer))
     }
+    patterns = {"re.compile": re.compile, **{f"re.{n}": x for n, x in re.RegexFlag.__members__.items()}}
     schedules = {n: getattr(xopt.schedules, n) for n in xopt.schedules.__all__ if n != "Schedule"}
-    return {**schedules, **found, "inf": math.inf, "nan": math.nan}
+    return {**patterns, **schedules, **found, "inf": math.inf, "nan": math.nan}
 
 
 class _Reader:
@@ -71,7 +76,7 @@ class _Reader:
                 return _OPERATORS[type(node.op)](self.read(node.operand))
             case ast.BinOp() if type(node.op) in _OPERATORS:
                 return self._computed(node, self.read(node.left), self.read(node.right))
-            case ast.Call() if all(k.arg for k in node.keywords):
+            case ast.Call() if len({k.arg for k in node.keywords} - {None}) == len(node.keywords):
                 made, own = self.read(node.func), self._names.values()
                 if made not in own and not (isinstance(made, type) and issubclass(made, Component)):
                     raise self._refused(node)
@@ -86,7 +91,11 @@ class _Reader:
         return found
 
     def _computed(self, node: ast.BinOp, left: Any, right: Any) -> Any:
-        if any(isinstance(x, str | tuple | list | dict | bool | None) for x in (left, right)):
+        many = left, right
+        kinds = {ast.Pow: Schedule, ast.BitOr: re.RegexFlag}  # powers of numbers may be very large
+        of_kind = [isinstance(x, kinds.get(type(node.op), object)) for x in many]
+        fine = all(of_kind) if isinstance(node.op, ast.BitOr) else any(of_kind)
+        if not fine or any(isinstance(x, str | tuple | list | dict | bool | None) for x in many):
             raise self._refused(node)
         return _OPERATORS[type(node.op)](left, right)
 

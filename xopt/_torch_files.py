@@ -38,6 +38,11 @@ def _names(groups: list[dict[str, Any]], weights: dict[str, Any] | None, model: 
     wanted = sum(len(group["params"]) for group in groups)
     if len(names) == wanted:
         return names
+    if len(groups) > 1:
+        raise ValueError(
+            f"the optimizer has {len(groups)} groups and no names of its parameters, which stand group by group; make "
+            f"it of model.named_parameters()"
+        )
     if weights is None or model is None:
         raise ValueError("--model: missing, but it is needed: the optimizer has no names of its parameters")
     if len(weights) != wanted:

@@ -244,6 +244,24 @@ def test_groups_see_paths() -> None:
     assert moved == [False, False, True, False]
 
 
+def test_two_variables_with_one_path() -> None:
+    class Twice(keras.Model):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            super().__init__(name="net")
+            self.x, self.y = keras.layers.Dense(3, name="d"), keras.layers.Dense(1, name="d")
+
+        def call(self, x: Any) -> Any:
+            return self.y(self.x(x))
+
+    model, rule = Twice(), xopt.Groups(xopt.SGD(0.1), ("**/kernel", xopt.Freeze), ("**/d#2/bias", {"lr": 0.0}))
+    model.compile(adapted(rule), loss="mse")
+    model(X[:1])
+    before = weights(model)
+    fit(None, 1, model)
+    moved = [bool(np.any(x != y)) for x, y in zip(before, weights(model), strict=True)]
+    assert moved == [False, True, False, False]
+
+
 def test_a_rule_with_a_function_in_it_trains_and_its_weights_are_saved(tmp_path: Path) -> None:
     model = fit(adapted(xopt.Adam(lambda t: 0.1 / t)), 1)
     with pytest.raises(ValueError, match="rule: .*cannot be saved, but its weights can"):
@@ -265,6 +283,12 @@ def test_a_class_of_the_users() -> None:
     assert type(opt).from_config(config, {"Slower": Slower}).rule == Slower(0.5)
     with keras.saving.custom_object_scope({"Slower": Slower}):
         assert type(opt).from_config(config).rule == Slower(0.5)
+    registered = type("Slower", (Slower,), {"get_config": lambda self: {}, "__module__": __name__})
+    keras.saving.register_keras_serializable(package="users")(registered)
+    try:
+        assert type(opt).from_config(config).rule == registered(0.5)
+    finally:
+        keras.saving.get_custom_objects().clear()
     with pytest.raises(ValueError, match="'Slower' at character 1 is no part of a rule of xopt"):
         type(opt).from_config(config)
 
@@ -288,6 +312,13 @@ def test_errors() -> None:
         own.learning_rate = 0.1
     with pytest.raises(ValueError, match=r"Adam\.lr: -0\.5"):
         adapted(xopt.Adam(0.1), -0.5)
+    with pytest.raises(TypeError, match=r"cosine\(0\.1, steps=8\) is a schedule of xopt, which belongs into the rule"):
+        adapted(xopt.Adam(), xopt.schedules.cosine(0.1, steps=8))
+    number = adapted(xopt.Adam(0.1))
+    with pytest.raises(ValueError, match=r"Adam\.lr: -0\.1"):
+        number.learning_rate = -0.1
+    with pytest.raises(ValueError, match="averaged: the optimizer has no variables yet"), number.averaged():
+        pass
     with pytest.raises(ValueError, match="is no part of a rule of xopt"):
         type(own).from_config({**own.get_config(), "rule": "print('x')"})
 

@@ -281,6 +281,24 @@ def test_gradients_of_another_dtype(half: str) -> None:
         tx.update({"w": jnp.ones(2, jnp.complex64)}, tx.init(one), one)
 
 
+@pytest.mark.parametrize("words", [{"rounding": "stochastic", "seed": 3}, {"master_weights": True}], ids=str)
+def test_precision_in_the_rule_wants_one_dtype(words: Any) -> None:
+    few = jnp.ones(50, jnp.bfloat16)
+    tx = transformation(xopt.Precision(xopt.SGD(1e-4), **words))
+    with pytest.raises(TypeError, match="grads: dtype float32, but the parameter has bfloat16"):
+        tx.update(jnp.ones(50, jnp.float32), tx.init(few), few)
+    updates, _ = tx.update(few, tx.init(few), few)
+    assert updates.dtype == jnp.bfloat16
+
+
+def test_a_state_on_the_host() -> None:
+    tx = transformation(xopt.chain(xopt.AdamW(0.05), xopt.EMA(0.9)))
+    params, state = train(tx, 2)
+    host = jax.device_get(state)
+    assert isinstance(jax.tree.leaves(host)[1], np.ndarray)
+    assert same(tx.update(GRADS, host, params), tx.update(GRADS, state, params))
+
+
 def test_parameters_of_numpy_and_numbers() -> None:
     host = jax.tree.map(np.asarray, first())
     tx = transformation(xopt.AdamW(0.05))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -14,6 +15,7 @@ from xopt._parse import parse_rule
 from xopt.rule import FunctionalOptimizer, State, check_method
 from xopt.rule._names import qualified_names
 from xopt.rule._precision import Rounding, StateDType, is_default
+from xopt.schedules import Schedule
 
 __all__ = ["Optimizer"]
 
@@ -64,7 +66,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc, unused-ignore
     trained with, and its weights can be saved.
 
     Parameters are named by the ``path`` of their variable, ``sequential/dense/kernel``, which globs of
-    :class:`xopt.Groups` see.
+    :class:`xopt.Groups` see; of two with one path the second one is ``net/d#2/kernel``.
 
     State is that of the rule.
 
@@ -119,6 +121,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc, unused-ignore
         if learning_rate is not None and "lr" not in rates:
             found = ", ".join(n for n in rates if n.endswith("lr")) or "none"
             raise TypeError(f"learning_rate: {learning_rate!r}, but {rule!r} has no single lr; it has {found}")
+        if isinstance(learning_rate, Schedule):
+            raise TypeError(f"learning_rate: {learning_rate!r} is a schedule of xopt, which belongs into the rule")
         if learning_rate is None:
             learning_rate = float(own) if steered else _Rate(own)
         elif isinstance(learning_rate, int | float):
@@ -135,23 +139,20 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc, unused-ignore
             return
         super().build(variables)
         mine = [v for v in variables if not self._overwrite_variable_with_gradient(v)]
-        names = [v.path for v in mine]
-        named = len({*names}) == len(names)
-        params = _tree(mine, lambda v: v.value, named)
+        names = _names([v.path for v in mine])
+        params = {n: v.value for n, v in zip(names, mine, strict=True)}
         state = self.rule.init(params, **self._keep)
         slots, notes = dict[str, list[Any]](), dict[str, Any]()
         for slot, tree in state.slots.items():
             if slot.startswith("precision="):
                 notes[slot] = tree
             else:
-                column = [tree[v.path] for v in mine] if named else tree
-                slots[slot] = [
-                    None if x is None else self._variable(slot, x, v) for v, x in zip(mine, column, strict=True)
-                ]
+                rows = zip(names, mine, strict=True)
+                slots[slot] = [None if tree[n] is None else self._variable(slot, tree[n], v) for n, v in rows]
         carry = {n: (self._variable(n, x), type(x)) for n, x in state.carry.items()}
         follows = self.rule._following(params, state)
         # a tuple, in which Keras does not look for variables
-        object.__setattr__(self, "_state", _Variables(mine, named, slots, carry, notes, follows, type(state.step)))
+        object.__setattr__(self, "_state", _Variables(mine, names, slots, carry, notes, follows, type(state.step)))
 
     def _variable(self, slot: str, x: Any, like: Any = None) -> Any:
         """Make a variable of the state that begins with ``x``."""
@@ -167,7 +168,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc, unused-ignore
         own = self._state
         given = {id(v): g for v, g in zip(trainable_variables, grads, strict=True)}
         gradient = {i: keras.ops.cast(g, v.dtype) for v in own.mine if (g := given.get(i := id(v))) is not None}
-        params = _tree(own.mine, lambda v: v.value, own.named)
+        params = own.tree([v.value for v in own.mine])
         state = own.state(self.iterations)
         if own.follows:  # weights may have been loaded after the optimizer was built
             first = self.iterations == 0
@@ -178,7 +179,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc, unused-ignore
                     for v, a, b in zip(own.slots[n], own.column(fresh[n]), own.column(state.slots[n]), strict=True)
                 ])  # fmt: skip
         words = {"lr": keras.ops.convert_to_tensor(learning_rate)} if self._steered else {}
-        new, state = self.rule.apply(params, _tree(own.mine, lambda v: gradient.get(id(v)), own.named), state, **words)
+        new, state = self.rule.apply(params, own.tree([gradient.get(id(v)) for v in own.mine]), state, **words)
         for v, x in zip(own.mine, own.column(new), strict=True):
             if id(v) in gradient:
                 v.assign(x)
@@ -193,6 +194,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc, unused-ignore
     def learning_rate(self, learning_rate: Any) -> None:
         if not self._steered:
             raise TypeError(f"learning_rate: cannot be set, because it is the business of {self.rule!r}")
+        if isinstance(learning_rate, int | float):
+            self.rule._with({"lr": learning_rate})  # raises what is wrong with it
         keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
 
     @contextlib.contextmanager
@@ -202,9 +205,11 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc, unused-ignore
         They are what :meth:`xopt.Rule.eval_params` makes of the weights: those of :class:`xopt.EMA`, of
         :class:`xopt.SWA` or of a schedule-free rule.
         """
+        if not self.built:
+            raise ValueError("averaged: the optimizer has no variables yet; fit the model, or build the optimizer")
         own = self._state
         before = [keras.ops.copy(v.value) for v in own.mine]
-        params = _tree(own.mine, lambda v: v.value, own.named)
+        params = own.tree([v.value for v in own.mine])
         found = own.column(self.rule.eval_params(params, own.state(self.iterations)))
         try:
             for v, x in zip(own.mine, found, strict=True):
@@ -238,20 +243,30 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc, unused-ignore
 
 
 def _registered(name: str, custom_objects: Any = None) -> Any:
-    """Return what the user has made known to Keras by a name."""
-    return keras.saving.get_registered_object(name, custom_objects=custom_objects)
+    """Return what the user has made known to Keras by a name, or by that of a package and this one."""
+    found = keras.saving.get_registered_object(name, custom_objects=custom_objects)
+    if found is None:
+        known = {id(x): x for n, x in keras.saving.get_custom_objects().items() if n.rpartition(">")[2] == name}
+        found = next(iter(known.values())) if len(known) == 1 else None
+    return found
 
 
-def _tree(variables: list[Any], of: Callable[[Any], Any], named: bool) -> Any:
-    """Return what belongs to each variable, by its path where these differ."""
-    return {v.path: of(v) for v in variables} if named else [of(v) for v in variables]
+def _names(paths: list[str]) -> list[str]:
+    """Return different names: of several ``net/d/kernel`` the second one is ``net/d#2/kernel``."""
+    count, found = Counter[str](), list[str]()
+    for path in paths:
+        count[path] += 1
+        home, _, last = path.rpartition("/")
+        mark = "" if count[path] == 1 else f"#{count[path]}"
+        found.append(f"{home}{mark}/{last}" if home else f"{last}{mark}")
+    return found
 
 
 class _Variables(NamedTuple):
     """The variables that a rule computes with and those that hold its state."""
 
     mine: list[Any]
-    named: bool
+    names: list[str]
     slots: dict[str, list[Any]]
     carry: dict[str, tuple[Any, type]]
     notes: dict[str, Any]
@@ -262,10 +277,10 @@ class _Variables(NamedTuple):
     """What counts steps: int, or an array."""
 
     def tree(self, column: list[Any]) -> Any:
-        return dict(zip([v.path for v in self.mine], column, strict=True)) if self.named else column
+        return dict(zip(self.names, column, strict=True))
 
     def column(self, tree: Any) -> list[Any]:
-        return [tree[v.path] for v in self.mine] if self.named else tree
+        return [tree[n] for n in self.names]
 
     def state(self, taken: Any) -> State:
         """Return the state that the variables have."""

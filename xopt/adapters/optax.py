@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from xopt.rule import FunctionalOptimizer, State, check_method
-from xopt.rule._precision import Rounding, StateDType, is_default
+from xopt.rule._precision import Precision, Rounding, StateDType, is_default
 
 __all__ = ["transformation"]
 
@@ -52,8 +53,8 @@ def transformation(
     Notes
     -----
     Where a real gradient has another dtype than its parameter, both are cast to that of the arithmetic, in which the
-    change is returned: float32 for float16 and bfloat16. With ``rounding``, ``master_weights`` or ``state_dtype`` they
-    must agree.
+    change is returned: float32 for float16 and bfloat16. With ``rounding``, ``master_weights`` or ``state_dtype``, or
+    a :class:`xopt.Precision` in the rule, they must agree.
 
     State is that of the rule, and 4 bytes for the number of steps.
 
@@ -84,6 +85,7 @@ def transformation(
     usual = is_default(rounding, master_weights, state_dtype, seed)
     if not usual:
         rule._asked(**keep)  # raises what is wrong with them
+    usual = usual and not any(isinstance(link.part, Precision) for link in rule._all_links())
 
     def init(params: Any) -> State:
         state = rule.init(jax.tree.map(_strong, params), **keep)
@@ -95,7 +97,7 @@ def transformation(
     def update(updates: Any, state: State, params: Any = None, *, value: Any = None, **_: Any) -> tuple[Any, State]:
         if not jax.tree.leaves(updates):
             return updates, state._replace(step=state.step + 1)
-        grads = jax.tree.map(_strong, updates)
+        grads, state = jax.tree.map(_strong, updates), jax.tree.map(_of_jax, state)
         if params is None:
             if rule._reads_params(grads, state):
                 raise ValueError(f"params: missing, but {rule!r} computes with them; call update(grads, state, params)")
@@ -113,6 +115,11 @@ def _strong(x: Any) -> Any:
     """Return an array of JAX of a dtype that does not give way, so that a state keeps its types from step to step."""
     x = jnp.asarray(x)
     return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
+
+
+def _of_jax(x: Any) -> Any:
+    """Return an array of JAX, where a state was brought to the host or read from a file."""
+    return jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x
 
 
 def _alike(grads: Any, params: Any) -> tuple[Any, Any]:

@@ -261,7 +261,7 @@ def test_an_optimizer_does_not_grow(rng: np.random.Generator) -> None:
         opt.step(grads)
         want, state = opt.rule.apply(want, grads, state, runner="eager")
         if k > 2:
-            sizes.add(len(opt._memory[0][1]))
+            sizes.add(len(opt._memory[0].cache))
     assert len(sizes) == 1
     assert all(map(same_bits, params, want))
 

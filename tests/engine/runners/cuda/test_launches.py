@@ -161,7 +161,7 @@ def test_gradients_are_not_kept(driver: HostDriver, rng: np.random.Generator) ->
     gone = [weakref.ref(g) for g in grads]
     for _ in range(2):
         opt.step(grads)
-    [tables] = [cache["tables"] for _, cache in opt._memory]
+    [tables] = [kept.cache["tables"] for kept in opt._memory]
     assert tables.held == []
     del grads
     assert [g() for g in gone] == [None] * 3
@@ -175,7 +175,7 @@ def test_not_contiguous_in_place(driver: HostDriver, rng: np.random.Generator) -
     opt = xopt.Optimizer(params, xopt.Adam(), runner=Cuda(driver))
     for g in grads:
         opt.step(g)
-        assert "tables" not in opt._memory[0][1]
+        assert "tables" not in opt._memory[0].cache
     assert all(map(same_bits, optree.tree_leaves((params, opt.state.slots)), want))
 
 
