@@ -356,8 +356,8 @@ FAULTS: dict[str, Fault] = {
     ),
     "by-order": Fault(
         "pytorch #1489, PR 6031",
-        (("_arrays.tree", 'return ["/".join(key.replace("~", "~0")',
-          'return [str(k) for k in range(spec.num_leaves)]\n    return ["/".join(key'),),
+        (("_arrays.tree", 'return ["/".join(map(escaped, keys))',
+          'return [str(k) for k in range(spec.num_leaves)]\n    return ["/".join(map(escaped, keys))'),),
         ("tests/checkpoint/test_save_and_load.py::test_names_are_paths",),
         kinds=("KeyError",),
     ),

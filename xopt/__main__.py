@@ -167,8 +167,10 @@ def _leaves(x: Any, name: str = "") -> list[tuple[str, Any]]:
     """Return what is in nested dicts by its path, as a JSON pointer has it; empty ones have nothing in them."""
     if not isinstance(x, dict):
         return [(name, x)]
-    keys = {key: key.replace("~", "~0").replace("/", "~1") for key in x}
-    return [leaf for key, value in x.items() for leaf in _leaves(value, f"{name}/{keys[key]}" if name else keys[key])]
+    from xopt._arrays.tree import escaped
+
+    start = f"{name}/" if name else ""
+    return [leaf for key, value in x.items() for leaf in _leaves(value, start + escaped(key))]
 
 
 def _of_arrays(a: File, b: File, atol: float) -> list[dict[str, Any]]:

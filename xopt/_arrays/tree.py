@@ -58,7 +58,12 @@ def names(spec: optree.PyTreeSpec) -> list[str]:
 
 def pointers(spec: optree.PyTreeSpec) -> list[str]:
     """Name every leaf so that no two differ in where a slash comes from: a slash in a key is ``~1``, a tilde ``~0``."""
-    return ["/".join(key.replace("~", "~0").replace("/", "~1") for key in keys) for keys in _keys(spec)]
+    return ["/".join(map(escaped, keys)) for keys in _keys(spec)]
+
+
+def escaped(key: str) -> str:
+    """Return a key as a part of a pointer."""
+    return key.replace("~", "~0").replace("/", "~1")
 
 
 def _keys(spec: optree.PyTreeSpec) -> list[list[str]]:

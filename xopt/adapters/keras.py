@@ -170,7 +170,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc, unused-ignore
         gradient = {i: keras.ops.cast(g, v.dtype) for v in own.mine if (g := given.get(i := id(v))) is not None}
         params = own.tree([v.value for v in own.mine])
         state = own.state(self.iterations)
-        if own.follows:  # weights may have been loaded after the optimizer was built
+        later = type(state.step) is int and state.step > 0  # else it may be a tracer
+        if own.follows and not later:  # weights may have been loaded after the optimizer was built
             first = self.iterations == 0
             fresh = self.rule.init(params, **self._keep).slots
             for n in own.follows:
