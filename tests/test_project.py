@@ -32,7 +32,7 @@ FLOORS = [
     ["random"],
     ["_engine", "schedules", "nn"],
     ["rule"],
-    ["rules", "transforms", "_parse"],
+    ["rules", "transforms", "_parse", "_logging"],
     ["checkpoint"],
     ["optimizer", "_explain", "_config"],
     ["solvers", "_torch_files"],
@@ -40,7 +40,7 @@ FLOORS = [
 ]
 ENGINE = [
     ["program"],
-    ["runners.threads", "runners.protocol", "bucket", "exclusive"],
+    ["runners.threads", "runners.protocol", "bucket", "exclusive", "metrics"],
     ["runners.fallback"],
     ["runners.eager"],
     ["runners.tiled"],

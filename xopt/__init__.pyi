@@ -6,6 +6,8 @@ from xopt import schedules as schedules
 from xopt._arrays.paths import no_decay_1d as no_decay_1d
 from xopt._config import show_config as show_config
 from xopt._explain import explain as explain
+from xopt._logging import ProgressBar as ProgressBar
+from xopt._logging import flat_metrics as flat_metrics
 from xopt.checkpoint import Restored as Restored
 from xopt.checkpoint import latest as latest
 from xopt.checkpoint import load_state as load_state

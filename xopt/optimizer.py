@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Collection, Generator
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,13 @@ from xopt._engine.block import block
 from xopt._engine.exclusive import ExclusiveAccess
 from xopt._engine.executor import Executor, Kept
 from xopt._engine.jitted import JittedStep
+from xopt._engine.metrics import shaped
+from xopt._engine.program.contract import Chains
 from xopt._public import public
 from xopt.checkpoint._saving import Saving
 from xopt.rule import FunctionalOptimizer, RunnerName, State, check_method
 from xopt.rule import _precision as _precision
+from xopt.rule._metrics import check_names, measured
 from xopt.rule._names import qualified_names
 from xopt.rule._overrides import Known, plain_numbers
 from xopt.rule._precision import Rounding, StateDType
@@ -50,6 +53,10 @@ class Optimizer(Saving):
         ``"raise"``, see :class:`~xopt.Guard`.
     rounding, master_weights, state_dtype, seed
         The precision in which parameters and optimizer state are stored, see :class:`~xopt.Precision`.
+    metrics
+        Norms to compute for :attr:`metrics`, of the whole tree: ``"grad_norm"`` of the gradients that the rule is
+        given, ``"param_norm"`` of the parameters before the step, ``"update_norm"`` of the step, before it is rounded
+        and before what is done to the new parameters. A norm reads its arrays once more.
 
     Raises
     ------
@@ -90,8 +97,10 @@ class Optimizer(Saving):
         master_weights: bool = False,
         state_dtype: StateDType = None,
         seed: int = 0,
+        metrics: Collection[str] = (),
     ) -> None:
         check_method(rule)
+        self._asked = check_names(metrics)
         if not _precision.is_default(rounding, master_weights, state_dtype, seed):
             rule = Precision(rule, rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed)
         if on_nonfinite != "propagate":
@@ -102,8 +111,9 @@ class Optimizer(Saving):
         """Make everything that hangs on parameters, as before the first step."""
         self._rule, self._wanted, self._taken = rule, runner, 0
         self._fields: Known = {}
+        self._hooks = []
         self._layout = Layout(params, writable=True)
-        self._executor = Executor(rule._chains(self._layout), self._layout, runner)
+        self._executor = Executor(self._chains(rule), self._layout, runner)
         self._tree = params
         self._writes = self._layout.library.writes
         if self._layout.library.jits:  # the step donates its buffers; the caller's stay alive
@@ -118,6 +128,9 @@ class Optimizer(Saving):
         self._guard = AliasGuard(self._layout, held, inspector)
         self._access = ExclusiveAccess(self._executor.writing)
         self._jitted = JittedStep(self._executor) if self._layout.library.jits else None
+
+    def _chains(self, rule: FunctionalOptimizer) -> Chains:
+        return measured(rule._chains(self._layout), self._asked)
 
     @property
     def params(self) -> Any:
@@ -172,6 +185,54 @@ class Optimizer(Saving):
         """What to multiply the loss with, see :class:`~xopt.LossScale`; 1.0 without one. Live, like :attr:`params`."""
         return self._carry.get("lossscale.scale", 1.0)
 
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Metrics of the last step: what its components computed anyway, and norms that were asked for.
+
+        ``"lr"``, ``"grad_norm"`` and ``"clip_factor"`` of gradient clipping, ``"trust_ratio"``, ``"loss_scale"``,
+        ``"skipped_steps"``, ``"d"`` of parameter-free rules and so on, see :doc:`/metrics`. A float where the host
+        computes, else a 0-d array on the device, which nothing waits for; a tree like the parameters of what each has
+        its own, NaN where one took no part. Where a name is not unique it is ``"adamw.lr"``, as for :meth:`set`. Live,
+        like :attr:`params`. Empty before the first step and after :meth:`load`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xopt
+        >>> rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(lr=0.5))
+        >>> opt = xopt.Optimizer(np.zeros(2), rule, metrics=["update_norm"])
+        >>> _ = opt.step(np.asarray([3.0, 4.0]))
+        >>> opt.metrics
+        {'grad_norm': 5.0, 'clip_factor': 0.2, 'lr': 0.5, 'update_norm': 0.5}
+        """
+        return shaped(self._executor.metrics(self._carry), self._layout)
+
+    def on_step(self, hook: Callable[[Optimizer], Any], *, every: int = 1) -> Callable[[], None]:
+        """Call ``hook(optimizer)`` after each ``every`` steps of :attr:`steps_taken`; return a function that ends this.
+
+        The step is done by then: a hook may read :attr:`metrics`, save, or set hyperparameters, and what it raises
+        comes out of :meth:`step`. Hooks are called in the order in which they came; copies and pickles have none.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xopt
+        >>> opt = xopt.Optimizer(np.zeros(1), xopt.SGD(lr=xopt.schedules.polynomial(1.0, end=0.0, steps=10)))
+        >>> end = opt.on_step(lambda opt: print(opt.steps_taken, opt.metrics["lr"]), every=2)
+        >>> for _ in range(4):
+        ...     _ = opt.step(np.ones(1))
+        2 0.9
+        4 0.7
+        >>> end()
+        """
+        if not callable(hook):
+            raise TypeError(f"hook: {hook!r}, but it must be a function of the optimizer")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every: {every!r}, but it must be a whole number ≥ 1")
+        entry = (hook, every)
+        self._hooks.append(entry)
+        return lambda: self._hooks.remove(entry) if entry in self._hooks else None
+
     def step(self, grads: Any, *, value: Any = None, **overrides: Any) -> Any:
         """Take one step and return the parameters.
 
@@ -195,7 +256,11 @@ class Optimizer(Saving):
         """
         with self._access.acquire("step"):
             self._fit("step")
-            return self._step(grads, value, overrides)
+            params = self._step(grads, value, overrides)
+        for hook, every in tuple(self._hooks):
+            if self._taken % every == 0:
+                hook(self)
+        return params
 
     def _step(self, grads: Any, value: Any, overrides: dict[str, Any]) -> Any:
         layout, executor = self._layout, self._executor
@@ -208,10 +273,11 @@ class Optimizer(Saving):
             t = after(self._taken)
             with executor.writing:
                 again.run(t, where, executor.writing, numbers)
+                executor.seen = again.seen
                 self._written(gs, where)
                 self._taken = t
             return self._tree
-        chains = self._rule._with(overrides)._chains(layout).chains if overrides else None
+        chains = self._chains(self._rule._with(overrides)).chains if overrides else None
         inputs = {"value": value} if value is not None or executor.inputs else {}
         step = executor.begin(self._taken, self._carry, inputs, chains)
         ps, slots, writing = layout.leaves, self._slots, executor.writing
@@ -291,7 +357,7 @@ class Optimizer(Saving):
             self._access.check("set", swapped=True)
             rule = self._rule._with(values)
             self._fields = {}
-            self._executor.chains = self._executor.checked(rule._chains(self._layout).chains)
+            self._executor.chains = self._executor.checked(self._chains(rule).chains)
             self._rule = rule
 
     def hyperparams(self) -> dict[str, Any]:

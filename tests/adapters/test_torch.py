@@ -558,3 +558,21 @@ def test_hyperparameters_beside_the_rule() -> None:
     opt.param_groups[0]["betas"] = 0.5
     with pytest.raises(ValueError, match=r"betas: 0\.5, but it must be a pair of numbers"):
         train(net, opt, steps=1)
+
+
+def test_metrics() -> None:
+    """Beside torch's own norm, also where there are several groups and none was asked for before the first step."""
+    w, b = (torch.nn.Parameter(torch.ones(n)) for n in (3, 2))
+    rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(0.1))
+    opt = adapted([{"params": [w]}, {"params": [b], "lr": 0.5}], rule, metrics=["update_norm"])
+    assert opt.metrics == {}
+    ((w * 2).sum() + b.sum()).backward()
+    before = [p.detach().clone() for p in (w, b)]
+    norm = torch.nn.utils.get_total_norm([w.grad, b.grad])
+    opt.step()
+    assert opt.metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-6)
+    assert opt.metrics["lr"] == [[0.1], [0.5]]
+    moved = torch.nn.utils.get_total_norm([p.detach() - old for p, old in zip((w, b), before, strict=True)])
+    assert opt.metrics["update_norm"] == pytest.approx(moved.item(), rel=1e-5)
+    with pytest.raises(ValueError, match="metrics: 'loss' cannot be asked for"):
+        adapted([w], rule, metrics=["loss"])

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from xopt._engine.exclusive import Writing
-from xopt._engine.program.contract import BucketStep, ComponentSpec, StepScalars
+from xopt._engine.metrics import Seen
+from xopt._engine.program.contract import BucketStep, ComponentSpec
 from xopt._engine.program.hooks import host_scalars
 
 
@@ -17,7 +18,7 @@ class Again:
 
     Parameters
     ----------
-    works, values
+    works, seen
         The buckets of a step that is ready, one at least, and their scalars, which are nobody else's from now on.
     jobs
         For each what its runner returned, see `Stepper.again`.
@@ -30,13 +31,16 @@ class Again:
     def __init__(
         self,
         works: list[BucketStep],
-        values: list[StepScalars],
+        seen: Seen,
         jobs: list[Any],
         picks: list[list[int] | None],
         memory: Any,
         chains: list[tuple[ComponentSpec, ...]],
     ) -> None:
-        self.memory, self.chains = memory, chains
+        self.memory, self.chains, self.seen = memory, chains, seen
+        self.now: Mapping[tuple[str, str], float] = {}
+        """Hyperparameters that the last step alone had, by component and name."""
+        values = seen.values
         self._jobs = [(pick, *job) for pick, job in zip(picks, jobs, strict=True)]
         self._all = [h for own in values for h in own.specs]
         self._library = works[0].library
@@ -59,6 +63,7 @@ class Again:
             found = spec.resolve(t, self._library, True)
             for h in sets:
                 h.update(found)
+        self.now = numbers
         usual = [(h, n, h[n]) for key, n in numbers for h in self._of[key]]
         try:
             for (key, n), x in numbers.items():

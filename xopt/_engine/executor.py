@@ -15,11 +15,12 @@ import numpy as np
 from xopt._arrays import scalars as _scalars
 from xopt._arrays.layout import Layout
 from xopt._arrays.scalars import after
+from xopt._engine import metrics as _metrics
 from xopt._engine.again import Again
 from xopt._engine.bucket import Bucket
 from xopt._engine.exclusive import Writing
 from xopt._engine.program.algebra import Count
-from xopt._engine.program.contract import BucketStep, Chains, ComponentSpec, StepScalars
+from xopt._engine.program.contract import BucketStep, Chains, ComponentSpec
 from xopt._engine.program.hooks import check_groups
 from xopt._engine.program.plan import fitted_plan, plan
 from xopt._engine.resolve import ScalarResolver, places
@@ -106,6 +107,9 @@ class Executor:
         )
         """Whether all scalars of a step are made of hyperparameters and its number."""
         self._again: Again | None = None
+        self.seen: _metrics.Seen | dict[str, Any] | None = None
+        """The scalars of the last step, or the metrics that were made of them already."""
+        self._rows: list[_metrics.Row] | None = None
 
     def new_carry(self) -> dict[str, Any]:
         """Make the scalars that live from step to step, before the first step."""
@@ -201,12 +205,13 @@ class Executor:
                 given = [[{**h, **step.inputs} for h in chain] for chain in given]
             at = places(self.chains, [work.specs for work in works]) if holes else self._places
             values, carry = self.scalars.run(clocks, given, at, works, carry)
+            seen = _metrics.Seen(at, [work.leaves for work in works], values)
             jobs = []
             for work, scalars in zip(works, values, strict=True):
                 into = {n: work.loads[n] for n in work.outputs} if write else None
                 jobs.append(work.runner.prepare(work, scalars, into))
             if memory is not None and where is not None and not step.inputs:
-                self._keep(works, values, memory)
+                self._keep(works, seen, memory)
             if writing is not None:
                 writing.begin()
             try:
@@ -219,7 +224,20 @@ class Executor:
             for work in works:  # the next step may use it again, and gradients are not ours to keep
                 del work.loads["g"]
                 work.where = None
+        self.seen = seen
         return (ps, slots, carry) if write else self._collected(first, works, found, ps, slots, carry)
+
+    def metrics(self, carry: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the metrics of the last step, of which this is the carry, see `metrics.read`."""
+        if self.seen is None:
+            return {}
+        if self._rows is None:
+            self._rows = _metrics.rows(self.chains)
+        if isinstance(self.seen, dict):
+            return {row.name: self.seen[row.name] for row in self._rows}
+        again = self._again
+        now = again.now if again is not None and again.seen is self.seen else {}
+        return _metrics.read(self._rows, self.seen, carry, self.scalars.by_leaf, now)
 
     def again(self, memory: Any) -> Again | None:
         """Return a step with the arrays and the hyperparameters of the last one, if there is such a thing."""
@@ -228,12 +246,12 @@ class Executor:
             self._again = found = None
         return found
 
-    def _keep(self, works: list[BucketStep], values: list[StepScalars], memory: Any) -> None:
+    def _keep(self, works: list[BucketStep], seen: _metrics.Seen, memory: Any) -> None:
         """Remember a step that is ready, if there is anything to be had of that."""
         if works and self._again is None and self._steady and len(self.chains) == 1:
-            jobs = [work.runner.again(work, own) for work, own in zip(works, values, strict=True)]
+            jobs = [work.runner.again(work, own) for work, own in zip(works, seen.values, strict=True)]
             if None not in jobs:
-                self._again = Again(works, values, jobs, [bucket.pick for bucket in self.buckets], memory, self.chains)
+                self._again = Again(works, seen, jobs, [bucket.pick for bucket in self.buckets], memory, self.chains)
 
     def _collected(
         self,

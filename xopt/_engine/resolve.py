@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from xopt import _arrays
 from xopt._arrays.layout import Layout
 from xopt._engine.program.algebra import Square, Value, functions
-from xopt._engine.program.contract import BucketStep, ComponentSpec, StepScalars
+from xopt._engine.program.contract import BucketStep, ComponentSpec, Place, StepScalars
 from xopt._engine.program.hooks import host_scalars, terms
 from xopt._engine.program.summation import Roots, root_of_squares
 
@@ -132,7 +132,9 @@ class ScalarResolver:
         if spec.carry:
             own.share(self._carried(spec, work, carry))
         if spec.storage and spec.host:
-            own.share({"leaf": Value(self._taken(self._vector(np.arange(float(len(self._layout.leaves)))), work))})
+            own.share(
+                {"leaf": Value(self._taken(self._vector(np.arange(float(len(self._layout.leaves)))), work.leaves))}
+            )
 
     def _held(self, go: Any, new: Any, old: Any) -> Any:
         """Return a carried number after a step that may have been held back."""
@@ -169,7 +171,7 @@ class ScalarResolver:
     def _carried(self, spec: ComponentSpec, work: BucketStep, carry: dict[str, Any]) -> H:
         """Return what a component has from the step before, which another runner may have taken."""
         if spec.scope == "leaf":
-            return {n: Value(self._taken(self._vector(carry[spec.slot(n)]), work)) for n in spec.carry}
+            return {n: Value(self._taken(self._vector(carry[spec.slot(n)]), work.leaves)) for n in spec.carry}
         return {n: self._number(carry[spec.slot(n)]) for n in spec.carry}
 
     def _number(self, x: Any) -> Any:
@@ -210,7 +212,7 @@ class ScalarResolver:
             for w, _ in members:
                 with np.errstate(all="ignore"):
                     found = host_scalars(spec, values[w].specs[-1])
-                new = {n: self._spread(x, found[n], works[w]) if n in found else x for n, x in new.items()}
+                new = {n: self._spread(x, found[n], works[w].leaves) if n in found else x for n, x in new.items()}
                 values[w].share(found)
             carry |= {spec.slot(n): x for n, x in new.items()}
             return
@@ -236,28 +238,35 @@ class ScalarResolver:
             x = self._layout.xp.asarray(x, dtype=self.wide, **_arrays.beside(self._layout.leaves[0]))
         return x
 
-    def _taken(self, vector: Any, work: BucketStep) -> Any:
-        """Return the values of the leaves of a work."""
-        if len(work.leaves) == len(self._layout.leaves):
+    def _taken(self, vector: Any, leaves: list[int]) -> Any:
+        """Return the values of some leaves."""
+        if len(leaves) == len(self._layout.leaves):
             return vector
         if self._plain():
-            return vector[work.leaves]
-        return self._layout.xp.take(vector, self._index(vector, work.leaves), axis=0)
+            return vector[leaves]
+        return self._layout.xp.take(vector, self._index(vector, leaves), axis=0)
 
-    def _spread(self, old: Any, new: Any, work: BucketStep) -> Any:
-        """Put the values of the leaves of a work back among those of all leaves."""
+    def _spread(self, old: Any, new: Any, leaves: list[int]) -> Any:
+        """Put the values of some leaves back among those of all leaves."""
         xp, new = self._layout.xp, new.array if isinstance(new, Value) else new
         if self._plain():
             made = old.copy()
-            made[work.leaves] = new
+            made[leaves] = new
             return made
         new = _arrays.cast(xp, self._vector(new), old.dtype) if hasattr(new, "dtype") else new
-        new = new if getattr(new, "ndim", 0) else xp.zeros_like(self._taken(old, work)) + new
-        if len(work.leaves) == len(self._layout.leaves):
+        new = new if getattr(new, "ndim", 0) else xp.zeros_like(self._taken(old, leaves)) + new
+        if len(leaves) == len(self._layout.leaves):
             return new
         order = np.arange(len(self._layout.leaves))
-        order[work.leaves] = len(order) + np.arange(len(work.leaves))
+        order[leaves] = len(order) + np.arange(len(leaves))
         return xp.take(xp.concat([old, new]), self._index(old, order), axis=0)
+
+    def by_leaf(self, found: Iterable[tuple[Any, list[int]]]) -> Any:
+        """Return a vector over all leaves of scalars that some have; NaN for the others."""
+        made = self._vector(np.full(len(self._layout.leaves), np.nan))
+        for x, leaves in found:
+            made = self._spread(made, x, leaves)
+        return made
 
     def _index(self, like: Any, places: Any) -> Any:
         return self._layout.xp.asarray(np.asarray(places, np.int32), **_arrays.beside(like))  # some have no int64
@@ -279,10 +288,6 @@ class ScalarResolver:
 def _sum_of(x: Any) -> Any:
     """Return a sum as a scalar."""
     return Square(x.roots) if isinstance(x, Roots) else Value(x) if hasattr(x, "dtype") else x
-
-
-Place: TypeAlias = tuple[ComponentSpec, tuple[int, int], list[tuple[int, int]]]
-"""A component, a chain and the place in it where it stands, and the works that it is in, with its place in them."""
 
 
 def places(chains: list[tuple[ComponentSpec, ...]], works: Iterable[tuple[ComponentSpec, ...]]) -> list[Place]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from xopt.adapters._torch import (
 )
 from xopt.optimizer import Optimizer as Steps
 from xopt.rule import FunctionalOptimizer, RunnerName, check_method
+from xopt.rule._metrics import check_names
 from xopt.rule._names import qualified_names
 from xopt.rule._precision import Rounding, StateDType
 from xopt.transforms._wrappers import OnNonFinite
@@ -56,7 +57,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         in no group.
     rule
         A rule or a chain. Norms and sums over all arrays are over all parameter groups.
-    runner, on_nonfinite, rounding, master_weights, state_dtype, seed
+    runner, on_nonfinite, rounding, master_weights, state_dtype, seed, metrics
         As for :class:`xopt.Optimizer`.
     **hyperparams
         In place of those of the rule, as trainers give them: ``lr=0.1``, ``betas=(0.9, 0.99)``.
@@ -107,6 +108,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         master_weights: bool = False,
         state_dtype: StateDType = None,
         seed: int = 0,
+        metrics: Collection[str] = (),
         **hyperparams: Any,
     ) -> None:
         check_method(rule)
@@ -114,7 +116,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         self._inner: Steps | None = None
         self._options: dict[str, Any] = {
             "runner": runner, "on_nonfinite": on_nonfinite, "rounding": rounding, "master_weights": master_weights,
-            "state_dtype": state_dtype, "seed": seed,
+            "state_dtype": state_dtype, "seed": seed, "metrics": check_names(metrics),
         }  # fmt: skip
         self._seen: list[dict[str, float]] = []
         """The hyperparameters of each group, as the rule has them."""
@@ -169,6 +171,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
             self._inner = None
             self.state.clear()
         return found
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Metrics of the last step: :attr:`xopt.Optimizer.metrics`; what each parameter has its own of is by group."""
+        return {} if self._inner is None else self._inner.metrics
 
     def averaged(self) -> Any:
         """Put averages in place of the parameters in a ``with`` block: :meth:`xopt.Optimizer.averaged`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from xopt._engine import buffers as _buffers
 from xopt._engine.exclusive import ExclusiveAccess
 from xopt._engine.executor import Executor
 from xopt._engine.jitted import JittedStep
+from xopt._engine.program.contract import Chains
 from xopt._version import __version__
 from xopt.checkpoint import _restore as _restore
 from xopt.checkpoint import _snapshot as _snapshot
@@ -44,10 +45,16 @@ class Saving(ABC):
     _jitted: JittedStep | None
     _fields: dict[str, Any]
     """What is known of hyperparameters that a step is given."""
+    _hooks: list[tuple[Callable[[Any], Any], int]]
+    """What is called after a step, and after each how many."""
 
     @abstractmethod
     def _begin(self, rule: FunctionalOptimizer, params: Any, runner: Any) -> None:
         """Make everything that hangs on parameters, as before the first step."""
+
+    @abstractmethod
+    def _chains(self, rule: FunctionalOptimizer) -> Chains:
+        """Return what each parameter goes through with a rule."""
 
     @abstractmethod
     def _fit(self, what: str, torn: bool = False) -> None:
@@ -174,7 +181,7 @@ class Saving(ABC):
         layout, run = self._layout, self._run()
         layout.check_writable()
         loaded = _restore.check(source, run, strict=strict, cast=cast, hyper=True, whole=self._executor.writing.torn)
-        chains = self._executor.checked(loaded.rule._chains(layout).chains)
+        chains = self._executor.checked(self._chains(loaded.rule).chains)
         source.verify()
         arrays = {} if self._writes else loaded.places
         new = {name: _restore.taken(source, name, place.array) for name, place in arrays.items()}
@@ -185,7 +192,7 @@ class Saving(ABC):
             else:
                 _restore.replace(new, run, loaded)
                 self._tree = layout.tree(layout.leaves)
-            self._executor.chains, self._rule = chains, loaded.rule
+            self._executor.chains, self._rule, self._executor.seen = chains, loaded.rule, None
             self._taken, self._carry = loaded.step, {**self._carry, **loaded.carry}
         return loaded.extra
 

@@ -63,6 +63,7 @@ _RESERVED = {
     "readout",
     "decay_by",
     "moments",
+    "metrics",
     "eval_params",
 }
 
@@ -107,6 +108,8 @@ class Component:
     moments: ClassVar[Moments] = {}
     """Slots that begin with 0 and may be kept in 8 bits (``state_dtype="int8"``): averages of numbers of both signs, or
     averages of squares. A subclass with another ``update`` says so anew."""
+    metrics: ClassVar[Mapping[str, str]] = {}
+    """Scalars of ``h``, by the names that they have in :attr:`xopt.Optimizer.metrics`: ``{"trust_ratio": "ratio"}``."""
     steady: ClassVar[Callable[..., Any] | None] = None
     """``steady(h)``: what a gradient that stays the same is multiplied by once all averages have settled; of a rule,
     the step divided by -lr times it. None: there is no such number, and ``L1`` and ``L2`` may not stand behind."""
@@ -141,6 +144,8 @@ class Component:
             cls._slots = _slots_of(cls)
             cls.moments = vars(cls).get("moments", {})  # of another formula, those of the base may be anything
             cls.steady = vars(cls).get("steady")
+        if "host" in vars(cls):
+            cls.metrics = vars(cls).get("metrics", {})
         if "moments" in vars(cls):
             _check_moments(cls)
         cls._asking = _asks(getattr(cls, "update", None)), _asks(cls.reduce)
@@ -303,10 +308,11 @@ class Component:
         carry = {n: self._first_carried(n, v) for n, v in cls.carry.items()}
         update, reduce = self._hooks()
         scope = getattr(self, cls.scope) if cls.scope in self._fields else cls.scope
+        metrics = {**({"lr": "lr"} if "lr" in hypers else {}), **cls.metrics}
         return ComponentSpec(
             key, (cls, *fixed.items()), update, first, fixed, hypers, partial(_resolve, cls, {}, {}), None, reduce,
             cls.host, scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.on_params, cls.elementwise,
-            cls.inputs, cls.gates, cls.clock, cls.refuses, cls.readout, moments=cls.moments,
+            cls.inputs, cls.gates, cls.clock, cls.refuses, cls.readout, moments=cls.moments, metrics=metrics,
         )  # fmt: skip
 
     def _first(self, value: float | str) -> Any:

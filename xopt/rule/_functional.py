@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 from xopt._engine.program.contract import Chains, ComponentSpec
 from xopt._public import public
@@ -154,6 +154,7 @@ class FunctionalOptimizer(ABC):
         step, slots, carry = _run.first(rule._chains, params)
         return State(step, {**slots, **recorded}, carry)
 
+    @overload
     def apply(
         self,
         params: Any,
@@ -162,8 +163,32 @@ class FunctionalOptimizer(ABC):
         *,
         value: Any = None,
         runner: RunnerName | None = None,
+        metrics: None = None,
         **overrides: Any,
-    ) -> tuple[Any, State]:
+    ) -> tuple[Any, State]: ...
+    @overload
+    def apply(
+        self,
+        params: Any,
+        grads: Any,
+        state: State,
+        *,
+        value: Any = None,
+        runner: RunnerName | None = None,
+        metrics: Collection[str],
+        **overrides: Any,
+    ) -> tuple[Any, State, dict[str, Any]]: ...
+    def apply(
+        self,
+        params: Any,
+        grads: Any,
+        state: State,
+        *,
+        value: Any = None,
+        runner: RunnerName | None = None,
+        metrics: Collection[str] | None = None,
+        **overrides: Any,
+    ) -> tuple[Any, ...]:
         """Take one step and return new parameters and a new state. Pure: what is passed in is never written.
 
         Parameters
@@ -178,6 +203,9 @@ class FunctionalOptimizer(ABC):
             The loss, for rules with a component that asks for it; others take no notice of it.
         runner
             ``"eager"``, ``"tiled"``, ``"llvm"`` or ``"cuda"``; None is the best available.
+        metrics
+            Return, third, a dict as :attr:`xopt.Optimizer.metrics`: ``()`` for what the step computes anyway, and names
+            of norms to compute for it: ``"grad_norm"``, ``"param_norm"``, ``"update_norm"``.
         **overrides
             Hyperparameters for this step only: ``lr=0.1``, in a chain also ``**{"adamw.lr": 0.1}``.
 
@@ -185,9 +213,18 @@ class FunctionalOptimizer(ABC):
         ------
         ValueError, TypeError
             When anything does not fit; the message names the path and both sides.
-        """
-        return self._step(params, grads, state, runner, overrides, {"value": value}, change=False)
 
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xopt
+        >>> rule, w = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(lr=0.5)), np.zeros(2)
+        >>> rule.apply(w, np.asarray([3.0, 4.0]), rule.init(w), metrics=["update_norm"])[2]
+        {'grad_norm': 5.0, 'clip_factor': 0.2, 'lr': 0.5, 'update_norm': 0.5}
+        """
+        return self._step(params, grads, state, runner, overrides, {"value": value}, metrics, change=False)
+
+    @overload
     def updates(
         self,
         params: Any,
@@ -196,13 +233,37 @@ class FunctionalOptimizer(ABC):
         *,
         value: Any = None,
         runner: RunnerName | None = None,
+        metrics: None = None,
         **overrides: Any,
-    ) -> tuple[Any, State]:
+    ) -> tuple[Any, State]: ...
+    @overload
+    def updates(
+        self,
+        params: Any,
+        grads: Any,
+        state: State,
+        *,
+        value: Any = None,
+        runner: RunnerName | None = None,
+        metrics: Collection[str],
+        **overrides: Any,
+    ) -> tuple[Any, State, dict[str, Any]]: ...
+    def updates(
+        self,
+        params: Any,
+        grads: Any,
+        state: State,
+        *,
+        value: Any = None,
+        runner: RunnerName | None = None,
+        metrics: Collection[str] | None = None,
+        **overrides: Any,
+    ) -> tuple[Any, ...]:
         """Return what :meth:`apply` would add to the parameters, and the new state.
 
         Zero where the gradient is None. Arguments and errors are those of :meth:`apply`.
         """
-        return self._step(params, grads, state, runner, overrides, {"value": value}, change=True)
+        return self._step(params, grads, state, runner, overrides, {"value": value}, metrics, change=True)
 
     def _reads_params(self, like: Any, state: State) -> bool:
         """Whether a step computes with parameters, shaped like these arrays, and not with gradients and state alone."""
@@ -249,15 +310,17 @@ class FunctionalOptimizer(ABC):
         runner: RunnerName | None,
         overrides: Mapping[str, Any],
         inputs: Mapping[str, Any],
+        metrics: Collection[str] | None,
         change: bool,
-    ) -> tuple[Any, State]:
+    ) -> tuple[Any, ...]:
         from xopt.rule import _run
 
         rule, state, recorded = self._keeping(state)
-        new, (t, slots, carry) = _run.stepped(
-            rule._with(overrides)._chains, params, grads, state, runner, inputs, change
+        new, (t, slots, carry), found = _run.stepped(
+            rule._with(overrides)._chains, params, grads, state, runner, inputs, change, metrics
         )
-        return new, State(t, slots | recorded, carry)
+        made = State(t, slots | recorded, carry)
+        return (new, made) if metrics is None else (new, made, found)
 
 
 @public

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from xopt._arrays.layout import Layout
 from xopt._engine.eval_params import evaluated
 from xopt._engine.executor import Executor
+from xopt._engine.metrics import shaped
 from xopt._engine.program.contract import Chains
+from xopt.rule._metrics import check_names, measured
 
 ChainsOf: TypeAlias = Callable[[Layout], Chains]
 """The components that each leaf of a tree goes through."""
@@ -23,16 +25,22 @@ def first(chains: ChainsOf, params: Any) -> tuple[Any, dict[str, Any], dict[str,
 
 
 def stepped(
-    chains: ChainsOf, params: Any, grads: Any, state: Any, runner: Any, inputs: Mapping[str, Any], change: bool
-) -> tuple[Any, tuple[Any, dict[str, Any], dict[str, Any]]]:
-    """Take one step: return new parameters (or, with ``change``, what to add), and what the new state is made of."""
+    chains: ChainsOf, params: Any, grads: Any, state: Any, runner: Any, inputs: Mapping[str, Any], change: bool,
+    metrics: Iterable[str] | None,
+) -> tuple[Any, tuple[Any, dict[str, Any], dict[str, Any]], dict[str, Any]]:  # fmt: skip
+    """Take one step: return new parameters (or, with ``change``, what to add), what the new state is made of, metrics.
+
+    Of the metrics those in ``metrics`` are computed for their own sake; with None there are none.
+    """
+    names = () if metrics is None else check_names(metrics)
     layout = Layout(params)
-    executor = Executor(chains(layout), layout, runner)
+    executor = Executor(measured(chains(layout), names), layout, runner)
     gs = layout.gradients(grads)
     slots = executor.state.check(state)
     step = executor.begin(state.step, state.carry, inputs)
     ps, slots, carry = executor.run(step, layout.leaves, gs, slots, state.carry, change=change)
-    return layout.params(ps), (step.t, {n: layout.tree(column) for n, column in slots.items()}, carry)
+    found = {} if metrics is None else shaped(executor.metrics(carry), layout)
+    return layout.params(ps), (step.t, {n: layout.tree(column) for n, column in slots.items()}, carry), found
 
 
 def averaged(chains: ChainsOf, params: Any, state: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
 from xopt.rules.adam import bias_corrections
@@ -308,6 +308,7 @@ class StableAdamW(Rule):
     weight_decay: Hyper | None = hyper(default=1e-2, ge=0, kw_only=True)
     decay: Literal["clipped", "l2", "lr", "independent"] = static(default="clipped", kw_only=True)  # type: ignore[assignment]
     scope = "leaf"
+    metrics: ClassVar = {"effective_lr": "eta"}
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0, v: Array = 0.0) -> dict[str, Array]:

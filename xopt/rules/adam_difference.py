@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
 
@@ -146,6 +146,7 @@ class MARS(Rule):
     first: Literal["gradient", "zero"] = "gradient"
     decay: Literal["l2", "lr", "independent"] = static(default="lr", kw_only=True)
     scope = "leaf"
+    metrics: ClassVar = {"clip_factor": "scale"}
 
     @staticmethod
     def reduce(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from xopt.rule import Array, H, Hyper, Rule, abs2, decoupled, hyper, sign, static
 
@@ -60,6 +60,7 @@ class ASGD(Rule):
     lambd: Hyper = hyper(default=1e-4, ge=0)
     alpha: Hyper = hyper(default=0.75, ge=0)
     t0: Hyper = hyper(default=1e6, ge=0)
+    metrics: ClassVar = {"effective_lr": "eta"}
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
 from xopt.rule._whole_array import at_least, mean, positive, real_zeros, rms
@@ -95,6 +95,8 @@ class Adafactor(Rule):
             raise ValueError("Adafactor: eps2 does nothing with scale_parameter=False")
         if "min_size" in self._given and self.factored == "none":
             raise ValueError("Adafactor: min_size does nothing with factored='none'")
+
+    metrics: ClassVar = {"effective_lr": "rho"}
 
     def _first(self, value: float | str) -> Any:
         absent = (self.b1 is None and value == "average") or (self.factored == "none" and value in ("rows", "columns"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static, trust_ratio
 from xopt.rules.adam import bias_corrections
@@ -70,6 +70,7 @@ class LARS(Rule):
     form: Literal["lr_inside", "lr_outside"] = "lr_inside"
     decay: Literal["ratio", "l2", "lr", "independent"] = static(default="ratio", kw_only=True)  # type: ignore[assignment]
     scope = "leaf"
+    metrics: ClassVar = {"trust_ratio": "ratio"}
 
     def _check(self) -> None:
         super()._check()
@@ -158,6 +159,7 @@ class LAMB(Rule):
     most: Hyper | None = hyper(default=None, gt=0)
     decay: Literal["ratio", "l2", "lr", "independent"] = static(default="ratio", kw_only=True)  # type: ignore[assignment]
     scope = "leaf"
+    metrics: ClassVar = {"trust_ratio": "ratio"}
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0, v: Array = 0.0) -> dict[str, Array]:
@@ -221,6 +223,7 @@ class Fromage(Rule):
     lr: Hyper = hyper(default=1e-2, ge=0)
     least: Hyper = hyper(default=0.0, ge=0)
     scope = "leaf"
+    metrics: ClassVar = {"trust_ratio": "ratio"}
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array) -> dict[str, Array]:

@@ -75,6 +75,7 @@ class DAdaptSGD(Rule):
     d0: float = static(default=1e-6, gt=0)
     growth_rate: Hyper | None = hyper(default=None, ge=1)
     carry: ClassVar = {"d": "d0", "weighted": 0.0, "first": 0.0}
+    metrics: ClassVar = {"d": "d", "effective_lr": "rate"}
     decay_by = None
 
     @staticmethod
@@ -163,6 +164,7 @@ class DAdaptAdam(Rule):
     d0: float = static(default=1e-6, gt=0)
     growth_rate: Hyper | None = hyper(default=None, ge=1)
     carry: ClassVar = {"d": "d0", "weighted": 0.0}
+    metrics: ClassVar = {"d": "d", "effective_lr": "rate"}
     decay_by = "rate"
 
     @staticmethod
@@ -261,6 +263,7 @@ class Prodigy(Rule):
     d_coef: Hyper = hyper(default=1.0, gt=0)
     growth_rate: Hyper | None = hyper(default=None, ge=1)
     carry: ClassVar = {"d": "d0", "top": "d0", "weighted": 0.0}
+    metrics: ClassVar = {"d": "d", "effective_lr": "rate"}
     decay_by = "rate"
 
     @staticmethod
@@ -344,6 +347,7 @@ class DoG(Rule):
     first: Literal["relative", "distance", "rate"] = "relative"
     eps: Hyper = hyper(default=1e-8, ge=0)
     carry: ClassVar = {"rbar": 0.0, "norm": 0.0}
+    metrics: ClassVar = {"distance": "rbar", "effective_lr": "eta"}
     decay_by = "eta"
 
     @staticmethod

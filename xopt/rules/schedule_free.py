@@ -78,6 +78,7 @@ class ScheduleFreeSGD(Rule):
     scope = "leaf"
     carry: ClassVar = {"top": 0.0, "total": 0.0, "beta": 1.0}
     host = staticmethod(_average)
+    metrics: ClassVar = {"effective_lr": "rate"}
     decay_by = None
 
     @staticmethod
@@ -142,6 +143,7 @@ class ScheduleFreeAdamW(ScheduleFreeSGD):
     b2: Hyper = hyper(default=0.999, ge=0, lt=1)
     eps: Hyper = hyper(default=1e-8, ge=0)
     decay: Literal["l2", "lr", "independent"] = static(default="lr", kw_only=True)
+    metrics: ClassVar = {"effective_lr": "rate"}
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from xopt.rule import Array, H, Hyper, Transform, abs2, hyper, is_complex, unchanged
 
@@ -40,7 +41,8 @@ class ClipByValue(Transform):
 
 
 def _clip(h: H, xp: Any) -> dict[str, Any]:
-    return {"scale": h.max_norm / xp.maximum(xp.sqrt(h.total), h.max_norm)}
+    norm = xp.sqrt(h.total)
+    return {"norm": norm, "scale": h.max_norm / xp.maximum(norm, h.max_norm)}
 
 
 class ClipByNorm(Transform):
@@ -73,6 +75,7 @@ class ClipByNorm(Transform):
 
     max_norm: Hyper = hyper(gt=0)
     scope = "leaf"
+    metrics: ClassVar[Mapping[str, str]] = {"norm": "norm", "clip_factor": "scale"}
     steady = staticmethod(unchanged)
     host = staticmethod(_clip)
 

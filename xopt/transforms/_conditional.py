@@ -50,6 +50,7 @@ class SkipNonFinite(Component):
 
     gates = True
     carry: ClassVar[Mapping[str, float | str]] = {"skipped": 0.0}
+    metrics: ClassVar[Mapping[str, str]] = {"skipped_steps": "skipped"}
     reduce = staticmethod(_bad)
 
     def _label(self) -> str:
@@ -79,6 +80,7 @@ class LossScaling(SkipNonFinite):
     least: float = static(default=1.0, ge=2.0**-126, le=2.0**126)
     most: float = static(default=2.0**24, ge=2.0**-126, le=2.0**126)
     carry: ClassVar[Mapping[str, float | str]] = {"scale": "initial", "good": 0.0, "skipped": 0.0}
+    metrics: ClassVar[Mapping[str, str]] = {"loss_scale": "scale", "skipped_steps": "skipped"}
 
     def _label(self) -> str:
         return "lossscale"

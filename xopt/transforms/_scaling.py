@@ -131,6 +131,7 @@ class Normalize(Transform):
     eps: Hyper = hyper(default=1e-6, ge=0)
     over: Literal["tree", "leaf"] = "tree"
     scope = "over"
+    metrics: ClassVar[Mapping[str, str]] = {"norm": "norm"}
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array) -> dict[str, Array]:
@@ -138,8 +139,9 @@ class Normalize(Transform):
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:
-        norm = xp.sqrt(h.total) + h.eps
-        return {"scale": 1 / xp.where(norm == 0, 1.0, norm)}
+        size = xp.sqrt(h.total)
+        norm = size + h.eps
+        return {"norm": size, "scale": 1 / xp.where(norm == 0, 1.0, norm)}
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array) -> Array:
@@ -193,6 +195,7 @@ class TrustRatio(Transform):
     eps: Hyper = hyper(default=0.0, ge=0)
     min_norm: Hyper = hyper(default=0.0, ge=0)
     scope = "leaf"
+    metrics: ClassVar[Mapping[str, str]] = {"trust_ratio": "ratio"}
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array) -> dict[str, Array]:
@@ -344,6 +347,7 @@ class ReduceOnPlateau(Transform):
         "seen": 0.0,
         "mean": 0.0,
     }
+    metrics: ClassVar[Mapping[str, str]] = {"lr_scale": "scale"}
 
     def _stands(self) -> tuple[str, ...]:
         return ("behind",)

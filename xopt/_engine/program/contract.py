@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -65,10 +65,16 @@ class ComponentSpec(NamedTuple):
     """The hyperparameters as they were given: numbers, arrays, schedules."""
     moments: Mapping[str, str] = {}
     """Slots that may be kept in 8 bits, and which of `CODES` they need."""
+    metrics: Mapping[str, str] = {}
+    """Which of its scalars are shown, by the names of these metrics."""
 
     def slot(self, name: str) -> str:
         """Return the key of a slot in the state: ``"0.adam.m"``."""
         return f"{self.key}.{name}"
+
+
+Place: TypeAlias = tuple[ComponentSpec, tuple[int, int], list[tuple[int, int]]]
+"""A component, a chain and the place in it where it stands, and the works that it is in, with its place in them."""
 
 
 class Chains(NamedTuple):
