@@ -10,7 +10,12 @@ from typing import Any
 import folders
 import pytest
 
-NEEDS = {"keras": ["jax", "torch"], "optax": ["jax"], "torch": ["torch"]}
+NEEDS = {
+    "keras": ["jax", "torch"],
+    "optax": ["jax"],
+    "torch": ["torch"],
+    "thinc": ["jax"],
+}
 """The sessions of each adapter."""
 NAMES = [name for name in folders.modules() if name.startswith("adapters.") and "._" not in name]
 
