@@ -95,7 +95,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into docs/_build/html, and run its examples."""
-    examples = [TORCH, "jax", "optax", "keras", "thinc>=9.1"]
+    examples = [TORCH, "jax", "optax", "keras", "thinc>=9.1", "pennylane>=0.45"]
     session.install(*group("docs"), *examples, "-e", ".[demo]")
     env = {**THREADS, "KERAS_BACKEND": "jax"}
     session.run("sphinx-build", "-n", "-W", "-b", "html", "docs", "docs/_build/html", env=env)
@@ -104,16 +104,16 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def clients(session: nox.Session) -> None:
-    """Put xopt into scikit-learn, Autograd, SciPy, SigPy and spaCy, in the place of what they have.
+    """Put xopt into scikit-learn, Autograd, SciPy, SigPy, PennyLane and spaCy, in the place of what they have.
 
     `nox -s clients -- table` prints what SciPy's L-BFGS-B and xopt's do for scikit-learn.
     """
-    others = ["scikit-learn>=1.9", "autograd>=1.7", "sigpy>=0.1.27", "spacy>=3.8"]
+    others = ["scikit-learn>=1.9", "autograd>=1.7", "sigpy>=0.1.27", "pennylane>=0.45", "spacy>=3.8"]
     session.install(*others, *group("test"), "-e", ".")
     if session.posargs == ["table"]:
         session.run("python", "tests/clients/test_sklearn_lbfgs.py", env=THREADS)
     else:
-        where = ["tests/clients", "tests/solvers/test_scipy_method.py"]
+        where = ["tests/clients", "tests/solvers/test_scipy_method.py", "tests/adapters/test_examples.py"]
         where.append("tests/adapters/test_thinc.py")  # with the Thinc of spaCy, which is not the last one
         session.run("pytest", *where, *WORKERS, *session.posargs, env=THREADS)
 

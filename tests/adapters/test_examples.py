@@ -15,6 +15,7 @@ NEEDS = {
     "optax": ["jax"],
     "torch": ["torch"],
     "thinc": ["jax"],
+    "pennylane": ["clients"],  # which has no --library
 }
 """The sessions of each adapter."""
 NAMES = [name for name in folders.modules() if name.startswith("adapters.") and "._" not in name]
