@@ -23,7 +23,7 @@ from xopt._engine.program.algebra import Count
 from xopt._engine.program.contract import BucketStep, Chains, ComponentSpec
 from xopt._engine.program.hooks import check_groups
 from xopt._engine.program.plan import fitted_plan, plan
-from xopt._engine.resolve import ScalarResolver, places
+from xopt._engine.resolve import Rest, ScalarResolver, places
 from xopt._engine.runners.choose import backend, choose
 from xopt._engine.state import StateSpec
 
@@ -61,7 +61,14 @@ class Executor:
 
     def __init__(self, chains: Chains, layout: Layout, runner: Any = None) -> None:
         self.layout = layout
-        self.chains = chains.chains
+        self._trees: dict[str, ComponentSpec] = {}
+        """Components that take all of their leaves at once, which know these."""
+        for key in {spec.key for chain in chains.chains for spec in chain if spec.tree is not None}:
+            number = {c: spec for c, chain in enumerate(chains.chains) for spec in chain if spec.key == key}
+            members = tuple(k for k, c in enumerate(chains.of) if c in number)
+            spec = next(iter(number.values()))
+            self._trees[key] = spec.tree.bound(spec, layout, members)
+        self.chains = self._bound(chains.chains)
         check_groups(self.chains)
         specs = {spec.key: spec for chain in self.chains for spec in chain}
         self.runner = choose(layout, runner)
@@ -129,7 +136,13 @@ class Executor:
     def checked(self, chains: list[tuple[ComponentSpec, ...]]) -> list[tuple[ComponentSpec, ...]]:
         """Return chains with other hyperparameters, or say which of these must be one for all groups."""
         check_groups(chains)
-        return chains
+        return self._bound(chains)
+
+    def _bound(self, chains: list[tuple[ComponentSpec, ...]]) -> list[tuple[ComponentSpec, ...]]:
+        """Return chains whose components know the tree."""
+        if not self._trees:
+            return chains
+        return [tuple(self._trees.get(spec.key, spec) for spec in chain) for chain in chains]
 
     def clocks(self, t: Any, carry: Mapping[str, Any]) -> dict[str, Any]:
         """Return which step step ``t`` is, for components by name, and under "" for all others.
@@ -204,7 +217,8 @@ class Executor:
             if step.inputs:
                 given = [[{**h, **step.inputs} for h in chain] for chain in given]
             at = places(self.chains, [work.specs for work in works]) if holes else self._places
-            values, carry = self.scalars.run(clocks, given, at, works, carry)
+            rest = Rest(ps, slots, {})
+            values, carry = self.scalars.run(clocks, given, at, works, carry, rest)
             seen = _metrics.Seen(at, [work.leaves for work in works], values)
             jobs = []
             for work, scalars in zip(works, values, strict=True):
@@ -225,7 +239,12 @@ class Executor:
                 del work.loads["g"]
                 work.where = None
         self.seen = seen
-        return (ps, slots, carry) if write else self._collected(first, works, found, ps, slots, carry)
+        if write:
+            return ps, slots, carry
+        results = self._collected(first, works, found, ps, slots, carry)
+        for n, (k, x) in rest.made.items():
+            results[1][n][k] = x
+        return results
 
     def metrics(self, carry: Mapping[str, Any]) -> dict[str, Any]:
         """Return the metrics of the last step, of which this is the carry, see `metrics.read`."""

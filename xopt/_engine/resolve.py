@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,14 @@ from xopt._engine.program.hooks import host_scalars, terms
 from xopt._engine.program.summation import Roots, root_of_squares
 
 H = dict[str, Any]
+
+
+class Rest(NamedTuple):
+    """Parameters and state, and the state of leaves without a gradient that is new all the same, by slot."""
+
+    params: list[Any]
+    slots: dict[str, list[Any]]
+    made: dict[str, tuple[int, Any]]
 
 
 class ScalarResolver:
@@ -88,8 +96,11 @@ class ScalarResolver:
         places: list[Place],
         works: list[BucketStep],
         carry: dict[str, Any],
+        rest: Rest,
     ) -> tuple[list[StepScalars], dict[str, Any]]:
         """Compute the scalars of each work; sums read the tree.
+
+        ``rest`` is what leaves without a gradient have, for components that take whole trees.
 
         ``clocks`` has the step for components by name, under "" for those without a clock of their own; ``given`` the
         hyperparameters, chain by chain.
@@ -107,6 +118,8 @@ class ScalarResolver:
                     self.open(spec, i, step, given, works[w], values[w], carry)
                 if members and spec.reduce:
                     self._sum(spec, members, works, values)
+                if members and spec.tree is not None:
+                    self._whole(spec, members, works, values, rest)
                 if members and spec.host:
                     self._after(spec, members, works, values, carry)
                 if go is not None:
@@ -197,6 +210,34 @@ class ScalarResolver:
                 values[w].share({n: _sum_of(x) for n, x in found.items()})
         if spec.refuses:
             self._refuse(works, members, [found[spec.refuses] for found in sums])
+
+    def _whole(
+        self,
+        spec: ComponentSpec,
+        members: list[tuple[int, int]],
+        works: list[BucketStep],
+        values: list[StepScalars],
+        rest: Rest,
+    ) -> None:
+        """Let a component take all of its leaves; one without a gradient has 0, and its step is not taken."""
+        none: list[Any] = [None] * len(self._layout.leaves)
+        xs, ps, slots = none.copy(), none.copy(), dict[str, Any]()
+        for w, i in members:
+            found = works[w].runner.entering(works[w], values[w], i)
+            for k, (x, p, own) in zip(works[w].leaves, found, strict=True):
+                xs[k], ps[k] = x, p
+                slots |= own if k == spec.tree.home else {}
+        xp = self._layout.xp
+        for k in spec.tree.members:
+            if xs[k] is None:
+                ps[k] = _arrays.cast(xp, rest.params[k], getattr(xp, self._layout.dtypes[k].compute))
+                xs[k] = xp.zeros_like(ps[k])
+        slots = slots or {n: rest.slots[spec.slot(n)][spec.tree.home] for n in spec.slots}
+        steps, new = spec.tree.run(self._layout, xs, ps, slots, values[members[0][0]].specs[-1])
+        for w, _ in members:
+            works[w].trees[spec.key] = {k: (steps[k], new if k == spec.tree.home else {}) for k in works[w].leaves}
+        if not any(spec.tree.home in works[w].leaves for w, _ in members):
+            rest.made.update({spec.slot(n): (spec.tree.home, x) for n, x in new.items()})
 
     def _after(
         self,

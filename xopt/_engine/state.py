@@ -53,6 +53,8 @@ class StateSpec:
     def _first(self, name: str, k: int) -> Any:
         """Return the first value of a slot of parameter ``k``: a number, ``"p"``, a new array, or None for no slot."""
         spec = self._owner[name]
+        if spec.tree is not None:
+            return spec.tree.like[name.removeprefix(f"{spec.key}.")] if k == spec.tree.home else None
         value = spec.slots[name.removeprefix(f"{spec.key}.")]
         if not callable(value):
             return value
@@ -115,12 +117,20 @@ class StateSpec:
 
         Of a split complex one, both parts have the number.
         """
+        if self._owner[name].tree is not None:
+            return self._first_of_tree(name)
         value = self._first(name, k)
         if isinstance(value, str):
             return self.layout.leaves[k]
         if hasattr(value, "dtype"):
             return value
         return complex(value, value) if self._split(k) else value
+
+    def _first_of_tree(self, name: str) -> Any:
+        spec = self._owner[name]
+        if (name, -1) not in self._likes:
+            self._likes |= {(spec.slot(n), -1): x for n, x in spec.tree.first(self.layout).items()}
+        return self._likes[name, -1]
 
     def renewed(self, name: str, k: int) -> Any:
         """Make a slot of parameter ``k`` anew, of the parameter as it is now."""

@@ -1,7 +1,8 @@
-"""A rule as an optax ``GradientTransformation``: for optax, Flax, Equinox, NumPyro and loops written for JAX."""
+"""A rule as an optax ``GradientTransformation``, for loops written for JAX; and a transformation of optax as a rule."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from xopt.rule import FunctionalOptimizer, State, check_method
+from xopt._arrays import tree as _tree
+from xopt._engine.program.contract import ComponentSpec
+from xopt.rule import Array, FunctionalOptimizer, H, Rule, State, Transform, check_method, static
 from xopt.rule._precision import Precision, Rounding, StateDType, is_default
 
-__all__ = ["transformation"]
+__all__ = ["rule", "transform", "transformation"]
 
 
 def transformation(
@@ -138,3 +141,227 @@ def _in_one_dtype(g: Any, p: Any) -> tuple[Any, Any]:
         return g, p
     wide = jnp.promote_types(p.dtype, jnp.float32)
     return g.astype(wide), p.astype(wide)
+
+
+def rule(tx: optax.GradientTransformation, *, value: bool = False) -> Rule:
+    r"""Make an optax transformation a rule: for :class:`xopt.Optimizer`, and in the place of the rule in a chain.
+
+    So what optax has alone stands beside what xopt has: :class:`xopt.Groups`, averages, projections, low precision of
+    parameters, checkpoints.
+
+    Parameters
+    ----------
+    tx
+        What ``optax.adamw(0.1)`` and so on return. Its ``update`` is given the gradients of all parameters at once, as
+        a tree, and the parameters; what it returns is added to them.
+    value
+        Whether ``tx`` is given the loss, as ``optax.contrib.reduce_on_plateau`` needs it: then ``step(grads,
+        value=loss)``.
+
+    Returns
+    -------
+    xopt.Rule
+        Without hyperparameters: those of optax are in ``tx``, or in its state.
+
+    Raises
+    ------
+    TypeError
+        For what is no transformation. When the parameters are known: where these are not arrays of JAX, and for
+        ``state_dtype``.
+
+    Notes
+    -----
+    In a group of parameters, other leaves of the tree are None for ``tx``. Where a gradient is None, ``tx`` is given 0,
+    and what it does to that parameter is left out. Arrays are those of the arithmetic, also in ``tx.init``: float32 for
+    parameters in float16 and bfloat16.
+
+    State is that of ``tx``, to the bit: each array is a slot of its name, ``0.optax.0.mu.w``, filed at one parameter of
+    the tree, as floating-point numbers. What float32 does not hold, such as integers and keys, is kept 16 bits a number
+    there: twice the bytes. A rule with ``tx`` in it cannot be pickled, because functions of optax cannot.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import xopt
+    >>> from xopt.adapters.optax import rule
+    >>> params = {"w": jnp.asarray([1.0, -2.0]), "b": jnp.asarray([3.0])}
+    >>> adabelief = rule(optax.adabelief(0.1))
+    >>> opt = xopt.Optimizer(params, xopt.chain(xopt.ClipByGlobalNorm(1.0), adabelief, xopt.NonNegative()))
+    >>> for _ in range(100):
+    ...     _ = opt.step({"w": opt.params["w"] - 0.5, "b": opt.params["b"] + 1.0})
+    >>> opt.params["w"].round(1), opt.params["b"].round(1)
+    (Array([0.5, 0.5], dtype=float32), Array([0.], dtype=float32))
+    """
+    tx = _checked("rule", tx)
+    return _Rule(init_fn=tx.init, update_fn=tx.update, takes_value=value)
+
+
+def transform(tx: optax.GradientTransformation, *, value: bool = False) -> Transform:
+    r"""Make an optax transformation a component of a chain beside its rule: in front of it, or behind.
+
+    In front, ``tx`` is given the gradients, behind the rule its steps, which have the sign and the size of what is
+    added to the parameters. All else is as for :func:`rule`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import xopt
+    >>> from xopt.adapters.optax import transform
+    >>> clip = transform(optax.clip_by_block_rms(1.0))
+    >>> rule, w = xopt.chain(clip, xopt.SGD(lr=0.5)), jnp.asarray([0.0, 0.0])
+    >>> rule.apply(w, jnp.asarray([3.0, 3.0]), rule.init(w))[0]
+    Array([-0.5, -0.5], dtype=float32)
+    """
+    tx = _checked("transform", tx)
+    return _Transform(init_fn=tx.init, update_fn=tx.update, takes_value=value)
+
+
+def _checked(who: str, tx: Any) -> Any:
+    if not isinstance(tx, optax.GradientTransformation):
+        raise TypeError(f"{who}: {tx!r}, but it must be a GradientTransformation of optax, as optax.adam(0.1) is")
+    return optax.with_extra_args_support(tx)
+
+
+class _Tree:
+    """A transformation of optax on whole trees, its state as slots of one leaf: see `TreeUpdate`."""
+
+    def __init__(self, tx: Any, takes_value: bool) -> None:
+        self._tx, self._takes_value = tx, takes_value
+        self.home = -1
+        self.members: tuple[int, ...] = ()
+        self.like: dict[str, Any] = {}
+        self._real = ""
+        """The dtype of the arithmetic of the leaf that has the state."""
+        self._state: Any = None
+        """The tree of the state, without arrays."""
+        self._keys: list[Any] = []
+        """Of each array of it that has random keys, of which kind."""
+
+    def bound(self, spec: ComponentSpec, layout: Any, members: tuple[int, ...]) -> ComponentSpec:
+        for k in members:
+            if not isinstance(layout.leaves[k], jax.Array):
+                raise TypeError(
+                    f"{layout.path(k)}: an array of {layout.library}, but {spec.key} is a transformation of optax, for "
+                    f"arrays of JAX"
+                )
+        made = _Tree(self._tx, self._takes_value)
+        made.members = members
+        made.home = max(members, key=lambda k: (jnp.dtype(layout.dtypes[k].real).itemsize, -k))
+        made._real = layout.dtypes[made.home].real
+
+        def state(leaves: Any) -> Any:
+            found = self._tx.init(made._tree(layout, leaves))
+            made._keys = [jax.random.key_impl(x) if _is_key(x) else None for x in jax.tree.leaves(found)]
+            return found
+
+        made._state = jax.eval_shape(state, layout.leaves)
+        found = jax.eval_shape(made._filed, made._state)  # whose keys are sorted
+        made.like = {n: found[n] for n in made._names(made._state)}
+        shapes = tuple((k, layout.shapes[k], layout.dtypes[k].name) for k in members)
+        formula = (spec.formula, layout.spec, shapes)
+        return spec._replace(formula=formula, slots=dict.fromkeys(made.like, "tree"), tree=made)
+
+    def first(self, layout: Any) -> dict[str, Any]:
+        return self._filed(self._tx.init(self._tree(layout, layout.leaves)))
+
+    def run(
+        self, layout: Any, xs: list[Any], ps: list[Any], slots: Mapping[str, Any], h: Mapping[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        likes, spec = jax.tree.flatten(self._state)
+        rows = zip(self.like, likes, self._keys, strict=True)
+        state = spec.unflatten([self._decoded(slots[n], like, key) for n, like, key in rows])
+        value = getattr(h["value"], "array", h["value"]) if self._takes_value else None
+        extra = {"value": value} if self._takes_value else {}
+        steps, state = self._tx.update(self._tree(layout, xs), state, self._tree(layout, ps), **extra)
+        return _tree.match(layout.spec, steps, "updates"), self._filed(state)
+
+    def _tree(self, layout: Any, leaves: list[Any]) -> Any:
+        """Return a tree for optax: of members in the dtype of the arithmetic, None for others."""
+        own: list[Any] = [None] * len(layout.leaves)
+        for k in self.members:
+            own[k] = leaves[k].astype(layout.dtypes[k].compute)
+        return layout.tree(own)
+
+    def _filed(self, state: Any) -> dict[str, Any]:
+        """Return a state as slots."""
+        likes, spec = jax.tree.flatten(self._state)
+        leaves, now = jax.tree.flatten(state)
+        if now != spec:
+            raise ValueError(f"optax: update returned the state {now}, but it began as {spec}")
+        names = self._names(state)
+        return {n: self._encoded(x, like) for n, x, like in zip(names, leaves, likes, strict=True)}
+
+    def _names(self, state: Any) -> list[str]:
+        """Name the arrays of a state by where they are in it."""
+        paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
+        names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
+        return [n if n and names.count(n) == 1 else f"{n}.{i}" for i, n in enumerate(names)]
+
+    def _encoded(self, x: Any, like: Any) -> Any:
+        """Return an array of any dtype in that of the arithmetic, from which it comes back to the bit."""
+        if _is_key(like):
+            x = jax.random.key_data(x)
+        elif jnp.issubdtype(like.dtype, jnp.complexfloating):
+            x = jnp.stack([jnp.real(x), jnp.imag(x)], axis=-1).astype(jnp.finfo(like.dtype).dtype)
+        else:
+            x = jnp.asarray(x, like.dtype)
+        return (x if self._fits(x.dtype) else jax.lax.bitcast_convert_type(x, jnp.uint16)).astype(self._real)
+
+    def _decoded(self, x: Any, like: Any, key: Any) -> Any:
+        if _is_key(like):
+            return jax.random.wrap_key_data(self._back(x, jnp.dtype("uint32")), impl=key)
+        if jnp.issubdtype(like.dtype, jnp.complexfloating):
+            parts = self._back(x, jnp.finfo(like.dtype).dtype)
+            return jax.lax.complex(parts[..., 0], parts[..., 1])
+        return self._back(x, like.dtype)
+
+    def _back(self, x: Any, dtype: Any) -> Any:
+        return x.astype(dtype) if self._fits(dtype) else jax.lax.bitcast_convert_type(x.astype(jnp.uint16), dtype)
+
+    def _fits(self, dtype: Any) -> bool:
+        """Whether the dtype of the arithmetic holds all numbers of another."""
+        real = jnp.issubdtype(dtype, jnp.floating)
+        return dtype.itemsize <= 2 or (real and dtype.itemsize <= jnp.dtype(self._real).itemsize)
+
+
+def _is_key(x: Any) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
+
+
+class _OfTree:
+    """What a component has that is a transformation of optax."""
+
+    init_fn: Callable[..., Any]
+    update_fn: Callable[..., Any]
+    takes_value: bool
+    elementwise = False
+
+    @staticmethod
+    def update(h: H, xp: Any, p: Array, g: Array) -> Array:
+        raise AssertionError("it takes all arrays at once")
+
+    def _base_spec(self, key: str, order: tuple[int, ...]) -> ComponentSpec:
+        spec: ComponentSpec = super()._base_spec(key, order)  # type: ignore[misc]
+        tx = optax.GradientTransformationExtraArgs(self.init_fn, self.update_fn)
+        return spec._replace(tree=_Tree(tx, self.takes_value), inputs=("value",) if self.takes_value else ())
+
+    def _label(self) -> str:
+        return "optax"
+
+    def __repr__(self) -> str:
+        kind = "rule" if isinstance(self, FunctionalOptimizer) else "transform"
+        return f"{kind}({getattr(self.init_fn, '__qualname__', '').partition('.')[0]})"
+
+
+class _Rule(_OfTree, Rule):
+    init_fn: Callable[..., Any] = static()
+    update_fn: Callable[..., Any] = static()
+    takes_value: bool = False
+
+
+class _Transform(_OfTree, Transform):
+    init_fn: Callable[..., Any] = static()
+    update_fn: Callable[..., Any] = static()
+    takes_value: bool = False

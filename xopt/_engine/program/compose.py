@@ -67,6 +67,8 @@ def compose(
             x = grad = spec.enter(hs[i], x)
         names = [n for n in spec.slots if not spec.elementwise or spec.slot(n) in slots]
         own = {n: storage.read(spec.slot(n)) for n in names}
+        if i == upto and spec.tree is not None:
+            return LeafUpdate(x), {"p": p, **own}
         if i == upto:
             assert spec.reduce is not None
             more = {"grad": grad} if spec.asks_sum else {}

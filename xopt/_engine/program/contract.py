@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -65,12 +65,36 @@ class ComponentSpec(NamedTuple):
     """The hyperparameters as they were given: numbers, arrays, schedules."""
     moments: Mapping[str, str] = {}
     """Slots that may be kept in 8 bits, and which of `CODES` they need."""
+    tree: Any = None
+    """Of one that takes the arrays of all its leaves at once: a `TreeUpdate`."""
     metrics: Mapping[str, str] = {}
     """Which of its scalars are shown, by the names of these metrics."""
 
     def slot(self, name: str) -> str:
         """Return the key of a slot in the state: ``"0.adam.m"``."""
         return f"{self.key}.{name}"
+
+
+class TreeUpdate(Protocol):
+    """What takes the arrays of all its leaves at once, in place of ``update``; its state is filed at one of them."""
+
+    home: int
+    """The leaf that has the state."""
+    members: tuple[int, ...]
+    """The leaves that go through it. In its trees, others are None."""
+    like: Mapping[str, Any]
+    """The slots, with something of the shape and dtype of each."""
+
+    def bound(self, spec: ComponentSpec, layout: Any, members: tuple[int, ...]) -> ComponentSpec:
+        """Return the component for a tree of which these leaves go through it, with its slots."""
+
+    def first(self, layout: Any) -> dict[str, Any]:
+        """Return the slots before the first step."""
+
+    def run(
+        self, layout: Any, xs: list[Any], ps: list[Any], slots: Mapping[str, Any], h: Mapping[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Return what becomes of the gradients or steps ``xs`` at parameters ``ps``, and the new slots."""
 
 
 Place: TypeAlias = tuple[ComponentSpec, tuple[int, int], list[tuple[int, int]]]
@@ -193,6 +217,8 @@ class BucketStep:
     """Where a runner may keep what it found out about these very arrays, parameters and slots, for the next step."""
     where: Any = None
     """The addresses of the gradients, if they are known and all are in C order."""
+    trees: dict[str, dict[int, tuple[Any, Mapping[str, Any]]]] = field(default_factory=dict)
+    """What components of whole trees made, by key and leaf: the step, and the slots of the leaf that has them."""
     stored: int | None = None
     """How many leaves were written in this step, from a runner that may yet fail; None from one that does not."""
 

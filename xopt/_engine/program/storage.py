@@ -74,6 +74,10 @@ class StoragePolicy(NamedTuple):
             return _quantize.CODES[codes[name]]
         if name == ERROR:
             return dtype.name
+        if spec.tree is not None:
+            if self.state_dtype is not None:
+                raise TypeError(f"{path()}: state_dtype={self.state_dtype!r}, but the state of {spec.key} is not ours")
+            return usual
         copied = spec.slots[name.removeprefix(f"{spec.key}.")] == "p"
         if self.state_dtype in (None, "int8") or copied or spec.on_params or spec.gates:
             return usual

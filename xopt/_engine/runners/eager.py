@@ -130,9 +130,19 @@ def _whole_leaf(work: BucketStep, values: StepScalars, k: int) -> dict[str, Any]
 def _beside(work: BucketStep, values: StepScalars, k: int, real: str) -> tuple[ComponentSpec, ...]:
     """Return the components with hooks that take arrays of leaf ``k``; those of whole arrays have them already."""
     return tuple(
-        spec if not spec.elementwise or spec.storage else _bound(work, spec, own, k, real)
+        spec._replace(update=partial(_made, work, spec.key, work.leaves[k]))
+        if spec.tree is not None
+        else spec
+        if not spec.elementwise or spec.storage
+        else _bound(work, spec, own, k, real)
         for spec, own in zip(work.specs, values.specs, strict=False)
     )
+
+
+def _made(work: BucketStep, key: str, leaf: int, /, *_: Any, **own: Any) -> tuple[Any, ...]:
+    """Return what a component of a whole tree made of a leaf; state that this leaf has not stays None."""
+    step, new = work.trees[key][leaf]
+    return (step, *(new.get(n) for n in own))
 
 
 def _bound(work: BucketStep, spec: ComponentSpec, values: Mapping[str, Any], k: int, real: str) -> ComponentSpec:
@@ -191,6 +201,20 @@ def _outcome(
     out, new = compose(specs, hs, work.xp, p, arrays["g"], arrays)
     result = {"p": out.params(p)} if "p" in work.outputs else {"u": out.change(p)}
     return result | {n: new[n] for n in work.outputs if n in new}
+
+
+def entering(work: BucketStep, values: StepScalars, index: int) -> list[tuple[Any, Any, dict[str, Any]]]:
+    """Return for each leaf what reaches component ``index``, which takes whole trees: x, p and its slots."""
+    found = []
+    with work.library.no_grad():
+        for k in range(len(work.loads["p"])):
+            arrays = compute_arrays(work, k, work.real)
+            hs = values.leaf(k, lambda x: _arrays.cast(work.xp, x, getattr(work.xp, work.real)), upto=index + 1)
+            _number(work, hs, 2 * work.leaves[k])
+            specs = _beside(work, values, k, work.real)
+            out, own = compose(specs, hs, work.xp, arrays["p"], arrays["g"], arrays, index)
+            found.append((out.step, own.pop("p"), own))
+    return found
 
 
 def sums(work: BucketStep, values: StepScalars, index: int) -> dict[str, Any]:
