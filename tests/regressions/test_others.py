@@ -30,6 +30,8 @@ from xopt._engine.runners.tiled.runner import Tiled
 from xopt._engine.runners.tiled.tiling import Leaves, parts
 from xopt.rule import Array, H, Hyper, Rule, hyper
 
+pytestmark = pytest.mark.xla
+
 ROWS = pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
 leaves: Any = optree.tree_leaves
 tree_map: Any = optree.tree_map

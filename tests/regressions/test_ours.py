@@ -19,6 +19,8 @@ from xopt._engine.runners import threads as _threads
 from xopt._engine.runners.tiled.runner import Tiled
 from xopt.rule import Array, H, Hyper, Rule, Transform, abs2, hyper
 
+pytestmark = pytest.mark.xla
+
 
 class Previous(Rule):
     """Keeps the parameter and the gradient of the step before, as Barzilai and Borwein do, and swaps two slots."""

@@ -38,6 +38,7 @@ def test_every_field_is_changed_by_some_row(row: Row) -> None:
     assert changed == set(row.rule._fields)
 
 
+@pytest.mark.xla
 @pytest.mark.parametrize(("row", "rule"), catalog.rules())
 def test_float64(lib: Lib, row: Row, rule: xopt.Rule, rng: np.random.Generator) -> None:
     params, grads = problem(rng, "float64", length(lib))

@@ -11,6 +11,8 @@ from support.schedules import EVERY
 import xopt
 from xopt import schedules as s
 
+pytestmark = pytest.mark.xla
+
 
 @pytest.mark.needs("jax")
 def test_a_jitted_step_with_any_schedule_is_traced_once() -> None:

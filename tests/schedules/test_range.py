@@ -14,6 +14,8 @@ from conftest import Lib
 import xopt
 from xopt import schedules as s
 
+pytestmark = pytest.mark.xla
+
 Draw = np.random.Generator
 Made = tuple[Any, float, float]
 """A schedule, the least value that it may have, and the largest."""

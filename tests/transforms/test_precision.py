@@ -21,6 +21,8 @@ from xopt._engine.program import rounding as _rounding
 from xopt._engine.runners.tiled.runner import Tiled
 from xopt.random import hashed
 
+pytestmark = pytest.mark.xla
+
 BF = np.dtype(ml_dtypes.bfloat16)
 HALF = [("bfloat16", 1e-3), ("float16", 1e-4)]
 EPS = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "complex64": 2.0**-24, "float64": 2.0**-53}

@@ -19,6 +19,8 @@ from xopt._arrays import scalars as _scalars
 from xopt._engine.program.algebra import Count, Power, Value, functions, merged
 from xopt.rule import Array, H, Hyper, Rule, Transform, abs2, hyper
 
+pytestmark = pytest.mark.xla
+
 B = ("b", {"lr": 0.05})
 WARM = xopt.schedules.warmup(0.9, steps=4, start=0.5)
 BEHIND_SCALE = [
