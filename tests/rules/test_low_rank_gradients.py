@@ -100,6 +100,8 @@ def test_a_sample_again_and_again(lib: Lib, rule: xopt.Rule, reference: Any, bou
         pytest.skip("dask has no eigenvalues, and dozens of leaves are dozens of graphs")
     if lib.id == "strict-no_x64" and isinstance(rule, xopt.SOAP):
         pytest.skip("argsort of array-api-strict makes int64, which that device has not")
+    if lib.id in ("strict-device1", "strict-device2") and scale != 1.0:
+        pytest.skip("a device with the dtypes of another, which has all scales")
     if scale == TINY and (isinstance(rule, xopt.SM3) or "1e-50" in repr(rule) or "1e-25" in repr(rule)):
         scale = 2.0**-50  # 1e-15: the squares that it keeps are subnormal below 1e-19, and no ε is larger
     gs = samples()

@@ -44,6 +44,8 @@ def run_in_place(lib: Lib, rule: Any, params: Any, grads: list[Any], **kwargs: A
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: repr(rule)[:20])
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 def test_k_small_batches_are_one_large_one(lib: Lib, rule: Any, dtype: str, rng: np.random.Generator) -> None:
+    if dtype == "complex128" and lib.name in ("jax", "dask"):
+        pytest.skip("the others have it; here each step is compiled, or a graph")
     params, k = tree(rng, dtype, lib=lib), 3
     micro = [tree(rng, dtype, lib=lib) for _ in range(4 * k)]
     large = []
