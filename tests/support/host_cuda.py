@@ -152,7 +152,7 @@ class HostDriver:
         made = path.with_suffix(".part")
         path.with_suffix(".cpp").write_text(source, encoding="utf-8")
         # no contraction: it is the compiler's default where the processor can, and NumPy does none
-        flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fno-math-errno", "-w", "-shared", "-fPIC"]
+        flags = ["-std=c++20", "-O0", "-ffp-contract=off", "-fno-math-errno", "-w", "-shared", "-fPIC"]
         flags += [f"-DTEAM={self.team}", "-pthread"] if self.team else []
         command = [str(COMPILER), *flags, "-o", str(made), str(path.with_suffix(".cpp"))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
