@@ -34,6 +34,7 @@ THREADS |= {"PYTHONDONTWRITEBYTECODE": ""}  # else each of hundreds of processes
 THREADS |= {"XLA_FLAGS": "--xla_cpu_parallel_codegen_split_count=1"}  # programs are small, and each worker has a core
 QUICK = {"XLA_FLAGS": THREADS["XLA_FLAGS"] + " --xla_cpu_use_fusion_emitters=false"}  # compiles twice as fast
 WORKERS = ["-n", "auto", "--dist", "worksteal"]
+LAZY = "--no-compile"  # an import compiles what it needs; of torch that is a part, and pip would do it on one core
 
 
 def group(name: str) -> list[str]:
@@ -65,7 +66,7 @@ def tests(session: nox.Session, library: str) -> None:
     """Test on one array library: `nox -s "tests(torch)"`. cupy tests what needs no GPU where there is none."""
     drawing = library in ("numpy", "torch", "jax")  # the libraries of the examples
     demo = ["scikit-learn", "scikit-image", "matplotlib", "tqdm"] if drawing else []
-    session.install(*LIBRARIES[library], *group("test"), *demo, "-e", ".")
+    session.install(LAZY, *LIBRARIES[library], *group("test"), *demo, "-e", ".")
     command = ["pytest", "--library", library, *WORKERS, *session.posargs]
     # half of the time on JAX is XLA's: all that does not hang on how it compiles is compiled by its older generator
     if library == "jax" and not session.posargs:
@@ -102,7 +103,7 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation into docs/_build/html, and run its examples."""
     examples = [TORCH, "jax", "optax", "keras", "thinc>=9.1", "pennylane>=0.45"]
-    session.install(*group("docs"), *examples, "-e", ".[demo]")
+    session.install(LAZY, *group("docs"), *examples, "-e", ".[demo]")
     env = {**THREADS, "KERAS_BACKEND": "jax"}
     session.run("sphinx-build", "-n", "-W", "-b", "html", "docs", "docs/_build/html", env=env)
     session.run("sphinx-build", "-n", "-W", "-b", "doctest", "docs", "docs/_build/doctest", env=env)
@@ -115,7 +116,7 @@ def clients(session: nox.Session) -> None:
     `nox -s clients -- table` prints what SciPy's L-BFGS-B and xopt's do for scikit-learn.
     """
     others = ["scikit-learn>=1.9", "autograd>=1.7", "sigpy>=0.1.27", "pennylane>=0.45", "spacy>=3.8"]
-    session.install(*others, *group("test"), "-e", ".")
+    session.install(LAZY, *others, *group("test"), "-e", ".")
     if session.posargs == ["table"]:
         session.run("python", "tests/clients/test_sklearn_lbfgs.py", env=THREADS)
     else:
@@ -144,7 +145,7 @@ def frameworks(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Plant every fault of the history and see that the tests catch it: `nox -s faults -- shapes` for some."""
     libraries = [*LIBRARIES["strict"], *LIBRARIES["dask"], *LIBRARIES["llvm"]]  # and torch
-    session.install(*libraries, *group("test"), "-e", ".")
+    session.install(LAZY, *libraries, *group("test"), "-e", ".")
     session.run("python", "tests/faults.py", *session.posargs, env=THREADS)
 
 
