@@ -73,6 +73,25 @@ class Contender(ABC):
         return [self.library.read(p) for p in self.params]
 
 
+def xopt_rule(rule: problems.Rule) -> Any:
+    """Return a rule of xopt."""
+    import xopt
+
+    adamw = partial(xopt.AdamW, problems.LR, weight_decay=problems.DECAY)
+    make: dict[str, Callable[[], Any]] = {
+        "sgd": lambda: xopt.SGD(problems.LR, momentum=problems.MOMENTUM),
+        "adam": lambda: xopt.Adam(problems.LR),
+        "adamw": adamw,
+        "clip": lambda: xopt.chain(xopt.ClipByGlobalNorm(problems.MAX_NORM), adamw()),
+        "stochastic": lambda: xopt.Adam(problems.LR),
+        "int8": lambda: xopt.Adam(problems.LR),
+        "lion": lambda: xopt.Lion(problems.LR, b1=problems.B1, b2=problems.LION_B2, weight_decay=0.0),
+    }
+    if rule.key not in make:
+        raise Unavailable(f"xopt has no {rule.title} yet")
+    return make[rule.key]()
+
+
 class Xopt(Contender):
     """xopt on one of its runners."""
 
@@ -83,24 +102,10 @@ class Xopt(Contender):
         super().__init__(problem, library)
         import xopt
 
-        adamw = partial(xopt.AdamW, problems.LR, weight_decay=problems.DECAY)
-        make: dict[str, Callable[[], Any]] = {
-            "sgd": lambda: xopt.SGD(problems.LR, momentum=problems.MOMENTUM),
-            "adam": lambda: xopt.Adam(problems.LR),
-            "adamw": adamw,
-            "clip": lambda: xopt.chain(xopt.ClipByGlobalNorm(problems.MAX_NORM), adamw()),
-            "stochastic": lambda: xopt.Adam(problems.LR),
-            "int8": lambda: xopt.Adam(problems.LR),
-        }
-        lion = getattr(xopt, "Lion", None)
-        if lion is not None:
-            make["lion"] = lambda: lion(problems.LR, b1=problems.B1, b2=problems.LION_B2, weight_decay=0.0)
-        if self.rule not in make:
-            raise Unavailable(f"xopt has no {problem.rule.title} yet")
         given: Any = {"runner": runner, **problem.rule.precision}
         self.tolerance = problem.rule.tolerance
         try:
-            self.opt = xopt.Optimizer(self.params, make[self.rule](), **given)
+            self.opt = xopt.Optimizer(self.params, xopt_rule(problem.rule), **given)
         except (ValueError, ImportError) as error:
             raise Unavailable(str(error)) from error
         self.runner = self.opt.runner
@@ -227,6 +232,28 @@ class TorchOptim(Contender):
     def step(self) -> None:
         if self.rule == "clip":  # in place: the next step finds gradients of norm 1, and does the same work
             self.torch.nn.utils.clip_grad_norm_(self.params, problems.MAX_NORM, foreach=self.foreach)
+        self.opt.step()
+
+
+class XoptAdapter(Contender):
+    """xopt as a ``torch.optim.Optimizer``."""
+
+    modules = ("torch", "xopt.adapters.torch")
+    caches = True
+
+    def __init__(self, problem: Problem, library: Library) -> None:
+        super().__init__(problem, library)
+        from xopt.adapters.torch import Optimizer
+
+        self.tolerance = problem.rule.tolerance
+        self.params = [p.requires_grad_() for p in self.params]
+        self.opt = Optimizer(self.params, xopt_rule(problem.rule), **problem.rule.precision)
+
+    def hand(self, grads: Grads) -> None:
+        for p, g in zip(self.params, grads, strict=True):
+            p.grad = g
+
+    def step(self) -> None:
         self.opt.step()
 
 
@@ -360,6 +387,7 @@ def contenders(device: str, threads: int) -> dict[str, Entry]:
             "stream": entry(streams.CudaStream, CuPy),
             "xopt cuda": entry(Xopt, CuPy, "cuda"),
             "xopt cuda, torch": entry(Xopt, Torch, "cuda"),
+            "xopt torch adapter": entry(XoptAdapter, Torch),
             "xopt eager": entry(Xopt, CuPy, "eager"),
             "xopt default": entry(Xopt, CuPy, None),
             "CuPy": entry(Textbook, CuPy),
@@ -371,6 +399,7 @@ def contenders(device: str, threads: int) -> dict[str, Entry]:
         "xopt llvm": entry(Xopt, NumPy, "llvm"),
         "xopt llvm, loops alone": entry(XoptLoops, NumPy, "llvm"),
         "xopt llvm, torch": entry(Xopt, Torch, "llvm"),
+        "xopt torch adapter": entry(XoptAdapter, Torch),
         "xopt tiled": entry(Xopt, NumPy, "tiled"),
         "xopt eager": entry(Xopt, NumPy, "eager"),
         "xopt default": entry(Xopt, NumPy, None),

@@ -41,8 +41,13 @@ SUITES = ("vector", "many", "models", "rules", "dtypes", "ten", "start", "memory
 
 
 def entrants(device: str, workload: str, threads: int) -> dict[str, contenders.Entry]:
-    """Return who takes part in a cell: the default runner and the loops alone are of interest for small arrays only."""
+    """Return who takes part in a cell: the default runner and the loops alone are of interest for small arrays only.
+
+    The adapter is, for models and small arrays.
+    """
     found = contenders.contenders(device, threads)
+    if workload.startswith("vector"):
+        found = {name: x for name, x in found.items() if not name.endswith("adapter")}
     if workload not in ("many", "ten"):
         found = {name: x for name, x in found.items() if not name.endswith(("loops alone", "default"))}
     return found
@@ -82,7 +87,7 @@ def orders(device: str, quick: bool, threads: int) -> Iterator[tuple[fresh.Order
         if quick and name not in ("xopt llvm", "xopt cuda", "xopt tiled", "NumPy", "torch fused", "optax"):
             continue
         caches = entry.kind.caches and device == "cuda"
-        if name.startswith(("stream", "copy")) or name.endswith("loops alone"):
+        if name.startswith(("stream", "copy")) or name.endswith(("loops alone", "adapter")):
             continue
         for workload in ["vector-1000"] if quick else ["vector-1000000", "many"]:
             yield fresh.Order("start", device, name, workload, "adam", "float32", threads), caches

@@ -152,6 +152,15 @@ TARGETS = (
     Target(f"{NEW}: tiled, × textbook NumPy", 3, ratio("many-fresh", "xopt tiled", "NumPy")),
     Target(f"{SAME}: tiled, × textbook NumPy", 3, ratio("many", "xopt tiled", "NumPy")),
     Target("GPT-2 small: llvm, × torch fused", 1.0, ratio("gpt2", "xopt llvm", "torch fused")),
+    Target(
+        "ResNet-50: adapter for PyTorch, time of xopt.Optimizer's",
+        1.1,
+        time_ratio("resnet50", "xopt torch adapter", "xopt llvm, torch"),
+        most=True,
+    ),
+    Target(
+        "ResNet-50: adapter for PyTorch, × torch fused", 1.0, ratio("resnet50", "xopt torch adapter", "torch fused")
+    ),
     Target("clip + AdamW, 10⁷: llvm, of the ceiling", 0.85, ratio(MIDDLE, "xopt llvm", "stream", "clip")),
     Target("clip + AdamW, 10⁷: llvm, × torch fused", 1.2, ratio(MIDDLE, "xopt llvm", "torch fused", "clip")),
     Target("Adam, 10⁷: llvm, of the ceiling", 0.9, ratio(MIDDLE, "xopt llvm", "stream")),

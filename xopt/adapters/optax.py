@@ -323,7 +323,7 @@ class _Tree:
     def _fits(self, dtype: Any) -> bool:
         """Whether the dtype of the arithmetic holds all numbers of another."""
         real = jnp.issubdtype(dtype, jnp.floating)
-        return dtype.itemsize <= 2 or (real and dtype.itemsize <= jnp.dtype(self._real).itemsize)
+        return bool(dtype.itemsize <= 2 or (real and dtype.itemsize <= jnp.dtype(self._real).itemsize))
 
 
 def _is_key(x: Any) -> bool:
