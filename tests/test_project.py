@@ -35,7 +35,7 @@ FLOORS = [
     ["rules", "transforms", "_parse", "_logging"],
     ["checkpoint"],
     ["optimizer", "_explain", "_config"],
-    ["solvers", "_torch_files"],
+    ["solvers", "_torch_files", "_flax_files"],
     ["adapters", "__main__"],
 ]
 ENGINE = [

@@ -65,12 +65,18 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--dtype", default="float32", help="of the parameter")
     made.add_argument("--runner", choices=["eager", "tiled", "llvm"], help="by default the best there is")
     made.add_argument("--source", action="store_true", help="also print what the runner makes of it")
-    made = command("convert", _convert, "Turn the state of an optimizer of torch.optim into a checkpoint, or back.")
-    made.add_argument("source", metavar="FROM", help="the state_dict of the optimizer, x.pt; or a checkpoint")
-    made.add_argument("target", metavar="TO", help="a checkpoint, x.safetensors; or x.pt, x.pth")
+    text = "Turn the state of an optimizer of torch.optim, or of optax in a file of Flax, into a checkpoint, or back."
+    made = command("convert", _convert, text)
+    text = (
+        "the state_dict of the optimizer of torch, x.pt; a TrainState or an opt_state of Flax, x.msgpack; a checkpoint"
+    )
+    made.add_argument("source", metavar="FROM", help=text)
+    made.add_argument("target", metavar="TO", help="a checkpoint, x.safetensors; or x.pt, x.pth; or x.msgpack")
     made.add_argument("--rule", required=True, help="of the same formula: 'Adam(lr=1e-3, like=\"torch\")'")
-    made.add_argument("--model", metavar="FILE", help="the state_dict of the model, x.pt; to torch only for the names")
-    made.add_argument("--like", metavar="FILE", help="to torch: a state_dict of the optimizer that is to go on, x.pt")
+    text = "the parameters: the state_dict of the model, x.pt, to torch only for the names; x.msgpack if not in FROM"
+    made.add_argument("--model", metavar="FILE", help=text)
+    made.add_argument("--like", metavar="FILE", help="to torch and Flax: a file of the optimizer that is to go on")
+    made.add_argument("--step", type=int, help="from Flax: the number of steps taken, where the file has none")
     return parser
 
 
@@ -258,19 +264,32 @@ def _shape(text: str) -> tuple[str | None, tuple[int, ...]]:
 
 def _convert(args: Any) -> None:
     from xopt._parse import parse_rule
-    from xopt._torch_files import to_checkpoint, to_torch_file
 
     rule = parse_rule(args.rule)
-    back = args.target.endswith((".pt", ".pth"))
-    need = "like" if back else "model"
-    if getattr(args, need) is None:
-        raise ValueError(f"--{need}: missing, but it is needed for {args.target}")
-    if args.like is not None and not back:
-        raise ValueError(f"--like: not needed for {args.target}")
-    if back:
-        count = to_torch_file(args.source, args.target, rule, args.like, args.model)
+    flax, back = args.target.endswith(".msgpack"), args.target.endswith((".pt", ".pth", ".msgpack"))
+    from_flax = not back and args.source.endswith(".msgpack")
+    need = {"like"} if back else set() if from_flax else {"model"}
+    idle = {"like"} - need | ({"model"} if flax else set()) | (set() if from_flax else {"step"})
+    for name in ("model", "like", "step"):
+        given = getattr(args, name) is not None
+        if name in need and not given:
+            raise ValueError(f"--{name}: missing, but it is needed for {args.target}")
+        if name in idle and given:
+            raise ValueError(f"--{name}: not needed for {args.target}")
+    if flax or from_flax:
+        from xopt import _flax_files
+
+        if flax:
+            count = _flax_files.to_flax_file(args.source, args.target, rule, args.like)
+        else:
+            count = _flax_files.to_checkpoint(args.source, args.target, rule, args.model, args.step)
     else:
-        count = to_checkpoint(args.source, args.target, rule, args.model)
+        from xopt import _torch_files
+
+        if back:
+            count = _torch_files.to_torch_file(args.source, args.target, rule, args.like, args.model)
+        else:
+            count = _torch_files.to_checkpoint(args.source, args.target, rule, args.model)
     if args.json:
         _dump({"from": args.source, "to": args.target, "parameters": count})
     else:
