@@ -380,6 +380,14 @@ def test_errors() -> None:
     assert copy.deepcopy(rule(tx)) == rule(tx)
 
 
+def test_no_leaves_at_all() -> None:
+    once = rule(optax.adam(0.1))
+    assert xopt.Optimizer({}, once).step({}) == {}
+    params = {"w": jnp.ones(2)}
+    frozen = xopt.Optimizer(params, xopt.Groups(once, ("*", xopt.Freeze)))
+    close(frozen.step(params), params, 0.0)
+
+
 def test_no_parameters_are_kept() -> None:
     opt = xopt.Optimizer(tree(0), rule(optax.adam(0.1)))
     opt.step(tree(1))

@@ -194,7 +194,7 @@ def rule(tx: optax.GradientTransformation, *, value: bool = False) -> Rule:
     (Array([0.5, 0.5], dtype=float32), Array([0.], dtype=float32))
     """
     tx = _checked("rule", tx)
-    return _Rule(init_fn=tx.init, update_fn=tx.update, takes_value=value)
+    return OptaxRule(init_fn=tx.init, update_fn=tx.update, takes_value=value)
 
 
 def transform(tx: optax.GradientTransformation, *, value: bool = False) -> Transform:
@@ -215,7 +215,7 @@ def transform(tx: optax.GradientTransformation, *, value: bool = False) -> Trans
     Array([-0.5, -0.5], dtype=float32)
     """
     tx = _checked("transform", tx)
-    return _Transform(init_fn=tx.init, update_fn=tx.update, takes_value=value)
+    return OptaxTransform(init_fn=tx.init, update_fn=tx.update, takes_value=value)
 
 
 def _checked(who: str, tx: Any) -> Any:
@@ -247,6 +247,8 @@ class _Tree:
                     f"arrays of JAX"
                 )
         made = _Tree(self._tx, self._takes_value)
+        if not members:
+            return spec._replace(tree=made)
         made.members = members
         made.home = max(members, key=lambda k: (jnp.dtype(layout.dtypes[k].real).itemsize, -k))
         made._real = layout.dtypes[made.home].real
@@ -355,13 +357,13 @@ class _OfTree:
         return f"{kind}({getattr(self.init_fn, '__qualname__', '').partition('.')[0]})"
 
 
-class _Rule(_OfTree, Rule):
+class OptaxRule(_OfTree, Rule):
     init_fn: Callable[..., Any] = static()
     update_fn: Callable[..., Any] = static()
     takes_value: bool = False
 
 
-class _Transform(_OfTree, Transform):
+class OptaxTransform(_OfTree, Transform):
     init_fn: Callable[..., Any] = static()
     update_fn: Callable[..., Any] = static()
     takes_value: bool = False
