@@ -190,8 +190,8 @@ def rule(tx: optax.GradientTransformation, *, value: bool = False) -> Rule:
     >>> opt = xopt.Optimizer(params, xopt.chain(xopt.ClipByGlobalNorm(1.0), adabelief, xopt.NonNegative()))
     >>> for _ in range(100):
     ...     _ = opt.step({"w": opt.params["w"] - 0.5, "b": opt.params["b"] + 1.0})
-    >>> opt.params["w"].round(1), opt.params["b"].round(1)
-    (Array([0.5, 0.5], dtype=float32), Array([0.], dtype=float32))
+    >>> opt.params["w"].round(1).tolist(), opt.params["b"].tolist()
+    ([0.5, 0.5], [0.0])
     """
     tx = _checked("rule", tx)
     return OptaxRule(init_fn=tx.init, update_fn=tx.update, takes_value=value)
@@ -211,8 +211,8 @@ def transform(tx: optax.GradientTransformation, *, value: bool = False) -> Trans
     >>> from xopt.adapters.optax import transform
     >>> clip = transform(optax.clip_by_block_rms(1.0))
     >>> rule, w = xopt.chain(clip, xopt.SGD(lr=0.5)), jnp.asarray([0.0, 0.0])
-    >>> rule.apply(w, jnp.asarray([3.0, 3.0]), rule.init(w))[0]
-    Array([-0.5, -0.5], dtype=float32)
+    >>> rule.apply(w, jnp.asarray([3.0, 3.0]), rule.init(w))[0].tolist()
+    [-0.5, -0.5]
     """
     tx = _checked("transform", tx)
     return OptaxTransform(init_fn=tx.init, update_fn=tx.update, takes_value=value)
