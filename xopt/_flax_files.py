@@ -95,6 +95,14 @@ def _raw(x: Any) -> Any:
     return {n: _raw(v) for n, v in x.items()} if isinstance(x, Mapping) else x
 
 
+def _in_place(like: Any, params: Any) -> Any:
+    """Return parameters with the modules of another file that have none."""
+    if not isinstance(like, dict) or not isinstance(params, dict):
+        return params
+    empty = {n: x for n, x in like.items() if isinstance(x, dict) and n not in params and not _tree.flatten(x)[0]}
+    return {**empty, **{n: _in_place(like.get(n), x) for n, x in params.items()}}
+
+
 def _parts(path: str, model: str | None) -> tuple[dict[str, Any], Any, dict[str, Any] | None]:
     """Return all of a file, the state of the optimizer in it, and the parameters, from there or from another."""
     found = _loaded(path)
@@ -145,7 +153,7 @@ def to_flax_file(source: str, target: str, rule: FunctionalOptimizer, like: str)
         raise CheckpointError(os.fsdecode(source), ["it has no parameters; save without only_state"])
     made = _raw(to_optax(kept, rule, params, state))
     if "opt_state" in found:
-        made = {**found, "step": kept["step"], "params": params, "opt_state": made}
+        made = {**found, "step": kept["step"], "params": _in_place(found.get("params"), params), "opt_state": made}
     with replacing(target, True) as fd, os.fdopen(os.dup(fd), "wb") as out:
         out.write(_flax().msgpack_serialize(made))
     return len(_tree.flatten(params)[0])

@@ -91,7 +91,7 @@ class ProgressBar:
 
     def _shown(self, metrics: Mapping[str, Any]) -> dict[str, str]:
         if self._names is None:
-            found = flat_metrics({n: x for n, x in metrics.items() if not isinstance(x, dict | list | tuple)})
+            found = {n: x for n, x in flat_metrics(metrics).items() if n in metrics}  # others are under a path
         else:
             every = flat_metrics(metrics)
             for name in self._names:

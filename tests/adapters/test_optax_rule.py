@@ -366,6 +366,12 @@ def test_errors() -> None:
         xopt.chain(transform(optax.scale(1.0)))
     with pytest.raises(ValueError, match="no fixed multiple|beside the minimum"):
         xopt.chain(transform(optax.scale(1.0)), xopt.SGD(0.1), xopt.L1(0.1)).init(tree(0))
+    with pytest.raises(TypeError, match=r"missing 1 required .*'value'; rule\(tx, value=True\) gives it the loss"):
+        rule(optax.polyak_sgd(0.1)).apply(tree(0), tree(1), rule(optax.polyak_sgd(0.1)).init(tree(0)), value=1.0)
+    plain = xopt.Optimizer(tree(0), rule(optax.MultiSteps(optax.adam(0.1), 2)))
+    assert plain.hyperparams() == {}
+    with pytest.raises(TypeError, match="no hyperparameter 'lr'; there are none"):
+        plain.set(lr=0.5)
     grows = optax.GradientTransformation(lambda p: (), lambda g, s, p=None: (g, (*s, jnp.zeros(1))))
     with pytest.raises(ValueError, match="update returned the state .* but it began as"):
         rule(grows).apply(tree(0), tree(1), rule(grows).init(tree(0)))

@@ -111,6 +111,21 @@ def test_a_state_alone_and_masks(run: Any) -> None:
         np.testing.assert_array_equal(x, y)
 
 
+def test_modules_without_parameters(run: Any) -> None:
+    """They are in the file that Flax reads again."""
+    params = {"Dense": {"w": jnp.ones(3)}, "Dropout": {}, "Block": {"Dropout": {}, "Norm": {"scale": jnp.ones(2)}}}
+    theirs = train_state.TrainState.create(apply_fn=None, params=params, tx=optax.adamw(0.1))
+    theirs = theirs.apply_gradients(grads=params)
+    Path("state.msgpack").write_bytes(serialization.to_bytes(theirs))
+    rule = ["--rule", "AdamW(lr=0.1, like='optax')"]
+    assert run("state.msgpack", "run.safetensors", *rule)[::2] == (0, "")
+    assert run("run.safetensors", "back.msgpack", *rule, "--like", "state.msgpack")[::2] == (0, "")
+    back = serialization.from_bytes(theirs, Path("back.msgpack").read_bytes())
+    assert jax.tree.structure(back.params) == jax.tree.structure(params)
+    for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_what_does_not_fit(run: Any) -> None:
     theirs = trained(optax.adam(0.1))
     Path("state.msgpack").write_bytes(serialization.to_bytes(theirs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import io
 import pickle
@@ -253,6 +254,34 @@ def test_hyperparameters_of_one_step(runner: Any) -> None:
         assert opt.metrics["lr"] == lr
 
 
+@pytest.mark.parametrize("runner", ["eager", "tiled", pytest.param("llvm", marks=pytest.mark.needs("llvm"))])
+def test_a_first_step_with_another_rate(runner: Any) -> None:
+    opt, g = xopt.Optimizer(np.ones(3), xopt.Adam(0.1), runner=runner), np.ones(3)
+    for over, lr in (({"lr": 0.7}, 0.7), ({}, 0.1), ({"lr": 0.2}, 0.2)):
+        opt.step(g, **over)
+        assert opt.metrics["lr"] == lr
+
+
+@pytest.mark.needs("strict")
+def test_several_devices() -> None:
+    """What each parameter has its own of stays where it is; a norm over both is refused, and nothing has moved."""
+    strict = pytest.importorskip("array_api_strict")
+    there = strict.Device("device1")
+    tree = lambda: {"w": strict.ones(4, device=there), "b": strict.ones(1)}
+    opt = xopt.Optimizer(tree(), xopt.LAMB(0.1))
+    opt.step(tree())
+    ratios = opt.metrics["trust_ratio"]
+    assert {n: str(x.device) for n, x in ratios.items()} == {n: str(p.device) for n, p in tree().items()}
+    assert [float(x) for x in ratios.values()] == pytest.approx([1.0, 1.0], rel=1e-4)
+    for rule, names in ((xopt.Adam(0.1), ["grad_norm"]), (xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam(0.1)), [])):
+        with pytest.raises(
+            ValueError, match=r'params\["\w"\]: on .* and .* sums over both; make an optimizer for each'
+        ):
+            xopt.Optimizer(tree(), rule, metrics=names)
+    frozen = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Groups(xopt.Adam(0.1), ("w", xopt.Freeze)))
+    xopt.Optimizer(tree(), frozen).step(tree())
+
+
 def test_nothing_is_computed_that_was_not_asked_for() -> None:
     sums = lambda *names: [len(b.plan.sums) for b in _stepped(xopt.SGD(0.1), *names)._executor.buckets]
     assert sums() == [0]
@@ -278,6 +307,12 @@ def test_errors() -> None:
     xopt.Optimizer({"a": w, "w": w + 1}, inside).step(grads)
     with pytest.raises(ValueError, match="group0.*follows the step of a group alone"):
         xopt.Optimizer({"a": w, "w": w + 1}, inside, metrics=["update_norm"])
+
+
+@dataclasses.dataclass
+class Pair:
+    a: Any
+    b: Any
 
 
 class Measured(xopt.Rule):
@@ -311,10 +346,18 @@ def test_a_rule_of_a_user(lib: Lib) -> None:
 
     assert Other.metrics == {}  # of other scalars those of the base may not be there
 
+    class Decayed(Measured):
+        metrics = {"shrink": "weight_decay"}
+
+    for more, shown in (({}, {}), ({"weight_decay": 0.5}, {"shrink": 0.5})):
+        once = Decayed(0.5, **more)
+        found = once.apply(params, lib.array([3.0, 4.0]), once.init(params), metrics=())[2]
+        assert {n: number(lib, x) for n, x in found.items()} == {"lr": 0.5, **shown}
+
     class Wrong(Measured):
         metrics = {"x": "nothing"}
 
-    with pytest.raises(TypeError, match=r"wrong\.metrics: 'x' is 'nothing', but there is no such scalar"):
+    with pytest.raises(TypeError, match=r"wrong\.metrics: 'x' is 'nothing', but there is no such scalar; it has lr, "):
         Wrong(0.5).apply(params, params, Wrong(0.5).init(params), metrics=())
 
 
@@ -384,6 +427,12 @@ def test_progress_bar() -> None:
     with xopt.ProgressBar(file=text, metrics=["grad_norm/w"], every=1) as bar:
         bar(opt)
         assert "grad_norm/w=5" in str(bar._bar)
+    held = xopt.Optimizer(Pair(np.ones(2), np.ones(1)), xopt.LAMB(0.5))
+    held.step(Pair(np.ones(2), np.ones(1)))
+    with xopt.ProgressBar(file=text, every=1) as bar:
+        bar(held)
+        assert "lr=0.5" in str(bar._bar)
+        assert "trust" not in str(bar._bar)
     with xopt.ProgressBar(file=text, metrics=["loss"], every=1) as bar, pytest.raises(KeyError, match="no 'loss' here"):
         bar(opt)
     with pytest.raises(TypeError, match="must be a tuple of names"):

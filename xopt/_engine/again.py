@@ -53,7 +53,9 @@ class Again:
         self._hosts = [(spec, sets) for spec, sets in rows if spec.host]
         for spec, sets in rows:
             for h in sets:  # that step may have others
-                h.update(spec.constants or {})
+                usual = spec.constants or {}
+                self.now = {**self.now, **{(spec.key, n): h[n] for n, x in usual.items() if h[n] != x}}
+                h.update(usual)
 
     def run(self, t: int, where: Any, writing: Writing, numbers: Mapping[tuple[str, str], float]) -> None:
         """Take step ``t`` with the gradients at these addresses; ``numbers`` are other ones, by component and name."""

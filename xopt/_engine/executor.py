@@ -76,12 +76,19 @@ class Executor:
         self.buckets: list[Bucket] = []
         self.bucket_of: list[Bucket | None] = []
         by_kind: dict[Hashable, Bucket] = {}
+        home: dict[str, int] = {}
         for k, (d, chain) in enumerate(zip(layout.dtypes, chains.of, strict=True)):
             if chain is None:
                 self.bucket_of.append(None)
                 continue
             split = d.complex and any(spec.statics.get("complex") == "split" for spec in self.chains[chain])
             for spec in self.chains[chain]:
+                first = home.setdefault(spec.key, k)
+                if spec.reduce and spec.scope == "tree" and str(layout.devices[k]) != str(layout.devices[first]):
+                    raise ValueError(
+                        f"{layout.path(k)}: on {layout.devices[k]}, but {layout.path(first)} is on "
+                        f"{layout.devices[first]}, and {spec.key} sums over both; make an optimizer for each device"
+                    )
                 if spec.reduce or not spec.elementwise:
                     layout.refuse_local(k, spec.key)
             size, path = math.prod(layout.shapes[k]), partial(layout.path, k)

@@ -51,6 +51,8 @@ def rows(chains: list[tuple[ComponentSpec, ...]]) -> list[Row]:
         for spec in chain:
             behind = behind or spec.enter is not None
             for name, field in spec.metrics.items():
+                if spec.statics.get(field, field) is None:  # a hyperparameter that there is not
+                    continue
                 shown = f"{'update' if behind else 'grad'}_{NORM}" if name == NORM else name
                 found.setdefault(f"{spec.key}.{name}", (spec.order, Row(shown, spec.key, field)))
                 _check(spec, name, field)
@@ -73,9 +75,11 @@ def _label(key: str) -> str:
 def _check(spec: ComponentSpec, name: str, field: str) -> None:
     if field in spec.hypers or field in spec.carry:
         return
-    known = (*spec.hypers, *spec.carry, *extra(spec))
-    if field not in known and field not in spec.statics:
-        raise TypeError(f"{spec.key}.metrics: {name!r} is {field!r}, but there is no such scalar; it has {known}")
+    known = (*spec.hypers, *spec.statics, *spec.carry, *extra(spec))
+    if field not in known:
+        raise TypeError(
+            f"{spec.key}.metrics: {name!r} is {field!r}, but there is no such scalar; it has {', '.join(known)}"
+        )
 
 
 def read(
@@ -134,9 +138,14 @@ def _by_leaf(x: Any) -> bool:
 def shaped(found: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     """Return metrics as users see them: where there is a vector over the leaves, a tree like the parameters."""
     return {
-        n: layout.tree([_number(x[k]) for k in range(len(layout.leaves))]) if getattr(x, "ndim", 0) else _number(x)
+        n: layout.tree([_number(x[k]) for k in range(len(layout.leaves))]) if _each(x) else _number(x)
         for n, x in found.items()
     }
+
+
+def _each(x: Any) -> bool:
+    """Whether each leaf has its own."""
+    return isinstance(x, list) or (hasattr(x, "shape") and len(x.shape) > 0)
 
 
 def _number(x: Any) -> Any:

@@ -303,7 +303,13 @@ class ScalarResolver:
         return xp.take(xp.concat([old, new]), self._index(old, order), axis=0)
 
     def by_leaf(self, found: Iterable[tuple[Any, list[int]]]) -> Any:
-        """Return a vector over all leaves of scalars that some have; NaN for the others."""
+        """Return a vector over all leaves of scalars that some have, NaN for the others; of several devices, a list."""
+        if not self._plain() and len({*map(str, self._layout.devices)}) > 1:
+            each: list[Any] = [float("nan")] * len(self._layout.leaves)
+            for x, leaves in found:
+                for j, k in enumerate(leaves):
+                    each[k] = x.at(j) if isinstance(x, Value) else x
+            return each
         made = self._vector(np.full(len(self._layout.leaves), np.nan))
         for x, leaves in found:
             made = self._spread(made, x, leaves)

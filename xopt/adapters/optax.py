@@ -152,8 +152,9 @@ def rule(tx: optax.GradientTransformation, *, value: bool = False) -> Rule:
     Parameters
     ----------
     tx
-        What ``optax.adamw(0.1)`` and so on return. Its ``update`` is given the gradients of all parameters at once, as
-        a tree, and the parameters; what it returns is added to them.
+        What ``optax.adamw(0.1)`` and so on return, or an ``optax.MultiSteps``. Its ``update`` is given the gradients of
+        all parameters at once, as a tree, and the parameters; what it returns is added to them. It is given no other
+        arguments than the loss, which a line search would need.
     value
         Whether ``tx`` is given the loss, as ``optax.contrib.reduce_on_plateau`` needs it: then ``step(grads,
         value=loss)``.
@@ -161,7 +162,7 @@ def rule(tx: optax.GradientTransformation, *, value: bool = False) -> Rule:
     Returns
     -------
     xopt.Rule
-        Without hyperparameters: those of optax are in ``tx``, or in its state.
+        Without hyperparameters: those of optax are in ``tx``, or, with ``optax.inject_hyperparams``, in its state.
 
     Raises
     ------
@@ -172,8 +173,9 @@ def rule(tx: optax.GradientTransformation, *, value: bool = False) -> Rule:
     Notes
     -----
     In a group of parameters, other leaves of the tree are None for ``tx``. Where a gradient is None, ``tx`` is given 0,
-    and what it does to that parameter is left out. Arrays are those of the arithmetic, also in ``tx.init``: float32 for
-    parameters in float16 and bfloat16.
+    and what it does to that parameter is left out; its moments in the state of ``tx`` decay. Where all are, ``tx`` is
+    not called. The state must keep its structure, which that of ``optax.monitor`` does not. Arrays are those of the
+    arithmetic, also in ``tx.init``: float32 for parameters in float16 and bfloat16.
 
     State is that of ``tx``, to the bit: each array is a slot of its name, ``0.optax.0.mu.w``, filed at one parameter of
     the tree, as floating-point numbers. What float32 does not hold, such as integers and keys, is kept 16 bits a number
@@ -219,6 +221,7 @@ def transform(tx: optax.GradientTransformation, *, value: bool = False) -> Trans
 
 
 def _checked(who: str, tx: Any) -> Any:
+    tx = tx.gradient_transformation() if isinstance(tx, optax.MultiSteps) else tx
     if not isinstance(tx, optax.GradientTransformation):
         raise TypeError(f"{who}: {tx!r}, but it must be a GradientTransformation of optax, as optax.adam(0.1) is")
     return optax.with_extra_args_support(tx)
@@ -276,7 +279,14 @@ class _Tree:
         state = spec.unflatten([self._decoded(slots[n], like, key) for n, like, key in rows])
         value = getattr(h["value"], "array", h["value"]) if self._takes_value else None
         extra = {"value": value} if self._takes_value else {}
-        steps, state = self._tx.update(self._tree(layout, xs), state, self._tree(layout, ps), **extra)
+        try:
+            steps, state = self._tx.update(self._tree(layout, xs), state, self._tree(layout, ps), **extra)
+        except TypeError as error:
+            if "required keyword-only argument" not in str(error):
+                raise
+            raise TypeError(
+                f"optax: {error}; rule(tx, value=True) gives it the loss, and other arguments than that there are not"
+            ) from error
         return _tree.match(layout.spec, steps, "updates"), self._filed(state)
 
     def _tree(self, layout: Any, leaves: list[Any]) -> Any:
@@ -361,6 +371,10 @@ class OptaxRule(_OfTree, Rule):
     init_fn: Callable[..., Any] = static()
     update_fn: Callable[..., Any] = static()
     takes_value: bool = False
+
+
+del OptaxRule._fields["weight_decay"]  # a rule has it, and transformations see to that themselves
+OptaxRule.weight_decay = None
 
 
 class OptaxTransform(_OfTree, Transform):

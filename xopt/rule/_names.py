@@ -93,4 +93,4 @@ def locate(parts: Iterable[Any], name: str) -> tuple[Named, str]:
         raise TypeError(f"{name!r} is ambiguous: say {options}")
     if any(field in link.part._fields for link in named(parts) if prefix in ("", link.label, link.key)):
         raise TypeError(f"{name!r} is a static field: it chooses a formula and cannot change between steps")
-    raise TypeError(f"no hyperparameter {name!r}; there are {', '.join(names)}")
+    raise TypeError(f"no hyperparameter {name!r}; there are {', '.join(names) or 'none'}")
