@@ -204,7 +204,15 @@ def _fusible(xp: Any, p: Array, g: Array, m: Array, v: Array, lr: Array, eps: Ar
     return keep * p - lr * m / (xp.sqrt(v) + eps), m, v
 
 
-class TorchOptim(Contender):
+class InTorch(Contender):
+    """An optimizer of torch, which finds its gradients in the parameters."""
+
+    def hand(self, grads: Grads) -> None:
+        for p, g in zip(self.params, grads, strict=True):
+            p.grad = g
+
+
+class TorchOptim(InTorch):
     """``torch.optim``: ``"single"``, ``"foreach"`` or ``"fused"``."""
 
     modules = ("torch",)
@@ -225,17 +233,13 @@ class TorchOptim(Contender):
         self.params = [p.requires_grad_() for p in self.params]
         self.opt = make[self.rule](self.params, lr=problems.LR, foreach=kind == "foreach", fused=kind == "fused")
 
-    def hand(self, grads: Grads) -> None:
-        for p, g in zip(self.params, grads, strict=True):
-            p.grad = g
-
     def step(self) -> None:
         if self.rule == "clip":  # in place: the next step finds gradients of norm 1, and does the same work
             self.torch.nn.utils.clip_grad_norm_(self.params, problems.MAX_NORM, foreach=self.foreach)
         self.opt.step()
 
 
-class XoptAdapter(Contender):
+class XoptAdapter(InTorch):
     """xopt as a ``torch.optim.Optimizer``."""
 
     modules = ("torch", "xopt.adapters.torch")
@@ -248,10 +252,6 @@ class XoptAdapter(Contender):
         self.tolerance = problem.rule.tolerance
         self.params = [p.requires_grad_() for p in self.params]
         self.opt = Optimizer(self.params, xopt_rule(problem.rule), **problem.rule.precision)
-
-    def hand(self, grads: Grads) -> None:
-        for p, g in zip(self.params, grads, strict=True):
-            p.grad = g
 
     def step(self) -> None:
         self.opt.step()

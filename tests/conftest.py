@@ -300,3 +300,18 @@ def tree(
         "turned": draw(3, 4).T,
         "strided": [draw(10)[::2], draw(2, 3, 6)[:, :, ::2]],
     }
+
+
+@pytest.fixture
+def convert(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Call `python -m xopt convert` in an empty folder: its exit code, and what it printed and complained of."""
+    from xopt.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = main(["convert", *words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

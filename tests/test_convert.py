@@ -10,24 +10,11 @@ import numpy as np
 import pytest
 
 import xopt
-from xopt.__main__ import main
 
 pytestmark = pytest.mark.needs("torch")
 torch = pytest.importorskip("torch")
 
 RULE = 'AdamW(lr=0.05, like="torch")'
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        code = main(["convert", *words])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def take_step(model: Any, opt: Any) -> None:
@@ -49,9 +36,9 @@ def trained(named: bool) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_there_and_back(named: bool, run: Any) -> None:
+def test_there_and_back(named: bool, convert: Any) -> None:
     model, theirs = trained(named)
-    code, out, err = run("optimizer.pt", "run.safetensors", "--rule", RULE, "--model", "model.pt")
+    code, out, err = convert("optimizer.pt", "run.safetensors", "--rule", RULE, "--model", "model.pt")
     assert (code, out, err) == (0, "run.safetensors: the state of 4 parameters\n", "")
     ours = {n: torch.zeros_like(x) for n, x in model.state_dict().items()}
     opt = xopt.Optimizer(ours, xopt.AdamW(lr=0.05, like="torch"))
@@ -64,7 +51,7 @@ def test_there_and_back(named: bool, run: Any) -> None:
 
     opt.save("later.safetensors")
     names = [] if named else ["--model", "model.pt"]
-    code, out, _ = run("later.safetensors", "back.pt", "--rule", RULE, "--like", "optimizer.pt", *names, "--json")
+    code, out, _ = convert("later.safetensors", "back.pt", "--rule", RULE, "--like", "optimizer.pt", *names, "--json")
     assert code == 0
     assert json.loads(out) == {"from": "later.safetensors", "to": "back.pt", "parameters": 4}
     after = torch.optim.AdamW(model.named_parameters() if named else model.parameters(), lr=1.0)
@@ -75,7 +62,7 @@ def test_there_and_back(named: bool, run: Any) -> None:
             torch.testing.assert_close(after.state[p][n], x, rtol=1e-5, atol=1e-7)
 
 
-def test_what_does_not_fit(run: Any) -> None:
+def test_what_does_not_fit(convert: Any) -> None:
     model, _ = trained(False)
     torch.save({**model.state_dict(), "running": torch.ones(1)}, "buffers.pt")
     torch.save(3, "three.pt")
@@ -97,7 +84,7 @@ def test_what_does_not_fit(run: Any) -> None:
         (["optimizer.pt", *there, "Lion()"], "Lion"),
         (["optimizer.pt", *there, 'SGD(like="torch")'], "exp_avg"),
     ]:
-        code, out, err = run(*words)
+        code, out, err = convert(*words)
         assert (code, out) == (2, ""), words
         assert text in err, words
         assert err.startswith("xopt convert: ")
@@ -105,7 +92,7 @@ def test_what_does_not_fit(run: Any) -> None:
         assert not Path("x.safetensors").exists()
 
 
-def test_groups_without_names_are_refused(run: Any) -> None:
+def test_groups_without_names_are_refused(convert: Any) -> None:
     """torch numbers parameters group by group, and nobody knows which these are."""
     model = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.LayerNorm(4))
     torch.save(model.state_dict(), "model.pt")
@@ -116,7 +103,7 @@ def test_groups_without_names_are_refused(run: Any) -> None:
         (model(torch.arange(4.0)) ** 2).sum().backward()
         opt.step()
         torch.save(opt.state_dict(), "optimizer.pt")
-        code, _, err = run("optimizer.pt", "x.safetensors", "--rule", RULE, "--model", "model.pt")
+        code, _, err = convert("optimizer.pt", "x.safetensors", "--rule", RULE, "--model", "model.pt")
         if named:
             assert code == 0
             with xopt.checkpoint._files.opened("x.safetensors", True) as file:
@@ -127,15 +114,15 @@ def test_groups_without_names_are_refused(run: Any) -> None:
             assert "2 groups and no names of its parameters" in err
 
 
-def test_what_does_not_fit_on_the_way_back(run: Any) -> None:
+def test_what_does_not_fit_on_the_way_back(convert: Any) -> None:
     trained(False)
-    assert run("optimizer.pt", "x.safetensors", "--rule", RULE, "--model", "model.pt")[0] == 0
-    code, _, err = run("x.safetensors", "y.pt", "--rule", RULE, "--like", "optimizer.pt")
+    assert convert("optimizer.pt", "x.safetensors", "--rule", RULE, "--model", "model.pt")[0] == 0
+    code, _, err = convert("x.safetensors", "y.pt", "--rule", RULE, "--like", "optimizer.pt")
     assert code == 2
     assert "--model: missing, but it is needed: the optimizer has no names of its parameters" in err
     opt = xopt.Optimizer({"w": np.ones(2)}, xopt.AdamW(like="torch"))
     opt.save("bare.safetensors", only_state=True)
-    code, _, err = run("bare.safetensors", "y.pt", "--rule", RULE, "--like", "optimizer.pt", "--model", "model.pt")
+    code, _, err = convert("bare.safetensors", "y.pt", "--rule", RULE, "--like", "optimizer.pt", "--model", "model.pt")
     assert code == 2
     assert "it has no parameters; save without only_state" in err
     assert not Path("y.pt").exists()

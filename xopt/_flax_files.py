@@ -13,7 +13,7 @@ import numpy as np
 
 from xopt._arrays import tree as _tree
 from xopt.checkpoint._atomic import replacing
-from xopt.checkpoint._files import opened
+from xopt.checkpoint._files import read_whole
 from xopt.checkpoint._optax import from_optax, to_optax
 from xopt.checkpoint._safetensors import CheckpointError
 from xopt.optimizer import Optimizer
@@ -132,25 +132,18 @@ def to_checkpoint(source: str, target: str, rule: FunctionalOptimizer, model: st
 def to_flax_file(source: str, target: str, rule: FunctionalOptimizer, like: str) -> int:
     """Write the state of a checkpoint as Flax saves that of optax; return how many parameters there are."""
     found, state, _ = _parts(like, None)
-    with opened(source, True) as file:
-        file.verify()
-        slots, params = dict[str, Any](), dict[str, Any]()
-        for name, stored in file.tensors.items():
-            first, _, rest = name.partition("/")
-            x = file.read(name)
-            x = x.view(importlib.import_module("ml_dtypes").bfloat16) if stored.dtype == "bfloat16" else x
-            if first == "params":
-                own = params
-                *folders, last = [n.replace("~1", "/").replace("~0", "~") for n in rest.split("/")]
-                for folder in folders:
-                    own = own.setdefault(folder, {})
-                own[last] = x
-            else:
-                slot, _, key = rest.partition("/")
-                slots.setdefault(slot, {})[key] = x
-        kept = {**file.meta, "state": slots}
-    if not params:
-        raise CheckpointError(os.fsdecode(source), ["it has no parameters; save without only_state"])
+
+    def array(x: Any, dtype: str) -> Any:
+        return x.view(importlib.import_module("ml_dtypes").bfloat16) if dtype == "bfloat16" else x
+
+    kept, pointers = read_whole(source, array)
+    params = dict[str, Any]()
+    for pointer, x in pointers.items():
+        own = params
+        *folders, last = map(_tree.unescaped, pointer.split("/"))
+        for folder in folders:
+            own = own.setdefault(folder, {})
+        own[last] = x
     made = _raw(to_optax(kept, rule, params, state))
     if "opt_state" in found:
         made = {**found, "step": kept["step"], "params": _in_place(found.get("params"), params), "opt_state": made}

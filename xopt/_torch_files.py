@@ -6,8 +6,9 @@ import importlib
 import os
 from typing import Any
 
+from xopt._arrays.tree import unescaped
 from xopt.checkpoint._atomic import replacing
-from xopt.checkpoint._files import opened
+from xopt.checkpoint._files import read_whole
 from xopt.checkpoint._safetensors import CheckpointError
 from xopt.checkpoint._torch import from_torch, to_torch
 from xopt.optimizer import Optimizer
@@ -76,21 +77,13 @@ def to_torch_file(source: str, target: str, rule: FunctionalOptimizer, like: str
     torch = importlib.import_module("torch")
     groups = _state(like)
     names = _names(groups["param_groups"], None if model is None else _weights(model), model)
-    with opened(source, True) as file:
-        file.verify()
-        slots, params = dict[str, Any](), dict[str, Any]()
-        for name, stored in file.tensors.items():
-            first, _, rest = name.partition("/")
-            x = torch.from_numpy(file.read(name))
-            x = x.view(torch.bfloat16) if stored.dtype == "bfloat16" else x
-            if first == "params":
-                params[rest.replace("~1", "/").replace("~0", "~")] = x
-            else:
-                slot, _, key = rest.partition("/")
-                slots.setdefault(slot, {})[key] = x
-        kept = {**file.meta, "state": slots}
-    if not params:
-        raise CheckpointError(os.fsdecode(source), ["it has no parameters; save without only_state"])
+
+    def tensor(x: Any, dtype: str) -> Any:
+        made = torch.from_numpy(x)
+        return made.view(torch.bfloat16) if dtype == "bfloat16" else made
+
+    kept, pointers = read_whole(source, tensor)
+    params = {unescaped(pointer): x for pointer, x in pointers.items()}
     found = to_torch(kept, rule, params, groups, names=names)
     with replacing(target, True) as fd, os.fdopen(os.dup(fd), "wb") as out:
         torch.save(found, out)

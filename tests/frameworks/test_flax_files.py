@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import xopt
-from xopt.__main__ import main
 
 optax = pytest.importorskip("optax")
 serialization = pytest.importorskip("flax.serialization")
@@ -18,18 +17,6 @@ import jax
 import jax.numpy as jnp
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what frameworks say of each other
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        code = main(["convert", *words])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def tree(seed: int) -> Any:
@@ -60,11 +47,11 @@ def trained(tx: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_there_and_back(name: str, run: Any) -> None:
+def test_there_and_back(name: str, convert: Any) -> None:
     rule, tx = CASES[name]
     theirs = trained(tx())
     Path("state.msgpack").write_bytes(serialization.to_bytes(theirs))
-    code, out, err = run("state.msgpack", "run.safetensors", "--rule", rule)
+    code, out, err = convert("state.msgpack", "run.safetensors", "--rule", rule)
     assert (code, out, err) == (0, "run.safetensors: the state of 3 parameters\n", "")
     opt = xopt.Optimizer(jax.tree.map(lambda x: np.zeros(x.shape, "float32"), tree(0)), _rule(rule))
     opt.load("run.safetensors")
@@ -74,7 +61,7 @@ def test_there_and_back(name: str, run: Any) -> None:
     for x, y in zip(jax.tree.leaves(opt.params), jax.tree.leaves(later.params), strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
     opt.save("later.safetensors")
-    code, out, err = run("later.safetensors", "back.msgpack", "--rule", rule, "--like", "state.msgpack", "--json")
+    code, out, err = convert("later.safetensors", "back.msgpack", "--rule", rule, "--like", "state.msgpack", "--json")
     assert (code, err) == (0, "")
     back = serialization.from_bytes(trained(tx()), Path("back.msgpack").read_bytes())
     assert int(back.step) == 4
@@ -90,7 +77,7 @@ def _rule(text: str) -> Any:
     return parse_rule(text)
 
 
-def test_a_state_alone_and_masks(run: Any) -> None:
+def test_a_state_alone_and_masks(convert: Any) -> None:
     params, tx = tree(0), optax.masked(optax.sgd(0.1, momentum=0.5), MASK)
     state = tx.init(params)
     for k in (1, 2):
@@ -99,34 +86,34 @@ def test_a_state_alone_and_masks(run: Any) -> None:
     Path("params.msgpack").write_bytes(serialization.to_bytes({"params": params}))
     text = "Groups(SGD(lr=0.1, momentum=0.5, like='optax'), ('Dense_0/bias', Freeze))"
     words = ["state.msgpack", "run.safetensors", "--rule", text, "--model", "params.msgpack", "--step", "2"]
-    assert run(*words)[::2] == (0, "")
+    assert convert(*words)[::2] == (0, "")
     opt = xopt.Optimizer(jax.tree.map(lambda x: np.zeros(x.shape, "float32"), params), _rule(text))
     opt.load("run.safetensors")
     assert opt.steps_taken == 2
     [slot] = opt.state.slots.values()
     np.testing.assert_allclose(slot["a/b"], 0.5 * tree(1)["a/b"] + tree(2)["a/b"], rtol=1e-6)
-    assert run("run.safetensors", "back.msgpack", "--rule", text, "--like", "state.msgpack")[0] == 0
+    assert convert("run.safetensors", "back.msgpack", "--rule", text, "--like", "state.msgpack")[0] == 0
     back = serialization.from_bytes(state, Path("back.msgpack").read_bytes())
     for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
-def test_modules_without_parameters(run: Any) -> None:
+def test_modules_without_parameters(convert: Any) -> None:
     """They are in the file that Flax reads again."""
     params = {"Dense": {"w": jnp.ones(3)}, "Dropout": {}, "Block": {"Dropout": {}, "Norm": {"scale": jnp.ones(2)}}}
     theirs = train_state.TrainState.create(apply_fn=None, params=params, tx=optax.adamw(0.1))
     theirs = theirs.apply_gradients(grads=params)
     Path("state.msgpack").write_bytes(serialization.to_bytes(theirs))
     rule = ["--rule", "AdamW(lr=0.1, like='optax')"]
-    assert run("state.msgpack", "run.safetensors", *rule)[::2] == (0, "")
-    assert run("run.safetensors", "back.msgpack", *rule, "--like", "state.msgpack")[::2] == (0, "")
+    assert convert("state.msgpack", "run.safetensors", *rule)[::2] == (0, "")
+    assert convert("run.safetensors", "back.msgpack", *rule, "--like", "state.msgpack")[::2] == (0, "")
     back = serialization.from_bytes(theirs, Path("back.msgpack").read_bytes())
     assert jax.tree.structure(back.params) == jax.tree.structure(params)
     for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
-def test_what_does_not_fit(run: Any) -> None:
+def test_what_does_not_fit(convert: Any) -> None:
     theirs = trained(optax.adam(0.1))
     Path("state.msgpack").write_bytes(serialization.to_bytes(theirs))
     Path("alone.msgpack").write_bytes(serialization.to_bytes(theirs.opt_state))
@@ -151,7 +138,7 @@ def test_what_does_not_fit(run: Any) -> None:
         (["missing.msgpack", *adam], "No such file"),
         (["state.msgpack", *adam, "--step", "5"], "there is one step for all"),
     ]:
-        code, out, err = run(*words)
+        code, out, err = convert(*words)
         assert (code, out) == (2, "")
         assert says in err, err
         assert not Path("out.safetensors").exists()

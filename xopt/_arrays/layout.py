@@ -99,6 +99,15 @@ class Layout:
         self.same(name, k, g, self.raw_dtypes[k])
         return self.library.resolved(g)
 
+    def refuse_apart(self, first: int, k: int, what: str) -> None:
+        """Refuse what sums over two leaves that are on different devices."""
+        here, there = str(self.devices[k]), str(self.devices[first])
+        if here != there:
+            raise ValueError(
+                f"{self.path(k)}: on {here}, but {self.path(first)} is on {there}, and {what} sums over both; make an "
+                f"optimizer for each device"
+            )
+
     def refuse_local(self, k: int, name: str) -> None:
         """Raise where parameter ``k`` is known to be a part of an array of which a component needs the whole."""
         if self.library.is_part(self.leaves[k]):

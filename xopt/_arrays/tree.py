@@ -66,6 +66,11 @@ def escaped(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
 
 
+def unescaped(part: str) -> str:
+    """Return the key that a part of a pointer stands for."""
+    return part.replace("~1", "/").replace("~0", "~")
+
+
 def _keys(spec: optree.PyTreeSpec) -> list[list[str]]:
     return [[str(getattr(entry, "field", entry.entry)) for entry in accessor] for accessor in spec.accessors()]
 

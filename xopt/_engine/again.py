@@ -38,9 +38,7 @@ class Again:
         chains: list[tuple[ComponentSpec, ...]],
     ) -> None:
         self.memory, self.chains, self.seen = memory, chains, seen
-        self.now: Mapping[tuple[str, str], float] = {}
-        """Hyperparameters that the last step alone had, by component and name."""
-        values = seen.values
+        values, others = seen.values, dict[tuple[str, str], float]()
         self._jobs = [(pick, *job) for pick, job in zip(picks, jobs, strict=True)]
         self._all = [h for own in values for h in own.specs]
         self._library = works[0].library
@@ -52,10 +50,12 @@ class Again:
         self._moving = [(spec, sets) for spec, sets in rows if spec.constants is None]
         self._hosts = [(spec, sets) for spec, sets in rows if spec.host]
         for spec, sets in rows:
+            usual = spec.constants or {}
             for h in sets:  # that step may have others
-                usual = spec.constants or {}
-                self.now = {**self.now, **{(spec.key, n): h[n] for n, x in usual.items() if h[n] != x}}
+                others |= {(spec.key, n): h[n] for n, x in usual.items() if h[n] != x}
                 h.update(usual)
+        self.now: Mapping[tuple[str, str], float] = others
+        """Hyperparameters that the last step alone had, by component and name."""
 
     def run(self, t: int, where: Any, writing: Writing, numbers: Mapping[tuple[str, str], float]) -> None:
         """Take step ``t`` with the gradients at these addresses; ``numbers`` are other ones, by component and name."""

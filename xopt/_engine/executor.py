@@ -63,10 +63,10 @@ class Executor:
         self.layout = layout
         self._trees: dict[str, ComponentSpec] = {}
         """Components that take all of their leaves at once, which know these."""
-        for key in {spec.key for chain in chains.chains for spec in chain if spec.tree is not None}:
-            number = {c: spec for c, chain in enumerate(chains.chains) for spec in chain if spec.key == key}
-            members = tuple(k for k, c in enumerate(chains.of) if c in number)
-            spec = next(iter(number.values()))
+        trees = {spec.key: spec for chain in chains.chains for spec in chain if spec.tree is not None}
+        for key, spec in trees.items():
+            through = {c for c, chain in enumerate(chains.chains) if key in {x.key for x in chain}}
+            members = tuple(k for k, c in enumerate(chains.of) if c in through)
             self._trees[key] = spec.tree.bound(spec, layout, members)
         self.chains = self._bound(chains.chains)
         check_groups(self.chains)
@@ -83,12 +83,8 @@ class Executor:
                 continue
             split = d.complex and any(spec.statics.get("complex") == "split" for spec in self.chains[chain])
             for spec in self.chains[chain]:
-                first = home.setdefault(spec.key, k)
-                if spec.reduce and spec.scope == "tree" and str(layout.devices[k]) != str(layout.devices[first]):
-                    raise ValueError(
-                        f"{layout.path(k)}: on {layout.devices[k]}, but {layout.path(first)} is on "
-                        f"{layout.devices[first]}, and {spec.key} sums over both; make an optimizer for each device"
-                    )
+                if spec.reduce and spec.scope == "tree":
+                    layout.refuse_apart(home.setdefault(spec.key, k), k, spec.key)
                 if spec.reduce or not spec.elementwise:
                     layout.refuse_local(k, spec.key)
             size, path = math.prod(layout.shapes[k]), partial(layout.path, k)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from xopt._arrays.layout import Layout
 from xopt._engine.executor import Executor
@@ -188,6 +190,27 @@ def opened(path: str | os.PathLike[str], checksums: bool) -> File:
     if found is None:
         raise FileNotFoundError(errno.ENOENT, "a directory without checkpoints", os.fsdecode(path))
     return File(found, checksums)
+
+
+def read_whole(
+    path: str | os.PathLike[str], made: Callable[[np.ndarray[Any, Any], str], Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a checkpoint as a state dict, and its parameters by pointer; ``made(x, dtype)`` makes an array of x."""
+    with opened(path, True) as file:
+        file.verify()
+        slots, params = dict[str, Any](), dict[str, Any]()
+        for name, stored in file.tensors.items():
+            first, _, rest = name.partition("/")
+            x = made(file.read(name), stored.dtype)
+            if first == "params":
+                params[rest] = x
+            else:
+                slot, _, key = rest.partition("/")
+                slots.setdefault(slot, {})[key] = x
+        found = {**file.meta, "state": slots}
+    if not params:
+        raise CheckpointError(os.fsdecode(path), ["it has no parameters; save without only_state"])
+    return found, params
 
 
 @public
