@@ -515,7 +515,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "noise-of-all-leaves": Fault(
         "stochastic rounding: the same noise in every leaf",
-        (("_engine.resolve", "np.arange(float(len(self._layout.leaves)))", "np.zeros(len(self._layout.leaves))"),),
+        (("_engine.resolve", "self._each(layout.numbers, work)", "self._each([0] * len(layout.leaves), work)"),),
         ("tests/transforms/test_precision.py::test_what_the_noise_depends_on",),
     ),
     "seed-or-step": Fault(

@@ -124,11 +124,12 @@ _SPREAD, _FIRST, _SECOND = 0x9E3779B1, 0x21F0AAAD, 0xD35A2D97
 def hashed(xp: Any, index: Array, key: Any, real: Any) -> Array:
     """Return numbers in [0, 1), multiples of 2⁻²⁴, that depend on nothing but these arguments: for rounding.
 
-    ``index`` counts elements, in uint32, or in int64 below 2³². ``key`` are five numbers below 2¹⁶, or arrays of such
-    floats: the two halves of the step, the leaf, the two halves of the seed. Each 32 bits are mixed by two
-    multiplications, as in Wellons' hash. Kernels do the same.
+    ``index`` counts elements, in uint32, or in int64 below 2³². ``key`` are six numbers below 2¹⁶, or arrays of such
+    floats: the two halves of the step, the leaf, the two halves of the seed, and how many times 2¹⁶ elements of the
+    leaf come before the first one here. Each 32 bits are mixed by two multiplications, as in Wellons' hash. Kernels do
+    the same.
     """
-    low, high, leaf, seed_low, seed_high = key
+    low, high, leaf, seed_low, seed_high, chunk = key
     number, mask = _constants(xp, index)
     first = index if getattr(leaf, "ndim", 0) else index[:1]
 
@@ -145,6 +146,8 @@ def hashed(xp: Any, index: Array, key: Any, real: Any) -> Array:
 
     step, seed = mix(mask(both(low, high) * number(_SPREAD))), mix(both(seed_low, seed_high))
     key = mix(mask(mix(step ^ seed) + mask(both(leaf, 0.0) * number(_SPREAD))))
+    if hasattr(chunk, "dtype") or chunk:
+        index = mask(index + mask(whole(chunk) << number(16)))
     return xp.astype(mix(mix(mask(index * number(_SPREAD))) ^ key) >> number(8), real) * 2.0**-24
 
 

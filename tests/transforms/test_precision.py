@@ -118,8 +118,10 @@ def test_stochastic_rounding_takes_a_neighbour_by_its_nearness(dtype: str) -> No
 def test_noise_is_noise() -> None:
     """Even, and without memory from element to element, step to step, leaf to leaf, seed to seed."""
     index = np.arange(100_000, dtype=np.uint32)
-    draw = lambda *key: hashed(np, index, tuple(map(float, key)), np.float64)
+    draw = lambda *key: hashed(np, index, (*map(float, key), 0.0), np.float64)
     x = draw(5, 0, 0, 1, 0)
+    second = hashed(np, index[: 100_000 - 2**16], (5, 0, 0, 1, 0, 1), np.float64)
+    assert np.array_equal(second, x[2**16 :])  # a part of a leaf that begins with its second chunk
     assert x.min() >= 0
     assert x.max() < 1
     assert np.array_equal(x * 2**24, np.round(x * 2**24))
@@ -174,7 +176,7 @@ def test_what_the_noise_depends_on() -> None:
     for t in (1, 2, 2**16 - 1, 2**16, 2**16 + 5, 2**31):
         got, _ = rule.apply(p, g, rule.init(p)._replace(step=t - 1))
         for leaf, n in enumerate(p):
-            noise = hashed(np, np.arange(400, dtype=np.uint32), (t % 2**16, t >> 16, leaf, 3, 1), np.float32)
+            noise = hashed(np, np.arange(400, dtype=np.uint32), (t % 2**16, t >> 16, leaf, 3, 1, 0), np.float32)
             x = np.float32(1.0) - g[n].astype("float32")
             assert np.array_equal(got[n].astype("float32"), _rounding.stochastic_round(np, x, "bfloat16", noise))
         assert (got["a"] != got["b"]).any()

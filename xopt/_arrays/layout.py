@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,12 @@ class Layout:
         self.leaves = list(map(_plain, self.leaves))
         self.xp: Any = _arrays.namespace(self.leaves[0]) if self.leaves else np
         self.shapes = [tuple(x.shape) for x in self.leaves]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+        """How many elements each has; of a part, those of the whole."""
+        self.numbers: Sequence[int] = range(len(self.leaves))
+        """Which parameter of the whole tree each is, or is a part of."""
+        self.starts = [0] * len(self.leaves)
+        """With which element of that each begins, a multiple of `summation.CHUNK`."""
         self.dtypes = [self._dtype(k, x) for k, x in enumerate(self.leaves)]
         self.raw_dtypes = [x.dtype for x in self.leaves]
         self.devices = [_arrays.device(x) for x in self.leaves]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 from collections.abc import Hashable, Mapping
 from functools import partial
@@ -87,8 +86,8 @@ class Executor:
                     layout.refuse_apart(home.setdefault(spec.key, k), k, spec.key)
                 if spec.reduce or not spec.elementwise:
                     layout.refuse_local(k, spec.key)
-            size, path = math.prod(layout.shapes[k]), partial(layout.path, k)
-            own = fitted_plan(self.chains[chain], d, d.complex and not split, size, path)
+            path = partial(layout.path, k)
+            own = fitted_plan(self.chains[chain], d, d.complex and not split, layout.sizes[k], path)
             kind = (id(own), d, str(layout.devices[k]))
             if kind not in by_kind:
                 by_kind[kind] = Bucket(own, d, split, self.runner if own.elementwise else backend("eager"))
@@ -327,8 +326,8 @@ class Executor:
                 work = BucketStep(
                     bucket.specs, self.layout.library, self.layout.xp, bucket.dtype, bucket.split,
                     {n: _picked(x, pick) for n, x in columns.items()}, (first, *bucket.plan.changed), bucket.plan,
-                    bucket.runner, leaves, bucket.chains, np.asarray(chain_of_leaf) if len(bucket.chains) > 1 else None,
-                    arenas, cache,
+                    bucket.runner, leaves, self.layout.numbers, bucket.chains,
+                    np.asarray(chain_of_leaf) if len(bucket.chains) > 1 else None, arenas, cache,
                 )  # fmt: skip
                 if kept is not None:
                     kept.append(work)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from xopt._arrays.layout import Layout
 from xopt._engine.program.algebra import Square, Value, functions
 from xopt._engine.program.contract import BucketStep, ComponentSpec, Place, StepScalars
 from xopt._engine.program.hooks import host_scalars, terms
-from xopt._engine.program.summation import Roots, root_of_squares
+from xopt._engine.program.summation import CHUNK, Roots, root_of_squares
 
 H = dict[str, Any]
 
@@ -112,12 +112,12 @@ class ScalarResolver:
             for spec, (c, at), members in places:
                 step = clocks[spec.key if spec.key in clocks else ""]
                 before = {spec.slot(n): carry[spec.slot(n)] for n in spec.carry} if spec.carry else {}
-                if not members:
-                    own_go = self._alone(spec, {**spec.statics, **self.scalars(given[c][at]), "t": step}, carry)
                 for w, i in members:
                     self.open(spec, i, step, given, works[w], values[w], carry)
-                if members and spec.reduce:
-                    self._sum(spec, members, works, values)
+                totals = self._sum(spec, members, works, values) if spec.reduce else {}
+                if not members:
+                    own = {**spec.statics, **self.scalars(given[c][at]), "t": step, **totals}
+                    own_go = self._alone(spec, own, carry)
                 if members and spec.tree is not None:
                     self._whole(spec, members, works, values, rest)
                 if members and spec.host:
@@ -145,9 +145,14 @@ class ScalarResolver:
         if spec.carry:
             own.share(self._carried(spec, work, carry))
         if spec.storage and spec.host:
-            own.share(
-                {"leaf": Value(self._taken(self._vector(np.arange(float(len(self._layout.leaves)))), work.leaves))}
-            )
+            layout = self._layout
+            own.share({"leaf": self._each(layout.numbers, work), "chunk": 0.0})
+            if any(layout.starts):
+                own.share({"chunk": self._each([start / CHUNK for start in layout.starts], work)})
+
+    def _each(self, numbers: Sequence[float], work: BucketStep) -> Value:
+        """Return numbers, one for each leaf of the tree, as a scalar of the leaves of a work."""
+        return Value(self._taken(self._vector(np.asarray(numbers, np.float64)), work.leaves))
 
     def _held(self, go: Any, new: Any, old: Any) -> Any:
         """Return a carried number after a step that may have been held back."""
@@ -195,8 +200,11 @@ class ScalarResolver:
 
     def _sum(
         self, spec: ComponentSpec, members: list[tuple[int, int]], works: list[BucketStep], values: list[StepScalars]
-    ) -> None:
-        """Add what ``reduce`` sums over the leaves or over the tree."""
+    ) -> H:
+        """Add what ``reduce`` sums over the leaves or over the tree; return the sums over the tree."""
+        if not members:
+            return dict.fromkeys(terms(spec), 0.0)
+        totals: H = {}
         sums = [works[w].runner.sums(works[w], values[w], i) for w, i in members]
         if self.mixed:
             sums = [{n: np.asarray(x, np.float64) for n, x in found.items()} for found in sums]
@@ -210,6 +218,7 @@ class ScalarResolver:
                 values[w].share({n: _sum_of(x) for n, x in found.items()})
         if spec.refuses:
             self._refuse(works, members, [found[spec.refuses] for found in sums])
+        return totals
 
     def _whole(
         self,
@@ -267,7 +276,7 @@ class ScalarResolver:
         if not (spec.carry or spec.gates) or not spec.host or spec.scope == "leaf":
             return None
         h |= {n: self._number(carry[spec.slot(n)]) for n in spec.carry}
-        found = host_scalars(spec, h | dict.fromkeys(terms(spec), 0.0))
+        found = host_scalars(spec, h)
         carry |= {spec.slot(n): self._stored(found[n]) for n in spec.carry if n in found}
         return found.get("go")
 

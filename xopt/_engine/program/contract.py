@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -207,6 +207,8 @@ class BucketStep:
     runner: Any
     leaves: list[int]
     """Which leaves of the tree they are."""
+    numbers: Sequence[int]
+    """For every leaf of the tree, which parameter it is, see `Layout`."""
     chains: list[int]
     """Chains whose hyperparameters some leaf has."""
     chain_of_leaf: np.ndarray[Any, Any] | None

@@ -41,7 +41,7 @@ def terms(spec: ComponentSpec) -> tuple[str, ...]:
 
 def extra(spec: ComponentSpec) -> tuple[str, ...]:
     """Name what ``reduce`` and ``host`` add to ``h``."""
-    names = (*terms(spec), *depends(spec), *(("leaf",) if spec.storage else ()))
+    names = (*terms(spec), *depends(spec), *(("leaf", "chunk") if spec.storage else ()))
     clash = {*names} & {"t", *spec.hypers, *spec.statics}
     if clash:
         raise TypeError(f"{spec.key}: reduce or host returns {sorted(clash)}, which are names of its hyperparameters")
@@ -55,7 +55,7 @@ def depends(spec: ComponentSpec) -> dict[str, frozenset[str]]:
     """
     if spec.host is None:
         return {}
-    names = ("t", *spec.hypers, *spec.carry, *spec.inputs, *terms(spec), *(("leaf",) if spec.storage else ()))
+    names = ("t", *spec.hypers, *spec.carry, *spec.inputs, *terms(spec), *(("leaf", "chunk") if spec.storage else ()))
     try:
         return probed(spec.host, {**spec.statics, **probes(names)})
     except Looked as error:

@@ -154,7 +154,7 @@ class LeafStorage:
         if not self._noisy:
             return landed
         xp, h = self._xp, self._h
-        key = (h.low, h.high, h.leaf, h.seed_low, h.seed_high)
+        key = (h.low, h.high, h.leaf, h.seed_low, h.seed_high, h.chunk)
         made = xp.noise(*key) if isinstance(xp, Tracer) else noise(xp, p, *key)
         x = p + step if landed is None else landed
         found = stochastic_round(xp, x, self._stored, made)

@@ -119,7 +119,7 @@ def _whole_leaf(work: BucketStep, values: StepScalars, k: int) -> dict[str, Any]
     hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, work.real)))
     specs = _beside(work, values, k, work.real)
     for part, x in enumerate(_parts(work, arrays)):
-        _number(work, hs, 2 * work.leaves[k] + part)
+        _number(work, hs, k, part)
         found.append(_outcome(work, specs, hs, x))
     if not work.split:
         return found[0]
@@ -187,11 +187,11 @@ def run_hook(
     return {n: made.get(n, x) for n, x in results.items()}
 
 
-def _number(work: BucketStep, hs: list[Any], leaf: int) -> None:
+def _number(work: BucketStep, hs: list[Any], k: int, part: int = 0) -> None:
     """Say which array of the tree it is; the two parts of a complex one have numbers of their own."""
     for h, spec in zip(hs, work.specs, strict=False):
         if not spec.storage:  # that counts parameters
-            h.leaf = leaf
+            h.leaf = 2 * work.numbers[work.leaves[k]] + part
 
 
 def _outcome(
@@ -210,7 +210,7 @@ def entering(work: BucketStep, values: StepScalars, index: int) -> list[tuple[An
         for k in range(len(work.loads["p"])):
             arrays = compute_arrays(work, k, work.real)
             hs = values.leaf(k, lambda x: _arrays.cast(work.xp, x, getattr(work.xp, work.real)), upto=index + 1)
-            _number(work, hs, 2 * work.leaves[k])
+            _number(work, hs, k)
             specs = _beside(work, values, k, work.real)
             out, own = compose(specs, hs, work.xp, arrays["p"], arrays["g"], arrays, index)
             found.append((out.step, own.pop("p"), own))
@@ -267,7 +267,7 @@ def _whole_sums(
     hs = values.leaf(k, lambda x: _arrays.cast(xp, x, getattr(xp, real)), upto=index + 1)
     specs, sums = _beside(work, values, k, real), list[Any]()
     for part, x in enumerate(_parts(work, arrays)):
-        _number(work, hs, 2 * work.leaves[k] + part)
+        _number(work, hs, k, part)
         _, terms = compose(specs, hs, xp, x["p"], x["g"], x, upto=index)
         own = [_summed(xp, terms[n]) for n in work.plan.terms[index]]
         sums = [_added(xp, a, b) for a, b in zip(sums, own, strict=True)] if sums else own

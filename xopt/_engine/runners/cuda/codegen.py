@@ -48,7 +48,7 @@ _OPERATIONS = {
     "logical_not": "!{0}",
     "isnan": "{0} != {0}",
     "where": "{0} ? {1} : {2}",
-    "noise": "noise(index, {0}, {1}, {2}, {3}, {4})",
+    "noise": "noise(index, {0}, {1}, {2}, {3}, {4}, {5})",
 }
 _SAME = ("sqrt", "hypot", "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "pow")
 _FUNCTIONS = {"abs": "fabs", **{n: n for n in _SAME}}

@@ -49,11 +49,14 @@ static __device__ __forceinline__ unsigned mixed(unsigned x) {{
     return x ^ x >> 15;
 }}
 // a number in [0, 1) that depends on the element, the step, the leaf and the seed
-static __device__ __forceinline__ float noise(long long index, float low, float high, float leaf, float a, float b) {{
+static __device__ __forceinline__ float noise(
+    long long index, float low, float high, float leaf, float a, float b, float chunk
+) {{
     const unsigned step = mixed(((unsigned)low + ((unsigned)high << 16)) * 0x9e3779b1u);
     const unsigned seed = mixed((unsigned)a + ((unsigned)b << 16));
     const unsigned key = mixed(mixed(step ^ seed) + (unsigned)leaf * 0x9e3779b1u);
-    return (float)(mixed(mixed((unsigned)index * 0x9e3779b1u) ^ key) >> 8) * 5.9604644775390625e-8f;
+    const unsigned at = (unsigned)index + ((unsigned)chunk << 16);
+    return (float)(mixed(mixed(at * 0x9e3779b1u) ^ key) >> 8) * 5.9604644775390625e-8f;
 }}
 
 struct Half {{ unsigned short bits; }};

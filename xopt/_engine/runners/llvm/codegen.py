@@ -36,7 +36,7 @@ OPERATIONS = {
     "isinf": "fcmp oeq {T} {0}, 0x7FF0000000000000",
     "isfinite": "fcmp olt {T} {0}, 0x7FF0000000000000",
     "where": "select i1 {0}, {K} {1}, {K} {2}",
-    "noise": "call {T} @noise(i64 {at}, {T} {0}, {T} {1}, {T} {2}, {T} {3}, {T} {4})",
+    "noise": "call {T} @noise(i64 {at}, {T} {0}, {T} {1}, {T} {2}, {T} {3}, {T} {4}, {T} {5})",
     **{name: f"call float @{name}(float {{0}}, float {{1}})" for name in KNOWN},
     **{
         name: f"call {{T}} @{name}{{E}}({', '.join(f'{{T}} {{{k}}}' for k in range(count))})"

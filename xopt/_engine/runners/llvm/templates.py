@@ -88,8 +88,8 @@ define internal i32 @joined({T} %low, {T} %high) alwaysinline nounwind {{
   %4 = add i32 %1, %3
   ret i32 %4
 }}
-define internal {T} @noise(i64 %index, {T} %low, {T} %high, {T} %leaf, {T} %seed_low, {T} %seed_high)
-alwaysinline nounwind {{
+define internal {T} @noise(i64 %index, {T} %low, {T} %high, {T} %leaf, {T} %seed_low, {T} %seed_high,
+{T} %chunk) alwaysinline nounwind {{
   %time = call i32 @joined({T} %low, {T} %high)
   %1 = mul i32 %time, -1640531535
   %step = call i32 @mixed(i32 %1)
@@ -101,7 +101,9 @@ alwaysinline nounwind {{
   %6 = mul i32 %5, -1640531535
   %7 = add i32 %4, %6
   %key = call i32 @mixed(i32 %7)
-  %8 = trunc i64 %index to i32
+  %start = call i32 @joined({T} 0.0, {T} %chunk)
+  %at = trunc i64 %index to i32
+  %8 = add i32 %at, %start
   %9 = mul i32 %8, -1640531535
   %10 = call i32 @mixed(i32 %9)
   %11 = xor i32 %10, %key
