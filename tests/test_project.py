@@ -33,10 +33,10 @@ FLOORS = [
     ["_engine", "schedules", "nn"],
     ["rule"],
     ["rules", "transforms", "_parse", "_logging"],
-    ["checkpoint"],
+    ["checkpoint", "distributed"],
     ["optimizer", "_explain", "_config"],
-    ["solvers", "_torch_files", "_flax_files"],
-    ["adapters", "__main__"],
+    ["solvers", "_torch_files", "_flax_files", "_sharded_files"],
+    ["adapters", "__main__", "_sharded"],
 ]
 ENGINE = [
     ["program"],
@@ -130,7 +130,7 @@ def test_only_the_file_of_a_library_knows_it() -> None:
             named = {x.value for x in ast.walk(node) if isinstance(x, ast.Constant)} & known
             assert not (named and isinstance(node, ast.Compare | ast.Dict | ast.Match)), (name, named)
         roots = {x.partition(".")[0] for x in folders.imports(tree)}
-        own = {name.rpartition(".")[2].lstrip("_")} if name.startswith("adapters.") else set()
+        own = {name.rpartition(".")[2].lstrip("_")} if name.startswith(("adapters.", "distributed.")) else set()
         own |= {"jax"} if own == {"optax"} else set()
         assert not roots & (known - {"numpy"} - own), name
 
@@ -235,7 +235,7 @@ def test_the_median_rule_is_fifteen_lines() -> None:
 
 def public() -> list[tuple[str, Any]]:
     names = [(n, getattr(xopt, n)) for n in xopt.__all__ if not inspect.ismodule(getattr(xopt, n))]
-    for module in (xopt.schedules, xopt.nn, xopt.random):
+    for module in (xopt.schedules, xopt.nn, xopt.random, xopt.distributed):
         names += [(f"{module.__name__.removeprefix('xopt.')}.{n}", getattr(module, n)) for n in module.__all__]
     return names
 

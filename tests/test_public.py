@@ -22,7 +22,10 @@ import pytest
 import xopt
 import xopt.rule
 
-MODULES = {"xopt": xopt, **{f"xopt.{n}": getattr(xopt, n) for n in ("nn", "random", "rule", "schedules")}}
+MODULES = {
+    "xopt": xopt,
+    **{f"xopt.{n}": getattr(xopt, n) for n in ("distributed", "nn", "random", "rule", "schedules")},
+}
 
 
 def names(module: Any) -> list[str]:
@@ -111,7 +114,7 @@ def test_pickles_of_objects() -> None:
 @pytest.mark.parametrize(("name", "thing"), CLASSES.items(), ids=[*CLASSES])
 def test_what_is_read_of_a_public_class(name: str, thing: Any) -> None:
     """`inspect.getsource` finds no class by its public place, but by `__wrapped__`; IPython's `??` unwraps."""
-    if thing.__module__ not in ("xopt.nn", "xopt.random"):
+    if thing.__module__ not in ("xopt.distributed", "xopt.nn", "xopt.random"):
         source = inspect.getsource(thing.__wrapped__)
         assert f"\nclass {thing.__name__}" in f"\n{source}".replace("\n@public", "")
     assert not any(isinstance(x, str | typing.ForwardRef) for x in inspect.get_annotations(thing).values())

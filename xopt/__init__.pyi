@@ -1,5 +1,6 @@
 """What `import xopt` offers, and where it is. Type checkers read this; so does `__init__.py`."""
 
+from xopt import distributed as distributed
 from xopt import nn as nn
 from xopt import random as random
 from xopt import schedules as schedules

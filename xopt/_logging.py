@@ -1,12 +1,16 @@
-"""Metrics as plain numbers, and a progress bar that shows them."""
+"""Metrics of an optimizer, as plain numbers, and in a progress bar; hooks that log them."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Mapping
+from abc import ABC
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
 
 from xopt._arrays import tree as _tree
+from xopt._arrays.layout import Layout
+from xopt._engine.executor import Executor
+from xopt._engine.metrics import shaped
 from xopt._public import public
 
 
@@ -36,6 +40,63 @@ def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         for path, leaf in zip(_tree.names(spec), leaves, strict=True):
             found[f"{name}/{path}" if path else name] = float(leaf)
     return found
+
+
+class Logged(ABC):
+    """An optimizer, as far as it says what its steps are like."""
+
+    _whole: Layout
+    _executor: Executor
+    _carry: dict[str, Any]
+    _hooks: list[tuple[Callable[[Any], Any], int]]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Metrics of the last step: what its components computed anyway, and norms that were asked for.
+
+        ``"lr"``, ``"grad_norm"`` and ``"clip_factor"`` of gradient clipping, ``"trust_ratio"``, ``"loss_scale"``,
+        ``"skipped_steps"``, ``"d"`` of parameter-free rules and so on, see :doc:`/metrics`. A float where the host
+        computes, else a 0-d array on the device, which nothing waits for; a tree like the parameters of what each has
+        its own, NaN where one took no part. Where a name is not unique it is ``"adamw.lr"``, as for :meth:`set`. Live,
+        like :attr:`params`. Empty before the first step and after :meth:`load`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xopt
+        >>> rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(lr=0.5))
+        >>> opt = xopt.Optimizer(np.zeros(2), rule, metrics=["update_norm"])
+        >>> _ = opt.step(np.asarray([3.0, 4.0]))
+        >>> opt.metrics
+        {'grad_norm': 5.0, 'clip_factor': 0.2, 'lr': 0.5, 'update_norm': 0.5}
+        """
+        return shaped(self._executor.metrics(self._carry), self._whole)
+
+    def on_step(self, hook: Callable[[Any], Any], *, every: int = 1) -> Callable[[], None]:
+        """Call ``hook(optimizer)`` after each ``every`` steps of :attr:`steps_taken`; return a function that ends this.
+
+        The step is done by then: a hook may read :attr:`metrics`, save, or set hyperparameters, and what it raises
+        comes out of :meth:`step`. Hooks are called in the order in which they came; copies and pickles have none.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xopt
+        >>> opt = xopt.Optimizer(np.zeros(1), xopt.SGD(lr=xopt.schedules.polynomial(1.0, end=0.0, steps=10)))
+        >>> end = opt.on_step(lambda opt: print(opt.steps_taken, opt.metrics["lr"]), every=2)
+        >>> for _ in range(4):
+        ...     _ = opt.step(np.ones(1))
+        2 0.9
+        4 0.7
+        >>> end()
+        """
+        if not callable(hook):
+            raise TypeError(f"hook: {hook!r}, but it must be a function of the optimizer")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every: {every!r}, but it must be a whole number ≥ 1")
+        entry = (hook, every)
+        self._hooks.append(entry)
+        return lambda: self._hooks.remove(entry) if entry in self._hooks else None
 
 
 @public

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Generator
-from typing import Any
+import importlib
+from collections.abc import Collection, Generator
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from xopt._engine.block import block
 from xopt._engine.exclusive import ExclusiveAccess
 from xopt._engine.executor import Executor, Kept
 from xopt._engine.jitted import JittedStep
-from xopt._engine.metrics import shaped
 from xopt._engine.program.contract import Chains
+from xopt._logging import Logged
 from xopt._public import public
 from xopt.checkpoint._saving import Saving
 from xopt.rule import FunctionalOptimizer, RunnerName, State, check_method
@@ -32,7 +32,7 @@ from xopt.transforms._wrappers import Guard, OnNonFinite
 
 
 @public
-class Optimizer(Saving):
+class Optimizer(Saving, Logged):
     """An optimizer for one tree of parameters, updated in place: a rule and its state.
 
     Parameters
@@ -57,6 +57,18 @@ class Optimizer(Saving):
         Norms to compute for :attr:`metrics`, of the whole tree: ``"grad_norm"`` of the gradients that the rule is
         given, ``"param_norm"`` of the parameters before the step, ``"update_norm"`` of the step, before it is rounded
         and before what is done to the new parameters. A norm reads its arrays once more.
+    comm
+        Shard the optimizer state over processes (ZeRO-1), see :doc:`/distributed`: a communicator of mpi4py, a process
+        group of ``torch.distributed``, or a :class:`xopt.distributed.Communicator`. Every rank makes the optimizer and
+        calls its methods, with its own gradients; all ranks have all parameters, and 1/N of the state.
+    total
+        With ``comm``, what the gradient of a step is of those of all ranks: ``"sum"`` or ``"mean"``.
+    owned
+        With ``comm``: whether each rank has its own part of each parameter. Then norms and sums are over all ranks, and
+        nothing else is sent.
+    parts
+        With ``comm``, of how many gradients a step adds up, a multiple of the number of ranks N: :meth:`step` takes a
+        list of ``parts`` / N of them, and the result has the same bits for every N. None: one on each rank.
 
     Raises
     ------
@@ -98,7 +110,22 @@ class Optimizer(Saving):
         state_dtype: StateDType = None,
         seed: int = 0,
         metrics: Collection[str] = (),
+        comm: Any = None,
+        total: Literal["sum", "mean"] = "sum",
+        owned: bool = False,
+        parts: int | None = None,
     ) -> None:
+        if comm is not None and type(self) is Optimizer:  # a name for users, two classes
+            kind: Any = importlib.import_module("xopt._sharded").ShardedOptimizer
+            self.__class__ = kind
+            kind.__init__(
+                self, params, rule, comm=comm, total=total, owned=owned, parts=parts, runner=runner,
+                on_nonfinite=on_nonfinite, rounding=rounding, master_weights=master_weights, state_dtype=state_dtype,
+                seed=seed, metrics=metrics,
+            )  # fmt: skip
+            return
+        if comm is not None or total != "sum" or owned or parts is not None:
+            raise TypeError("total, owned and parts go with comm, which a class of your own cannot have")
         check_method(rule)
         self._asked = check_names(metrics)
         if not _precision.is_default(rounding, master_weights, state_dtype, seed):
@@ -112,15 +139,14 @@ class Optimizer(Saving):
         self._rule, self._wanted, self._taken = rule, runner, 0
         self._fields: Known = {}
         self._hooks = []
-        self._layout = Layout(params, writable=True)
-        self._executor = Executor(self._chains(rule), self._layout, runner)
+        self._executor = self._ready(params, runner)
         self._tree = params
         self._writes = self._layout.library.writes
         if self._layout.library.jits:  # the step donates its buffers; the caller's stay alive
             self._layout.leaves = [self._layout.xp.asarray(p, dtype=p.dtype, copy=True) for p in self._layout.leaves]
         if not self._writes:
             self._tree = self._layout.tree(self._layout.leaves)
-        self._watch = _tree.Watch(params, self._layout.spec, self._layout.given) if self._writes else None
+        self._watch = _tree.Watch(params, self._whole.spec, self._whole.given) if self._writes else None
         self._slots, self._memory = _buffers.new_slots(self._executor)
         self._carry = self._executor.new_carry()
         inspector = self._executor.runner.inspector
@@ -128,6 +154,11 @@ class Optimizer(Saving):
         self._guard = AliasGuard(self._layout, held, inspector)
         self._access = ExclusiveAccess(self._executor.writing)
         self._jitted = JittedStep(self._executor) if self._layout.library.jits else None
+
+    def _ready(self, params: Any, runner: Any) -> Executor:
+        """Look at the parameters, and return what takes the steps."""
+        self._layout = self._whole = Layout(params, writable=True)
+        return Executor(self._chains(self._rule), self._layout, runner)
 
     def _chains(self, rule: FunctionalOptimizer) -> Chains:
         return measured(rule._chains(self._layout), self._asked)
@@ -184,54 +215,6 @@ class Optimizer(Saving):
     def loss_scale(self) -> Any:
         """What to multiply the loss with, see :class:`~xopt.LossScale`; 1.0 without one. Live, like :attr:`params`."""
         return self._carry.get("lossscale.scale", 1.0)
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """Metrics of the last step: what its components computed anyway, and norms that were asked for.
-
-        ``"lr"``, ``"grad_norm"`` and ``"clip_factor"`` of gradient clipping, ``"trust_ratio"``, ``"loss_scale"``,
-        ``"skipped_steps"``, ``"d"`` of parameter-free rules and so on, see :doc:`/metrics`. A float where the host
-        computes, else a 0-d array on the device, which nothing waits for; a tree like the parameters of what each has
-        its own, NaN where one took no part. Where a name is not unique it is ``"adamw.lr"``, as for :meth:`set`. Live,
-        like :attr:`params`. Empty before the first step and after :meth:`load`.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import xopt
-        >>> rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.SGD(lr=0.5))
-        >>> opt = xopt.Optimizer(np.zeros(2), rule, metrics=["update_norm"])
-        >>> _ = opt.step(np.asarray([3.0, 4.0]))
-        >>> opt.metrics
-        {'grad_norm': 5.0, 'clip_factor': 0.2, 'lr': 0.5, 'update_norm': 0.5}
-        """
-        return shaped(self._executor.metrics(self._carry), self._layout)
-
-    def on_step(self, hook: Callable[[Optimizer], Any], *, every: int = 1) -> Callable[[], None]:
-        """Call ``hook(optimizer)`` after each ``every`` steps of :attr:`steps_taken`; return a function that ends this.
-
-        The step is done by then: a hook may read :attr:`metrics`, save, or set hyperparameters, and what it raises
-        comes out of :meth:`step`. Hooks are called in the order in which they came; copies and pickles have none.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import xopt
-        >>> opt = xopt.Optimizer(np.zeros(1), xopt.SGD(lr=xopt.schedules.polynomial(1.0, end=0.0, steps=10)))
-        >>> end = opt.on_step(lambda opt: print(opt.steps_taken, opt.metrics["lr"]), every=2)
-        >>> for _ in range(4):
-        ...     _ = opt.step(np.ones(1))
-        2 0.9
-        4 0.7
-        >>> end()
-        """
-        if not callable(hook):
-            raise TypeError(f"hook: {hook!r}, but it must be a function of the optimizer")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every: {every!r}, but it must be a whole number ≥ 1")
-        entry = (hook, every)
-        self._hooks.append(entry)
-        return lambda: self._hooks.remove(entry) if entry in self._hooks else None
 
     def step(self, grads: Any, *, value: Any = None, **overrides: Any) -> Any:
         """Take one step and return the parameters.
@@ -316,7 +299,7 @@ class Optimizer(Saving):
         if k is not None:
             how = "write into that one (p[...] = x)" if self._writes else "use load_state_dict"
             raise ValueError(
-                f"{self._layout.path(k)}: not the array that this optimizer trains, but another one that was put in "
+                f"{self._whole.path(k)}: not the array that this optimizer trains, but another one that was put in "
                 f"its place; {how}, or make another optimizer"
             )
 
@@ -338,7 +321,10 @@ class Optimizer(Saving):
         """
         with self._access.acquire("eval_params"):
             self._fit("eval_params")
-            return self._rule.eval_params(self.params, self.state)
+            return self._averages()
+
+    def _averages(self) -> Any:
+        return self._rule.eval_params(self.params, self.state)
 
     def set(self, **values: Any) -> None:
         """Change hyperparameters from the next step on: ``opt.set(lr=0.01)``.
@@ -390,11 +376,11 @@ class Optimizer(Saving):
         >>> w
         array([1.])
         """
-        layout, tree, writing, begun = self._layout, self._tree, self._executor.writing, False
+        layout, tree, writing, begun = self._whole, self._tree, self._executor.writing, False
         try:
             with self._access.acquire("averaged"):
                 self._fit("averaged")
-                new = self._rule.eval_params(self.params, self.state)
+                new = self._averages()
                 held = [_arrays.detached(p) for p in layout.leaves]
                 old = [layout.xp.asarray(p, copy=True) for p in held] if self._writes else []
                 begun = self._access.swapped = True
@@ -413,8 +399,8 @@ class Optimizer(Saving):
                         layout.library.overwrite(layout.leaves, old)
 
     def __repr__(self) -> str:
-        n = sum(math.prod(shape) for shape in self._layout.shapes)
+        n = sum(self._whole.sizes)
         return (
-            f"Optimizer({self._rule!r}, {len(self._layout.leaves)} arrays of {self._layout.library}, {n:,} parameters, "
+            f"Optimizer({self._rule!r}, {len(self._whole.leaves)} arrays of {self._layout.library}, {n:,} parameters, "
             f"runner={self.runner!r}, step={self._taken})"
         )

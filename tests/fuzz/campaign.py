@@ -30,6 +30,7 @@ SHARE = {
     "jax": (1, 5),
     "llvm": (2, 3),
     "dask": (1, 60),
+    "ranks": (2, 3),
 }
 """On how many paths of a library in turn one composition of how many is run: most of the time is that of compilers."""
 

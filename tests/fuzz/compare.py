@@ -223,7 +223,7 @@ def _values(
     case: Case, path: Path, ref: Reference, at: int, have: Record, exact: bool
 ) -> Excused | tuple[str, str] | None:
     want = ref.records[at].found
-    if path.form == "place":
+    if path.in_place:
         want = {n: x for n, x in want.items() if not n.startswith("change")}
     names = {*want} ^ {*have.found}
     if names:

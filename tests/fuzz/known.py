@@ -82,7 +82,7 @@ SKIPS = [
     ),
     Skip(
         "parameters that nobody may write into: Optimizer refuses them, which a test of its own sees",
-        lambda case, path: path.form == "place" and _shared(case, *UNWRITABLE.get(path.library, ())),
+        lambda case, path: path.in_place and _shared(case, *UNWRITABLE.get(path.library, ())),
     ),
 ]
 

@@ -39,16 +39,22 @@ class Path(NamedTuple):
     device: str = ""
     runner: str | None = None
     form: str = "pure"
-    """``"pure"``: init, apply, updates. ``"place"``: Optimizer. ``"jit"``: apply under ``jax.jit``."""
+    """``"pure"``: init, apply, updates. ``"place"``: Optimizer. ``"jit"``: apply under ``jax.jit``. ``"ranks"``:
+    Optimizers of several ranks."""
 
     @property
     def name(self) -> str:
         return "-".join(x for x in (self.library, self.device, self.runner, self.form) if x)
 
     @property
+    def in_place(self) -> bool:
+        """Whether it is that of optimizers."""
+        return self.form in ("place", "ranks")
+
+    @property
     def family(self) -> str:
         """What differences are grouped by."""
-        return "-".join(x for x in (self.library, self.runner, "jit" if self.form == "jit" else "") if x)
+        return "-".join(x for x in (self.library, self.runner, self.form if self.form in ("jit", "ranks") else "") if x)
 
 
 REFERENCE = Path("numpy", "", "eager", "pure")
@@ -73,6 +79,10 @@ def paths(library: str) -> list[Path]:
         return [Path("torch", "", runner, form) for runner in ("eager", "tiled") for form in ("pure", "place")]
     if library == "jax":
         return [Path("jax", "", None, form) for form in ("jit", "place", "pure")]
+    if library == "ranks":
+        found = [Path("numpy", "", runner, "ranks") for runner in ("eager", "tiled", "llvm")]
+        found += [Path("torch", "", "tiled", "ranks")] * available("torch")
+        return [path for path in found if path.runner != "llvm" or available("llvm")]
     if library == "cupy":
         return [Path("cupy", "", runner, form) for runner in ("eager", "cuda") for form in ("pure", "place")]
     return [Path(library, device, None, form) for device in _devices(library) for form in ("pure", "place")]
@@ -80,7 +90,7 @@ def paths(library: str) -> list[Path]:
 
 def libraries() -> list[str]:
     """Return what is installed here."""
-    return [name for name in ("numpy", "llvm", "torch", "strict", "jax", "dask", "cupy") if available(name)]
+    return [name for name in ("numpy", "llvm", "torch", "strict", "jax", "dask", "cupy") if available(name)] + ["ranks"]
 
 
 def laid(x: Any, layout: str) -> Any:
@@ -311,7 +321,7 @@ class Run:
             lambda k, leaf: array(
                 path,
                 np.zeros(leaf.shape, cases.numbers(case, 0, k, leaf).dtype),
-                leaf.layout if path.form == "place" else "C",
+                leaf.layout if path.in_place else "C",
             ),
             case.params,
         )
@@ -357,7 +367,8 @@ def run(case: Case, path: Path, *, resume: bool = True, bump: Any = None) -> lis
     records: list[Record] = []
     with quietly(path):
         try:
-            this = Run(case, path, bump)
+            kind = importlib.import_module("fuzz.ranks").RanksRun if path.form == "ranks" else Run
+            this = kind(case, path, bump)
             this.start()
             records.append(Record(None, this.found()))
         except Exception as error:
@@ -367,7 +378,7 @@ def run(case: Case, path: Path, *, resume: bool = True, bump: Any = None) -> lis
                 records.append(Record(None, this.found()))
                 continue
             this.touched = ""
-            pure = path.form != "place"
+            pure = not path.in_place
             old = this.now() if pure else None
             before = this.all_bits()
             try:

@@ -214,6 +214,9 @@ class Library:
         """Whether an array lies on a CUDA GPU."""
         return self.cuda
 
+    def synchronize(self, x: Array) -> None:
+        """Wait until an array is computed, for readers that know nothing of streams."""
+
     # --- functions
 
     def either(self, condition: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:

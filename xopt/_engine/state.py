@@ -78,6 +78,12 @@ class StateSpec:
         usual, path = self._usual_dtype(name, k), partial(self.layout.path, k)
         return self._storage.slot(self._owner[name], name, self.layout.dtypes[k], usual, codes, path)
 
+    def slot_shape(self, name: str, k: int) -> tuple[int, ...]:
+        """Return the shape of a slot that parameter ``k`` has."""
+        first = self._first(name, k)
+        self._likes.pop((name, k), None)
+        return tuple(first.shape) if hasattr(first, "dtype") else self.layout.shapes[k]
+
     def check_dtypes(self) -> None:
         """Refuse a dtype that is asked for where it cannot be had, on all runners at the first such parameter."""
         if self._storage.narrow:
@@ -172,9 +178,7 @@ class StateSpec:
             column = _tree.match(self.layout.spec, state.slots[name], path)
             for k, x in enumerate(column):
                 if self.has(name, k):
-                    first = self._first(name, k)
-                    shape = tuple(first.shape) if hasattr(first, "dtype") else self.layout.shapes[k]
-                    self.layout.same(path, k, x, self._slot_dtype_object(name, k), shape)
+                    self.layout.same(path, k, x, self._slot_dtype_object(name, k), self.slot_shape(name, k))
                 elif x is not None:
                     raise ValueError(
                         f"{self.layout.path(k, path)}: an array, but the rule keeps none for this parameter"

@@ -17,7 +17,7 @@ from xopt._public import public
 from xopt._version import __version__
 from xopt.checkpoint import _restore as _restore
 from xopt.checkpoint import _snapshot as _snapshot
-from xopt.checkpoint._safetensors import CheckpointError, File, write
+from xopt.checkpoint._safetensors import CheckpointError, File, Tensor, write
 from xopt.checkpoint._snapshot import Run, StateDictSource
 from xopt.rule import FunctionalOptimizer, State, check_method
 
@@ -135,9 +135,16 @@ def save_run(
     fsync: bool,
 ) -> Path:
     """Write a run into a file, or into a directory of files."""
+    meta = _snapshot.metadata(run, step, extra, __version__)
+    return write_run(path, meta, _snapshot.tensors(run, not only_state), keep=keep, fsync=fsync)
+
+
+def write_run(
+    path: str | os.PathLike[str], meta: dict[str, Any], tensors: Mapping[str, Tensor], *, keep: int | None, fsync: bool
+) -> Path:
+    """Write what is saved of a run."""
     if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
         raise ValueError(f"keep: {keep!r}, but it must be a number of checkpoints from 1 on")
-    meta, tensors = _snapshot.metadata(run, step, extra, __version__), _snapshot.tensors(run, not only_state)
     text = os.fsdecode(path)
     path = Path(text)
     if keep is None and not path.is_dir() and text[-1:] not in (os.sep, os.altsep):

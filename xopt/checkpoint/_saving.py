@@ -32,6 +32,8 @@ class Saving(ABC):
     _wanted: Any
     """The runner that was asked for."""
     _layout: Layout
+    _whole: Layout
+    """The parameters as they were given; with ``comm``, those of which each rank owns a part."""
     _executor: Executor
     _tree: Any
     _writes: bool

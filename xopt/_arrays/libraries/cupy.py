@@ -34,5 +34,8 @@ class Own(NumPyLike):
     def on_device(self, x: Array) -> Any:
         return x.device
 
+    def synchronize(self, x: Array) -> None:
+        importlib.import_module("cupy").cuda.get_current_stream(x.device.id).synchronize()
+
     def cuda_stream(self, x: Array) -> tuple[int, int]:
         return x.device.id, importlib.import_module("cupy").cuda.get_current_stream(x.device.id).ptr

@@ -137,6 +137,10 @@ class Own(Library):
     def cuda_stream(self, x: Array) -> tuple[int, int]:
         return x.device.index, _torch().cuda.current_stream(x.device).cuda_stream
 
+    def synchronize(self, x: Array) -> None:
+        if x.device.type == "cuda":
+            _torch().cuda.current_stream(x.device).synchronize()
+
     def on_cuda(self, x: Array) -> bool:
         return x.device.type == "cuda" and self.is_plain(x)
 

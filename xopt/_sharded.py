@@ -1,0 +1,322 @@
+"""An optimizer of many processes: :class:`xopt.Optimizer` with ``comm``."""
+
+from __future__ import annotations
+
+import zlib
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from xopt import _arrays
+from xopt._arrays.layout import AliasGuard, Layout
+from xopt._arrays.transfer import to_host
+from xopt._engine import buffers as _buffers
+from xopt._engine.eval_params import evaluated
+from xopt._engine.exclusive import Writing
+from xopt._engine.executor import Executor, StepInputs
+from xopt._engine.metrics import shaped
+from xopt._engine.program.algebra import Value
+from xopt._engine.program.contract import Chains
+from xopt._engine.program.summation import CHUNK, ordered
+from xopt._sharded_files import SavedTogether
+from xopt.checkpoint import _snapshot as _snapshot
+from xopt.checkpoint._safetensors import memory
+from xopt.distributed._exchange import Exchange
+from xopt.distributed._ranks import Ranks, digest_of
+from xopt.distributed._shards import Parts, Shard, Shards, view
+from xopt.distributed._sums import RankResolver
+from xopt.rule import FunctionalOptimizer, State
+from xopt.rule._metrics import measured
+
+
+class AgreedWriting(Writing):
+    """A block that writes on all ranks or on none: what stops one before the first write stops all."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__()
+        self._ranks, self.entered = ranks, False
+        """Whether the block was entered since somebody set this to False."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self.entered = True
+
+    def begin(self) -> None:
+        """Say that the first write comes now, when all ranks are as far."""
+        self._ranks.agree()
+        super().begin()
+
+    def cancel(self) -> None:
+        """Take nothing back: other ranks may have written."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            super().__exit__(kind, error, trace)
+            self._ranks.tell(error)
+        elif self._begun:  # torn until all ranks have written
+            self._ranks.agree()
+            self.torn = False
+
+
+class ShardedOptimizer(SavedTogether):
+    """An optimizer of which each rank has a part of the state, see :class:`Optimizer`.
+
+    Its own arrays are those of :attr:`_layout`: the units of this rank, or, if each rank owns its parameters, these.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        rule: FunctionalOptimizer,
+        *,
+        comm: Any,
+        total: str = "sum",
+        owned: bool = False,
+        parts: int | None = None,
+        **options: Any,
+    ) -> None:
+        self._ranks = Ranks(comm)
+        self._mean, self._owned, self._parts = total == "mean", owned, 1
+        try:
+            if total not in ("sum", "mean"):
+                raise ValueError(f'total={total!r}: there are "sum" and "mean"')
+            if not isinstance(owned, bool):
+                raise TypeError(f"owned: {owned!r}, but it must be True or False")
+            if parts is not None:
+                self._parts = self._parts_of_a_rank(parts)
+            super().__init__(params, rule, **options)
+        except BaseException as error:
+            self._ranks.tell(error)
+            raise
+        self._ranks.agree()
+        self._ranks.same(self._said(total, parts))
+        if owned:
+            self._number_elements()
+        else:
+            self._ranks.same({self._whole.path(k): text for k, text in enumerate(map(_contents, self._whole.leaves))})
+
+    def _parts_of_a_rank(self, parts: int) -> int:
+        size = self._ranks.size
+        if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1 or parts % size:
+            raise ValueError(f"parts: {parts!r}, but it must be a multiple of the number of ranks, {size}")
+        if self._owned:
+            raise ValueError("parts: what each rank owns has one gradient; there is nothing to add up")
+        return parts // size
+
+    def _said(self, total: str, parts: int | None) -> dict[str, Any]:
+        """Return what must be the same on all ranks."""
+        layout = self._whole
+        names = [layout.path(k) for k in range(len(layout.leaves))]
+        shapes = {} if self._owned else {f"{n}: shape": [*s] for n, s in zip(names, layout.shapes, strict=True)}
+        return {
+            "total": total, "owned": self._owned, "parts": parts, "library": layout.library.name,
+            "runner": self._executor.runner.name, "number of parameters": len(names),
+            "names": dict.fromkeys(names, "a parameter"), **shapes,
+            **{f"{n}: dtype": d.name for n, d in zip(names, layout.dtypes, strict=True)},
+            "metrics": [*self._asked], "rule": {x["place"]: x for x in _snapshot.described(self._rule)},
+        }  # fmt: skip
+
+    def _number_elements(self) -> None:
+        """Count the elements of what each rank owns one rank after the other, so that their noise differs."""
+        own = [-(-size // CHUNK) for size in self._whole.sizes]
+        every = self._ranks.every(np.asarray(own, np.int64))
+        self._whole.starts = (every[: self._ranks.rank].sum(axis=0) * CHUNK).tolist()
+
+    # --- what the arrays are
+
+    def _ready(self, params: Any, runner: Any) -> Executor:
+        whole = (Parts if self._owned else Layout)(params, writable=True)
+        self._whole = whole
+        if not whole.library.writes or not (whole.library.host or whole.library.cuda):
+            raise TypeError(
+                f"{whole.path(0)}: an array of {whole.library}, but comm= takes arrays of NumPy, CuPy and PyTorch"
+            )
+        full = Executor(self._full_chains(self._rule), whole, runner)
+        for k, bucket in enumerate(full.bucket_of):
+            trees = [spec.key for spec in bucket.specs if spec.tree is not None] if bucket else []
+            if trees:
+                raise TypeError(f"{trees[0]}: it takes the arrays of a whole tree, which no rank has")
+            if self._owned and bucket is not None and not bucket.plan.elementwise:
+                keys = [spec.key for spec in bucket.specs if not spec.elementwise]
+                raise TypeError(
+                    f"{whole.path(k)}: {keys[0]} takes whole arrays, but owned=True says that this is a part"
+                )
+        self._all, self._shards = full, Shards(full, self._ranks.size, self._owned)
+        mixed = full.scalars.mixed
+        if self._owned:
+            self._layout, executor = whole, full
+        else:
+            self._layout = Shard(whole, self._shards.of[self._ranks.rank])
+            executor = Executor(self._chains(self._rule), self._layout, full.runner)
+        executor.scalars = RankResolver(self._layout, executor.runner.host, whole, self._shards, self._ranks)
+        executor.scalars.mixed = mixed
+        executor.writing = AgreedWriting(self._ranks)
+        return executor
+
+    def _full_chains(self, rule: FunctionalOptimizer) -> Chains:
+        return measured(rule._chains(self._whole), self._asked)
+
+    def _chains(self, rule: FunctionalOptimizer) -> Chains:
+        full = self._full_chains(rule)
+        return self._layout.chains(full) if isinstance(self._layout, Shard) else full
+
+    def _begin(self, rule: FunctionalOptimizer, params: Any, runner: Any) -> None:
+        super()._begin(rule, params, runner)
+        self._outer = self._guard if self._owned else AliasGuard(self._whole, [], self._executor.runner.inspector)
+        self._bind()
+
+    def _bind(self) -> None:
+        """Find what is sent and received."""
+        self._exchange = Exchange(self._ranks.comm, self._whole, self._shards)
+        layout, units = self._layout, self._shards.of[self._ranks.rank]
+        shapes = [] if self._owned else zip(units, layout.shapes, strict=True)
+        self._local = [self._exchange.own(u.leaf, u.at, u.stop - u.start).reshape(shape) for u, shape in shapes]
+        self._outer.moved = False
+
+    def _moved(self) -> None:
+        """Go on with parameters that have other memory."""
+        assert isinstance(self._layout, Shard)
+        self._layout.look()
+        held = _buffers.arrays(self._executor, self._slots, self._memory)
+        self._guard = AliasGuard(self._layout, held, self._executor.runner.inspector)
+        self._forget()
+        self._outer.moved = False
+
+    # --- a step
+
+    def _step(self, grads: Any, value: Any, overrides: dict[str, Any]) -> Any:
+        ranks, writing = self._ranks, self._executor.writing
+        assert isinstance(writing, AgreedWriting)
+        try:
+            parts = self._given(grads)
+            inputs = {"value": value} if value is not None or self._executor.inputs else {}
+            chains = self._chains(self._rule._with(overrides)).chains if overrides else None
+            step = self._executor.begin(self._taken, self._carry, inputs, chains)
+            own = step.inputs.get("value")
+            value = None if own is None else float(own if isinstance(own, float) else to_host(own))
+            none = np.asarray(
+                [all(part[k] is None for part in parts) for k in range(len(self._whole.leaves))], np.int64
+            )
+            digest = digest_of(repr(self._numbers(step)))
+        except BaseException as error:
+            ranks.tell(error)
+            raise
+        missing = ranks.agree(None, digest, int(none.any()), lambda: {"step": self._taken + 1, **self._named(step)})
+        has = ranks.comm.largest(1 - none) > 0 if missing else np.ones(len(none), bool)
+        if value is not None:
+            value = ordered(ranks.every(np.asarray([value]))[:, 0].tolist())
+            value = value / (ranks.size * self._parts) if self._mean else value
+        local = self._reduced(parts, has)
+        writing.entered = False
+        try:
+            super()._step(local, value, overrides)
+        except BaseException as error:
+            if not writing.entered:
+                ranks.tell(error)
+            raise
+        if not self._owned:
+            writing.torn = True
+            self._exchange.spread(self._whole.leaves)
+            self._whole.library.written(self._whole.leaves)
+            writing.torn = False
+        return self._tree
+
+    def _given(self, grads: Any) -> list[list[Any]]:
+        """Return the gradients that this rank has: one, or one for each of its parts."""
+        if self._parts == 1:
+            each = [grads]
+        elif isinstance(grads, list | tuple) and len(grads) == self._parts:
+            each = [*grads]
+        else:
+            many = f"{len(grads)} of them" if isinstance(grads, list | tuple) else f"a {type(grads).__name__}"
+            raise ValueError(f"grads: {many}, but a rank has a list of {self._parts} gradients, its parts in order")
+        found = [self._outer.gradients(x)[0] for x in each]
+        if self._outer.moved and not self._owned:
+            self._moved()
+        return found
+
+    def _reduced(self, parts: list[list[Any]], has: np.ndarray[Any, Any]) -> Any:
+        """Return the gradients of what this rank owns, of all ranks."""
+        if not self._owned:
+            self._exchange.reduce(parts, self._mean)
+            return [g if has[k] else None for g, k in zip(self._local, self._layout.numbers, strict=True)]
+        xp, [gs] = self._whole.xp, parts
+        found = [
+            xp.zeros_like(_arrays.detached(p)) if g is None and has[k] else g
+            for k, (p, g) in enumerate(zip(self._whole.leaves, gs, strict=True))
+        ]
+        return self._whole.tree(found)
+
+    def _named(self, step: StepInputs) -> dict[str, float]:
+        """Return the hyperparameters of a step that are numbers, by name."""
+        own: Any = zip(self._executor.chains, step.given, strict=True)
+        rows = [(c, spec.key, h) for c, (chain, hs) in enumerate(own) for spec, h in zip(chain, hs, strict=True)]
+        found = {f"{key}.{n}" + f" of group {c}" * (c > 0): x for c, key, h in rows for n, x in h.items()}
+        found = {n: x for n, x in found.items() if isinstance(x, int | float)}
+        return {**found, "value given": float("value" in step.inputs)}
+
+    def _numbers(self, step: StepInputs) -> tuple[Any, ...]:
+        """Return what must be the same on all ranks."""
+        numbers = [x for hs in step.given for h in hs for x in h.values() if isinstance(x, int | float)]
+        return self._taken, "value" in step.inputs, *numbers
+
+    # --- what is known of all ranks
+
+    @property
+    def rank(self) -> int:
+        """Which of the processes this is, from 0 on."""
+        return self._ranks.rank
+
+    @property
+    def state(self) -> State:
+        """The state, where each rank has its own; of shards there is none: see :meth:`state_dict` and :meth:`save`."""
+        if not self._owned:
+            raise RuntimeError("state: each rank has a part of it; state_dict() and save() put it together")
+        return super().state
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Metrics of the last step; what each parameter has its own of is NaN where another rank has it."""
+        if self._owned:
+            return super().metrics
+        carry = dict(self._carry)
+        for n, (spec, _) in self._executor.state.carried.items():
+            if spec.scope == "leaf":
+                carry[n] = self._executor.scalars.by_leaf([(Value(carry[n]), [*range(len(self._layout.leaves))])])
+        return shaped(self._executor.metrics(carry), self._whole)
+
+    def _of_units(self, x: Any) -> Any:
+        numbers = [*self._layout.numbers]
+        return x[numbers] if isinstance(x, np.ndarray) else self._layout.xp.stack([x[k] for k in numbers])
+
+    def _averages(self) -> Any:
+        """Return the parameters to evaluate, on all ranks."""
+        if self._owned:
+            return super()._averages()
+        layout = self._whole
+        try:
+            slots = {n: self._layout.tree(column) for n, column in self._slots.items()}
+            found = evaluated(self._executor, State(self._taken, slots, self._carry))
+            made = [layout.xp.asarray(_arrays.detached(p), copy=True) for p in layout.leaves]
+            new = [view(layout, made, u) for u in self._shards.of[self.rank]]
+            layout.library.overwrite(new, found)
+        except BaseException as error:
+            self._ranks.tell(error)
+            raise
+        self._ranks.agree()
+        self._exchange.spread(made)
+        return layout.params(made)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("an Optimizer with comm= cannot be copied or pickled: use save and load, or state_dict")
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, rank {self.rank} of {self._ranks.size})"
+
+
+def _contents(x: Any) -> str:
+    """Say what is in an array, for comparison."""
+    return f"contents of CRC-32 {zlib.crc32(memory(to_host(x))):08x}"

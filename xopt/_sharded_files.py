@@ -1,0 +1,412 @@
+"""Checkpoints of many processes: the very file that one process would write, one array at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xopt import _arrays
+from xopt._arrays.dtypes import TABLE
+from xopt._arrays.layout import AliasGuard, Layout
+from xopt._arrays.transfer import from_host, to_host
+from xopt._engine.executor import Executor
+from xopt._engine.program.contract import Chains
+from xopt._engine.program.quantize import BLOCK, is_scale
+from xopt._version import __version__
+from xopt.checkpoint import _restore as _restore
+from xopt.checkpoint import _snapshot as _snapshot
+from xopt.checkpoint._files import opened, write_run
+from xopt.checkpoint._safetensors import Tensor, memory
+from xopt.checkpoint._snapshot import Place, Run, Source
+from xopt.distributed import RankError
+from xopt.distributed._ranks import Ranks
+from xopt.distributed._shards import Shards, Unit
+from xopt.optimizer import Optimizer
+from xopt.rule import FunctionalOptimizer
+
+NDArray = np.ndarray[Any, Any]
+_END, _FAILED = -1, -2
+
+
+class _Stored(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Header:
+    """What rank 0 says of a source: all but the arrays."""
+
+    def __init__(self, text: str) -> None:
+        said = json.loads(text)
+        self.where: str = said["where"]
+        self.meta: dict[str, Any] = said["meta"]
+        self.tensors = {n: _Stored(dtype, tuple(shape)) for n, (dtype, shape) in said["tensors"].items()}
+
+    @staticmethod
+    def said(source: Source) -> str:
+        """Return such a text."""
+        tensors = {n: (x.dtype, x.shape) for n, x in source.tensors.items()}
+        return json.dumps({"where": source.where, "meta": source.meta, "tensors": tensors})
+
+    def verify(self) -> None:
+        """Rank 0 has."""
+
+    def into(self, name: str, out: NDArray) -> None:
+        """Rank 0 reads."""
+        raise NotImplementedError
+
+    def read(self, name: str) -> NDArray:
+        """Rank 0 reads."""
+        raise NotImplementedError
+
+
+class Assembly:
+    """The state of all ranks as that of one process.
+
+    All methods but `place` are calls of all ranks.
+
+    Parameters
+    ----------
+    ranks, shards
+        Who has what, and how they talk.
+    executor
+        The chains of the whole tree.
+    slots
+        The state of this rank, by unit.
+    """
+
+    def __init__(self, ranks: Ranks, shards: Shards, executor: Executor, slots: dict[str, list[Any]]) -> None:
+        self._ranks, self._shards, self._executor, self._slots = ranks, shards, executor, slots
+        self._layout: Layout = executor.layout
+        self._first = {u.leaf: (u.owner, i) for us in shards.of for i, u in reversed([*enumerate(us)]) if u.start == 0}
+        """The rank and the number there of the first unit of each parameter."""
+
+    def run(self, rule: FunctionalOptimizer, carry: Mapping[str, Any]) -> Run:
+        """Return a run of one process. The arrays of its state have shapes and dtypes, and no memory."""
+        state, layout = self._executor.state, self._layout
+        slots = {n: [self._hollow(n, k) for k in range(len(layout.leaves))] for n in state.live}
+        return Run(rule, layout, self._executor, slots, self.carry(carry))
+
+    def _hollow(self, name: str, k: int) -> Any:
+        state, layout = self._executor.state, self._layout
+        if not state.has(name, k):
+            return None
+        xp, dtype = layout.xp, _arrays.dtype_of(layout.library, layout.xp, state.slot_dtype(name, k))
+        return xp.broadcast_to(xp.zeros((), dtype=dtype, **_arrays.beside(layout.leaves[k])), state.slot_shape(name, k))
+
+    def carry(self, carry: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the scalars that live from step to step, of all parameters."""
+        made = self._executor.new_carry()
+        for n, (spec, _) in self._executor.state.carried.items():
+            if spec.scope != "leaf":
+                made[n] = carry[n]
+                continue
+            own = np.zeros(self._shards.most)
+            x = carry[n] if isinstance(carry[n], np.ndarray) else to_host(carry[n])
+            own[: len(x)] = x
+            every, found = self._ranks.every(own), to_host(made[n]).astype(np.float64)
+            for k, at in self._first.items():
+                found[k] = every[at]
+            made[n] = self._executor.scalars.carried(spec, found.tolist(), _dtype(made[n]))
+        return made
+
+    def tensors(self, run: Run, params: bool, announce: Callable[[int], Any]) -> dict[str, Tensor]:
+        """Return all arrays that rank 0 saves; for those of the state it calls the others first."""
+        places = run.places(params)
+        numbers = {name: i for i, name in enumerate(run.places(False))}
+
+        def get(name: str, place: Place) -> NDArray:
+            if not place.slot:
+                return to_host(place.array)
+            announce(numbers[name])
+            found = self.gather(place)
+            assert found is not None
+            return found
+
+        def tensor(name: str, place: Place) -> Tensor:
+            return Tensor(_arrays.dtype_name(place.array), tuple(place.array.shape), lambda: get(name, place))
+
+        return {name: tensor(name, place) for name, place in places.items()}
+
+    def serve(self, run: Run) -> str:
+        """Send what rank 0 asks for until it is done, and return what it says then."""
+        places = [*run.places(False).values()]
+        while (number := self.word(0)) >= 0:
+            self.gather(places[number])
+        said = self._ranks.text("", 0)
+        if number == _FAILED:
+            raise RankError(0, said)
+        return said
+
+    def word(self, number: int) -> int:
+        """Return a number that rank 0 has."""
+        found = np.asarray([number], np.int64)
+        self._ranks.comm.broadcast(found.view(np.uint8), 0)
+        return int(found[0])
+
+    def end(self, said: str, failed: bool = False) -> None:
+        """Tell the others, on rank 0, that all is done, or has failed."""
+        self.word(_FAILED if failed else _END)
+        self._ranks.text(said, 0)
+
+    def gather(self, place: Place) -> NDArray | None:
+        """Return an array of the state on rank 0."""
+        dtype, me = _arrays.dtype_name(place.array), self._ranks.rank
+        pieces = self._pieces(place)
+        own = [self._own(place.slot, i) for rank, i, _, _ in pieces if rank == me]
+        if me:
+            if own:
+                self._ranks.comm.send(np.concatenate(own), 0)
+            return None
+        whole = np.empty(math.prod(place.array.shape) * TABLE[dtype].itemsize, np.uint8)
+        for rank in range(self._ranks.size):
+            spans = [(low, high) for r, _, low, high in pieces if r == rank]
+            if not spans:
+                continue
+            many = sum(high - low for low, high in spans)
+            got = np.concatenate(own) if rank == 0 else np.empty(many, np.uint8)
+            if rank and many:
+                self._ranks.comm.receive(got, rank)
+            at = 0
+            for low, high in spans:
+                whole[low:high] = got[at : at + high - low]
+                at += high - low
+        return whole.view(TABLE[dtype].bits).reshape(place.array.shape)
+
+    def _own(self, slot: str, i: int) -> NDArray:
+        return np.frombuffer(memory(to_host(self._slots[slot][i])), np.uint8)
+
+    def _pieces(self, place: Place) -> list[tuple[int, int, int, int]]:
+        """Return who has an array of the state: a rank, the number of the unit there, and from which byte to which."""
+        width, size = TABLE[_arrays.dtype_name(place.array)].itemsize, math.prod(place.array.shape)
+        found = []
+        for rank, units in enumerate(self._shards.of):
+            for i, u in enumerate(units):
+                if u.leaf == place.k:
+                    low, high = self._span(u, place.slot, size)
+                    found += [(rank, i, low * width, high * width)] if high > low else []
+        return found
+
+    def _span(self, u: Unit, slot: str, size: int) -> tuple[int, int]:
+        if u.stop - u.start == self._layout.sizes[u.leaf]:
+            return 0, size
+        return (u.start // BLOCK, -(-u.stop // BLOCK)) if is_scale(slot) else (u.start, u.stop)
+
+    def broadcast(self, place: Place, found: NDArray | None) -> NDArray:
+        """Return on all ranks an array that rank 0 has."""
+        dtype, shape = _arrays.dtype_name(place.array), tuple(place.array.shape)
+        whole = np.empty(math.prod(shape) * TABLE[dtype].itemsize, np.uint8)
+        if found is not None:
+            whole[:] = memory(found)
+        if len(whole):
+            self._ranks.comm.broadcast(whole, 0)
+        return whole.view(TABLE[dtype].bits).reshape(shape)
+
+    def scatter(self, place: Place, found: NDArray | None) -> None:
+        """Write what rank 0 has of a parameter, or of an array of the state, where it belongs on all ranks."""
+        if not place.slot:
+            self.write(place, self.broadcast(place, found))
+            return
+        pieces, me = self._pieces(place), self._ranks.rank
+        by_rank = [[(i, low, high) for r, i, low, high in pieces if r == rank] for rank in range(self._ranks.size)]
+        if found is not None:
+            data = np.frombuffer(memory(found), np.uint8)
+            for rank, own in enumerate(by_rank):
+                if rank and own:
+                    self._ranks.comm.send(np.concatenate([data[low:high] for _, low, high in own]), rank)
+            got = np.concatenate([data[low:high] for _, low, high in by_rank[0]] or [data[:0]])
+        else:
+            got = np.empty(sum(high - low for _, low, high in by_rank[me]), np.uint8)
+            if len(got):
+                self._ranks.comm.receive(got, 0)
+        at = 0
+        for i, low, high in by_rank[me]:
+            self._into(self._slots[place.slot][i], _arrays.dtype_name(place.array), got[at : at + high - low])
+            at += high - low
+
+    def write(self, place: Place, found: NDArray) -> None:
+        """Write an array that this rank has into its own places."""
+        dtype = _arrays.dtype_name(place.array)
+        data = np.frombuffer(memory(found), np.uint8)
+        if not place.slot:
+            self._into(place.array, dtype, data)
+            return
+        for rank, i, low, high in self._pieces(place):
+            if rank == self._ranks.rank:
+                self._into(self._slots[place.slot][i], dtype, data[low:high])
+
+    def _into(self, x: Any, dtype: str, data: NDArray) -> None:
+        host = np.array(data).view(TABLE[dtype].bits).reshape(tuple(x.shape))
+        self._layout.library.overwrite([x], [from_host(host, dtype, x)])
+
+
+class SavedTogether(Optimizer):
+    """An optimizer of many processes, as far as it is saved."""
+
+    _ranks: Ranks
+    _shards: Shards
+    _all: Executor
+    """The chains of the whole tree."""
+    _owned: bool
+    _outer: AliasGuard
+    """Where the parameters lie."""
+
+    @abstractmethod
+    def _moved(self) -> None:
+        """Go on with parameters that have other memory."""
+
+    @abstractmethod
+    def _of_units(self, x: Any) -> Any:
+        """Return what units have of a vector with something for each parameter."""
+
+    @abstractmethod
+    def _full_chains(self, rule: FunctionalOptimizer) -> Chains:
+        """Return what each parameter goes through."""
+
+    def save(self, path: str | os.PathLike[str], *, only_state: bool = False, **options: Any) -> Path:
+        """Save all of it: a call of all ranks. Rank 0 writes, and has one array of the others at a time."""
+        if self._owned:
+            return super().save(path, only_state=only_state, **options)
+        with self._access.acquire("save"):
+            run, assembly = self._assembled("save")
+            if self._ranks.rank:
+                return Path(assembly.serve(run))
+            try:
+                extra = options.pop("extra", None)
+                meta = _snapshot.metadata(run, self._taken, extra, __version__)
+                tensors = assembly.tensors(run, not only_state, assembly.word)
+                file = write_run(path, meta, tensors, **{"keep": None, "fsync": True, **options})
+            except BaseException as error:
+                assembly.end(f"{type(error).__name__}: {error}", failed=True)
+                raise
+            assembly.end(os.fspath(file))
+            return file
+
+    def _assembled(self, what: str, torn: bool = False) -> tuple[Run, Assembly]:
+        """Return the run of all ranks, and what it is put together by."""
+        try:
+            self._fit(what, torn=torn)
+            self._outer.look()
+            if self._outer.moved:
+                self._moved()
+            assembly = Assembly(self._ranks, self._shards, self._all, self._slots)
+        except BaseException as error:
+            self._ranks.tell(error)
+            raise
+        self._ranks.agree()
+        return assembly.run(self._rule, self._carry), assembly
+
+    def state_dict(self, *, only_state: bool = True, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return all of it on every rank: a call of all ranks."""
+        if self._owned:
+            return super().state_dict(only_state=only_state, extra=extra)
+        with self._access.acquire("state_dict"):
+            run, assembly = self._assembled("state_dict")
+            slots: dict[str, dict[str, Any]] = {n: {} for n in run.slots}
+            for place in run.places(False).values():
+                host = assembly.broadcast(place, assembly.gather(place))
+                slots[place.slot][place.key] = from_host(host, _arrays.dtype_name(place.array), place.array)
+            own = {
+                place.key: run.layout.xp.asarray(_arrays.detached(place.array), copy=True)
+                for place in ({} if only_state else run.places(True)).values()
+                if not place.slot
+            }
+            meta = _snapshot.metadata(run, self._taken, extra, __version__)
+            return {**meta, "state": slots, **({} if only_state else {"params": own})}
+
+    def load(
+        self, path: str | os.PathLike[str], *, strict: bool = True, cast: bool = False, checksums: bool = True
+    ) -> dict[str, Any]:
+        """Go on from a checkpoint of any number of ranks: a call of all ranks. Rank 0 reads it."""
+        if self._owned:
+            return super().load(path, strict=strict, cast=cast, checksums=checksums)
+        with self._access.acquire("load"):
+            run, assembly = self._assembled("load", torn=True)
+            file = None
+            try:
+                text = ""
+                if self._ranks.rank == 0:
+                    file = opened(path, checksums)
+                    file.verify()
+                    text = Header.said(file)
+            except BaseException as error:
+                self._ranks.tell(error)
+                raise
+            try:
+                self._ranks.agree()
+                head = Header(self._ranks.text(text, 0))
+
+                def put(name: str, place: Place) -> None:
+                    try:
+                        found = None if file is None else converted(file, name, place)
+                    except BaseException as error:
+                        self._ranks.tell(error)
+                        raise
+                    self._ranks.agree()
+                    assembly.scatter(place, found)
+
+                return self._taken_over(run, head, strict, cast, put)
+            finally:
+                if file is not None:
+                    file.__exit__()
+
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True, cast: bool = False) -> dict[str, Any]:
+        """Go on from what :meth:`state_dict` returned, which every rank has: a call of all ranks."""
+        if self._owned:
+            return super().load_state_dict(state, strict=strict, cast=cast)
+        with self._access.acquire("load_state_dict"):
+            run, assembly = self._assembled("load_state_dict", torn=True)
+            try:
+                source = _snapshot.StateDictSource(state)
+            except BaseException as error:
+                self._ranks.tell(error)
+                raise
+
+            def put(name: str, place: Place) -> None:
+                assembly.write(place, converted(source, name, place))
+
+            return self._taken_over(run, source, strict, cast, put)
+
+    def _taken_over(self, run: Run, source: Source, strict: bool, cast: bool, put: Any) -> dict[str, Any]:
+        """Compare a source with this run and take it over, if it fits on all ranks."""
+        executor = self._executor
+        try:
+            run.layout.check_writable()
+            loaded = _restore.check(source, run, strict=strict, cast=cast, hyper=True, whole=executor.writing.torn)
+            chains = executor.checked(self._chains(loaded.rule).chains)
+        except BaseException as error:
+            self._ranks.tell(error)
+            raise
+        with executor.writing:
+            executor.writing.begin()
+            for name, place in loaded.places.items():
+                put(name, place)
+            for place in _restore.renewed(run, loaded):
+                for i, k in enumerate(self._layout.numbers):
+                    if k == place.k:
+                        new = executor.state.renewed(place.slot, i)
+                        run.layout.library.overwrite([self._slots[place.slot][i]], [new])
+            run.layout.library.written(run.layout.leaves)
+            executor.chains, self._rule, executor.seen = chains, loaded.rule, None
+            self._all.chains = self._all.checked(self._full_chains(loaded.rule).chains)
+            self._taken, self._fields = loaded.step, {}
+            for n, x in loaded.carry.items():
+                leaf = executor.state.carried[n][0].scope == "leaf"
+                self._carry[n] = self._of_units(x) if leaf else x
+        return loaded.extra
+
+
+def converted(source: Source, name: str, place: Place) -> NDArray:
+    """Return an array of a source in the dtype of the place where it goes, as bits of NumPy."""
+    return to_host(_restore.taken(source, name, place.array))
+
+
+def _dtype(x: Any) -> str | None:
+    return None if isinstance(x, np.ndarray) else _arrays.dtype_name(x)

@@ -1,0 +1,150 @@
+"""Which rank owns what: parameters cut at chunks, in contiguous ranges of about as many bytes for each rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xopt._arrays.layout import Layout
+from xopt._engine.executor import Executor
+from xopt._engine.program.contract import Chains
+from xopt._engine.program.summation import CHUNK
+
+_ALIGN = 16
+"""Bytes that a unit begins at a multiple of, in the shard of its owner."""
+
+
+class Unit(NamedTuple):
+    """What one rank owns and does not share: some elements of a parameter, or all of it."""
+
+    leaf: int
+    start: int
+    stop: int
+    owner: int
+    at: int
+    """Where it lies in the shard of its owner, in bytes."""
+
+
+class Shards:
+    """The units of a tree, in the order of its parameters.
+
+    Parameters
+    ----------
+    executor
+        The chains of the whole tree. Its programs say what may be cut where: arithmetic element by element, and sums,
+        between any two chunks; components that compute with whole arrays nowhere.
+    size
+        How many ranks.
+    owned
+        Whether each rank has parameters of its own: then a unit is a parameter of a rank, and there is one a rank.
+    """
+
+    def __init__(self, executor: Executor, size: int, owned: bool) -> None:
+        layout = executor.layout
+        self.size, self.owned = size, owned
+        cut: list[tuple[int, int, int]] = []
+        for k, n in enumerate(layout.sizes):
+            bucket = executor.bucket_of[k]
+            if bucket is None:
+                continue  # frozen: nobody steps it
+            if owned:
+                cut.append((k, 0, n))
+                continue
+            whole = not bucket.plan.elementwise or not contiguous(layout, k)
+            step = max(n, 1) if whole else CHUNK >> bucket.split  # a complex element may be two
+            cut += [(k, low, min(low + step, n)) for low in range(0, max(n, 1), step)]
+        bytes_of = [d.itemsize for d in layout.dtypes]
+        total, seen = sum((b - a) * bytes_of[k] for k, a, b in cut), 0
+        ends, self.units = [0] * size, list[Unit]()
+        for k, low, high in cut:
+            if owned:
+                self.units += [Unit(k, low, high, rank, 0) for rank in range(size)]
+                continue
+            many = (high - low) * bytes_of[k]
+            owner = min(size - 1, (2 * seen + many) * size // (2 * total)) if total else 0
+            self.units.append(Unit(k, low, high, owner, ends[owner]))
+            ends[owner] += -(-many // _ALIGN) * _ALIGN
+            seen += many
+        self.ends = ends
+        """The bytes of each shard."""
+        self.of = [[u for u in self.units if u.owner == rank] for rank in range(size)]
+        """The units of each rank."""
+        number = {id(u): i for units in self.of for i, u in enumerate(units)}
+        self.rows = (
+            np.asarray([u.owner for u in self.units], np.intp),
+            np.asarray([number[id(u)] for u in self.units], np.intp),
+        )
+        """Where what each unit has is found, if every rank sends what its own ones have: the rank, and which there."""
+        self.leaves = np.asarray([u.leaf for u in self.units], np.intp)
+        """Which parameter each is a part of."""
+        self.most = max(map(len, self.of))
+
+    def runs(self, rank: int, low: int, high: int, itemsize: Sequence[int]) -> list[tuple[int, int, int, int]]:
+        """Return what of a shard lies in [low, high): a parameter, its elements from where to where, and the byte."""
+        found: list[tuple[int, int, int, int]] = []
+        for u in self.of[rank]:
+            width = itemsize[u.leaf]
+            first, last = max(u.at, low), min(u.at + (u.stop - u.start) * width, high)
+            if first >= last:
+                continue
+            a, b = u.start + (first - u.at) // width, u.start + (last - u.at) // width
+            if found:
+                leaf, before, end, at = found[-1]
+                if leaf == u.leaf and end == a and at + (end - before) * width == first - low:
+                    found[-1] = (leaf, before, b, at)
+                    continue
+            found.append((u.leaf, a, b, first - low))
+        return found
+
+
+def contiguous(layout: Layout, k: int) -> bool:
+    """Whether a parameter is in C order, so that a part of its elements is a view."""
+    return layout.library.contiguous([layout.leaves[k]])[0]
+
+
+def flat(layout: Layout, x: Any) -> Any:
+    """Return the elements of an array in C order: a view, where the array is in C order."""
+    return layout.library.detached(x).reshape(-1)
+
+
+class Parts(Layout):
+    """Parameters of which each rank has its own part."""
+
+    def refuse_local(self, k: int, name: str) -> None:
+        """Refuse nothing: sums are over all ranks."""
+
+
+class Shard(Layout):
+    """The units of one rank as parameters of their own: views of those of the tree."""
+
+    def __init__(self, whole: Layout, units: list[Unit]) -> None:
+        super().__init__([view(whole, whole.leaves, u) for u in units])
+        self._whole, self._units = whole, units
+        self.library, self.xp = whole.library, whole.xp
+        self.kinds = whole.kinds
+        self.numbers = [u.leaf for u in units]
+        self.sizes = [whole.sizes[k] for k in self.numbers]
+        self.starts = [u.start for u in units]
+
+    def path(self, k: int, name: str = "") -> str:
+        """Name the parameter that unit ``k`` is a part of."""
+        return self._whole.path(self.numbers[k], name)
+
+    def look(self) -> None:
+        """Make the views anew, of parameters that have other memory now."""
+        self.leaves[:] = [view(self._whole, self._whole.leaves, u) for u in self._units]
+
+    def chains(self, whole: Chains) -> Chains:
+        """Return what each unit goes through."""
+        return Chains(whole.chains, [whole.of[k] for k in self.numbers])
+
+
+def view(whole: Layout, leaves: list[Any], u: Unit) -> Any:
+    """Return a unit of arrays that are like the parameters."""
+    x = leaves[u.leaf]
+    if u.stop - u.start == math.prod(whole.shapes[u.leaf]):
+        return whole.library.detached(x)
+    return flat(whole, x)[u.start : u.stop]
