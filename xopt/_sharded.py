@@ -289,8 +289,10 @@ class ShardedOptimizer(SavedTogether):
         return shaped(self._executor.metrics(carry), self._whole)
 
     def _of_units(self, x: Any) -> Any:
-        numbers = [*self._layout.numbers]
-        return x[numbers] if isinstance(x, np.ndarray) else self._layout.xp.stack([x[k] for k in numbers])
+        numbers, xp = [*self._layout.numbers], self._layout.xp
+        if isinstance(x, np.ndarray):
+            return x[numbers]
+        return xp.take(x, xp.asarray(np.asarray(numbers, np.int32), **_arrays.beside(x)), axis=0)
 
     def _averages(self) -> Any:
         """Return the parameters to evaluate, on all ranks."""

@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--libraries", nargs="+", default=paths.libraries(), choices=paths.libraries())
+    parser.add_argument("--libraries", nargs="+", default=paths.libraries(), choices=[*paths.libraries(), "ranks"])
     given = parser.parse_args()
     print(f"xopt {xopt.__version__}; {', '.join(given.libraries)}; seed {given.seed}", flush=True)
     context = multiprocessing.get_context("spawn")

@@ -69,20 +69,20 @@ def _devices(library: str) -> list[str]:
 
 
 def paths(library: str) -> list[Path]:
-    """Return the paths of a library, or of the compiled runner."""
+    """Return the paths of a library, of the compiled runner, or all of several ranks."""
     if library == "numpy":
         forms = [("eager", "place"), ("tiled", "pure"), ("tiled", "place"), ("tiles", "pure"), ("tiles", "place")]
+        forms += [("eager", "ranks"), ("tiled", "ranks")]
         return [Path("numpy", "", *x) for x in forms]
     if library == "llvm":
-        return [Path("numpy", "", "llvm", form) for form in ("pure", "place")]
+        return [Path("numpy", "", "llvm", form) for form in ("pure", "place", "ranks")]
     if library == "torch":
-        return [Path("torch", "", runner, form) for runner in ("eager", "tiled") for form in ("pure", "place")]
+        forms = [(runner, form) for runner in ("eager", "tiled") for form in ("pure", "place")]
+        return [Path("torch", "", *x) for x in [*forms, ("eager", "ranks"), ("tiled", "ranks")]]
     if library == "jax":
         return [Path("jax", "", None, form) for form in ("jit", "place", "pure")]
     if library == "ranks":
-        found = [Path("numpy", "", runner, "ranks") for runner in ("eager", "tiled", "llvm")]
-        found += [Path("torch", "", "tiled", "ranks")] * available("torch")
-        return [path for path in found if path.runner != "llvm" or available("llvm")]
+        return [x for name in ("numpy", "llvm", "torch") if available(name) for x in paths(name) if x.form == "ranks"]
     if library == "cupy":
         return [Path("cupy", "", runner, form) for runner in ("eager", "cuda") for form in ("pure", "place")]
     return [Path(library, device, None, form) for device in _devices(library) for form in ("pure", "place")]
@@ -90,7 +90,7 @@ def paths(library: str) -> list[Path]:
 
 def libraries() -> list[str]:
     """Return what is installed here."""
-    return [name for name in ("numpy", "llvm", "torch", "strict", "jax", "dask", "cupy") if available(name)] + ["ranks"]
+    return [name for name in ("numpy", "llvm", "torch", "strict", "jax", "dask", "cupy") if available(name)]
 
 
 def laid(x: Any, layout: str) -> Any:

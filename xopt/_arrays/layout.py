@@ -61,6 +61,11 @@ class Layout:
             self._paths = _tree.paths(self.spec, "")
         return (name or self._name) + self._paths[k]
 
+    @property
+    def like(self) -> Any:
+        """A parameter, to make other arrays beside it; None where there is none."""
+        return self.leaves[0] if self.leaves else None
+
     def names(self) -> list[str]:
         """Name every leaf by its keys, with slashes between them: ``layer1/w``."""
         if "names" not in self.memo:

@@ -61,7 +61,7 @@ class ScalarResolver:
             return layout.xp.asarray(host, dtype=self.wide)
         if dtype is not None and not layout.library.host and (self.as_saved or not self._host):
             kind = layout.xp.float32 if dtype == "float32" else self.wide
-            return layout.xp.asarray(host, dtype=kind, **_arrays.beside(layout.leaves[0]))
+            return layout.xp.asarray(host, dtype=kind, **_arrays.beside(layout.like))
         if spec.scope == "leaf":
             return host if self._plain() else self._vector(host)
         return host.item()
@@ -73,7 +73,7 @@ class ScalarResolver:
     def wide(self) -> Any:
         """The dtype in which scalars that are arrays are computed: float64 where the device has it."""
         layout, real = self._layout, self._real_name()
-        device = _arrays.device(layout.leaves[0]) if layout.leaves else None
+        device = None if layout.like is None else _arrays.device(layout.like)
         return getattr(layout.xp, _arrays.widest_real(layout.xp, device, real))
 
     def scalars(self, given: H) -> H:
@@ -285,7 +285,7 @@ class ScalarResolver:
         if self._plain():
             return np.asarray(x, np.float64)
         if isinstance(x, np.ndarray):
-            x = self._layout.xp.asarray(x, dtype=self.wide, **_arrays.beside(self._layout.leaves[0]))
+            x = self._layout.xp.asarray(x, dtype=self.wide, **_arrays.beside(self._layout.like))
         return x
 
     def _taken(self, vector: Any, leaves: list[int]) -> Any:

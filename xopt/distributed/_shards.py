@@ -133,6 +133,11 @@ class Shard(Layout):
         """Name the parameter that unit ``k`` is a part of."""
         return self._whole.path(self.numbers[k], name)
 
+    @property
+    def like(self) -> Any:
+        """A parameter of the tree, also where this rank has none."""
+        return self._whole.like
+
     def look(self) -> None:
         """Make the views anew, of parameters that have other memory now."""
         self.leaves[:] = [view(self._whole, self._whole.leaves, u) for u in self._units]
