@@ -15,7 +15,7 @@ from xopt._engine import buffers as _buffers
 from xopt._engine.eval_params import evaluated
 from xopt._engine.exclusive import Writing
 from xopt._engine.executor import Executor, StepInputs
-from xopt._engine.metrics import shaped
+from xopt._engine.metrics import Seen, shaped
 from xopt._engine.program.algebra import Value
 from xopt._engine.program.contract import Chains
 from xopt._engine.program.summation import CHUNK, ordered
@@ -185,6 +185,13 @@ class ShardedOptimizer(SavedTogether):
         self._forget()
         self._outer.moved = False
 
+    def _fit(self, what: str, torn: bool = False) -> None:
+        try:
+            super()._fit(what, torn)
+        except BaseException as error:
+            self._ranks.tell(error)
+            raise
+
     # --- a step
 
     def _step(self, grads: Any, value: Any, overrides: dict[str, Any]) -> Any:
@@ -205,7 +212,7 @@ class ShardedOptimizer(SavedTogether):
             ranks.tell(error)
             raise
         missing = ranks.agree(None, digest, int(none.any()), lambda: {"step": self._taken + 1, **self._named(step)})
-        has = ranks.comm.largest(1 - none) > 0 if missing else np.ones(len(none), bool)
+        self._has = has = ranks.comm.largest(1 - none) > 0 if missing else np.ones(len(none), bool)
         if value is not None:
             value = ordered(ranks.every(np.asarray([value]))[:, 0].tolist())
             value = value / (ranks.size * self._parts) if self._mean else value
@@ -282,6 +289,9 @@ class ShardedOptimizer(SavedTogether):
         """Metrics of the last step; what each parameter has its own of is NaN where another rank has it."""
         if self._owned:
             return super().metrics
+        seen = self._executor.seen
+        if isinstance(seen, Seen):
+            self._executor.seen = seen._replace(alone={n: h for n, h in seen.alone.items() if n in self._stepped()})
         carry = dict(self._carry)
         for n, (spec, _) in self._executor.state.carried.items():
             if spec.scope == "leaf":
@@ -293,6 +303,11 @@ class ShardedOptimizer(SavedTogether):
         if isinstance(x, np.ndarray):
             return x[numbers]
         return xp.take(x, xp.asarray(np.asarray(numbers, np.int32), **_arrays.beside(x)), axis=0)
+
+    def _stepped(self) -> set[str]:
+        """Return the components that some parameter of any rank went through in the last step."""
+        rows = zip(self._all.bucket_of, self._has, strict=True)
+        return {spec.key for bucket, has in rows if bucket is not None and has for spec in bucket.specs}
 
     def _averages(self) -> Any:
         """Return the parameters to evaluate, on all ranks."""

@@ -329,17 +329,16 @@ class SavedTogether(Optimizer):
             return super().load(path, strict=strict, cast=cast, checksums=checksums)
         with self._access.acquire("load"):
             run, assembly = self._assembled("load", torn=True)
-            file = None
+            file, text = None, ""
             try:
-                text = ""
-                if self._ranks.rank == 0:
-                    file = opened(path, checksums)
-                    file.verify()
-                    text = Header.said(file)
-            except BaseException as error:
-                self._ranks.tell(error)
-                raise
-            try:
+                try:
+                    if self._ranks.rank == 0:
+                        file = opened(path, checksums)
+                        file.verify()
+                        text = Header.said(file)
+                except BaseException as error:
+                    self._ranks.tell(error)
+                    raise
                 self._ranks.agree()
                 head = Header(self._ranks.text(text, 0))
 

@@ -221,7 +221,7 @@ class Executor:
             at = places(self.chains, [work.specs for work in works]) if holes else self._places
             rest = Rest(ps, slots, {})
             values, carry = self.scalars.run(clocks, given, at, works, carry, rest)
-            seen = _metrics.Seen(at, [work.leaves for work in works], values)
+            seen = _metrics.Seen(at, [work.leaves for work in works], values, self.scalars.alone)
             jobs = []
             for work, scalars in zip(works, values, strict=True):
                 into = {n: work.loads[n] for n in work.outputs} if write else None

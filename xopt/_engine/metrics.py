@@ -33,6 +33,8 @@ class Seen(NamedTuple):
     leaves: list[list[int]]
     """Of each bucket, the leaves that took part."""
     values: list[StepScalars]
+    alone: Mapping[str, Mapping[str, Any]] = {}
+    """The scalars of components of which other processes have the leaves, by key."""
 
 
 class Row(NamedTuple):
@@ -113,10 +115,12 @@ def read(
 
 def _taken(norm: Any, seen: Seen) -> Any:
     """Return the norm of a step, 0 where a component held it back."""
-    gates = [members[0] for spec, _, members in seen.places if spec.gates and members]
     x = norm if isinstance(norm, float) else Value(norm)
-    for w, i in gates:
-        x = functions.where(seen.values[w].specs[i]["go"] > 0.5, x, 0.0)
+    for spec, _, members in seen.places:
+        if spec.gates and (members or spec.key in seen.alone):
+            [w, i] = members[0] if members else (-1, -1)
+            h = seen.values[w].specs[i] if members else seen.alone[spec.key]
+            x = functions.where(h["go"] > 0.5, x, 0.0)
     return x.array if isinstance(x, Value) else x
 
 
@@ -126,7 +130,7 @@ def _of(spec: ComponentSpec, field: str, members: list[tuple[int, int]], seen: S
     alike = all(same(h[n], many[0][n]) for h in many[1:] for n in spec.hypers)
     one = spec.scope == "tree" or field in spec.hypers
     if one and alike and not any(_by_leaf(h[field]) for h in many):
-        x = many[0][field] if many else float("nan")
+        x = many[0][field] if many else seen.alone.get(spec.key, {}).get(field, float("nan"))
         return x.array if isinstance(x, Value) else x
     return by_leaf([(h[field], seen.leaves[w]) for h, (w, _) in zip(many, members, strict=True)])
 

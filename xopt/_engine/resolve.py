@@ -44,6 +44,8 @@ class ScalarResolver:
         """Whether the host's runner leaves some leaves to the eager one, whose sums are arrays of the library."""
         self.as_saved = False
         """Whether what is loaded is an array where it was one, although the host would compute with numbers."""
+        self.alone: dict[str, H] = {}
+        """The scalars of components without leaves here, where other processes have such; by key."""
         self.checked = False
         """Whether gradients have been looked at already, where a component would refuse some."""
 

@@ -11,7 +11,7 @@ from xopt._arrays.layout import Layout
 from xopt._arrays.transfer import to_host
 from xopt._engine.program.algebra import Value
 from xopt._engine.program.contract import BucketStep, ComponentSpec, StepScalars
-from xopt._engine.program.hooks import terms
+from xopt._engine.program.hooks import host_scalars, terms
 from xopt._engine.program.summation import Roots, ordered
 from xopt._engine.resolve import ScalarResolver
 from xopt.distributed._ranks import Ranks
@@ -60,6 +60,16 @@ class RankResolver(ScalarResolver):
             numbers = [works[w].numbers[k] for k in works[w].leaves]
             values[w].share(totals or {n: Value(self._vector(rows[numbers, j])) for j, n in enumerate(names)})
         return totals
+
+    def run(self, *args: Any) -> Any:
+        self.alone = {}
+        return super().run(*args)
+
+    def _alone(self, spec: ComponentSpec, h: dict[str, Any], carry: dict[str, Any]) -> Any:
+        go = super()._alone(spec, h, carry)
+        known = host_scalars(spec, h) if spec.host and spec.scope == "tree" else {}
+        self.alone[spec.key] = h | known
+        return go
 
     def _scalar(self, x: float) -> Any:
         """Return a sum as the runner has it: a number on the host, else an array of the library."""

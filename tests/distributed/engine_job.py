@@ -1,0 +1,86 @@
+"""What a rank of MPI or of gloo does in `test_engines.py`: prints what it has, once a rank."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import xopt
+
+SHAPES = {"wide": (70, 1300), "b": (7,), "empty": (0, 3), "scalar": (), "long": (65536 + 9,), "small": (5, 4)}
+RULES = {
+    "adam": xopt.Adam(lr=0.1),
+    "clip": xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.AdamW(lr=0.1, weight_decay=0.1), xopt.EMA(0.9)),
+    "prodigy": xopt.Prodigy(),
+    "lamb": xopt.LAMB(lr=0.1),
+    "muon": xopt.Groups(xopt.Adam(lr=0.1), ("small", xopt.Muon(lr=0.1))),
+}
+
+
+def tree(key: int, array: Callable[[Any], Any], dtype: str) -> dict[str, Any]:
+    rng = np.random.default_rng(key)
+    return {n: array(np.asarray(rng.standard_normal(shape), dtype)) for n, shape in SHAPES.items()}
+
+
+def gradient(key: int, array: Callable[[Any], Any], dtype: str, mine: bool) -> Any:
+    found = tree(key, array, dtype)
+    return found if mine else dict.fromkeys(found)
+
+
+def job(comm: Any, folder: Path, array: Callable[[Any], Any] = lambda x: x) -> list[str]:
+    """Return lines: the bits of every rule, and what the other ranks say of a wrong gradient."""
+    found = []
+    rank, size = (0, 1) if comm is None else comm[:2] if isinstance(comm, tuple) else (comm.rank, comm.size)
+    group = comm[2] if isinstance(comm, tuple) else comm
+    for name, rule in RULES.items():
+        dtype = "complex64" if name == "clip" else "float32"
+        opt: Any = xopt.Optimizer(
+            tree(0, array, dtype), rule, runner="tiled", **({} if comm is None else {"comm": group})
+        )
+        for t in range(1, 4):
+            opt.step(gradient(t, array, dtype, t % size == rank))
+        file = opt.save(folder / f"{name}-{rank if comm is None else 'ranks'}.safetensors", fsync=False)
+        opt.load(file)
+        opt.step(gradient(4, array, dtype, rank == 0))
+        digest = hashlib.sha256(file.read_bytes())
+        for x in opt.params.values():
+            digest.update(np.ascontiguousarray(np.asarray(x)).tobytes())
+        found.append(f"{name} {digest.hexdigest()[:16]}")
+    if comm is not None:
+        bad = gradient(5, array, dtype, True)
+        bad["b"] = array(np.zeros(8, dtype)) if rank == 1 else bad["b"]
+        try:
+            opt.step(bad)
+        except (ValueError, RuntimeError) as error:
+            found.append(f"{type(error).__name__}: {error}")
+    return found
+
+
+def mpi(folder: Path) -> None:
+    from mpi4py import MPI
+
+    lines = MPI.COMM_WORLD.gather(job(MPI.COMM_WORLD, folder))
+    if lines is not None:
+        for rank, own in enumerate(lines):
+            for line in own:
+                print(rank, line)
+
+
+def gloo(folder: Path) -> None:
+    import torch
+    import torch.distributed as dist
+
+    rank, size = int(sys.argv[3]), int(sys.argv[4])
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=size)
+    for line in job((rank, size, dist.group.WORLD), folder, torch.from_numpy):
+        print(rank, line)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    {"mpi": mpi, "gloo": gloo}[sys.argv[1]](Path(sys.argv[2]))

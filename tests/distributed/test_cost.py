@@ -1,0 +1,79 @@
+"""What a rank keeps and what it sends: 1/N of the state, and the parameters twice but for its own part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from support.ranks import Rank, World
+
+import xopt
+from xopt._engine.program.summation import CHUNK
+
+TREES: dict[str, list[tuple[int, ...]]] = {
+    "vector": [(1_500_001,)],
+    "object of 3 leaves": [(700, 1000), (700, 1000), (128, 128)],
+    "many": [(400, 300), (300,)] * 20,
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_state_and_bytes(name: str, size: int) -> None:
+    rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam(lr=0.1))
+    total = sum(4 * int(np.prod(shape)) for shape in TREES[name])
+
+    def one(comm: Rank) -> Any:
+        params = [np.ones(shape, np.float32) for shape in TREES[name]]
+        opt: Any = xopt.Optimizer(params, rule, comm=comm)
+        state = sum(x.nbytes for column in opt._slots.values() for x in column)
+        before = comm.sent
+        opt.step([np.ones_like(x) for x in params])
+        return state, comm.sent - before
+
+    found = World(size).run(one)
+    assert sum(state for state, _ in found) == 2 * total
+    for state, sent in found:
+        assert state <= 2 * total / size + 2 * 4 * CHUNK
+        least = 2 * (size - 1) / size * total
+        assert sent <= 1.01 * least + 4 * CHUNK * size  # a bucket is as long as the longest shard
+
+
+def test_what_is_frozen_is_not_sent() -> None:
+    def one(comm: Rank) -> int:
+        params = {"a": np.ones(200_000), "b": np.ones(100)}
+        opt = xopt.Optimizer(params, xopt.Groups(xopt.Adam(), ("a", xopt.Freeze)), comm=comm)
+        before = comm.sent
+        opt.step({n: x * 1 for n, x in params.items()})
+        return comm.sent - before
+
+    assert max(World(3).run(one)) < 5_000
+
+
+def test_metrics_and_hooks_are_those_of_every_rank() -> None:
+    def one(comm: Any) -> Any:
+        more = {} if comm is None else {"comm": comm}
+        opt: Any = xopt.Optimizer(
+            {"w": np.ones(3 * CHUNK), "b": np.ones(3)},
+            xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.LAMB(lr=0.1)),
+            metrics=["update_norm", "param_norm"],
+            **more,
+        )
+        seen = []
+        opt.on_step(lambda opt: seen.append(opt.steps_taken))
+        g = {"w": np.full(3 * CHUNK, 2.0), "b": np.ones(3)}
+        opt.step(g if comm is None or comm.rank == 0 else dict.fromkeys(g))
+        assert seen == [1]
+        assert comm is None or (opt.rank == comm.rank and f"rank {comm.rank} of 4" in repr(opt))
+        return opt.metrics
+
+    want, found = one(None), World(4).run(one)
+    for x in found:
+        ratios = [x.pop("trust_ratio"), {n: y for n, y in want.items() if n == "trust_ratio"}["trust_ratio"]]
+        assert x == {n: y for n, y in want.items() if n != "trust_ratio"}
+        for n in ("w", "b"):
+            assert np.isnan(ratios[0][n]) or ratios[0][n] == ratios[1][n]
+        x["ratios"] = ratios[0]
+    assert [bool(np.isnan(x["ratios"]["b"])) for x in found] == [False, True, True, True]
+    assert [bool(np.isnan(x["ratios"]["w"])) for x in found] == [False, True, False, False]  # rank 1 has nothing

@@ -1,0 +1,369 @@
+"""What is wrong on one rank is raised on all, before anything moves; nothing hangs, and the next step is right."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.ranks import Rank, World
+
+import xopt
+from xopt.checkpoint import _safetensors
+from xopt.distributed import RankError
+
+SIZE, BAD = 3, 1
+RULE = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam(lr=0.1))
+
+
+def tree() -> dict[str, Any]:
+    return {"w": np.linspace(1, 2, 70_000), "b": np.ones(3), "s": np.ones(())}
+
+
+def gradients() -> dict[str, Any]:
+    return {n: x * 0.5 for n, x in tree().items()}
+
+
+def bits(opt: Any) -> Any:
+    found = opt.state_dict()
+    slots = {n: {k: x.tobytes() for k, x in own.items()} for n, own in found["state"].items()}
+    return {n: x.tobytes() for n, x in opt.params.items()}, slots, found["carry"], found["step"]
+
+
+def raised(found: list[Any], kind: type[BaseException], text: str, bad: int = BAD) -> None:
+    """Check that one rank raised this, and that the others say so."""
+    for rank, error in enumerate(found):
+        assert isinstance(error, BaseException), (rank, found)
+        if rank == bad:
+            assert type(error) is kind, error
+            assert re.search(text, str(error)), error
+        else:
+            assert type(error) is RankError, error
+            assert error.rank == bad
+            assert str(error) == f"rank {bad}: {kind.__name__}: {found[bad]}"
+
+
+def refuse() -> None:
+    raise OSError("no weather today")
+
+
+def wrong(t: int) -> float:
+    return -1.0
+
+
+GRADIENTS: dict[str, tuple[Callable[[], Any], type[BaseException], str]] = {
+    "shape": (lambda: {**gradients(), "b": np.ones(4)}, ValueError, r'grads\["b"\]: shape \(4,\)'),
+    "dtype": (lambda: {**gradients(), "b": np.ones(3, np.float32)}, TypeError, r'grads\["b"\]: dtype float32'),
+    "structure": (lambda: {"w": np.ones(70_000)}, ValueError, r'grads\["b"\]: missing'),
+    "number": (lambda: {**gradients(), "s": 1.0}, TypeError, r'grads\["s"\]: 1.0, a Python float'),
+    "string": (lambda: {**gradients(), "s": "x"}, TypeError, r'grads\["s"\]'),
+    "list": (lambda: [*gradients().values()], ValueError, "grads"),
+    "nothing": (lambda: None, ValueError, "grads"),
+}
+
+
+def steps(job: Callable[[Any, Rank], Any], rule: Any = RULE, **options: Any) -> list[Any]:
+    """Do something after a step, on all ranks; check that it moves nothing and that the next step is right."""
+
+    def one(comm: Rank) -> Any:
+        opt = xopt.Optimizer(tree(), rule, comm=comm, **options)
+        opt.step(gradients())
+        before = bits(opt)
+        try:
+            job(opt, comm)
+        except BaseException as error:
+            found: Any = error
+        else:
+            found = None
+        assert bits(opt) == before
+        opt.step(gradients())
+        return found, bits(opt)
+
+    def usual(comm: Rank) -> Any:
+        opt = xopt.Optimizer(tree(), rule, comm=comm, **options)
+        for _ in range(2):
+            opt.step(gradients())
+        return bits(opt)
+
+    [want, *_], found = World(SIZE).run(usual), World(SIZE).run(one)
+    for x in found:
+        assert isinstance(x, tuple), x
+        assert x[1] == want
+    return [x[0] for x in found]
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("bad", [0, 2])
+def test_a_gradient(name: str, bad: int) -> None:
+    make, kind, text = GRADIENTS[name]
+    found = steps(lambda opt, comm: opt.step(make() if comm.rank == bad else gradients()))
+    raised(found, kind, text, bad)
+
+
+WORDS: dict[str, tuple[dict[str, Any], type[BaseException], str]] = {
+    "out of range": ({"lr": -1.0}, ValueError, "lr"),
+    "no such name": ({"speed": 1.0}, TypeError, "speed"),
+    "a schedule that raises": ({"lr": lambda t: refuse()}, OSError, "no weather"),
+    "a schedule out of range": ({"lr": wrong}, ValueError, "lr"),
+    "another value": ({"lr": 0.5}, ValueError, r"lr: 0.5 on rank 1, but 0.1 on rank 0"),
+    "value of a wrong kind": ({"value": "x"}, TypeError, "value"),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_hyperparameter(name: str) -> None:
+    words, kind, text = WORDS[name]
+    more = lambda comm: words if comm.rank == BAD else {"value": 1.0} if "value" in words else {}
+    raised(steps(lambda opt, comm: opt.step(gradients(), **more(comm))), kind, text)
+
+
+def test_value_on_some_ranks_only() -> None:
+    rule = xopt.chain(xopt.SGD(lr=0.1), xopt.ReduceOnPlateau())
+
+    def one(comm: Rank) -> Any:
+        opt = xopt.Optimizer(tree(), rule, comm=comm)
+        return opt.step(gradients(), value=None if comm.rank == BAD else 1.0)
+
+    raised(World(SIZE).run(one), TypeError, "value: missing")
+
+
+def test_value_is_that_of_all_ranks() -> None:
+    """Each has its own part of the loss; the scale of a plateau is the same everywhere."""
+
+    def one(comm: Any, total: str = "mean") -> Any:
+        more = {} if comm is None else {"comm": comm, "total": total}
+        rule = xopt.chain(xopt.SGD(lr=0.1), xopt.ReduceOnPlateau(factor=0.5, patience=0))
+        opt = xopt.Optimizer(tree(), rule, **more)
+        for t in range(4):
+            rank = 1 if comm is None else comm.rank
+            opt.step(gradients(), value=1.0 + t * (rank - 1) + 0.01 * t)  # of all: 1.0, 1.01, 1.02 …
+        return bits(opt)[2]
+
+    want = one(None)
+    assert World(3).run(one) == [want] * 3
+    assert want["1.reduceonplateau.scale"] < 1
+
+
+@pytest.mark.parametrize("how", ["raise", "skip", "zero"])
+def test_a_gradient_that_is_not_finite(how: Any) -> None:
+    """The decision is that of one process, on all ranks."""
+
+    def one(comm: Any) -> Any:
+        opt = xopt.Optimizer(tree(), RULE, on_nonfinite=how, **({} if comm is None else {"comm": comm}))
+        g = gradients()
+        g["w"][65_540] = np.inf
+        other = {n: x * 0 for n, x in gradients().items()}
+        with nullcontext() if how != "raise" else pytest.raises(FloatingPointError, match=r'"w"\]: 1 elements are not'):
+            opt.step(g if comm is None or comm.rank == BAD else other)
+        return bits(opt)
+
+    assert World(SIZE).run(one) == [one(None)] * SIZE
+
+
+def test_none_on_all_ranks_leaves_a_parameter_alone() -> None:
+    def one(comm: Any) -> Any:
+        opt = xopt.Optimizer(tree(), RULE, **({} if comm is None else {"comm": comm}))
+        opt.step({**gradients(), "w": None, "s": gradients()["s"] if comm is None or comm.rank == 2 else None})
+        return bits(opt)
+
+    def third(comm: Any) -> Any:
+        opt = xopt.Optimizer(tree(), RULE, comm=comm)
+        g = gradients() if comm.rank == 2 else dict.fromkeys(tree())
+        opt.step({**g, "w": None})
+        return bits(opt)
+
+    assert World(SIZE).run(third) == [one(None)] * SIZE
+
+
+MADE: dict[str, tuple[Callable[[], tuple[Any, Any, dict[str, Any]]], type[BaseException], str]] = {
+    "no array": (lambda: ({**tree(), "b": 1.0}, RULE, {}), TypeError, r'params\["b"\]: 1.0, a Python float'),
+    "read-only": (lambda: (read_only(), RULE, {}), ValueError, "read-only"),
+    "shared": (lambda: (shared(), RULE, {}), ValueError, "shares memory"),
+    "shape": (lambda: ({**tree(), "b": np.ones(4)}, RULE, {}), ValueError, r'"b"\]: shape: \[4\] on rank 1'),
+    "dtype": (lambda: ({**tree(), "b": np.ones(3, "float32")}, RULE, {}), ValueError, "float32 on rank 1, but "),
+    "names": (lambda: ({"w": tree()["w"], "c": np.ones(3), "s": np.ones(())}, RULE, {}), ValueError, r'params\["b"\]'),
+    "order": (lambda: ([*tree().values()][::-1], RULE, {}), ValueError, "on rank 1"),
+    "fewer": (lambda: ({"w": tree()["w"]}, RULE, {}), ValueError, "number of parameters: 1 on rank 1, but 3 on rank 0"),
+    "contents": (lambda: ({**tree(), "b": np.zeros(3)}, RULE, {}), ValueError, r'params\["b"\]: contents'),
+    "rule": (lambda: (tree(), xopt.Adam(lr=0.1), {}), ValueError, "rule"),
+    "hyperparameter": (lambda: (tree(), clipped(lr=0.2), {}), ValueError, "lr"),
+    "static": (lambda: (tree(), clipped(lr=0.1, amsgrad=True), {}), ValueError, "amsgrad: True on rank 1"),
+    "total": (lambda: (tree(), RULE, {"total": "mean"}), ValueError, "total: mean on rank 1, but sum on rank 0"),
+    "no such total": (lambda: (tree(), RULE, {"total": "max"}), ValueError, 'total=.*there are "sum" and "mean"'),
+    "owned": (lambda: (tree(), RULE, {"owned": True}), ValueError, "owned: True on rank 1, but False on rank 0"),
+    "no such owned": (lambda: (tree(), RULE, {"owned": 1}), TypeError, "owned: 1"),
+    "parts": (lambda: (tree(), RULE, {"parts": 3}), ValueError, "parts: 3 on rank 1, but nothing on rank 0"),
+    "odd parts": (lambda: (tree(), RULE, {"parts": 4}), ValueError, "multiple of the number of ranks, 3"),
+    "runner": (lambda: (tree(), RULE, {"runner": "eager"}), ValueError, "runner: eager on rank 1"),
+    "precision": (lambda: (tree(), RULE, {"state_dtype": "float32"}), ValueError, "rule"),
+    "metrics": (lambda: (tree(), RULE, {"metrics": ["param_norm"]}), ValueError, "metrics"),
+    "no such option": (lambda: (tree(), RULE, {"seed": -1}), ValueError, "seed"),
+}  # fmt: skip
+
+
+def clipped(**options: Any) -> Any:
+    return xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam(**options))
+
+
+def read_only() -> Any:
+    p = tree()
+    p["b"].flags.writeable = False
+    return p
+
+
+def shared() -> Any:
+    p = tree()
+    return {**p, "b": p["w"][:3]}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_making_an_optimizer(name: str) -> None:
+    make, kind, text = MADE[name]
+
+    def one(comm: Rank) -> Any:
+        params, rule, more = make() if comm.rank == BAD else (tree(), RULE, {})
+        return xopt.Optimizer(params, rule, comm=comm, **{"runner": "tiled", **more})
+
+    raised(World(SIZE).run(one), kind, text)
+
+
+def test_what_no_rank_may_have() -> None:
+    for one, text in (
+        (lambda comm: xopt.Optimizer(tree(), RULE, comm="MPI"), "comm: a str, but it must be a communicator of mpi4py"),
+        (lambda comm: xopt.Optimizer(tree(), xopt.Adafactor(), comm=comm, owned=True), "adafactor takes whole arrays"),
+        (lambda comm: xopt.Optimizer(tree(), RULE, comm=comm, owned=True, parts=4), "nothing to add up"),
+        (lambda comm: xopt.Optimizer(tree(), RULE, total="mean"), "go with comm"),
+    ):
+        for error in World(2).run(one):
+            assert text in str(error)
+
+
+def test_parts_must_be_a_list_of_so_many() -> None:
+    for given, text in ((gradients(), "a dict"), ([gradients()], "1 of them")):
+
+        def one(comm: Rank, given: Any = given) -> Any:
+            opt = xopt.Optimizer(tree(), RULE, comm=comm, parts=4)
+            return opt.step(given if comm.rank == BAD else [gradients()] * 2)
+
+        raised(World(2).run(one), ValueError, f"grads: {text}, but a rank has a list of 2 gradients")
+
+
+def test_a_file_that_does_not_fit(tmp_path: Path) -> None:
+    other, none = tmp_path / "other.safetensors", tmp_path / "none.safetensors"
+    xopt.Optimizer({"w": np.ones(2)}, RULE).save(other)
+    found = steps(lambda opt, comm: opt.load(other))
+    assert all(isinstance(x, xopt.CheckpointError) for x in found)
+    raised(steps(lambda opt, comm: opt.load(none)), FileNotFoundError, "none", 0)
+    good = tmp_path / "good.safetensors"
+    xopt.Optimizer(tree(), RULE).save(good)
+    damaged = bytearray(good.read_bytes())
+    damaged[-3] ^= 1
+    good.write_bytes(damaged)
+    raised(steps(lambda opt, comm: opt.load(good)), xopt.CheckpointError, "checksum", 0)
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.safetensors"
+    xopt.Optimizer(tree(), RULE).save(path)
+    old = path.read_bytes()
+    real = _safetensors._write_arrays
+
+    def full(fd: int, tensors: Any) -> Any:
+        real(fd, tensors[:3])
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(_safetensors, "_write_arrays", full)
+    raised(steps(lambda opt, comm: opt.save(path)), OSError, "no space left", 0)
+    raised(steps(lambda opt, comm: opt.save(path, extra={"a": object()})), TypeError, "extra", 0)
+    raised(steps(lambda opt, comm: opt.save(path, keep=0)), ValueError, "keep", 0)
+    assert path.read_bytes() == old
+    assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("when", ["sums", "prepare", "write"])
+def test_an_error_in_the_middle_of_a_step(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first write all go on; after it, all know that arrays are torn."""
+    from xopt._engine.runners.tiled.runner import Tiled
+
+    here = []
+
+    def one(comm: Rank) -> Any:
+        opt = xopt.Optimizer(tree(), RULE, comm=comm, runner="tiled")
+        opt.step(gradients())
+        before = bits(opt)
+        if comm.rank == BAD:
+            here.append(opt._executor)
+        comm.largest(np.zeros(1, np.int64))
+        error = None
+        try:
+            opt.step(gradients())
+        except BaseException as found:
+            error = found
+        here.clear()
+        comm.largest(np.zeros(1, np.int64))
+        if when == "write":
+            with pytest.raises(RuntimeError, match="interrupted while it wrote"):
+                opt.step(gradients())
+        else:
+            assert bits(opt) == before
+            opt.step(gradients())
+        return error
+
+    sums, prepare = Tiled.sums, Tiled.prepare
+
+    def is_bad(work: Any) -> bool:
+        return any(work.runner is x.runner and work.leaves and x.buckets[0].leaves is work.leaves for x in here)
+
+    def bad_sums(self: Any, work: Any, *rest: Any) -> Any:
+        if when == "sums" and is_bad(work):
+            raise MemoryError("sums")
+        return sums(self, work, *rest)
+
+    def bad_prepare(self: Any, work: Any, *rest: Any) -> Any:
+        job = prepare(self, work, *rest)
+        if when == "prepare" and is_bad(work):
+            raise MemoryError("prepare")
+
+        def finish() -> Any:
+            if is_bad(work):
+                raise KeyboardInterrupt("write")
+            return job()
+
+        return finish if when == "write" else job
+
+    monkeypatch.setattr(Tiled, "sums", bad_sums)
+    monkeypatch.setattr(Tiled, "prepare", bad_prepare)
+    raised(World(SIZE).run(one), KeyboardInterrupt if when == "write" else MemoryError, when)
+
+
+def test_it_cannot_be_copied() -> None:
+    import copy
+    import pickle
+
+    def one(comm: Rank) -> None:
+        opt = xopt.Optimizer(tree(), RULE, comm=comm)
+        for make in (pickle.dumps, copy.deepcopy, copy.copy):
+            with pytest.raises(TypeError, match="cop"):
+                make(opt)
+        with pytest.raises(RuntimeError, match="state_dict"):
+            opt.state  # noqa: B018
+
+    assert World(2).run(one) == [None, None]
+
+
+def test_another_array_in_the_place_of_a_parameter() -> None:
+    def job(opt: Any, comm: Rank) -> None:
+        own = opt.params["b"]
+        try:
+            if comm.rank == BAD:
+                opt.params["b"] = own.copy()
+            opt.step(gradients())
+        finally:
+            opt.params["b"] = own
+
+    raised(steps(job), ValueError, r'params\["b"\]: not the array that this optimizer trains')
