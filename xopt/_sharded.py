@@ -180,6 +180,7 @@ class ShardedOptimizer(SavedTogether):
         """Go on with parameters that have other memory."""
         assert isinstance(self._layout, Shard)
         self._layout.look()
+        self._exchange.forget()
         held = _buffers.arrays(self._executor, self._slots, self._memory)
         self._guard = AliasGuard(self._layout, held, self._executor.runner.inspector)
         self._forget()

@@ -163,7 +163,7 @@ class Assembly:
         own = [self._own(place.slot, i) for rank, i, _, _ in pieces if rank == me]
         if me:
             if own:
-                self._ranks.comm.send(np.concatenate(own), 0)
+                self._ranks.send(np.concatenate(own), 0)
             return None
         whole = np.empty(math.prod(place.array.shape) * TABLE[dtype].itemsize, np.uint8)
         for rank in range(self._ranks.size):
@@ -173,7 +173,7 @@ class Assembly:
             many = sum(high - low for low, high in spans)
             got = np.concatenate(own) if rank == 0 else np.empty(many, np.uint8)
             if rank and many:
-                self._ranks.comm.receive(got, rank)
+                self._ranks.receive(got, rank)
             at = 0
             for low, high in spans:
                 whole[low:high] = got[at : at + high - low]
@@ -220,12 +220,12 @@ class Assembly:
             data = np.frombuffer(memory(found), np.uint8)
             for rank, own in enumerate(by_rank):
                 if rank and own:
-                    self._ranks.comm.send(np.concatenate([data[low:high] for _, low, high in own]), rank)
+                    self._ranks.send(np.concatenate([data[low:high] for _, low, high in own]), rank)
             got = np.concatenate([data[low:high] for _, low, high in by_rank[0]] or [data[:0]])
         else:
             got = np.empty(sum(high - low for _, low, high in by_rank[me]), np.uint8)
             if len(got):
-                self._ranks.comm.receive(got, 0)
+                self._ranks.receive(got, 0)
         at = 0
         for i, low, high in by_rank[me]:
             self._into(self._slots[place.slot][i], _arrays.dtype_name(place.array), got[at : at + high - low])

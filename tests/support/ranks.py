@@ -55,16 +55,25 @@ class Rank:
         take(world.box)
         world.barrier.wait(_SECONDS)
 
-    def alltoall(self, send: Any, receive: Any) -> None:
-        n = len(send) // self.size
-        self.sent += n * (self.size - 1)
-
-        def take(box: list[Any]) -> None:
-            assert {len(x) for x in box} == {n * self.size}
-            for rank, x in enumerate(box):
-                receive[rank * n : (rank + 1) * n] = x[self.rank * n : (self.rank + 1) * n]
-
-        self._swap(send, take)
+    def exchange(self, send: list[Any], receive: list[Any]) -> None:
+        """Letters wait in the memory of who sends, until they are read."""
+        world = self._world
+        for to, x in enumerate(send):
+            if x is not None:
+                self.sent += len(x)
+                world.letters[self.rank, to] = x
+                world.mail[self.rank, to].release()
+        for source, x in enumerate(receive):
+            if x is not None:
+                way = source, self.rank
+                assert world.mail[way].acquire(timeout=_SECONDS), "nobody sends"
+                letter = world.letters.pop(way)
+                assert len(letter) == len(x)
+                x[...] = letter
+                world.read[way].release()
+        for to, x in enumerate(send):
+            if x is not None:
+                assert world.read[self.rank, to].acquire(timeout=_SECONDS), "nobody receives"
 
     def allgather(self, send: Any, receive: Any) -> None:
         n = len(send)
@@ -90,16 +99,3 @@ class Rank:
                 buffer[...] = box[root]
 
         self._swap(buffer, take)
-
-    def send(self, buffer: Any, to: int) -> None:
-        way = self.rank, to
-        self._world.letters[way] = buffer
-        self._world.mail[way].release()
-        assert self._world.read[way].acquire(timeout=_SECONDS), "nobody receives"
-
-    def receive(self, buffer: Any, source: int) -> None:
-        way = source, self.rank
-        assert self._world.mail[way].acquire(timeout=_SECONDS), "nobody sends"
-        assert len(self._world.letters[way]) == len(buffer)
-        buffer[...] = self._world.letters.pop(way)
-        self._world.read[way].release()

@@ -42,8 +42,9 @@ class RankError(RuntimeError):
 class Communicator(Protocol):
     """What ``comm`` of :class:`xopt.Optimizer` may be beside communicators of mpi4py and process groups of PyTorch.
 
-    All of it are calls that every rank makes in the same order, but for ``send`` and ``receive``. Buffers are flat
-    arrays of uint8 in contiguous memory: of NumPy, or of the library of the parameters.
+    These are calls that every rank makes in the same order; of ``exchange``, those that send or receive. Buffers are
+    flat arrays of uint8 in contiguous memory: of NumPy, or of the library of the parameters. What one rank sends to
+    another has the size that this one expects.
 
     Examples
     --------
@@ -53,18 +54,14 @@ class Communicator(Protocol):
     >>> import xopt
     >>> class Alone:
     ...     rank, size = 0, 1
-    ...     def alltoall(self, send, receive):
-    ...         receive[...] = send
+    ...     def exchange(self, send, receive):
+    ...         pass
     ...     def allgather(self, send, receive):
     ...         receive[...] = send
     ...     def largest(self, numbers):
     ...         return numbers
     ...     def broadcast(self, buffer, root):
     ...         pass
-    ...     def send(self, buffer, to):
-    ...         raise NotImplementedError
-    ...     def receive(self, buffer, source):
-    ...         raise NotImplementedError
     >>> isinstance(Alone(), xopt.distributed.Communicator)
     True
     >>> opt = xopt.Optimizer(np.ones(2), xopt.SGD(lr=0.5), comm=Alone())
@@ -80,8 +77,8 @@ class Communicator(Protocol):
     def size(self) -> int:
         """How many there are."""
 
-    def alltoall(self, send: Bytes, receive: Bytes) -> None:
-        """Send the r-th of ``size`` equal parts to rank r, and receive what rank r sends as the r-th."""
+    def exchange(self, send: list[Bytes | None], receive: list[Bytes | None]) -> None:
+        """Send the r-th of a list to rank r, and receive the r-th of another from it; None is nothing."""
 
     def allgather(self, send: Bytes, receive: Bytes) -> None:
         """Receive what rank r sends as the r-th of ``size`` equal parts."""
@@ -91,9 +88,3 @@ class Communicator(Protocol):
 
     def broadcast(self, buffer: Bytes, root: int) -> None:
         """Receive what rank ``root`` has in its buffer."""
-
-    def send(self, buffer: Bytes, to: int) -> None:
-        """Send to a rank that receives."""
-
-    def receive(self, buffer: Bytes, source: int) -> None:
-        """Receive from a rank that sends."""

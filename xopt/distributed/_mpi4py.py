@@ -37,8 +37,14 @@ class Own:
         for low in range(0, len(x), _LARGE):
             yield self._of(x[low : low + _LARGE])
 
-    def alltoall(self, send: Any, receive: Any) -> None:
-        self._comm.Alltoall(self._of(send), self._of(receive))
+    def exchange(self, send: list[Any], receive: list[Any]) -> None:
+        begun = [
+            self._comm.Irecv(x, rank) for rank, own in enumerate(receive) if own is not None for x in self._pieces(own)
+        ]
+        begun += [
+            self._comm.Isend(x, rank) for rank, own in enumerate(send) if own is not None for x in self._pieces(own)
+        ]
+        self._mpi.Request.Waitall(begun)
 
     def allgather(self, send: Any, receive: Any) -> None:
         self._comm.Allgather(self._of(send), self._of(receive))
@@ -51,11 +57,3 @@ class Own:
     def broadcast(self, buffer: Any, root: int) -> None:
         for x in self._pieces(buffer):
             self._comm.Bcast(x, root)
-
-    def send(self, buffer: Any, to: int) -> None:
-        for x in self._pieces(buffer):
-            self._comm.Send(x, to)
-
-    def receive(self, buffer: Any, source: int) -> None:
-        for x in self._pieces(buffer):
-            self._comm.Recv(x, source)

@@ -13,7 +13,7 @@ from xopt._engine.executor import Executor
 from xopt._engine.program.contract import Chains
 from xopt._engine.program.summation import CHUNK
 
-_ALIGN = 16
+ALIGN = 16
 """Bytes that a unit begins at a multiple of, in the shard of its owner."""
 
 
@@ -66,7 +66,7 @@ class Shards:
             many = (high - low) * bytes_of[k]
             owner = min(size - 1, (2 * seen + many) * size // (2 * total)) if total else 0
             self.units.append(Unit(k, low, high, owner, ends[owner]))
-            ends[owner] += -(-many // _ALIGN) * _ALIGN
+            ends[owner] += -(-many // ALIGN) * ALIGN
             seen += many
         self.ends = ends
         """The bytes of each shard."""
@@ -82,22 +82,17 @@ class Shards:
         """Which parameter each is a part of."""
         self.most = max(map(len, self.of))
 
-    def runs(self, rank: int, low: int, high: int, itemsize: Sequence[int]) -> list[tuple[int, int, int, int]]:
-        """Return what of a shard lies in [low, high): a parameter, its elements from where to where, and the byte."""
+    def runs(self, rank: int, itemsize: Sequence[int]) -> list[tuple[int, int, int, int]]:
+        """Return what a shard has, in order: a parameter, its elements from where to where, and the first byte."""
         found: list[tuple[int, int, int, int]] = []
         for u in self.of[rank]:
-            width = itemsize[u.leaf]
-            first, last = max(u.at, low), min(u.at + (u.stop - u.start) * width, high)
-            if first >= last:
-                continue
-            a, b = u.start + (first - u.at) // width, u.start + (last - u.at) // width
             if found:
-                leaf, before, end, at = found[-1]
-                if leaf == u.leaf and end == a and at + (end - before) * width == first - low:
-                    found[-1] = (leaf, before, b, at)
+                leaf, low, high, at = found[-1]
+                if leaf == u.leaf and high == u.start and at + (high - low) * itemsize[leaf] == u.at:
+                    found[-1] = (leaf, low, u.stop, at)
                     continue
-            found.append((u.leaf, a, b, first - low))
-        return found
+            found.append((u.leaf, u.start, u.stop, u.at))
+        return [x for x in found if x[2] > x[1]]
 
 
 def contiguous(layout: Layout, k: int) -> bool:

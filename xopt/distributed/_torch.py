@@ -33,10 +33,15 @@ class Own:
         if isinstance(x, np.ndarray) and self._device.type != "cpu":
             x[...] = found.cpu().numpy()
 
-    def alltoall(self, send: Any, receive: Any) -> None:
-        found = self._of(receive)
-        self._dist.all_to_all_single(found, self._of(send), group=self._group)
-        self._fill(receive, found)
+    def exchange(self, send: list[Any], receive: list[Any]) -> None:
+        kinds = (self._dist.irecv, receive), (self._dist.isend, send)
+        pairs = [(what, rank, x, self._of(x)) for what, xs in kinds for rank, x in enumerate(xs) if x is not None]
+        made = [self._dist.P2POp(what, x, self._ranks[rank], self._group) for what, rank, _, x in pairs]
+        for work in self._dist.batch_isend_irecv(made) if made else []:
+            work.wait()
+        for what, _, x, found in pairs:
+            if what is self._dist.irecv:
+                self._fill(x, found)
 
     def allgather(self, send: Any, receive: Any) -> None:
         found = self._of(receive)
@@ -52,12 +57,4 @@ class Own:
     def broadcast(self, buffer: Any, root: int) -> None:
         found = self._of(buffer)
         self._dist.broadcast(found, self._ranks[root], group=self._group)
-        self._fill(buffer, found)
-
-    def send(self, buffer: Any, to: int) -> None:
-        self._dist.send(self._of(buffer), self._ranks[to], group=self._group)
-
-    def receive(self, buffer: Any, source: int) -> None:
-        found = self._of(buffer)
-        self._dist.recv(found, self._ranks[source], group=self._group)
         self._fill(buffer, found)
