@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import Lib
 from support import convergence
+from support.ranks import Rank, World
 
 import xopt
 
@@ -182,6 +183,24 @@ def test_phase_retrieval(tmp_path: Path) -> None:
     assert 0.2 < error["start"] < 0.7
     assert max(error["L-BFGS"], error["conjugate gradients"]) < 1e-11
     assert error["Adam"] < 1e-4
+
+
+def test_tomography_on_many_ranks(tmp_path: Path) -> None:
+    """Ranks with a share of the pictures each find what one process does, but for roundings of float64."""
+    pytest.importorskip("scipy")
+    pytest.importorskip("matplotlib").use("Agg")
+    module = load("tomography_mpi")
+    args = ["--library", "numpy", "--dtype", "float64", "--noise", "0.1", "--size", "48", "--output-dir", str(tmp_path)]
+    want = module.main(args)
+    assert want["errors"][-1] < 0.1 < want["errors"][1]
+    assert [file.name for file in tmp_path.glob("*.png")] == ["tomography.png"]
+
+    def job(comm: Rank) -> Any:
+        return module.solve(module.arguments(args), comm)[1]
+
+    for got in World(3).run(job):
+        assert abs(got - want["volume"]).max() < 1e-9
+    sys.modules["matplotlib.pyplot"].close("all")
 
 
 def test_logistic_regression(tmp_path: Path) -> None:
