@@ -94,7 +94,8 @@ def analyze(app: Sphinx) -> None:
 def check(app: Sphinx, env: Any) -> None:
     """Warn of public names that no page describes."""
     known = env.get_domain("py").objects
-    modules = {"xopt": xopt, "xopt.schedules": xopt.schedules, "xopt.nn": xopt.nn, "xopt.random": xopt.random}
+    parts = {f"xopt.{n}": getattr(xopt, n) for n in ("schedules", "distributed", "nn", "random")}
+    modules = {"xopt": xopt, **parts}
     for where, module in modules.items():
         for name in module.__all__:
             full = f"{where}.{name}"
