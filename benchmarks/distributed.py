@@ -191,10 +191,18 @@ def measured(engine: str, comm: Any, barrier: Step, tree: str, only: str | None)
     return found
 
 
+def pinned(rank: int) -> None:
+    """Keep a rank on a core of its own, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
+
+
 def rank_of_mpi(tree: str, only: str | None) -> None:
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
+    pinned(comm.rank)
     rows = comm.gather(measured("mpi", comm, comm.Barrier, tree, only))
     if rows is not None:
         print(json.dumps(rows))
@@ -203,6 +211,7 @@ def rank_of_mpi(tree: str, only: str | None) -> None:
 def rank_of_gloo(tree: str, only: str | None, folder: str, rank: int) -> None:
     import torch.distributed as dist
 
+    pinned(rank)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=RANKS)
     rows: list[Any] = [None] * RANKS
     dist.all_gather_object(rows, measured("gloo", dist.group.WORLD, dist.barrier, tree, only))
@@ -215,7 +224,7 @@ def run(engine: str, tree: str, only: str | None = None) -> dict[str, dict[str, 
     """Start the ranks, and return what they found: medians of the slowest rank, the most bytes."""
     me = [sys.executable, "-m", "benchmarks.distributed", "--rank-of", engine, "--tree", tree]
     me += ["--only", only] if only else []
-    env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "XOPT_NUM_THREADS": "1"}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     if engine == "mpi":
         beside = Path(sys.executable).with_name("mpiexec")
         command = [str(beside) if beside.exists() else "mpiexec", "-n", str(RANKS), *me]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ class World:
         self.box: list[Any] = [None] * size
         self.mail = {(a, b): threading.Semaphore(0) for a in range(size) for b in range(size)}
         self.read = {(a, b): threading.Semaphore(0) for a in range(size) for b in range(size)}
-        self.letters: dict[tuple[int, int], Any] = {}
+        self.letters: dict[tuple[int, int], deque[Any]] = {way: deque() for way in self.mail}
 
     def run(self, job: Callable[[Rank], Any]) -> list[Any]:
         """Return what each rank returns, or the exception that it raised."""
@@ -55,24 +56,24 @@ class Rank:
         take(world.box)
         world.barrier.wait(_SECONDS)
 
-    def exchange(self, send: list[Any], receive: list[Any]) -> None:
+    def exchange(self, send: list[list[Any]], receive: list[list[Any]]) -> None:
         """Letters wait in the memory of who sends, until they are read."""
         world = self._world
-        for to, x in enumerate(send):
-            if x is not None:
+        for to, own in enumerate(send):
+            for x in own:
                 self.sent += len(x)
-                world.letters[self.rank, to] = x
+                world.letters[self.rank, to].append(x)
                 world.mail[self.rank, to].release()
-        for source, x in enumerate(receive):
-            if x is not None:
+        for source, own in enumerate(receive):
+            for x in own:
                 way = source, self.rank
                 assert world.mail[way].acquire(timeout=_SECONDS), "nobody sends"
-                letter = world.letters.pop(way)
+                letter = world.letters[way].popleft()
                 assert len(letter) == len(x)
                 x[...] = letter
                 world.read[way].release()
-        for to, x in enumerate(send):
-            if x is not None:
+        for to, own in enumerate(send):
+            for _ in own:
                 assert world.read[self.rank, to].acquire(timeout=_SECONDS), "nobody receives"
 
     def allgather(self, send: Any, receive: Any) -> None:

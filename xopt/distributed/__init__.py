@@ -77,8 +77,8 @@ class Communicator(Protocol):
     def size(self) -> int:
         """How many there are."""
 
-    def exchange(self, send: list[Bytes | None], receive: list[Bytes | None]) -> None:
-        """Send the r-th of a list to rank r, and receive the r-th of another from it; None is nothing."""
+    def exchange(self, send: list[list[Bytes]], receive: list[list[Bytes]]) -> None:
+        """Send what the r-th list has to rank r, and receive what it sends into those of the other r-th list."""
 
     def allgather(self, send: Bytes, receive: Bytes) -> None:
         """Receive what rank r sends as the r-th of ``size`` equal parts."""

@@ -1,12 +1,12 @@
 """Gradients to the ranks that own their parameters, added up in the order of the ranks; new parameters back to all.
 
-What a rank owns is cut into messages: large runs of elements are sent from where they lie and received where they
-belong, small ones are put together. The n-th messages of all ranks are sent in one go.
+What each rank owns goes window by window. In a window, large runs of elements are sent from where they lie and received
+where they belong; small ones are put together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from xopt import _arrays
@@ -14,8 +14,8 @@ from xopt._arrays.layout import Layout
 from xopt.distributed import Communicator
 from xopt.distributed._shards import ALIGN, Shards, contiguous, flat
 
-MESSAGE = 1 << 22
-"""Bytes of the largest message."""
+WINDOW = 1 << 22
+"""Bytes of each shard that are sent together."""
 ALONE = 1 << 18
 """Bytes from which on elements that lie together are a message of their own."""
 
@@ -32,13 +32,14 @@ class _Run(NamedTuple):
     at: int
     """Where they lie in the shard of their owner, in bytes."""
     start: int
-    """And where in their message."""
+    """And in its window, when that is copied."""
 
 
 class _Message(NamedTuple):
     runs: list[_Run]
-    size: int
-    """In bytes."""
+    start: int
+    stop: int
+    """From where to where it is in its window, when that is copied, in bytes."""
     alone: bool
     """Whether it is one run, which need not be copied."""
 
@@ -46,8 +47,8 @@ class _Message(NamedTuple):
 class _Round(NamedTuple):
     """What is sent and received together of new parameters."""
 
-    send: list[Any]
-    receive: list[Any]
+    send: list[list[Any]]
+    receive: list[list[Any]]
     packs: list[tuple[Any, Any]]
     """Where to put what, before that."""
     unpacks: list[tuple[Any, Any]]
@@ -65,57 +66,54 @@ class Exchange:
         The parameters of the tree.
     shards
         Who owns what of them.
-    largest, alone
-        Bytes of the largest message, and from which on a run is one of its own.
+    window, alone
+        Bytes of a window, a multiple of 16, and from which on a run is a message of its own.
     """
 
     def __init__(
-        self, comm: Communicator, layout: Layout, shards: Shards, largest: int = MESSAGE, alone: int = ALONE
+        self, comm: Communicator, layout: Layout, shards: Shards, window: int = WINDOW, alone: int = ALONE
     ) -> None:
         self._comm, self._layout, self._shards = comm, layout, shards
         self._ranks = range(comm.size)
         self._others = [rank for rank in self._ranks if rank != comm.rank]
         self._itemsize = [d.itemsize for d in layout.dtypes]
-        every = [[*self._messages(rank, largest, alone)] for rank in self._ranks]
         self._staged = {k for k in range(len(layout.leaves)) if not contiguous(layout, k)}
-        count = max(map(len, every))
-        none = _Message([], 0, alone=False)
-        self._rounds = [[own[n] if n < len(own) else none for own in every] for n in range(count)]
-        """The n-th messages of all ranks."""
-        self._own = [row[comm.rank] for row in self._rounds]
+        runs = [shards.runs(rank, self._itemsize) for rank in self._ranks]
+        self._windows = [
+            [self._messages(own, low, low + window, alone) for own in runs]
+            for low in range(0, max(shards.ends), window)
+        ]
+        """The messages of each rank, window by window."""
         self.grads = self._memory(shards.ends[comm.rank]) if layout.leaves else None
         """The gradients of what this rank owns, as bytes."""
-        packed = max((x.size for own in every for x in own if not x.alone), default=0)
-        received = max((x.size for own in every for x in own), default=0)
-        self._sent = {rank: self._memory(packed) for rank in self._others}
-        self._received = {rank: self._memory(received) for rank in self._others}
+        size = max((x.stop for every in self._windows for own in every for x in own), default=0)
+        self._sent = {rank: self._memory(size) for rank in self._others}
+        self._received = {rank: self._memory(size) for rank in self._others}
         self._bound: list[_Round] | None = None
 
     def _memory(self, count: int) -> Any:
         xp = self._layout.xp
         return xp.zeros(count, dtype=xp.uint8, **_arrays.beside(self._layout.like))
 
-    def _messages(self, rank: int, largest: int, alone: int) -> Iterator[_Message]:
-        """Cut what a rank owns."""
-        small: list[_Run] = []
-        size = 0
-        for leaf, low, high, at in self._shards.runs(rank, self._itemsize):
+    def _messages(self, runs: list[tuple[int, int, int, int]], low: int, high: int, alone: int) -> list[_Message]:
+        """Cut a window out of a shard."""
+        found, small, end = list[_Message](), list[tuple[int, int, int, int]](), 0
+        for leaf, first, last, at in runs:
             width = self._itemsize[leaf]
-            if (high - low) * width >= alone:
-                step = largest // width
-                for first in range(low, high, step):
-                    last = min(first + step, high)
-                    run = _Run(leaf, first, last, at + (first - low) * width, 0)
-                    yield _Message([run], (last - first) * width, alone=True)
+            a, b = max(first, first + (low - at) // width), min(last, first + (high - at) // width)
+            if a >= b:
                 continue
-            many = -(-(high - low) * width // ALIGN) * ALIGN
-            if small and size + many > largest:
-                yield _Message(small, size, alone=False)
-                small, size = [], 0
-            small.append(_Run(leaf, low, high, at, size))
-            size += many
-        if small:
-            yield _Message(small, size, alone=False)
+            run = leaf, a, b, at + (a - first) * width
+            if (b - a) * width < alone:
+                small.append(run)
+            else:
+                found.append(_Message([_Run(*run, end)], end, end + (b - a) * width, alone=True))
+                end = _aligned(found[-1].stop)
+        start, packed = end, list[_Run]()
+        for run in small:
+            packed.append(_Run(*run, end))
+            end = _aligned(end + (run[2] - run[1]) * self._itemsize[run[0]])
+        return [*found, _Message(packed, start, end, alone=False)] if packed else found
 
     def _typed(self, memory: Any, at: int, leaf: int, count: int) -> Any:
         """Return bytes as numbers of the dtype of a parameter."""
@@ -132,19 +130,19 @@ class Exchange:
         divisor = len(self._ranks) * len(parts) if mean else 1
         last = len(flats) - 1
         with layout.library.no_grad():
-            for messages, own in zip(self._rounds, self._own, strict=True):
+            for window in self._windows:
                 rows: dict[tuple[int, int], Any] = {}
                 for j, part in enumerate(flats):
-                    send, receive = [None] * len(self._ranks), [None] * len(self._ranks)
+                    send: list[list[Any]] = [[] for _ in self._ranks]
+                    receive: list[list[Any]] = [[] for _ in self._ranks]
                     for rank in self._others:
-                        send[rank] = self._gradient(rank, messages[rank], part)
-                        receive[rank] = self._received[rank][: own.size] if own.size else None
+                        send[rank] = [self._gradient(rank, x, part) for x in window[rank]]
+                        receive[rank] = [self._received[rank][x.start : x.stop] for x in window[self._comm.rank]]
                     if self._others:
                         self._comm.exchange(send, receive)
-                    for rank in self._others:
-                        row = receive[rank]
-                        rows[rank, j] = row if j == last or row is None else xp.asarray(row, copy=True)
-                for run in own.runs:
+                    for rank, row in self._received.items():
+                        rows[rank, j] = row if j == last else xp.asarray(row, copy=True)
+                for run in (run for x in window[self._comm.rank] for run in x.runs):
                     count, each = run.high - run.low, list[Any]()
                     for rank in self._ranks:
                         for j, part in enumerate(flats):
@@ -157,23 +155,16 @@ class Exchange:
 
     def _gradient(self, rank: int, message: _Message, part: list[Any]) -> Any:
         """Return as bytes what a rank is sent of a gradient."""
-        if not message.size:
-            return None
         if message.alone:
             [run] = message.runs
-            g = part[run.leaf]
-            if g is not None:
-                return g[run.low : run.high].view(self._layout.xp.uint8)
-            xp, nothing = self._layout.xp, _NOTHING[self._layout.dtypes[run.leaf].complex]
-            made = self._typed(self._memory(message.size), 0, run.leaf, run.high - run.low)
-            made[...] = nothing
-            return made.view(xp.uint8)
+            if part[run.leaf] is not None:
+                return part[run.leaf][run.low : run.high].view(self._layout.xp.uint8)
         memory = self._sent[rank]
         for leaf, low, high, _, start in message.runs:
             g = part[leaf]
             own = _NOTHING[self._layout.dtypes[leaf].complex] if g is None else g[low:high]
             self._typed(memory, start, leaf, high - low)[...] = own
-        return memory[: message.size]
+        return memory[message.start : message.stop]
 
     def _add(self, out: Any, rows: list[Any], leaf: int, divisor: int) -> None:
         """Add from left to right; halves in float32, rounded once."""
@@ -203,7 +194,7 @@ class Exchange:
             if rounds is None:
                 staged = [(k, layout.library.c_order(layout.xp, x)) for k, x in enumerate(leaves) if k in self._staged]
                 flats = [flat(layout, x) for x in {**dict(enumerate(leaves)), **dict(staged)}.values()]
-                rounds = [self._round(flats, messages) for messages in self._rounds]
+                rounds = [self._round(flats, window) for window in self._windows]
             for x in rounds:
                 for place, own in x.packs:
                     place[...] = own
@@ -219,25 +210,28 @@ class Exchange:
         """Drop what is known of where the parameters lie."""
         self._bound = None
 
-    def _round(self, flats: list[Any], messages: list[_Message]) -> _Round:
+    def _round(self, flats: list[Any], window: list[list[_Message]]) -> _Round:
         """Find what is sent and received together of arrays like the parameters, of which these are the elements."""
         me = self._comm.rank
-        send: list[Any] = [None] * len(self._ranks)
-        receive, packs, unpacks = send.copy(), list[tuple[Any, Any]](), list[tuple[Any, Any]]()
-        for rank, message in enumerate(messages):
-            if not message.size:
-                continue
-            if message.alone:
-                [run] = message.runs
-                memory = flats[run.leaf][run.low : run.high].view(self._layout.xp.uint8)
-            else:
-                memory = self._sent[self._others[0]] if rank == me else self._received[rank]
-                memory = memory[: message.size]
+        buffers, packs, unpacks = list[list[Any]](), list[tuple[Any, Any]](), list[tuple[Any, Any]]()
+        for rank, messages in enumerate(window):
+            memory = self._sent[self._others[0]] if rank == me else self._received[rank]
+            buffers.append([])
+            for message in messages:
+                if message.alone:
+                    [run] = message.runs
+                    buffers[-1].append(flats[run.leaf][run.low : run.high].view(self._layout.xp.uint8))
+                    continue
+                buffers[-1].append(memory[message.start : message.stop])
                 for leaf, low, high, _, start in message.runs:
-                    pair = self._typed(memory, start, leaf, high - low), flats[leaf][low:high]
-                    (packs if rank == me else unpacks).append(pair if rank == me else pair[::-1])
-            if rank == me:
-                send = [None if other == me else memory for other in self._ranks]
-            else:
-                receive[rank] = memory
-        return _Round(send, receive, packs, unpacks)
+                    place, own = self._typed(memory, start, leaf, high - low), flats[leaf][low:high]
+                    if rank == me:
+                        packs.append((place, own))
+                    else:
+                        unpacks.append((own, place))
+        send = [[] if rank == me else buffers[me] for rank in self._ranks]
+        return _Round(send, [[] if rank == me else own for rank, own in enumerate(buffers)], packs, unpacks)
+
+
+def _aligned(x: int) -> int:
+    return -(-x // ALIGN) * ALIGN

@@ -37,13 +37,10 @@ class Own:
         for low in range(0, len(x), _LARGE):
             yield self._of(x[low : low + _LARGE])
 
-    def exchange(self, send: list[Any], receive: list[Any]) -> None:
-        begun = [
-            self._comm.Irecv(x, rank) for rank, own in enumerate(receive) if own is not None for x in self._pieces(own)
-        ]
-        begun += [
-            self._comm.Isend(x, rank) for rank, own in enumerate(send) if own is not None for x in self._pieces(own)
-        ]
+    def exchange(self, send: list[list[Any]], receive: list[list[Any]]) -> None:
+        begun = []
+        for begin, every in ((self._comm.Irecv, receive), (self._comm.Isend, send)):
+            begun += [begin(x, rank) for rank, own in enumerate(every) for y in own for x in self._pieces(y)]
         self._mpi.Request.Waitall(begun)
 
     def allgather(self, send: Any, receive: Any) -> None:

@@ -89,11 +89,11 @@ class Ranks:
 
     def send(self, x: NDArray, to: int) -> None:
         """Send bytes to a rank that receives them."""
-        self.comm.exchange([x if rank == to else None for rank in range(self.size)], [None] * self.size)
+        self.comm.exchange([[x] if rank == to else [] for rank in range(self.size)], [[]] * self.size)
 
     def receive(self, x: NDArray, source: int) -> None:
         """Receive bytes from a rank that sends them."""
-        self.comm.exchange([None] * self.size, [x if rank == source else None for rank in range(self.size)])
+        self.comm.exchange([[]] * self.size, [[x] if rank == source else [] for rank in range(self.size)])
 
 
 def digest_of(text: str) -> int:

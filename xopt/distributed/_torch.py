@@ -33,19 +33,20 @@ class Own:
         if isinstance(x, np.ndarray) and self._device.type != "cpu":
             x[...] = found.cpu().numpy()
 
-    def exchange(self, send: list[Any], receive: list[Any]) -> None:
-        kinds = (self._dist.irecv, receive), (self._dist.isend, send)
-        pairs = [(what, rank, x, self._of(x)) for what, xs in kinds for rank, x in enumerate(xs) if x is not None]
-        made = [self._dist.P2POp(what, x, self._ranks[rank], self._group) for what, rank, _, x in pairs]
+    def exchange(self, send: list[list[Any]], receive: list[list[Any]]) -> None:
+        every = (self._dist.irecv, receive), (self._dist.isend, send)
+        found = [(begin, rank, x, self._of(x)) for begin, lists in every for rank, own in enumerate(lists) for x in own]
+        made = [self._dist.P2POp(begin, x, self._ranks[rank], self._group) for begin, rank, _, x in found]
         for work in self._dist.batch_isend_irecv(made) if made else []:
             work.wait()
-        for what, _, x, found in pairs:
-            if what is self._dist.irecv:
-                self._fill(x, found)
+        for begin, _, x, y in found:
+            if begin is self._dist.irecv:
+                self._fill(x, y)
 
     def allgather(self, send: Any, receive: Any) -> None:
         found = self._of(receive)
-        self._dist.all_gather_into_tensor(found, self._of(send), group=self._group)
+        gather = getattr(self._dist, "all_gather_single", None) or self._dist.all_gather_into_tensor  # before 2.13
+        gather(found, self._of(send), group=self._group)
         self._fill(receive, found)
 
     def largest(self, numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
