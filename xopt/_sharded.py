@@ -205,15 +205,13 @@ class ShardedOptimizer(SavedTogether):
             step = self._executor.begin(self._taken, self._carry, inputs, chains)
             own = step.inputs.get("value")
             value = None if own is None else float(own if isinstance(own, float) else to_host(own))
-            none = np.asarray(
-                [all(part[k] is None for part in parts) for k in range(len(self._whole.leaves))], np.int64
-            )
+            holes = any(x is None for part in parts for x in part)
             digest = digest_of(repr(self._numbers(step)))
         except BaseException as error:
             ranks.tell(error)
             raise
-        missing = ranks.agree(None, digest, int(none.any()), lambda: {"step": self._taken + 1, **self._named(step)})
-        self._has = has = ranks.comm.largest(1 - none) > 0 if missing else np.ones(len(none), bool)
+        missing = ranks.agree(None, digest, int(holes), lambda: {"step": self._taken + 1, **self._named(step)})
+        self._has = has = self._with_gradients(parts) if missing else None
         if value is not None:
             value = ordered(ranks.every(np.asarray([value]))[:, 0].tolist())
             value = value / (ranks.size * self._parts) if self._mean else value
@@ -246,14 +244,22 @@ class ShardedOptimizer(SavedTogether):
             self._moved()
         return found
 
-    def _reduced(self, parts: list[list[Any]], has: np.ndarray[Any, Any]) -> Any:
-        """Return the gradients of what this rank owns, of all ranks."""
+    def _with_gradients(self, parts: list[list[Any]]) -> list[bool]:
+        """Say of each parameter whether any rank has a gradient for it."""
+        own = [any(part[k] is not None for part in parts) for k in range(len(self._whole.leaves))]
+        found: list[bool] = (self._ranks.comm.largest(np.asarray(own, np.int64)) > 0).tolist()
+        return found
+
+    def _reduced(self, parts: list[list[Any]], has: list[bool] | None) -> Any:
+        """Return the gradients of what this rank owns, of all ranks; ``has`` is None where there is one for each."""
         if not self._owned:
             self._exchange.reduce(parts, self._mean)
+            if has is None:
+                return self._local
             return [g if has[k] else None for g, k in zip(self._local, self._layout.numbers, strict=True)]
         xp, [gs] = self._whole.xp, parts
         found = [
-            xp.zeros_like(_arrays.detached(p)) if g is None and has[k] else g
+            xp.zeros_like(_arrays.detached(p)) if g is None and has is not None and has[k] else g
             for k, (p, g) in enumerate(zip(self._whole.leaves, gs, strict=True))
         ]
         return self._whole.tree(found)
@@ -307,7 +313,7 @@ class ShardedOptimizer(SavedTogether):
 
     def _stepped(self) -> set[str]:
         """Return the components that some parameter of any rank went through in the last step."""
-        rows = zip(self._all.bucket_of, self._has, strict=True)
+        rows = zip(self._all.bucket_of, self._has or [True] * len(self._whole.leaves), strict=True)
         return {spec.key for bucket, has in rows if bucket is not None and has for spec in bucket.specs}
 
     def _averages(self) -> Any:

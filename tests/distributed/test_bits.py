@@ -166,6 +166,35 @@ def test_tree_of_two_dtypes() -> None:
         assert World(size).run(functools.partial(run, size=size)) == [want] * size
 
 
+@pytest.mark.parametrize("layout", ["strided", "reversed", "columns"])
+def test_gradients_and_parameters_in_other_orders(layout: str) -> None:
+    """What is not in C order is copied, however large; a parameter is the business of one rank then."""
+
+    def laid(x: Any) -> Any:
+        if layout == "columns":
+            return np.asfortranarray(x)
+        wide = np.zeros((*x.shape[:-1], 2 * x.shape[-1]))
+        made = wide[..., ::2] if layout == "strided" else wide[..., ::-2]
+        made[...] = x
+        return made
+
+    shapes = {"v": (150_001,), "w": (300, 200), "b": (3,)}
+    rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam(lr=0.1), xopt.EMA(0.5))
+
+    def run(comm: Any, size: int, odd: bool) -> Any:
+        p = {n: laid(x) if odd else x for n, x in tree("float64", shapes).items()}
+        opt: Any = xopt.Optimizer(p, rule, comm=comm)
+        for t in range(1, 4):
+            g = {n: laid(x) for n, x in gradients(t, "float64", shapes).items()}
+            opt.step(g if comm is None or t % size == comm.rank else dict.fromkeys(g))
+        assert all(p[n] is x for n, x in opt.params.items())
+        return settled(opt), bits(opt.eval_params())
+
+    want = run(None, 1, odd=False)
+    for odd in (False, True):
+        assert World(3).run(functools.partial(run, size=3, odd=odd)) == [want] * 3
+
+
 def added(t: int, dtype: str) -> dict[str, Any]:
     """Return four gradients of a step, added from left to right."""
     total = gradients(10 * t, dtype)

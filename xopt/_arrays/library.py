@@ -150,6 +150,13 @@ class Library:
             for place, x in zip(places, values, strict=True):
                 self.detached(place)[...] = x
 
+    def concatenate(self, pieces: list[Array], out: Array) -> None:
+        """Write vectors end to end into another one, which they fill."""
+        at = 0
+        for x in pieces:
+            out[at : at + len(x)] = x
+            at += len(x)
+
     def written(self, arrays: list[Array]) -> None:
         """Take note that arrays were written behind the library's back."""
 

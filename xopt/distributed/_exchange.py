@@ -1,7 +1,7 @@
 """Gradients to the ranks that own their parameters, added up in the order of the ranks; new parameters back to all.
 
 What each rank owns goes window by window. In a window, large runs of elements are sent from where they lie and received
-where they belong; small ones are put together.
+where they belong; small ones are put together, and so are those of one dtype that lie side by side when they are added.
 """
 
 from __future__ import annotations
@@ -12,36 +12,38 @@ from typing import Any, NamedTuple
 from xopt import _arrays
 from xopt._arrays.layout import Layout
 from xopt.distributed import Communicator
-from xopt.distributed._shards import ALIGN, Shards, contiguous, flat
+from xopt.distributed._shards import Run, Shards, contiguous, flat
 
 WINDOW = 1 << 22
 """Bytes of each shard that are sent together."""
 ALONE = 1 << 18
 """Bytes from which on elements that lie together are a message of their own."""
+_ALIGN = 16
 
 _NOTHING = (-0.0, complex(-0.0, -0.0))
 """What changes no number that it is added to, a real and a complex one."""
 
 
-class _Run(NamedTuple):
-    """Elements of a parameter that lie together."""
+class _Group(NamedTuple):
+    """Runs of one dtype, side by side in a shard, or one run that is sent from where it lies."""
 
-    leaf: int
-    low: int
-    high: int
-    at: int
-    """Where they lie in the shard of their owner, in bytes."""
-    start: int
-    """And in its window, when that is copied."""
-
-
-class _Message(NamedTuple):
-    runs: list[_Run]
+    runs: list[Run]
     start: int
     stop: int
-    """From where to where it is in its window, when that is copied, in bytes."""
+    """From where to where it is in its window, in bytes."""
     alone: bool
-    """Whether it is one run, which need not be copied."""
+
+
+class _Window(NamedTuple):
+    """What is sent and received together: of each rank its groups, of these the ones that are alone first."""
+
+    groups: list[list[_Group]]
+    places: list[list[Any]]
+    """Of each group the numbers in what is sent to its owner; to this rank itself, where it puts its own together."""
+    rows: list[list[Any]]
+    """Of each group of this rank the numbers that each other one has sent."""
+    outs: list[Any]
+    """And where their sum goes."""
 
 
 class _Round(NamedTuple):
@@ -49,10 +51,10 @@ class _Round(NamedTuple):
 
     send: list[list[Any]]
     receive: list[list[Any]]
-    packs: list[tuple[Any, Any]]
-    """Where to put what, before that."""
+    packs: list[tuple[list[Any], Any]]
+    """What to put together, and where, before that."""
     unpacks: list[tuple[Any, Any]]
-    """And after it."""
+    """Where to put what after it."""
 
 
 class Exchange:
@@ -73,104 +75,147 @@ class Exchange:
     def __init__(
         self, comm: Communicator, layout: Layout, shards: Shards, window: int = WINDOW, alone: int = ALONE
     ) -> None:
-        self._comm, self._layout, self._shards = comm, layout, shards
-        self._ranks = range(comm.size)
-        self._others = [rank for rank in self._ranks if rank != comm.rank]
+        self._comm, self._layout = comm, layout
+        self._ranks, self._me = range(comm.size), comm.rank
+        self._others = [rank for rank in self._ranks if rank != self._me]
         self._itemsize = [d.itemsize for d in layout.dtypes]
         self._staged = {k for k in range(len(layout.leaves)) if not contiguous(layout, k)}
         runs = [shards.runs(rank, self._itemsize) for rank in self._ranks]
-        self._windows = [
-            [self._messages(own, low, low + window, alone) for own in runs]
-            for low in range(0, max(shards.ends), window)
-        ]
-        """The messages of each rank, window by window."""
-        self.grads = self._memory(shards.ends[comm.rank]) if layout.leaves else None
+        lows = range(0, max(shards.ends), window)
+        found = [[self._groups(own, low, low + window, alone) for own in runs] for low in lows]
+        size = max((x.stop for every in found for own in every for x in own), default=0)
+        self.grads: Any = self._memory(shards.ends[self._me]) if layout.leaves else None
         """The gradients of what this rank owns, as bytes."""
-        size = max((x.stop for every in self._windows for own in every for x in own), default=0)
-        self._sent = {rank: self._memory(size) for rank in self._others}
+        self._sent = [self._memory(size) for _ in self._ranks]
         self._received = {rank: self._memory(size) for rank in self._others}
+        self._windows = [self._window(groups) for groups in found]
+        self._cuts = {
+            id(x): [(k, None if b - a == layout.sizes[k] else slice(a, b)) for k, a, b, _ in x.runs]
+            for every in found for own in every for x in own
+        }  # fmt: skip
+        """How to cut the runs of a group out of vectors."""
         self._bound: list[_Round] | None = None
 
     def _memory(self, count: int) -> Any:
         xp = self._layout.xp
         return xp.zeros(count, dtype=xp.uint8, **_arrays.beside(self._layout.like))
 
-    def _messages(self, runs: list[tuple[int, int, int, int]], low: int, high: int, alone: int) -> list[_Message]:
+    def _groups(self, runs: list[Run], low: int, high: int, alone: int) -> list[_Group]:
         """Cut a window out of a shard."""
-        found, small, end = list[_Message](), list[tuple[int, int, int, int]](), 0
+        large, small, end = list[_Group](), list[list[Run]](), 0
         for leaf, first, last, at in runs:
             width = self._itemsize[leaf]
             a, b = max(first, first + (low - at) // width), min(last, first + (high - at) // width)
             if a >= b:
                 continue
-            run = leaf, a, b, at + (a - first) * width
-            if (b - a) * width < alone:
-                small.append(run)
+            run = Run(leaf, a, b, at + (a - first) * width)
+            if (b - a) * width >= alone:
+                large.append(_Group([run], end, end + (b - a) * width, alone=True))
+                end = _aligned(large[-1].stop)
+            elif small and self._joins(small[-1][-1], run):
+                small[-1].append(run)
             else:
-                found.append(_Message([_Run(*run, end)], end, end + (b - a) * width, alone=True))
-                end = _aligned(found[-1].stop)
-        start, packed = end, list[_Run]()
-        for run in small:
-            packed.append(_Run(*run, end))
-            end = _aligned(end + (run[2] - run[1]) * self._itemsize[run[0]])
-        return [*found, _Message(packed, start, end, alone=False)] if packed else found
+                small.append([run])
+        for own in small:
+            stop = end + sum((x.high - x.low) * self._itemsize[x.leaf] for x in own)
+            large.append(_Group(own, end, stop, alone=False))
+            end = _aligned(stop)
+        return large
 
-    def _typed(self, memory: Any, at: int, leaf: int, count: int) -> Any:
-        """Return bytes as numbers of the dtype of a parameter."""
-        return memory[at : at + count * self._itemsize[leaf]].view(self._layout.raw_dtypes[leaf])
+    def _joins(self, a: Run, b: Run) -> bool:
+        """Whether a run lies right behind another one and has its dtype."""
+        dtypes = self._layout.dtypes
+        return dtypes[a.leaf] == dtypes[b.leaf] and a.at + (a.high - a.low) * self._itemsize[a.leaf] == b.at
+
+    def _window(self, groups: list[list[_Group]]) -> _Window:
+        own = groups[self._me]
+        rows = [[self._typed(memory, x) for x in own] for memory in self._received.values()]
+        outs = [self.grads[x.runs[0].at :][: x.stop - x.start].view(self._dtype(x)) for x in own]
+        places = [[self._typed(self._sent[rank], x) for x in groups[rank]] for rank in self._ranks]
+        return _Window(groups, places, rows, outs)
+
+    def _dtype(self, group: _Group) -> Any:
+        return self._layout.raw_dtypes[group.runs[0].leaf]
+
+    def _typed(self, memory: Any, group: _Group) -> Any:
+        """Return the numbers of a group in a window."""
+        return memory[group.start : group.stop].view(self._dtype(group))
 
     def own(self, leaf: int, at: int, count: int) -> Any:
         """Return the gradient of a unit of this rank, which `reduce` writes."""
-        return self._typed(self.grads, at, leaf, count)
+        return self.grads[at : at + count * self._itemsize[leaf]].view(self._layout.raw_dtypes[leaf])
 
     def reduce(self, parts: Sequence[list[Any]], mean: bool) -> None:
         """Add up the gradients of all ranks, of each its parts in turn; None adds nothing, not even to -0.0."""
         layout, xp = self._layout, self._layout.xp
-        flats: list[list[Any]] = [[None if g is None else flat(layout, g) for g in part] for part in parts]
+        flats = [self._vectors(part) for part in parts]
         divisor = len(self._ranks) * len(parts) if mean else 1
-        last = len(flats) - 1
         with layout.library.no_grad():
             for window in self._windows:
-                rows: dict[tuple[int, int], Any] = {}
-                for j, part in enumerate(flats):
-                    send: list[list[Any]] = [[] for _ in self._ranks]
-                    receive: list[list[Any]] = [[] for _ in self._ranks]
-                    for rank in self._others:
-                        send[rank] = [self._gradient(rank, x, part) for x in window[rank]]
-                        receive[rank] = [self._received[rank][x.start : x.stop] for x in window[self._comm.rank]]
+                kept: list[list[list[Any]]] = [[] for _ in self._ranks]
+                for part in flats:
+                    found = [self._together(window, rank, part) for rank in self._ranks]
                     if self._others:
-                        self._comm.exchange(send, receive)
-                    for rank, row in self._received.items():
-                        rows[rank, j] = row if j == last else xp.asarray(row, copy=True)
-                for run in (run for x in window[self._comm.rank] for run in x.runs):
-                    count, each = run.high - run.low, list[Any]()
+                        self._comm.exchange(*self._messages(window, found))
+                    rows = iter(window.rows)
                     for rank in self._ranks:
-                        for j, part in enumerate(flats):
-                            g = part[run.leaf]
-                            if rank != self._comm.rank:
-                                each.append(self._typed(rows[rank, j], run.start, run.leaf, count))
-                            elif g is not None:
-                                each.append(g[run.low : run.high])
-                    self._add(self._typed(self.grads, run.at, run.leaf, count), each, run.leaf, divisor)
+                        kept[rank].append(found[rank] if rank == self._me else next(rows))
+                    if part is not flats[-1]:
+                        for own in kept:
+                            own[-1] = [xp.asarray(x, copy=True) for x in own[-1]]
+                for i, out in enumerate(window.outs):
+                    half = layout.dtypes[window.groups[self._me][i].runs[0].leaf].half
+                    self._add(out, [each[i] for own in kept for each in own], divisor, half)
 
-    def _gradient(self, rank: int, message: _Message, part: list[Any]) -> Any:
-        """Return as bytes what a rank is sent of a gradient."""
-        if message.alone:
-            [run] = message.runs
-            if part[run.leaf] is not None:
-                return part[run.leaf][run.low : run.high].view(self._layout.xp.uint8)
-        memory = self._sent[rank]
-        for leaf, low, high, _, start in message.runs:
-            g = part[leaf]
-            own = _NOTHING[self._layout.dtypes[leaf].complex] if g is None else g[low:high]
-            self._typed(memory, start, leaf, high - low)[...] = own
-        return memory[message.start : message.stop]
+    def _vectors(self, part: list[Any]) -> list[Any]:
+        """Return gradients as vectors without gaps, None as it is."""
+        library = self._layout.library
+        if not all(library.contiguous([g for g in part if g is not None])):
+            part = [None if g is None else library.c_order(self._layout.xp, g) for g in part]
+        return [g if g is None or g.ndim == 1 else flat(self._layout, g) for g in part]
 
-    def _add(self, out: Any, rows: list[Any], leaf: int, divisor: int) -> None:
+    def _together(self, window: _Window, rank: int, part: list[Any]) -> list[Any]:
+        """Return of a gradient what belongs to a rank, group by group."""
+        library, made, full = self._layout.library, [], not any(x is None for x in part)
+        for group, place in zip(window.groups[rank], window.places[rank], strict=True):
+            if group.alone:
+                [(leaf, low, high, _)] = group.runs
+                g = part[leaf]
+                if g is None:
+                    place[...] = _NOTHING[self._layout.dtypes[leaf].complex]
+                made.append(place if g is None else g[low:high])
+                continue
+            pieces = [part[k] if cut is None else part[k][cut] for k, cut in self._cuts[id(group)]] if full else None
+            library.concatenate(pieces or [self._piece(part, *x) for x in group.runs], place)
+            made.append(place)
+        return made
+
+    def _piece(self, part: list[Any], leaf: int, low: int, high: int, at: int) -> Any:
+        """Return some elements of a gradient."""
+        g = part[leaf]
+        if g is not None:
+            return g[low:high]
+        xp, p = self._layout.xp, self._layout.leaves[leaf]
+        made = xp.zeros(high - low, dtype=p.dtype, **_arrays.beside(p))
+        made[...] = _NOTHING[self._layout.dtypes[leaf].complex]
+        return made
+
+    def _messages(self, window: _Window, found: list[list[Any]]) -> tuple[list[list[Any]], list[list[Any]]]:
+        """Return what is sent to each rank, and what is received from it."""
+        send: list[list[Any]] = [[] for _ in self._ranks]
+        receive: list[list[Any]] = [[] for _ in self._ranks]
+        own = window.groups[self._me]
+        for rank in self._others:
+            alone = zip(window.groups[rank], found[rank], strict=True)
+            send[rank] = [x.view(self._layout.xp.uint8) for group, x in alone if group.alone]
+            send[rank] += _packed(window.groups[rank], self._sent[rank])
+            memory = self._received[rank]
+            receive[rank] = [memory[x.start : x.stop] for x in own if x.alone] + _packed(own, memory)
+        return send, receive
+
+    def _add(self, out: Any, rows: list[Any], divisor: int, half: bool) -> None:
         """Add from left to right; halves in float32, rounded once."""
-        xp, half = self._layout.xp, self._layout.dtypes[leaf].half
-        if not rows:
-            return  # nobody has a gradient
+        xp = self._layout.xp
         total = xp.zeros_like(out, dtype=xp.float32) if half else out
         rows = [_arrays.cast(xp, row, xp.float32) for row in rows] if half else rows
         if len(rows) == 1:
@@ -194,10 +239,10 @@ class Exchange:
             if rounds is None:
                 staged = [(k, layout.library.c_order(layout.xp, x)) for k, x in enumerate(leaves) if k in self._staged]
                 flats = [flat(layout, x) for x in {**dict(enumerate(leaves)), **dict(staged)}.values()]
-                rounds = [self._round(flats, window) for window in self._windows]
+                rounds = [self._round(flats, window.groups) for window in self._windows]
             for x in rounds:
-                for place, own in x.packs:
-                    place[...] = own
+                for pieces, place in x.packs:
+                    layout.library.concatenate(pieces, place)
                 self._comm.exchange(x.send, x.receive)
                 for place, other in x.unpacks:
                     place[...] = other
@@ -210,28 +255,34 @@ class Exchange:
         """Drop what is known of where the parameters lie."""
         self._bound = None
 
-    def _round(self, flats: list[Any], window: list[list[_Message]]) -> _Round:
+    def _round(self, flats: list[Any], window: list[list[_Group]]) -> _Round:
         """Find what is sent and received together of arrays like the parameters, of which these are the elements."""
-        me = self._comm.rank
-        buffers, packs, unpacks = list[list[Any]](), list[tuple[Any, Any]](), list[tuple[Any, Any]]()
-        for rank, messages in enumerate(window):
-            memory = self._sent[self._others[0]] if rank == me else self._received[rank]
-            buffers.append([])
-            for message in messages:
-                if message.alone:
-                    [run] = message.runs
-                    buffers[-1].append(flats[run.leaf][run.low : run.high].view(self._layout.xp.uint8))
+        buffers, packs, unpacks = list[list[Any]](), list[tuple[list[Any], Any]](), list[tuple[Any, Any]]()
+        for rank, groups in enumerate(window):
+            memory, mine = self._sent[rank] if rank == self._me else self._received[rank], rank == self._me
+            large = [x.runs[0] for x in groups if x.alone]
+            buffers.append([flats[k][a:b].view(self._layout.xp.uint8) for k, a, b, _ in large])
+            buffers[-1] += _packed(groups, memory)
+            for group in groups:
+                pieces = [flats[k][a:b] for k, a, b, _ in group.runs]
+                if group.alone:
                     continue
-                buffers[-1].append(memory[message.start : message.stop])
-                for leaf, low, high, _, start in message.runs:
-                    place, own = self._typed(memory, start, leaf, high - low), flats[leaf][low:high]
-                    if rank == me:
-                        packs.append((place, own))
-                    else:
-                        unpacks.append((own, place))
-        send = [[] if rank == me else buffers[me] for rank in self._ranks]
-        return _Round(send, [[] if rank == me else own for rank, own in enumerate(buffers)], packs, unpacks)
+                place, at = self._typed(memory, group), 0
+                if mine:
+                    packs.append((pieces, place))
+                    continue
+                for piece in pieces:
+                    unpacks.append((piece, place[at : at + len(piece)]))
+                    at += len(piece)
+        send = [[] if rank == self._me else buffers[self._me] for rank in self._ranks]
+        return _Round(send, [[] if rank == self._me else own for rank, own in enumerate(buffers)], packs, unpacks)
+
+
+def _packed(groups: list[_Group], memory: Any) -> list[Any]:
+    """Return the bytes of the groups that are put together, if there are any."""
+    small = [x for x in groups if not x.alone]
+    return [memory[small[0].start : small[-1].stop]] if small else []
 
 
 def _aligned(x: int) -> int:
-    return -(-x // ALIGN) * ALIGN
+    return -(-x // _ALIGN) * _ALIGN

@@ -13,9 +13,6 @@ from xopt._engine.executor import Executor
 from xopt._engine.program.contract import Chains
 from xopt._engine.program.summation import CHUNK
 
-ALIGN = 16
-"""Bytes that a unit begins at a multiple of, in the shard of its owner."""
-
 
 class Unit(NamedTuple):
     """What one rank owns and does not share: some elements of a parameter, or all of it."""
@@ -26,6 +23,16 @@ class Unit(NamedTuple):
     owner: int
     at: int
     """Where it lies in the shard of its owner, in bytes."""
+
+
+class Run(NamedTuple):
+    """Elements of a parameter that lie together, also in the shard of their owner."""
+
+    leaf: int
+    low: int
+    high: int
+    at: int
+    """Where the first one is there, in bytes."""
 
 
 class Shards:
@@ -63,10 +70,12 @@ class Shards:
             if owned:
                 self.units += [Unit(k, low, high, rank, 0) for rank in range(size)]
                 continue
-            many = (high - low) * bytes_of[k]
+            width = bytes_of[k]
+            many = (high - low) * width
             owner = min(size - 1, (2 * seen + many) * size // (2 * total)) if total else 0
-            self.units.append(Unit(k, low, high, owner, ends[owner]))
-            ends[owner] += -(-many // ALIGN) * ALIGN
+            at = -(-ends[owner] // width) * width
+            self.units.append(Unit(k, low, high, owner, at))
+            ends[owner] = at + many
             seen += many
         self.ends = ends
         """The bytes of each shard."""
@@ -82,17 +91,17 @@ class Shards:
         """Which parameter each is a part of."""
         self.most = max(map(len, self.of))
 
-    def runs(self, rank: int, itemsize: Sequence[int]) -> list[tuple[int, int, int, int]]:
-        """Return what a shard has, in order: a parameter, its elements from where to where, and the first byte."""
-        found: list[tuple[int, int, int, int]] = []
+    def runs(self, rank: int, itemsize: Sequence[int]) -> list[Run]:
+        """Return what a shard has, in order."""
+        found = list[Run]()
         for u in self.of[rank]:
             if found:
-                leaf, low, high, at = found[-1]
-                if leaf == u.leaf and high == u.start and at + (high - low) * itemsize[leaf] == u.at:
-                    found[-1] = (leaf, low, u.stop, at)
+                x = found[-1]
+                if x.leaf == u.leaf and x.high == u.start and x.at + (x.high - x.low) * itemsize[u.leaf] == u.at:
+                    found[-1] = x._replace(high=u.stop)
                     continue
-            found.append((u.leaf, u.start, u.stop, u.at))
-        return [x for x in found if x[2] > x[1]]
+            found.append(Run(u.leaf, u.start, u.stop, u.at))
+        return [x for x in found if x.high > x.low]
 
 
 def contiguous(layout: Layout, k: int) -> bool:

@@ -22,6 +22,9 @@ class Own(NumPyLike):
     def to_host(self, x: Array) -> Any:
         return x.get()
 
+    def concatenate(self, pieces: list[Array], out: Array) -> None:
+        importlib.import_module("cupy").concatenate(pieces, out=out)
+
     def addresses(self, column: list[Array]) -> list[int]:
         return list(map(_address, column))
 

@@ -37,6 +37,9 @@ class Own(NumPyLike):
     def empty(self, xp: Any, shape: Sequence[int], dtype: Any, like: Array) -> Array:
         return np.empty(shape, dtype)
 
+    def concatenate(self, pieces: list[Array], out: Array) -> None:
+        np.concatenate(pieces, out=out)
+
     def host_view(self, x: Array) -> NDArray:
         return np.asarray(x)
 

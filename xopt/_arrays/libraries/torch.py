@@ -89,6 +89,9 @@ class Own(Library):
         torch = _torch()
         return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) if dtype == "bfloat16" else torch.from_numpy(x)
 
+    def concatenate(self, pieces: list[Array], out: Array) -> None:
+        _torch().cat(pieces, out=out)
+
     def written(self, arrays: list[Array]) -> None:
         # so that a stale graph raises instead of lying
         _torch().autograd.graph.increment_version(arrays)
