@@ -35,12 +35,7 @@ class AgreedWriting(Writing):
 
     def __init__(self, ranks: Ranks) -> None:
         super().__init__()
-        self._ranks, self.entered = ranks, False
-        """Whether the block was entered since somebody set this to False."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        self.entered = True
+        self._ranks = ranks
 
     def begin(self) -> None:
         """Say that the first write comes now, when all ranks are as far."""
@@ -79,14 +74,14 @@ class ShardedOptimizer(SavedTogether):
         **options: Any,
     ) -> None:
         self._ranks = Ranks(comm)
-        self._mean, self._owned, self._parts = total == "mean", owned, 1
+        self._mean, self._owned, self._parts = total == "mean", owned, parts
         try:
             if total not in ("sum", "mean"):
                 raise ValueError(f'total={total!r}: there are "sum" and "mean"')
             if not isinstance(owned, bool):
                 raise TypeError(f"owned: {owned!r}, but it must be True or False")
             if parts is not None:
-                self._parts = self._parts_of_a_rank(parts)
+                self._check_parts(parts)
             super().__init__(params, rule, **options)
         except BaseException as error:
             self._ranks.tell(error)
@@ -98,17 +93,16 @@ class ShardedOptimizer(SavedTogether):
         else:
             self._ranks.same({self._whole.path(k): text for k, text in enumerate(map(_contents, self._whole.leaves))})
 
-    def _parts_of_a_rank(self, parts: int) -> int:
+    def _check_parts(self, parts: int) -> None:
         size = self._ranks.size
         if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1 or parts % size:
             raise ValueError(f"parts: {parts!r}, but it must be a multiple of the number of ranks, {size}")
         if self._owned:
             raise ValueError("parts: what each rank owns has one gradient; there is nothing to add up")
-        return parts // size
 
     def _said(self, total: str, parts: int | None) -> dict[str, Any]:
         """Return what must be the same on all ranks."""
-        layout = self._whole
+        layout, rule = self._whole, _snapshot.described(self._rule)
         names = [layout.path(k) for k in range(len(layout.leaves))]
         shapes = {} if self._owned else {f"{n}: shape": [*s] for n, s in zip(names, layout.shapes, strict=True)}
         return {
@@ -116,7 +110,8 @@ class ShardedOptimizer(SavedTogether):
             "runner": self._executor.runner.name, "number of parameters": len(names),
             "names": dict.fromkeys(names, "a parameter"), **shapes,
             **{f"{n}: dtype": d.name for n, d in zip(names, layout.dtypes, strict=True)},
-            "metrics": [*self._asked], "rule": {x["place"]: x for x in _snapshot.described(self._rule)},
+            "metrics": [*self._asked], "rule": ", ".join(f"{x['place']} {x['rule']}" for x in rule),
+            **{x["place"]: {**x["static"], **x["hyper"]} for x in rule},
         }  # fmt: skip
 
     def _number_elements(self) -> None:
@@ -197,7 +192,6 @@ class ShardedOptimizer(SavedTogether):
 
     def _step(self, grads: Any, value: Any, overrides: dict[str, Any]) -> Any:
         ranks, writing = self._ranks, self._executor.writing
-        assert isinstance(writing, AgreedWriting)
         try:
             parts = self._given(grads)
             inputs = {"value": value} if value is not None or self._executor.inputs else {}
@@ -214,7 +208,7 @@ class ShardedOptimizer(SavedTogether):
         self._has = has = self._with_gradients(parts) if missing else None
         if value is not None:
             value = ordered(ranks.every(np.asarray([value]))[:, 0].tolist())
-            value = value / (ranks.size * self._parts) if self._mean else value
+            value = value / (self._parts or ranks.size) if self._mean else value
         local = self._reduced(parts, has)
         writing.entered = False
         try:
@@ -232,13 +226,14 @@ class ShardedOptimizer(SavedTogether):
 
     def _given(self, grads: Any) -> list[list[Any]]:
         """Return the gradients that this rank has: one, or one for each of its parts."""
-        if self._parts == 1:
+        many = 1 if self._parts is None else self._parts // self._ranks.size
+        if self._parts is None:
             each = [grads]
-        elif isinstance(grads, list | tuple) and len(grads) == self._parts:
+        elif isinstance(grads, list | tuple) and len(grads) == many:
             each = [*grads]
         else:
-            many = f"{len(grads)} of them" if isinstance(grads, list | tuple) else f"a {type(grads).__name__}"
-            raise ValueError(f"grads: {many}, but a rank has a list of {self._parts} gradients, its parts in order")
+            what = f"{len(grads)} of them" if isinstance(grads, list | tuple) else f"a {type(grads).__name__}"
+            raise ValueError(f"grads: {what}, but with parts={self._parts} each rank has a list of {many}")
         found = [self._outer.gradients(x)[0] for x in each]
         if self._outer.moved and not self._owned:
             self._moved()
@@ -257,7 +252,7 @@ class ShardedOptimizer(SavedTogether):
             if has is None:
                 return self._local
             return [g if has[k] else None for g, k in zip(self._local, self._layout.numbers, strict=True)]
-        xp, [gs] = self._whole.xp, parts
+        xp, gs = self._whole.xp, parts[0]
         found = [
             xp.zeros_like(_arrays.detached(p)) if g is None and has is not None and has[k] else g
             for k, (p, g) in enumerate(zip(self._whole.leaves, gs, strict=True))

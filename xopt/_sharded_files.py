@@ -26,7 +26,7 @@ from xopt.checkpoint._files import opened, write_run
 from xopt.checkpoint._safetensors import Tensor, memory
 from xopt.checkpoint._snapshot import Place, Run, Source
 from xopt.distributed import RankError
-from xopt.distributed._ranks import Ranks
+from xopt.distributed._ranks import Ranks, digest_of
 from xopt.distributed._shards import Shards, Unit
 from xopt.optimizer import Optimizer
 from xopt.rule import FunctionalOptimizer
@@ -271,9 +271,12 @@ class SavedTogether(Optimizer):
         """Return what each parameter goes through."""
 
     def save(self, path: str | os.PathLike[str], *, only_state: bool = False, **options: Any) -> Path:
-        """Save all of it: a call of all ranks. Rank 0 writes, and has one array of the others at a time."""
+        """Save all of it: a call of all ranks. Rank 0 writes, and has one array of the others at a time.
+
+        Where each rank owns its parameters, each writes a file of its own, under a name of its own.
+        """
         if self._owned:
-            return super().save(path, only_state=only_state, **options)
+            return self._save_own(path, only_state, options)
         with self._access.acquire("save"):
             run, assembly = self._assembled("save")
             if self._ranks.rank:
@@ -288,6 +291,28 @@ class SavedTogether(Optimizer):
                 raise
             assembly.end(os.fspath(file))
             return file
+
+    def _save_own(self, path: str | os.PathLike[str], only_state: bool, options: dict[str, Any]) -> Path:
+        name = digest_of(os.path.abspath(path))
+        self._ranks.agree()
+        names = self._ranks.every(np.asarray([name], np.int64))[:, 0].tolist()
+        if len({*names}) < len(names):
+            raise ValueError(
+                f"save: {os.fspath(path)!r} on more than one rank, and each has its own parameters: put the rank into "
+                f"the name"
+            )
+        return super().save(path, only_state=only_state, **options)
+
+    def _told(self, job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Load something on each rank, of which all have to be able to."""
+        writing = self._executor.writing
+        writing.entered = False
+        try:
+            return job()
+        except BaseException as error:
+            if not writing.entered:
+                self._ranks.tell(error)
+            raise
 
     def _assembled(self, what: str, torn: bool = False) -> tuple[Run, Assembly]:
         """Return the run of all ranks, and what it is put together by."""
@@ -309,6 +334,12 @@ class SavedTogether(Optimizer):
             return super().state_dict(only_state=only_state, extra=extra)
         with self._access.acquire("state_dict"):
             run, assembly = self._assembled("state_dict")
+            try:
+                meta = _snapshot.metadata(run, self._taken, extra, __version__)
+            except BaseException as error:
+                self._ranks.tell(error)
+                raise
+            self._ranks.agree()
             slots: dict[str, dict[str, Any]] = {n: {} for n in run.slots}
             for place in run.places(False).values():
                 host = assembly.broadcast(place, assembly.gather(place))
@@ -318,7 +349,6 @@ class SavedTogether(Optimizer):
                 for place in ({} if only_state else run.places(True)).values()
                 if not place.slot
             }
-            meta = _snapshot.metadata(run, self._taken, extra, __version__)
             return {**meta, "state": slots, **({} if only_state else {"params": own})}
 
     def load(
@@ -326,7 +356,8 @@ class SavedTogether(Optimizer):
     ) -> dict[str, Any]:
         """Go on from a checkpoint of any number of ranks: a call of all ranks. Rank 0 reads it."""
         if self._owned:
-            return super().load(path, strict=strict, cast=cast, checksums=checksums)
+            load = super().load
+            return self._told(lambda: load(path, strict=strict, cast=cast, checksums=checksums))
         with self._access.acquire("load"):
             run, assembly = self._assembled("load", torn=True)
             file, text = None, ""
@@ -359,7 +390,8 @@ class SavedTogether(Optimizer):
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True, cast: bool = False) -> dict[str, Any]:
         """Go on from what :meth:`state_dict` returned, which every rank has: a call of all ranks."""
         if self._owned:
-            return super().load_state_dict(state, strict=strict, cast=cast)
+            load = super().load_state_dict
+            return self._told(lambda: load(state, strict=strict, cast=cast))
         with self._access.acquire("load_state_dict"):
             run, assembly = self._assembled("load_state_dict", torn=True)
             try:

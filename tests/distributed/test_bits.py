@@ -218,7 +218,7 @@ def test_gradients_are_added_in_the_order_of_the_ranks(total: Any, dtype: str) -
         many = 4 // comm.size
         for t in range(1, 3):
             own = [gradients(10 * t + comm.rank * many + j, dtype) for j in range(many)]
-            opt.step(own if many > 1 else own[0])
+            opt.step(own)
         return settled(opt)
 
     for size in (1, 2, 4):

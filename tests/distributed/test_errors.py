@@ -234,7 +234,7 @@ def test_making_an_optimizer(name: str) -> None:
 
 def test_what_no_rank_may_have() -> None:
     for one, text in (
-        (lambda comm: xopt.Optimizer(tree(), RULE, comm="MPI"), "comm: a str, but it must be a communicator of mpi4py"),
+        (lambda comm: xopt.Optimizer(tree(), RULE, comm="MPI"), "comm: str, but it must be a communicator of mpi4py"),
         (lambda comm: xopt.Optimizer(tree(), xopt.Adafactor(), comm=comm, owned=True), "adafactor takes whole arrays"),
         (lambda comm: xopt.Optimizer(tree(), RULE, comm=comm, owned=True, parts=4), "nothing to add up"),
         (lambda comm: xopt.Optimizer(tree(), RULE, total="mean"), "go with comm"),
@@ -250,7 +250,7 @@ def test_parts_must_be_a_list_of_so_many() -> None:
             opt = xopt.Optimizer(tree(), RULE, comm=comm, parts=4)
             return opt.step(given if comm.rank == BAD else [gradients()] * 2)
 
-        raised(World(2).run(one), ValueError, f"grads: {text}, but a rank has a list of 2 gradients")
+        raised(World(2).run(one), ValueError, f"grads: {text}, but with parts=4 each rank has a list of 2")
 
 
 def test_a_file_that_does_not_fit(tmp_path: Path) -> None:
@@ -281,6 +281,8 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
     raised(steps(lambda opt, comm: opt.save(path)), OSError, "no space left", 0)
     raised(steps(lambda opt, comm: opt.save(path, extra={"a": object()})), TypeError, "extra", 0)
     raised(steps(lambda opt, comm: opt.save(path, keep=0)), ValueError, "keep", 0)
+    extra = lambda comm: {"a": object()} if comm.rank == BAD else {}
+    raised(steps(lambda opt, comm: opt.state_dict(extra=extra(comm))), TypeError, "extra")
     assert path.read_bytes() == old
     assert [*tmp_path.iterdir()] == [path]
 

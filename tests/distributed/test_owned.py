@@ -107,3 +107,26 @@ def test_each_rank_saves_its_own(tmp_path: Path) -> None:
         return [x.tobytes() for x in own.params.values()] == [x.tobytes() for x in new.params.values()]
 
     assert World(SIZE).run(one) == [True] * SIZE
+
+
+def test_files_of_ranks_that_are_missing_or_the_same(tmp_path: Path) -> None:
+    """Each rank raises; nothing is lost, and nothing moves."""
+
+    def one(comm: Rank) -> Any:
+        own = xopt.Optimizer(part(whole(0), comm.rank), xopt.Adam(lr=0.1), comm=comm, owned=True)
+        before = [x.tobytes() for x in own.params.values()]
+        own.save(tmp_path / f"{comm.rank}.safetensors")
+        with pytest.raises(ValueError, match="on more than one rank"):
+            own.save(tmp_path / "all.safetensors")
+        missing = FileNotFoundError if comm.rank == 1 else xopt.distributed.RankError
+        with pytest.raises(missing, match=r"9\.safetensors"):
+            own.load(tmp_path / f"{9 if comm.rank == 1 else comm.rank}.safetensors")
+        bad = xopt.CheckpointError if comm.rank == 2 else xopt.distributed.RankError
+        with pytest.raises(bad, match="must be a dict"):
+            own.load_state_dict({} if comm.rank == 2 else own.state_dict())
+        assert [x.tobytes() for x in own.params.values()] == before
+        own.step(part(whole(1), comm.rank))
+        return True
+
+    assert World(SIZE).run(one) == [True] * SIZE
+    assert len([*tmp_path.iterdir()]) == SIZE

@@ -20,10 +20,13 @@ class Writing:
     def __init__(self) -> None:
         self.torn = False
         """Whether some arrays may be new and some old."""
+        self.entered = False
+        """Whether the block was entered since somebody set this to False."""
         self._begun = False
 
     def __enter__(self) -> None:
         self._begun = False
+        self.entered = True
 
     def begin(self) -> None:
         """Say that the first write comes now."""

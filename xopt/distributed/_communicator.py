@@ -19,6 +19,6 @@ def communicator(comm: Any) -> Communicator:
     if isinstance(comm, Communicator):
         return comm
     raise TypeError(
-        f"comm: a {type(comm).__name__}, but it must be a communicator of mpi4py, a process group of "
+        f"comm: {type(comm).__name__}, but it must be a communicator of mpi4py, a process group of "
         f"torch.distributed, or an object with the methods of xopt.distributed.Communicator"
     )
