@@ -74,7 +74,8 @@ def tests(session: nox.Session, library: str) -> None:
     """Test on one array library: `nox -s "tests(torch)"`. cupy tests what needs no GPU where there is none."""
     drawing = library in ("numpy", "torch", "jax")  # the libraries of the examples
     demo = ["scikit-learn", "scikit-image", "matplotlib", "tqdm"] if drawing else []
-    session.install(LAZY, *LIBRARIES[library], *group("test"), *demo, "-e", ".")
+    beside = group("mpi") if library == "numpy" else []
+    session.install(LAZY, *LIBRARIES[library], *group("test"), *beside, *demo, "-e", ".")
     command = ["pytest", "--library", library, *WORKERS, *session.posargs]
     # half of the time on JAX is XLA's: all that does not hang on how it compiles is compiled by its older generator
     if library == "jax" and not session.posargs and knows(session, QUICK):

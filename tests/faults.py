@@ -46,6 +46,36 @@ class Fault(NamedTuple):
 
 # fmt: off
 FAULTS: dict[str, Fault] = {
+    "norm-of-a-shard": Fault(
+        "pytorch #72548, #170862, torchtitan #766: clipping by the norm of what one rank has",
+        (("distributed._sums", "self._ranks.every(own)", "np.stack([own] * self._ranks.size)"),),
+        ("tests/distributed/test_bits.py::test_compositions[clip]",),
+    ),
+    "loss-of-a-rank": Fault(
+        "each rank has a value of its own, so that a plateau is seen by some",
+        (("_sharded", "value = ordered(ranks.every(np.asarray([value]))[:, 0].tolist())", "value = 1.0 * value"),),
+        ("tests/distributed/test_errors.py::test_value_is_that_of_all_ranks",),
+    ),
+    "noise-of-a-shard": Fault(
+        "stochastic rounding: every chunk has the noise of the first one",
+        (("distributed._shards", "self.starts = [u.start for u in units]", "self.starts = [0 for u in units]"),),
+        ("tests/distributed/test_bits.py::test_precision[tiled-float16-options1]",),
+    ),
+    "chunks-of-pairs": Fault(
+        "a shard is cut where no chunk of a sum ends",
+        (("distributed._shards", "CHUNK >> bucket.split", "CHUNK"),),
+        ("tests/distributed/test_bits.py::test_dtypes[tiled-split-complex64]",),
+    ),
+    "scalars-of-rank-0": Fault(
+        "radixark/Megatron-LM #66: what differs by rank is saved by rank 0 alone",
+        (("_sharded_files", "found[k] = every[at]", "found[k] = every[0, at[1]]"),),
+        ("tests/distributed/test_bits.py::test_rules[tiled-LDoG]",),
+    ),
+    "halves-in-halves": Fault(
+        "gradients of half precision are rounded with each rank",
+        (("distributed._exchange", "each in own], divisor, half)", "each in own], divisor, False)"),),
+        ("tests/distributed/test_bits.py::test_halves_are_added_in_float32_and_rounded_once",),
+    ),
     "state-not-written": Fault(
         "pytorch #78807",
         (("_engine.runners.tiled.runner",

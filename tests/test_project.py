@@ -34,8 +34,8 @@ FLOORS = [
     ["rule"],
     ["rules", "transforms", "_parse", "_logging"],
     ["checkpoint", "distributed"],
-    ["optimizer", "_explain", "_config"],
-    ["solvers", "_torch_files", "_flax_files", "_sharded_files"],
+    ["optimizer", "_explain", "_config", "_sharded_files"],
+    ["solvers", "_torch_files", "_flax_files", "_sharded_saving"],
     ["adapters", "__main__", "_sharded"],
 ]
 ENGINE = [

@@ -15,6 +15,7 @@ from xopt._engine.program.contract import called
 from xopt._engine.program.quantize import BLOCK, is_scale
 from xopt._engine.program.trace import Program
 from xopt._public import public
+from xopt.distributed._shards import Shards
 from xopt.rule import FunctionalOptimizer, RunnerName, check_method
 from xopt.rule._fields import Field, number
 
@@ -41,6 +42,7 @@ def explain(
     runner: RunnerName | None = None,
     bandwidth: float | None = None,
     source: bool = True,
+    ranks: int | None = None,
 ) -> str:
     """Say what one step of a rule does to these parameters, stage by stage. Nothing is computed or compiled.
 
@@ -56,6 +58,9 @@ def explain(
         Bytes a second that the memory moves, > 0: the time that a step then takes at least is told too.
     source
         Whether to end with the source that the runner makes of each stage.
+    ranks
+        How many processes share the state, as with the ``comm`` of :class:`~xopt.Optimizer`, ≥ 1: what each owns and
+        sends in a step is told too.
 
     Returns
     -------
@@ -104,8 +109,20 @@ def explain(
         add(o_1, r_0, out=o_1)
         multiply(s2, o_1, out=r_0)
         add(l_0, r_0, out=o_0)
+
+    On three processes:
+
+    >>> rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam(lr=0.1))
+    >>> text = xopt.explain(rule, {"b": w, "w": np.zeros((400, 500), np.float32)}, runner="tiled", ranks=3)
+    >>> print(text[text.index("3 ranks") :].partition("source")[0].rstrip())
+    3 ranks, each with all parameters and its part of the state:
+      rank 0: 66,536 parameters, 532,288 bytes of state, sends 1.07 MB a step: params["b"], params["w"][0:65536]
+      rank 1: 65,536 parameters, 524,288 bytes of state, sends 1.07 MB a step: params["w"][65536:131072]
+      rank 2: 68,928 parameters, 551,424 bytes of state, sends 1.08 MB a step: params["w"][131072:200000]
     """
     check_method(rule)
+    if ranks is not None and (isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1):
+        raise ValueError(f"ranks: {ranks!r}, but it must be a number of processes from 1 on")
     if bandwidth is not None:
         bandwidth = number("bandwidth", Field(None, static=False, gt=0), bandwidth, "bytes per second")
     layout = Layout(params)
@@ -145,7 +162,37 @@ def explain(
     time = f": at {bandwidth / 1e9:g} GB/s at least {_time(total / bandwidth)}" if bandwidth else ""
     beside = ", beside those of whole arrays" if any(not bucket.plan.elementwise for bucket in executor.buckets) else ""
     lines += ["", f"{total:,} bytes per step{beside}{time}"]
+    if ranks is not None:
+        lines += ["", *_shares(executor, Shards(executor, ranks, owned=False))]
     return "\n".join([*lines, *sources])
+
+
+def _shares(executor: Executor, shards: Shards) -> list[str]:
+    """Say what each of several processes owns and sends."""
+    layout, state = executor.layout, executor.state
+    itemsize = [d.itemsize for d in layout.dtypes]
+    kept = [
+        sum(
+            math.prod(state.slot_shape(n, k)) * _arrays.TABLE[state.slot_dtype(n, k)].itemsize
+            for n in state.live
+            if state.has(n, k)
+        )
+        for k in range(len(layout.leaves))
+    ]
+    lines = [f"{_count(shards.size, 'rank')}, each with all parameters and its part of the state:"]
+    for rank, units in enumerate(shards.of):
+        size, others = sum(u.stop - u.start for u in units), shards.size - 1
+        own = sum(kept[u.leaf] * (u.stop - u.start) // max(layout.sizes[u.leaf], 1) for u in units)
+        sent = [sum((u.stop - u.start) * itemsize[u.leaf] for u in each) for each in shards.of]
+        moved = sum(sent) - sent[rank] + others * sent[rank]
+        parts = []
+        for run in shards.runs(rank, itemsize):
+            whole = run.high - run.low == layout.sizes[run.leaf]
+            parts.append(layout.path(run.leaf) + ("" if whole else f"[{run.low}:{run.high}]"))
+        shown = ", ".join(parts if len(parts) < 6 else [*parts[:2], "…", *parts[-2:]])
+        amount = f"{_count(size, 'parameter')}, {_count(own, 'byte')} of state, sends {moved / 1e6:.3g} MB a step"
+        lines.append(f"  rank {rank}: {amount}" + (f": {shown}" if shown else ""))
+    return lines
 
 
 def _count(n: int, what: str) -> str:

@@ -19,7 +19,7 @@ from xopt._engine.metrics import Seen, shaped
 from xopt._engine.program.algebra import Value
 from xopt._engine.program.contract import Chains
 from xopt._engine.program.summation import CHUNK, ordered
-from xopt._sharded_files import SavedTogether
+from xopt._sharded_saving import SavedTogether
 from xopt.checkpoint import _snapshot as _snapshot
 from xopt.checkpoint._safetensors import memory
 from xopt.distributed._exchange import Exchange

@@ -126,7 +126,13 @@ def test_compositions(name: str) -> None:
 def test_dtypes(dtype: str, complex: Any, runner: str) -> None:
     """The chunks of a sum over complex numbers as pairs have half as many of them."""
     rule = xopt.Adam(lr=0.1, complex=complex)
-    check(xopt.chain(xopt.ClipByGlobalNorm(1.0), rule, xopt.TrustRatio()), dtype, sizes=(2, 3), runner=runner)
+    check(
+        xopt.chain(xopt.ClipByGlobalNorm(1.0), rule, xopt.TrustRatio()),
+        dtype,
+        (2, 3),
+        {"v": (140_001,), "b": (7,)},
+        runner=runner,
+    )
 
 
 @pytest.mark.parametrize(
