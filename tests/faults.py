@@ -64,7 +64,7 @@ FAULTS: dict[str, Fault] = {
     "chunks-of-pairs": Fault(
         "a shard is cut where no chunk of a sum ends",
         (("distributed._shards", "CHUNK >> bucket.split", "CHUNK"),),
-        ("tests/distributed/test_bits.py::test_dtypes[tiled-split-complex64]",),
+        ("tests/distributed/test_bits.py::test_dtypes[tiled-split-complex128]",),
     ),
     "scalars-of-rank-0": Fault(
         "radixark/Megatron-LM #66: what differs by rank is saved by rank 0 alone",

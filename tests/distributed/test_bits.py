@@ -120,7 +120,7 @@ def test_compositions(name: str) -> None:
     check(COMPOSED[name], sizes=(1, 2, 3, 4, 7))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "complex64", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float64", "complex64", "complex128", "bfloat16", "float16"])
 @pytest.mark.parametrize("complex", ["split", "modulus"])
 @RUNNERS
 def test_dtypes(dtype: str, complex: Any, runner: str) -> None:
