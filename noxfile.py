@@ -221,6 +221,13 @@ def bench_checkpoints(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.checkpoints", *session.posargs)
 
 
+@nox.session(name="bench-distributed")
+def bench_distributed(session: nox.Session) -> None:
+    """Measure sharded state on two ranks beside Allreduce and torch's ZeRO: `-- --check`, `-- --engines mpi`."""
+    session.install(TORCH, *group("mpi"), "-e", ".")
+    session.run("python", "-m", "benchmarks.distributed", *session.posargs)
+
+
 @nox.session(name="bench-precision")
 def bench_precision(session: nox.Session) -> None:
     """Measure what each way to keep few digits costs and brings, and write docs/precision.md: `-- --quick`."""

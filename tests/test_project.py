@@ -130,7 +130,7 @@ def test_only_the_file_of_a_library_knows_it() -> None:
             named = {x.value for x in ast.walk(node) if isinstance(x, ast.Constant)} & known
             assert not (named and isinstance(node, ast.Compare | ast.Dict | ast.Match)), (name, named)
         roots = {x.partition(".")[0] for x in folders.imports(tree)}
-        own = {name.rpartition(".")[2].lstrip("_")} if name.startswith(("adapters.", "distributed.")) else set()
+        own = {name.rpartition(".")[2].lstrip("_")} if name.startswith("adapters.") else set()
         own |= {"jax"} if own == {"optax"} else set()
         assert not roots & (known - {"numpy"} - own), name
 

@@ -6,14 +6,17 @@ import importlib
 from typing import Any
 
 import numpy as np
-import torch
+
+
+def _torch() -> Any:
+    return importlib.import_module("torch")
 
 
 class Own:
     """A process group, or a device mesh of one dimension."""
 
     def __init__(self, group: Any) -> None:
-        self._dist: Any = importlib.import_module("torch.distributed")
+        self._torch, self._dist = _torch(), importlib.import_module("torch.distributed")
         group = group.get_group() if hasattr(group, "get_group") else group
         self.rank: int = self._dist.get_rank(group)
         self.size: int = self._dist.get_world_size(group)
@@ -22,11 +25,13 @@ class Own:
         self._group = group
         self._ranks: list[int] = self._dist.get_process_group_ranks(group)
         alone = str(self._dist.get_backend(group)) == "nccl"
-        self._device = torch.device("cuda", torch.cuda.current_device()) if alone else torch.device("cpu")
+        self._device = (
+            self._torch.device("cuda", self._torch.cuda.current_device()) if alone else self._torch.device("cpu")
+        )
         """Where words are: a backend of GPUs alone moves no others."""
 
     def _of(self, x: Any) -> Any:
-        return torch.from_numpy(x).to(self._device) if isinstance(x, np.ndarray) else x
+        return self._torch.from_numpy(x).to(self._device) if isinstance(x, np.ndarray) else x
 
     def _fill(self, x: Any, found: Any) -> None:
         """Put into an array of NumPy what was received elsewhere."""
@@ -50,7 +55,7 @@ class Own:
         self._fill(receive, found)
 
     def largest(self, numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        found = torch.from_numpy(numbers.copy()).to(self._device)
+        found = self._torch.from_numpy(numbers.copy()).to(self._device)
         self._dist.all_reduce(found, self._dist.ReduceOp.MAX, group=self._group)
         made: np.ndarray[Any, Any] = found.cpu().numpy()
         return made
