@@ -163,7 +163,7 @@ def explain(
     beside = ", beside those of whole arrays" if any(not bucket.plan.elementwise for bucket in executor.buckets) else ""
     lines += ["", f"{total:,} bytes per step{beside}{time}"]
     if ranks is not None:
-        lines += ["", *_shares(executor, Shards(executor, ranks, owned=False))]
+        lines += ["", *_shares(executor, Shards.of_chains(executor, ranks))]
     return "\n".join([*lines, *sources])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from types import TracebackType
 from typing import Any
 
@@ -21,10 +20,9 @@ from xopt._engine.program.contract import Chains
 from xopt._engine.program.summation import CHUNK, ordered
 from xopt._sharded_saving import SavedTogether
 from xopt.checkpoint import _snapshot as _snapshot
-from xopt.checkpoint._safetensors import memory
 from xopt.distributed._exchange import Exchange
 from xopt.distributed._ranks import Ranks, digest_of
-from xopt.distributed._shards import Parts, Shard, Shards, view
+from xopt.distributed._shards import Parts, Shard, Shards, contents, view
 from xopt.distributed._sums import RankResolver
 from xopt.rule import FunctionalOptimizer, State
 from xopt.rule._metrics import measured
@@ -91,7 +89,7 @@ class ShardedOptimizer(SavedTogether):
         if owned:
             self._number_elements()
         else:
-            self._ranks.same({self._whole.path(k): text for k, text in enumerate(map(_contents, self._whole.leaves))})
+            self._ranks.same({self._whole.path(k): text for k, text in enumerate(map(contents, self._whole.leaves))})
 
     def _check_parts(self, parts: int) -> None:
         size = self._ranks.size
@@ -139,7 +137,7 @@ class ShardedOptimizer(SavedTogether):
                 raise TypeError(
                     f"{whole.path(k)}: {keys[0]} takes whole arrays, but owned=True says that this is a part"
                 )
-        self._all, self._shards = full, Shards(full, self._ranks.size, self._owned)
+        self._all, self._shards = full, Shards.of_chains(full, self._ranks.size, self._owned)
         mixed = full.scalars.mixed
         if self._owned:
             self._layout, executor = whole, full
@@ -334,8 +332,3 @@ class ShardedOptimizer(SavedTogether):
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, rank {self.rank} of {self._ranks.size})"
-
-
-def _contents(x: Any) -> str:
-    """Say what is in an array, for comparison."""
-    return f"contents of CRC-32 {zlib.crc32(memory(to_host(x))):08x}"

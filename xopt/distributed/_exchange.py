@@ -94,7 +94,8 @@ class Exchange:
             for every in found for own in every for x in own
         }  # fmt: skip
         """How to cut the runs of a group out of vectors."""
-        self._bound: list[_Round] | None = None
+        self._bound: tuple[list[Any], list[_Round]] | None = None
+        """Arrays, and how they are spread."""
 
     def _memory(self, count: int) -> Any:
         xp = self._layout.xp
@@ -235,7 +236,7 @@ class Exchange:
         if not self._others:
             return
         with layout.library.no_grad():
-            rounds = self._bound if leaves is layout.leaves else None
+            rounds = self._bound[1] if self._bound is not None and self._bound[0] is leaves else None
             if rounds is None:
                 staged = [(k, layout.library.c_order(layout.xp, x)) for k, x in enumerate(leaves) if k in self._staged]
                 flats = [flat(layout, x) for x in {**dict(enumerate(leaves)), **dict(staged)}.values()]
@@ -248,8 +249,8 @@ class Exchange:
                     place[...] = other
             for k, x in staged:
                 layout.library.detached(leaves[k])[...] = x
-        if leaves is layout.leaves and not staged:
-            self._bound = rounds
+        if not staged:
+            self._bound = leaves, rounds
 
     def forget(self) -> None:
         """Drop what is known of where the parameters lie."""

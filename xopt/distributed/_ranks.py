@@ -16,7 +16,7 @@ NDArray = np.ndarray[Any, Any]
 
 
 class Ranks:
-    """What ranks say to each other in words."""
+    """What ranks say to each other in words; a ``with`` block of them that one leaves by an exception ends for all."""
 
     def __init__(self, comm: Any) -> None:
         self.comm = communicator(comm)
@@ -46,6 +46,13 @@ class Ranks:
         if words[1] != -words[2]:
             self._refuse({} if said is None else said())
         return int(words[3])
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self.tell(error)
 
     def tell(self, error: BaseException) -> None:
         """Make the other ranks raise, too, unless they have; this one is about to."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xopt._arrays.layout import Layout
+from xopt._arrays.transfer import to_host
 from xopt._engine.executor import Executor
 from xopt._engine.program.contract import Chains
 from xopt._engine.program.summation import CHUNK
@@ -40,29 +42,37 @@ class Shards:
 
     Parameters
     ----------
-    executor
-        The chains of the whole tree. Its programs say what may be cut where: arithmetic element by element, and sums,
-        between any two chunks; components that compute with whole arrays nowhere.
+    layout
+        The parameters.
+    cut
+        The elements of each unit: a parameter, and from where to where.
     size
         How many ranks.
     owned
-        Whether each rank has parameters of its own: then a unit is a parameter of a rank, and there is one a rank.
+        Whether each rank has parameters of its own: then there is such a unit on each rank.
     """
 
-    def __init__(self, executor: Executor, size: int, owned: bool) -> None:
-        layout = executor.layout
+    @classmethod
+    def of_chains(cls, executor: Executor, size: int, owned: bool = False) -> Shards:
+        """Return those of an optimizer.
+
+        The programs of its chains say what may be cut where: arithmetic element by element, and sums, between any two
+        chunks; components that compute with whole arrays nowhere.
+        """
+        layout, cut = executor.layout, list[tuple[int, int, int]]()
+        for k, bucket in enumerate(executor.bucket_of):
+            if bucket is not None:  # else it is frozen, and nobody steps it
+                whole = owned or not bucket.plan.elementwise
+                cut += _cut(layout, k, whole, CHUNK >> bucket.split)  # a complex element may be two
+        return cls(layout, cut, size, owned)
+
+    @classmethod
+    def plain(cls, layout: Layout, size: int) -> Shards:
+        """Return those of arrays that are added up and no more."""
+        return cls(layout, [x for k in range(len(layout.leaves)) for x in _cut(layout, k, False, CHUNK)], size)
+
+    def __init__(self, layout: Layout, cut: list[tuple[int, int, int]], size: int, owned: bool = False) -> None:
         self.size, self.owned = size, owned
-        cut: list[tuple[int, int, int]] = []
-        for k, n in enumerate(layout.sizes):
-            bucket = executor.bucket_of[k]
-            if bucket is None:
-                continue  # frozen: nobody steps it
-            if owned:
-                cut.append((k, 0, n))
-                continue
-            whole = not bucket.plan.elementwise or not contiguous(layout, k)
-            step = max(n, 1) if whole else CHUNK >> bucket.split  # a complex element may be two
-            cut += [(k, low, min(low + step, n)) for low in range(0, max(n, 1), step)]
         bytes_of = [d.itemsize for d in layout.dtypes]
         total, seen = sum((b - a) * bytes_of[k] for k, a, b in cut), 0
         ends, self.units = [0] * size, list[Unit]()
@@ -102,6 +112,19 @@ class Shards:
                     continue
             found.append(Run(u.leaf, u.start, u.stop, u.at))
         return [x for x in found if x.high > x.low]
+
+
+def _cut(layout: Layout, k: int, whole: bool, size: int) -> list[tuple[int, int, int]]:
+    """Cut a parameter into units of so many elements, unless it is to be whole, or its elements do not lie in order."""
+    n = layout.sizes[k]
+    step = max(n, 1) if whole or not contiguous(layout, k) else size
+    return [(k, low, min(low + step, n)) for low in range(0, max(n, 1), step)]
+
+
+def contents(x: Any) -> str:
+    """Say what is in an array, for comparison."""
+    host = np.ascontiguousarray(to_host(x))
+    return f"contents of CRC-32 {zlib.crc32(host.reshape(-1).view(np.uint8).data):08x}"
 
 
 def contiguous(layout: Layout, k: int) -> bool:

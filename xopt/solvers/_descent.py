@@ -15,7 +15,7 @@ from xopt.solvers._inverse_hessian import InverseHessian
 from xopt.solvers._line import Point
 from xopt.solvers._options import Solver
 from xopt.solvers._run import Run
-from xopt.solvers._space import Array, Vectors, space
+from xopt.solvers._space import Array, Space, Vectors, space
 from xopt.solvers._stopping import STUCK, Limits, Stop
 
 PATIENCE = 20
@@ -34,9 +34,10 @@ class Descent(Run):
     """A method at a point. Vectors are never written into, so that whoever keeps one keeps its values."""
 
     def __init__(self, layout: Layout, solver: Solver, limits: Limits, *, maxls: int, search: Any,
-                 preconditioner: Any = None, bounds: Any = None, **options: Any) -> None:  # fmt: skip
+                 preconditioner: Any = None, bounds: Any = None, own: Space | None = None,
+                 **options: Any) -> None:  # fmt: skip
         super().__init__(limits)
-        self.space = made = space(layout)
+        self.space = made = space(layout) if own is None else own
         self.maxls, self.search, self.preconditioner = maxls, search, preconditioner
         self.box = Bounds(made, (None, None) if bounds is None else bounds) if solver.bounds else None
         self.method = solver.direction(made, **({"box": self.box} if solver.bounds else {}), **options)
@@ -77,7 +78,7 @@ class Descent(Run):
         return self.space.tree(self.space.copied(self.here.g))
 
     def hess_inv(self) -> Any:
-        if self.preconditioner is not None or not isinstance(self.method, LimitedMemory):
+        if self.preconditioner is not None or self.space.parted or not isinstance(self.method, LimitedMemory):
             return None
         if self.method.slot not in self.method.order:  # of a search that found nothing
             self.method.clean()
@@ -140,7 +141,7 @@ class Descent(Run):
         self.space.quietly(self.method.accept, found.alpha, line.slope, found.slope, found.kept.sums)
         moved = [math.inf, 1.0]
         if self.limits.xtol > 0:
-            moved = self.space.numbers(0.0, [self.space.largest(x) for x in (new.x - self.here.x, self.here.x)])[1:]
+            moved = self.space.maxima([new.x - self.here.x, self.here.x])
         before, self.value, self.here, self.known = self.value, found.value, new, found.kept
         self.nit += 1
         self.last = found.alpha, line.slope

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from xopt import _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._public import public
+from xopt.distributed._ranks import Ranks
 from xopt.solvers._descent import Descent
 from xopt.solvers._directions import LimitedMemory
 from xopt.solvers._minimize import OptimizeResult, checked_layout
@@ -19,6 +21,7 @@ from xopt.solvers._objective import objective
 from xopt.solvers._options import solver_options
 from xopt.solvers._registry import SOLVERS
 from xopt.solvers._stopping import CONVERGED, Limits, Stop
+from xopt.solvers._together import joined
 
 
 @public
@@ -37,7 +40,7 @@ class LBFGS:
     ----------
     history
         Steps to remember, ≥ 1.
-    maxls, line_search, preconditioner, bounds, conjugate
+    maxls, line_search, preconditioner, bounds, conjugate, comm, total, owned
         As in `minimize`. With bounds the steps are those of ``"lbfgs-b"``.
 
     Raises
@@ -90,17 +93,31 @@ class LBFGS:
         preconditioner: Callable[[Any], Any] | None = None,
         bounds: Any = None,
         conjugate: bool = False,
+        comm: Any = None,
+        total: Literal["sum", "mean"] = "sum",
+        owned: bool = False,
     ) -> None:
-        options = {"history": history, "maxls": maxls, "line_search": line_search, "preconditioner": preconditioner}
-        self._options, self._bounds, self._conjugate = solver_options(options, SOLVERS["lbfgs"]), bounds, conjugate
-        if bounds is not None and preconditioner is not None:
-            raise TypeError("preconditioner: given with bounds, but 'lbfgs-b' has none")
+        self._ranks, self._total, self._owned = None if comm is None else Ranks(comm), total, owned
+        with self._together():
+            options = {"history": history, "maxls": maxls, "line_search": line_search, "preconditioner": preconditioner}
+            self._options, self._bounds, self._conjugate = solver_options(options, SOLVERS["lbfgs"]), bounds, conjugate
+            if bounds is not None and preconditioner is not None:
+                raise TypeError("preconditioner: given with bounds, but 'lbfgs-b' has none")
         self._run: Descent | None = None
         self._warm = self._begun = False
 
     def _made(self, x0: Any) -> Descent:
         solver = SOLVERS["lbfgs" if self._bounds is None else "lbfgs-b"]
-        return Descent(checked_layout(x0), solver, Limits(math.inf, gtol=0.0), bounds=self._bounds, **self._options)
+        layout = checked_layout(x0)
+        together = joined(self._ranks, layout, solver, self._total, self._owned, self._options)
+        own, limits = None if together is None else together.space(layout), Limits(math.inf, gtol=0.0)
+        run = Descent(layout, solver, limits, bounds=self._bounds, own=own, **self._options)
+        run.together = together
+        return run
+
+    def _together(self) -> AbstractContextManager[Any]:
+        """Return a block that ends for all ranks if it does for one."""
+        return nullcontext() if self._ranks is None else self._ranks
 
     def _running(self) -> Descent:
         if self._run is None:
@@ -128,10 +145,11 @@ class LBFGS:
             A state, of a run on the same or on a similar function, perhaps within other bounds: its steps and changes
             of the gradient are used.
         """
-        run = self._made(x0)
-        if warm is not None:
-            self._check_form(run, warm)
-            _memory(run).load(warm)
+        with self._together():
+            run = self._made(x0)
+            if warm is not None:
+                self._check_form(run, warm)
+                _memory(run).load(warm)
         self._run, self._warm, self._begun = run, warm is not None, False
 
     def step(self, value_and_grad: Callable[[Any], Any]) -> OptimizeResult:
@@ -152,8 +170,18 @@ class LBFGS:
             2 where none was found, or 20 steps have lowered neither value nor gradient: then it is the end, until
             ``init``.
         """
-        run = self._running()
+        with self._together():
+            run = self._running()
+            status, message = self._stepped(run, value_and_grad)
+        return OptimizeResult(
+            fun=run.value, optimality=run.largest, nit=run.nit, nfev=run.nfev, njev=run.nfev,
+            success=status == CONVERGED, status=status, message=message,
+        )  # fmt: skip
+
+    def _stepped(self, run: Descent, value_and_grad: Callable[[Any], Any]) -> tuple[int, str]:
         run.fun = objective(value_and_grad, True, (), run.space.layout, self._conjugate)
+        if run.together is not None:
+            run.fun = run.together.fun(run.fun)
         if not self._begun:
             run.begin()
             if self._warm:
@@ -161,13 +189,9 @@ class LBFGS:
             self._begun = True
         try:
             run.iterate()
-            status, message = CONVERGED, f"a step of length {run.last[0]:.3g}" if run.last else ""
+            return CONVERGED, f"a step of length {run.last[0]:.3g}" if run.last else ""
         except Stop as stop:
-            status, message = stop.status, "the gradient is 0" if stop.status == CONVERGED else stop.message
-        return OptimizeResult(
-            fun=run.value, optimality=run.largest, nit=run.nit, nfev=run.nfev, njev=run.nfev,
-            success=status == CONVERGED, status=status, message=message,
-        )  # fmt: skip
+            return stop.status, "the gradient is 0" if stop.status == CONVERGED else stop.message
 
     def state(self) -> dict[str, Any]:
         """Return all that the next step depends on.
@@ -189,14 +213,15 @@ class LBFGS:
         A state of another ``history``, within other ``bounds``, or where only one of both has a ``preconditioner`` is
         refused; ``init(x, warm=state)`` begins anew within other bounds.
         """
-        missing = [n for n in ("x", "numbers") if n not in state]
-        if missing:
-            raise ValueError(f"state: {', '.join(missing)} missing")
-        run = self._made(state["x"])
-        self._check_form(run, state)
-        x, g = _memory(run).load(state)
-        self._check_place(run, state, x)
-        run.restore(x, g, state["numbers"])
+        with self._together():
+            missing = [n for n in ("x", "numbers") if n not in state]
+            if missing:
+                raise ValueError(f"state: {', '.join(missing)} missing")
+            run = self._made(state["x"])
+            self._check_form(run, state)
+            x, g = _memory(run).load(state)
+            self._check_place(run, state, x)
+            run.restore(x, g, state["numbers"])
         self._run, self._warm, self._begun = run, False, True
 
     def _check_form(self, run: Descent, state: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from xopt import _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._public import public
+from xopt.distributed._ranks import Ranks
 from xopt.rule import FunctionalOptimizer, check_method
 from xopt.solvers._descent import Descent
 from xopt.solvers._differences import Differences, evaluations
@@ -25,6 +26,7 @@ from xopt.solvers._run import Run
 from xopt.solvers._space import is_numbers, numbers_of
 from xopt.solvers._stepping import Stepping
 from xopt.solvers._stopping import CONVERGED, INTERRUPTED, STOPPED, Stop
+from xopt.solvers._together import joined
 
 
 @public
@@ -87,6 +89,9 @@ def minimize(
     callback: Callable[..., Any] | None = None,
     progress: bool = False,
     options: Mapping[str, Any] | None = None,
+    comm: Any = None,
+    total: Literal["sum", "mean"] = "sum",
+    owned: bool = False,
 ) -> OptimizeResult:
     r"""Minimize a function of arrays, on the library and the device where these are.
 
@@ -150,6 +155,15 @@ def minimize(
         of differences, or one for each real number; else it is ε^(1/2) of the larger of \|x\| and 1, with three points
         ε^(1/3), for the coarser dtype of x and of the value. ``disp``: print how it ended. SciPy's ``maxcor``,
         ``maxfev`` and ``maxiter`` are ``history``, ``maxfun`` and the argument.
+    comm
+        Minimize the sum of the functions of many processes, each with its share of the data, see :doc:`/distributed`:
+        a communicator as for `Optimizer`. All ranks call ``minimize``, and all return the same. Not with a rule, with
+        differences, or with ``max_time``.
+    total
+        With ``comm``: ``"sum"`` or ``"mean"``.
+    owned
+        With ``comm``: whether x0 is a part of the parameters that only this rank has. Then values and products are
+        added up, and no gradient is sent. Not with bounds.
 
     Returns
     -------
@@ -211,17 +225,23 @@ def minimize(
     """
     found, _ = solve(
         fun, x0, rule, method=method, args=args, jac=jac, conjugate=conjugate, bounds=bounds, maxiter=maxiter, tol=tol,
-        callback=callback, progress=progress, options=options,
+        callback=callback, progress=progress, options=options, comm=comm, total=total, owned=owned,
     )  # fmt: skip
     return found
 
 
-def solve(
-    fun: Any, x0: Any, rule: FunctionalOptimizer | None, *, method: Any, bounds: Any, options: Any, callback: Any,
-    maxiter: Any = None, tol: Any = None, args: Any = (), jac: Any = True, conjugate: bool = False,
-    progress: bool = False,
-) -> tuple[OptimizeResult, KeyboardInterrupt | None]:  # fmt: skip
+def solve(*given: Any, comm: Any = None, **more: Any) -> tuple[OptimizeResult, KeyboardInterrupt | None]:
     """Do what `minimize` does; return also what interrupted it."""
+    ranks = None if comm is None else Ranks(comm)
+    with nullcontext() if ranks is None else ranks:
+        return _solved(*given, ranks=ranks, **more)
+
+
+def _solved(
+    fun: Any, x0: Any, rule: FunctionalOptimizer | None, *, method: Any, bounds: Any, options: Any, callback: Any,
+    ranks: Ranks | None, maxiter: Any = None, tol: Any = None, args: Any = (), jac: Any = True, conjugate: bool = False,
+    progress: bool = False, total: Any = "sum", owned: Any = False,
+) -> tuple[OptimizeResult, KeyboardInterrupt | None]:  # fmt: skip
     if rule is not None and method is not None:
         raise TypeError(f"method: {method!r}, but a rule is given too; choose one of both")
     solver = None if rule is not None else chosen(method, bounds is not None)
@@ -237,16 +257,23 @@ def solve(
     run: Run
     if solver is None:
         assert rule is not None
+        if ranks is not None:
+            raise TypeError("comm: given with a rule; xopt.Optimizer(x0, rule, comm=comm) takes its steps")
         both = objective(fun, jac, args, layout, conjugate, step)
         every = count("every", given.get("every", 10), 1)
         run = Stepping(both, layout, rule, when, every=every, runner=given.get("runner"))
     else:
-        run = Descent(layout, solver, when, bounds=bounds, **solver_options(given, solver))
+        together = joined(ranks, layout, solver, total, owned, given)
+        own = None if together is None else together.space(layout)
+        run = Descent(layout, solver, when, bounds=bounds, own=own, **solver_options(given, solver))
         run.fun = objective(fun, jac, args, layout, conjugate, step, run.box)
+        if together is not None:
+            run.fun, run.together = together.fun(run.fun), together
     if isinstance(run.fun, Differences):
         run.limits = when._replace(maxfun=max(1.0, when.maxfun / run.fun.cost))
-    found, interrupt = _run(run, callback, progress, when.maxiter)
-    if given.get("disp"):
+    first = ranks is None or ranks.rank == 0
+    found, interrupt = _run(run, callback, progress and first, when.maxiter)
+    if given.get("disp") and first:
         show(found)
     return found, interrupt
 
@@ -293,13 +320,16 @@ def _run(run: Run, callback: Any, progress: bool, total: float) -> tuple[Optimiz
                 if bar is not None:
                     bar.update()
                     bar.set_postfix(fun=f"{float(run.value):.6g}")
-                if call is not None and call(run):
+                enough = call is not None and call(run)
+                if run.together.any(enough) if run.together is not None else enough:
                     raise Stop(STOPPED, "stopped: by the callback")
         except Stop as stop:
             if stop.status not in (CONVERGED, STOPPED):
                 run.settle()
             return _result(run, stop.status, stop.message), None
         except KeyboardInterrupt as interrupt:
+            if run.together is not None:
+                run.together.ranks.tell(interrupt)
             run.settle()
             return _result(run, INTERRUPTED, "stopped: interrupted"), interrupt
         except Exception as error:

@@ -20,6 +20,8 @@ class Run(ABC):
     fun: Fun
     value: Any = math.nan
     """The value at the point, a number or a 0-d array; NaN where it is not known."""
+    together: Any = None
+    """The ranks of a run on many processes."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits

@@ -32,6 +32,9 @@ class Vectors(NamedTuple):
 class Space:
     """The way from a tree to a vector and back; a complex number is two real ones, so that products are Re⟨a, b⟩."""
 
+    parted = False
+    """Whether the vectors are parts of those that other processes have, too."""
+
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.xp, self.library = layout.xp, layout.library
@@ -79,10 +82,7 @@ class Space:
 
     def gradient(self, grads: Any, name: str = "grads") -> Array:
         """Return a gradient as a vector in memory of its own, or say what does not fit the parameters."""
-        leaves = gradients(self.layout, grads, name)
-        for k, g in enumerate(leaves):
-            if g is None:
-                raise ValueError(f"{self.layout.path(k, name)}: None, but a solver needs every gradient")
+        leaves = whole_gradients(self.layout, grads, name)
         vector = self.vector(leaves)
         return vector if len(leaves) > 1 or self.layout.dtypes[0].complex else self.copied(vector)
 
@@ -109,6 +109,10 @@ class Space:
     def numbers(self, value: Any, arrays: list[Array]) -> list[float]:
         """Bring a value and 0-d or 1-d arrays to the host, in one transfer."""
         return numbers(self.xp, value, [self.xp.reshape(x, (-1,)) for x in arrays])
+
+    def maxima(self, arrays: list[Array]) -> list[float]:
+        """Return the largest absolute value of each."""
+        return self.numbers(0.0, [self.largest(x) for x in arrays])[1:]
 
     def host(self, x: Array) -> np.ndarray[Any, Any]:
         """Bring a vector, or a number of 0 dimensions, to the host in float64."""
@@ -260,6 +264,15 @@ def gradients(layout: Layout, grads: Any, name: str = "grads") -> list[Any]:
     """
     found = _tree.match(layout.spec, grads, name)
     return [layout.accept(k, _shaped(layout, k, g, name), name) for k, g in enumerate(found)]
+
+
+def whole_gradients(layout: Layout, grads: Any, name: str = "grads") -> list[Any]:
+    """Return gradients of all parameters leaf by leaf."""
+    leaves = gradients(layout, grads, name)
+    for k, g in enumerate(leaves):
+        if g is None:
+            raise ValueError(f"{layout.path(k, name)}: None, but a solver needs every gradient")
+    return leaves
 
 
 def _shaped(layout: Layout, k: int, g: Any, name: str) -> Any:
