@@ -59,7 +59,8 @@ class Optimizer(Saving, Logged):
         and before what is done to the new parameters. A norm reads its arrays once more.
     comm
         Shard the optimizer state over processes (ZeRO-1), see :doc:`/distributed`: a communicator of mpi4py, a process
-        group of ``torch.distributed``, or a :class:`xopt.distributed.Communicator`. Every rank makes the optimizer and
+        group of ``torch.distributed``, a :class:`xopt.distributed.Communicator`, or, for arrays of CuPy, a pair of a
+        ``cupyx.distributed.NCCLBackend`` and of one of these for words. Every rank makes the optimizer and
         calls its methods, with its own gradients; all ranks have all parameters, and 1/N of the state.
     total
         With ``comm``, what the gradient of a step is of those of all ranks: ``"sum"`` or ``"mean"``.
