@@ -11,7 +11,7 @@ from xopt.distributed._nccl import Pair
 
 
 def communicator(comm: Any) -> Communicator:
-    """Return what moves bytes over a communicator of mpi4py, a process group of torch, a pair, or an object like them."""
+    """Return what moves bytes over a communicator of mpi4py, a process group of torch, or an object like them."""
     if isinstance(comm, tuple) and len(comm) == 2:
         return Pair(comm[0], communicator(comm[1]))
     for kind in type(comm).__mro__:
