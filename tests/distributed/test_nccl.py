@@ -102,7 +102,7 @@ def test_steps_and_checkpoints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     for found, sent, words in World(3).run(job):
         assert found == want
         assert 3 * size <= sent < 3 * 1.8 * size
-        assert words < 2 * size  # of which most is the file
+        assert words < 2.1 * size  # of which most is the file
     assert (tmp_path / "ranks").read_bytes() == (tmp_path / "one").read_bytes()
     assert nccl.calls.count("groupStart") == nccl.calls.count("groupEnd") > 0
 
