@@ -22,7 +22,7 @@ from xopt._sharded_saving import SavedTogether
 from xopt.checkpoint import _snapshot as _snapshot
 from xopt.distributed._exchange import Exchange
 from xopt.distributed._ranks import Ranks, digest_of
-from xopt.distributed._shards import Parts, Shard, Shards, contents, view
+from xopt.distributed._shards import Parts, Shard, Shards, contents, contiguous, view
 from xopt.distributed._sums import RankResolver
 from xopt.rule import FunctionalOptimizer, State
 from xopt.rule._metrics import measured
@@ -108,9 +108,16 @@ class ShardedOptimizer(SavedTogether):
             "runner": self._executor.runner.name, "number of parameters": len(names),
             "names": dict.fromkeys(names, "a parameter"), **shapes,
             **{f"{n}: dtype": d.name for n, d in zip(names, layout.dtypes, strict=True)},
+            **{f"{n}: order": order for n, order in zip(names, self._orders(), strict=True)},
             "metrics": [*self._asked], "rule": ", ".join(f"{x['place']} {x['rule']}" for x in rule),
             **{x["place"]: {**x["static"], **x["hyper"]} for x in rule},
         }  # fmt: skip
+
+    def _orders(self) -> list[str]:
+        """Say of each parameter in which order its elements are, where that decides on how it is cut."""
+        whole, free = self._whole, self._owned
+        large = [b is not None and n > CHUNK // 2 for b, n in zip(self._all.bucket_of, whole.sizes, strict=True)]
+        return ["any" if free or not x else "C" if contiguous(whole, k) else "not C" for k, x in enumerate(large)]
 
     def _number_elements(self) -> None:
         """Count the elements of what each rank owns one rank after the other, so that their noise differs."""
@@ -172,6 +179,12 @@ class ShardedOptimizer(SavedTogether):
     def _moved(self) -> None:
         """Go on with parameters that have other memory."""
         assert isinstance(self._layout, Shard)
+        for k in {u.leaf for u in self._shards.units if u.stop - u.start < self._whole.sizes[u.leaf]}:
+            if not contiguous(self._whole, k):
+                raise ValueError(
+                    f"{self._whole.path(k)}: not in C order now, as it was when the optimizer was made and cut it; "
+                    f"assign p.data = x.contiguous()"
+                )
         self._layout.look()
         self._exchange.forget()
         held = _buffers.arrays(self._executor, self._slots, self._memory)
@@ -180,10 +193,12 @@ class ShardedOptimizer(SavedTogether):
         self._outer.moved = False
 
     def _fit(self, what: str, torn: bool = False) -> None:
+        self._ranks.begin()
         try:
             super()._fit(what, torn)
         except BaseException as error:
-            self._ranks.tell(error)
+            if not (self._owned and what in ("state_dict", "eval_params", "averaged")):  # these talk to nobody
+                self._ranks.tell(error)
             raise
 
     # --- a step
@@ -262,12 +277,14 @@ class ShardedOptimizer(SavedTogether):
         own: Any = zip(self._executor.chains, step.given, strict=True)
         rows = [(c, spec.key, h) for c, (chain, hs) in enumerate(own) for spec, h in zip(chain, hs, strict=True)]
         found = {f"{key}.{n}" + f" of group {c}" * (c > 0): x for c, key, h in rows for n, x in h.items()}
+        arrays = {n: x for n, x in found.items() if hasattr(x, "dtype") and str(_arrays.device(x)) in ("None", "cpu")}
+        found |= {n: float(to_host(x)) for n, x in arrays.items() if x.ndim == 0}  # others would wait for the device
         found = {n: x for n, x in found.items() if isinstance(x, int | float)}
         return {**found, "value given": float("value" in step.inputs)}
 
     def _numbers(self, step: StepInputs) -> tuple[Any, ...]:
         """Return what must be the same on all ranks."""
-        numbers = [x for hs in step.given for h in hs for x in h.values() if isinstance(x, int | float)]
+        numbers = [*self._named(step).values()]
         return self._taken, "value" in step.inputs, *numbers
 
     # --- what is known of all ranks
@@ -315,6 +332,9 @@ class ShardedOptimizer(SavedTogether):
             return super()._averages()
         layout = self._whole
         try:
+            self._outer.look()
+            if self._outer.moved:
+                self._moved()
             slots = {n: self._layout.tree(column) for n, column in self._slots.items()}
             found = evaluated(self._executor, State(self._taken, slots, self._carry))
             made = [layout.xp.asarray(_arrays.detached(p), copy=True) for p in layout.leaves]

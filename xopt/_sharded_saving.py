@@ -73,7 +73,12 @@ class SavedTogether(Optimizer):
             return file
 
     def _save_own(self, path: str | os.PathLike[str], only_state: bool, options: dict[str, Any]) -> Path:
-        name = digest_of(os.path.abspath(path))
+        try:
+            self._fit("save")
+            name = digest_of(os.path.abspath(path))
+        except BaseException as error:
+            self._ranks.tell(error)
+            raise
         self._ranks.agree()
         names = self._ranks.every(np.asarray([name], np.int64))[:, 0].tolist()
         if len({*names}) < len(names):
@@ -81,7 +86,13 @@ class SavedTogether(Optimizer):
                 f"save: {os.fspath(path)!r} on more than one rank, and each has its own parameters: put the rank into "
                 f"the name"
             )
-        return super().save(path, only_state=only_state, **options)
+        try:
+            file = super().save(path, only_state=only_state, **options)
+        except BaseException as error:
+            self._ranks.tell(error)
+            raise
+        self._ranks.agree()
+        return file
 
     def _told(self, job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Load something on each rank, of which all have to be able to."""

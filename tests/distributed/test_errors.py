@@ -369,3 +369,90 @@ def test_another_array_in_the_place_of_a_parameter() -> None:
             opt.params["b"] = own
 
     raised(steps(job), ValueError, r'params\["b"\]: not the array that this optimizer trains')
+
+
+def test_the_same_exception_twice() -> None:
+    """An exception that a function of the user keeps is told each time that it comes."""
+    kept = OSError("no weather")
+
+    def forecast(t: int) -> float:
+        raise kept
+
+    def one(comm: Rank) -> list[str]:
+        opt = xopt.Optimizer(tree(), RULE, comm=comm)
+        found = []
+        for _ in range(3):
+            with pytest.raises((OSError, RankError)) as error:
+                opt.step(gradients(), **{"adam.lr": forecast if comm.rank == BAD else 0.1})
+            found.append(type(error.value).__name__)
+        opt.step(gradients())
+        return found
+
+    assert World(SIZE).run(one) == [["OSError" if rank == BAD else "RankError"] * 3 for rank in range(SIZE)]
+
+
+def test_a_parameter_in_another_order_on_one_rank() -> None:
+    """It would be cut on some ranks and not on others."""
+    w = np.zeros((300, 1000))
+    job = lambda comm: xopt.Optimizer({"w": np.asfortranarray(w) if comm.rank == BAD else w.copy()}, RULE, comm=comm)
+    raised(World(SIZE).run(job), ValueError, r'params\["w"\]: order: not C on rank 1, but C on rank 0')
+
+
+def test_an_exception_in_the_block_of_averages_waits_for_nobody() -> None:
+    """The others may wait for that rank in the block."""
+    world = World(SIZE)
+
+    def one(comm: Rank) -> bool:
+        opt = xopt.Optimizer(tree(), xopt.chain(RULE, xopt.EMA(0.5)), comm=comm)
+        opt.step(gradients())
+        before = bits(opt)
+        with nullcontext() if comm.rank != BAD else pytest.raises(ValueError, match="no data"), opt.averaged():
+            if comm.rank == BAD:
+                raise ValueError("no data")
+            world.mail[BAD, comm.rank].acquire(timeout=10)
+        for rank in range(SIZE if comm.rank == BAD else 0):
+            world.mail[BAD, rank].release()
+        return bits(opt) == before
+
+    assert world.run(one) == [True] * SIZE
+
+
+def test_a_tree_without_arrays() -> None:
+    assert World(2).run(lambda comm: xopt.Optimizer({}, RULE, comm=comm).step({})) == [{}, {}]
+
+
+@pytest.mark.parametrize("module", ["communicator", "ranks", "torch_like"])
+def test_a_communicator_in_a_module_of_any_name(module: str) -> None:
+    kind = type("Mine", (Rank,), {"__module__": module})
+
+    def one(comm: Rank) -> Any:
+        comm.__class__ = kind
+        return xopt.Optimizer(np.zeros(1), xopt.SGD(lr=1.0), comm=comm).step(np.ones(1)).tolist()
+
+    assert World(2).run(one) == [[-2.0]] * 2
+
+
+@pytest.mark.needs("torch")
+def test_parameters_of_torch_that_get_other_memory() -> None:
+    """What `p.data = x` puts there is evaluated; what was cut must stay in C order; a small one need not."""
+    import torch
+
+    def one(comm: Any) -> Any:
+        p, q = torch.nn.Parameter(torch.zeros(300, 400)), torch.nn.Parameter(torch.zeros(4, 5))
+        opt = xopt.Optimizer([p, q], xopt.SGD(lr=1.0), **({} if comm is None else {"comm": comm}))
+        g = [torch.ones(300, 400) / 2, torch.ones(4, 5) / 2] if comm else [torch.ones(300, 400), torch.ones(4, 5)]
+        opt.step(g)
+        p.data, q.data = torch.full((300, 400), 7.0), torch.full((5, 4), 8.0).t()
+        evaluated = [float(x.detach()[0, 0]) for x in opt.eval_params()]
+        for _ in range(2):
+            opt.step(g)
+        found = evaluated, [x.detach().unique().tolist() for x in (p, q)]
+        if comm is not None:
+            p.data = torch.zeros(400, 300).t()
+            with pytest.raises(ValueError, match="not in C order now"):
+                opt.step(g)
+            p.data = torch.zeros(300, 400)
+            opt.step(g)
+        return found
+
+    assert World(2).run(one) == [one(None)] * 2

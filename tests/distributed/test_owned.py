@@ -130,3 +130,28 @@ def test_files_of_ranks_that_are_missing_or_the_same(tmp_path: Path) -> None:
 
     assert World(SIZE).run(one) == [True] * SIZE
     assert len([*tmp_path.iterdir()]) == SIZE
+
+
+def test_calls_of_one_rank_talk_to_nobody_when_they_fail_either() -> None:
+    def one(comm: Rank) -> Any:
+        opt = xopt.Optimizer(np.zeros(3), xopt.chain(xopt.SGD(lr=1.0), xopt.EMA(0.5)), comm=comm, owned=True)
+        opt.step(np.ones(3))
+        with opt.averaged():
+            if comm.rank == 0:
+                with pytest.raises(RuntimeError, match="averages until"):
+                    opt.state_dict()
+        return opt.params.tolist()
+
+    assert World(2).run(one) == [[-1.0] * 3] * 2
+
+
+def test_a_save_that_fails_on_one_rank_is_raised_on_all(tmp_path: Path) -> None:
+    for bad in (None, tmp_path / "none" / "x.safetensors"):
+
+        def one(comm: Rank, bad: Any = bad) -> Any:
+            opt = xopt.Optimizer(np.zeros(3), xopt.SGD(lr=1.0), comm=comm, owned=True)
+            with pytest.raises((OSError, TypeError) if comm.rank else xopt.distributed.RankError):
+                opt.save(bad if comm.rank else tmp_path / "0.safetensors")
+            return opt.step(np.ones(3)).tolist()
+
+        assert World(2).run(one) == [[-1.0] * 3] * 2

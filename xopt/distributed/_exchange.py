@@ -79,7 +79,7 @@ class Exchange:
         self._ranks, self._me = range(comm.size), comm.rank
         self._others = [rank for rank in self._ranks if rank != self._me]
         self._itemsize = [d.itemsize for d in layout.dtypes]
-        self._staged = {k for k in range(len(layout.leaves)) if not contiguous(layout, k)}
+        self._stage()
         runs = [shards.runs(rank, self._itemsize) for rank in self._ranks]
         lows = range(0, max(shards.ends), window)
         found = [[self._groups(own, low, low + window, alone) for own in runs] for low in lows]
@@ -97,9 +97,13 @@ class Exchange:
         self._bound: tuple[list[Any], list[_Round]] | None = None
         """Arrays, and how they are spread."""
 
+    def _stage(self) -> None:
+        """Find the parameters that are sent as a copy."""
+        self._staged = {k for k in range(len(self._layout.leaves)) if not contiguous(self._layout, k)}
+
     def _memory(self, count: int) -> Any:
-        xp = self._layout.xp
-        return xp.zeros(count, dtype=xp.uint8, **_arrays.beside(self._layout.like))
+        xp, like = self._layout.xp, self._layout.like
+        return xp.zeros(count, dtype=xp.uint8, **({} if like is None else _arrays.beside(like)))
 
     def _groups(self, runs: list[Run], low: int, high: int, alone: int) -> list[_Group]:
         """Cut a window out of a shard."""
@@ -255,6 +259,7 @@ class Exchange:
     def forget(self) -> None:
         """Drop what is known of where the parameters lie."""
         self._bound = None
+        self._stage()
 
     def _round(self, flats: list[Any], window: list[list[_Group]]) -> _Round:
         """Find what is sent and received together of arrays like the parameters, of which these are the elements."""

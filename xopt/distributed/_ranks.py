@@ -40,14 +40,19 @@ class Ranks:
         words = self.comm.largest(np.asarray([code, digest, -digest, flag], np.int64))
         if words[0]:
             first = self.size - int(words[0])
-            text = self.text(f"{type(error).__name__}: {error}", first)
+            text = self.text("" if error is None else _words(error), first)
             self._known = RankError(first, text) if error is None else error
             raise self._known
         if words[1] != -words[2]:
             self._refuse({} if said is None else said())
         return int(words[3])
 
+    def begin(self) -> None:
+        """Begin a call: nothing was raised in it yet, not even what was raised in the one before."""
+        self._known = None
+
     def __enter__(self) -> Ranks:
+        self.begin()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -101,6 +106,14 @@ class Ranks:
     def receive(self, x: NDArray, source: int) -> None:
         """Receive bytes from a rank that sends them."""
         self.comm.exchange([[]] * self.size, [[x] if rank == source else [] for rank in range(self.size)])
+
+
+def _words(error: BaseException) -> str:
+    """Say what an error is, also one that cannot say it."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 def digest_of(text: str) -> int:
