@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +16,7 @@ from xopt._engine import buffers as _buffers
 from xopt._engine.eval_params import evaluated
 from xopt._engine.exclusive import Writing
 from xopt._engine.executor import Executor, StepInputs
-from xopt._engine.metrics import Seen, shaped
+from xopt._engine.metrics import Row, Seen, rows, shaped
 from xopt._engine.program.algebra import Value
 from xopt._engine.program.contract import Chains
 from xopt._engine.program.summation import CHUNK, ordered
@@ -81,15 +83,15 @@ class ShardedOptimizer(SavedTogether):
             if parts is not None:
                 self._check_parts(parts)
             super().__init__(params, rule, **options)
+            said = {} if owned else {self._whole.path(k): contents(x) for k, x in enumerate(self._whole.leaves)}
         except BaseException as error:
             self._ranks.tell(error)
             raise
         self._ranks.agree()
         self._ranks.same(self._said(total, parts))
+        self._ranks.same(said)
         if owned:
             self._number_elements()
-        else:
-            self._ranks.same({self._whole.path(k): text for k, text in enumerate(map(contents, self._whole.leaves))})
 
     def _check_parts(self, parts: int) -> None:
         size = self._ranks.size
@@ -134,7 +136,8 @@ class ShardedOptimizer(SavedTogether):
             raise TypeError(
                 f"{whole.path(0)}: an array of {whole.library}, but comm= takes arrays of NumPy, CuPy and PyTorch"
             )
-        full = Executor(self._full_chains(self._rule), whole, runner)
+        chains = self._full_chains(self._rule)
+        full, self._of = Executor(chains, whole, runner), chains.of
         for k, bucket in enumerate(full.bucket_of):
             trees = [spec.key for spec in bucket.specs if spec.tree is not None] if bucket else []
             if trees:
@@ -214,6 +217,7 @@ class ShardedOptimizer(SavedTogether):
             value = None if own is None else float(own if isinstance(own, float) else to_host(own))
             holes = any(x is None for part in parts for x in part)
             digest = digest_of(repr(self._numbers(step)))
+            parts = parts if self._owned else [self._exchange.vectors(part) for part in parts]
         except BaseException as error:
             ranks.tell(error)
             raise
@@ -222,10 +226,13 @@ class ShardedOptimizer(SavedTogether):
         if value is not None:
             value = ordered(ranks.every(np.asarray([value]))[:, 0].tolist())
             value = value / (self._parts or ranks.size) if self._mean else value
-        local = self._reduced(parts, has)
-        writing.entered = False
+            step = step._replace(inputs=self._executor.given({"value": value}))
+        self._begun, writing.entered = step, False
         try:
-            super()._step(local, value, overrides)
+            gs, where = self._guard.gradients(self._reduced(parts, has))
+            if self._guard.moved:
+                self._forget()
+            self._take(step, gs, where)
         except BaseException as error:
             if not writing.entered:
                 ranks.tell(error)
@@ -275,8 +282,8 @@ class ShardedOptimizer(SavedTogether):
     def _named(self, step: StepInputs) -> dict[str, float]:
         """Return the hyperparameters of a step that are numbers, by name."""
         own: Any = zip(self._executor.chains, step.given, strict=True)
-        rows = [(c, spec.key, h) for c, (chain, hs) in enumerate(own) for spec, h in zip(chain, hs, strict=True)]
-        found = {f"{key}.{n}" + f" of group {c}" * (c > 0): x for c, key, h in rows for n, x in h.items()}
+        every = [(c, spec.key, h) for c, (chain, hs) in enumerate(own) for spec, h in zip(chain, hs, strict=True)]
+        found = {f"{key}.{n}" + f" of group {c}" * (c > 0): x for c, key, h in every for n, x in h.items()}
         arrays = {n: x for n, x in found.items() if hasattr(x, "dtype") and str(_arrays.device(x)) in ("None", "cpu")}
         found |= {n: float(to_host(x)) for n, x in arrays.items() if x.ndim == 0}  # others would wait for the device
         found = {n: x for n, x in found.items() if isinstance(x, int | float)}
@@ -306,14 +313,33 @@ class ShardedOptimizer(SavedTogether):
         """Metrics of the last step; what each parameter has its own of is NaN where another rank has it."""
         if self._owned:
             return super().metrics
-        seen = self._executor.seen
-        if isinstance(seen, Seen):
-            self._executor.seen = seen._replace(alone={n: h for n, h in seen.alone.items() if n in self._stepped()})
+        executor = self._executor
+        if isinstance(executor.seen, Seen):
+            known = {n: h for n, h in executor.seen.alone.items() if n in self._stepped()}
+            executor.seen = executor.seen._replace(alone=known)
         carry = dict(self._carry)
-        for n, (spec, _) in self._executor.state.carried.items():
+        for n, (spec, _) in executor.state.carried.items():
             if spec.scope == "leaf":
-                carry[n] = self._executor.scalars.by_leaf([(Value(carry[n]), [*range(len(self._layout.leaves))])])
-        return shaped(self._executor.metrics(carry), self._whole)
+                carry[n] = executor.scalars.by_leaf([(Value(carry[n]), [*range(len(self._layout.leaves))])])
+        found = executor.metrics(carry)
+        return shaped({**found, **self._of_groups(found)}, self._whole)
+
+    def _of_groups(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Return hyperparameters in which groups differ, for each parameter; a rank may have but one of the groups."""
+        made, has = {}, self._has or [True] * len(self._of)
+        for row in rows(self._executor.chains) if found else []:
+            each = [self._hyper(row, c) for c in range(len(self._executor.chains))]
+            values = {x for x in each if x is not None}
+            if len(values) > 1:
+                own = [None if c is None or not ok else each[c] for c, ok in zip(self._of, has, strict=True)]
+                made[row.name] = np.asarray([math.nan if x is None else x for x in own], np.float64)
+        return made
+
+    def _hyper(self, row: Row, c: int) -> float | None:
+        """Return a hyperparameter of the last step for a chain, if it is a number."""
+        pairs: Any = zip(self._executor.chains[c], self._begun.given[c], strict=True)
+        found = next((h.get(row.field) for spec, h in pairs if spec.key == row.key), None)
+        return found if isinstance(found, int | float) else None
 
     def _of_units(self, x: Any) -> Any:
         numbers, xp = [*self._layout.numbers], self._layout.xp
@@ -323,8 +349,8 @@ class ShardedOptimizer(SavedTogether):
 
     def _stepped(self) -> set[str]:
         """Return the components that some parameter of any rank went through in the last step."""
-        rows = zip(self._all.bucket_of, self._has or [True] * len(self._whole.leaves), strict=True)
-        return {spec.key for bucket, has in rows if bucket is not None and has for spec in bucket.specs}
+        every = zip(self._all.bucket_of, self._has or [True] * len(self._whole.leaves), strict=True)
+        return {spec.key for bucket, has in every if bucket is not None and has for spec in bucket.specs}
 
     def _averages(self) -> Any:
         """Return the parameters to evaluate, on all ranks."""

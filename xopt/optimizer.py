@@ -15,7 +15,7 @@ from xopt._arrays.scalars import after
 from xopt._engine import buffers as _buffers
 from xopt._engine.block import block
 from xopt._engine.exclusive import ExclusiveAccess
-from xopt._engine.executor import Executor, Kept
+from xopt._engine.executor import Executor, Kept, StepInputs
 from xopt._engine.jitted import JittedStep
 from xopt._engine.program.contract import Chains
 from xopt._logging import Logged
@@ -247,7 +247,7 @@ class Optimizer(Saving, Logged):
         return params
 
     def _step(self, grads: Any, value: Any, overrides: dict[str, Any]) -> Any:
-        layout, executor = self._layout, self._executor
+        executor = self._executor
         gs, where = self._guard.gradients(grads)
         if self._guard.moved:
             self._forget()
@@ -264,6 +264,11 @@ class Optimizer(Saving, Logged):
         chains = self._chains(self._rule._with(overrides)).chains if overrides else None
         inputs = {"value": value} if value is not None or executor.inputs else {}
         step = executor.begin(self._taken, self._carry, inputs, chains)
+        return self._take(step, gs, where)
+
+    def _take(self, step: StepInputs, gs: list[Any], where: Any) -> Any:
+        """Take a step of which all but the arrays is known."""
+        layout, executor = self._layout, self._executor
         ps, slots, writing = layout.leaves, self._slots, executor.writing
         with writing:
             if self._jitted is not None:

@@ -77,3 +77,30 @@ def test_metrics_and_hooks_are_those_of_every_rank() -> None:
         x["ratios"] = ratios[0]
     assert [bool(np.isnan(x["ratios"]["b"])) for x in found] == [False, True, True, True]
     assert [bool(np.isnan(x["ratios"]["w"])) for x in found] == [False, True, False, False]  # rank 1 has nothing
+
+
+def test_metrics_of_groups() -> None:
+    """What differs from group to group is a tree on every rank, also on those that have one group alone."""
+
+    def one(comm: Any) -> Any:
+        rule = xopt.Groups(xopt.Adam(lr=0.1), ("b", {"lr": 0.01}), ("c", xopt.SGD(lr=1.0)))
+        opt = xopt.Optimizer({n: np.ones(40_000) for n in "abcd"}, rule, **({} if comm is None else {"comm": comm}))
+        g = {n: np.ones(40_000) for n in "abcd"}
+        opt.step({**g, "d": None})
+        assert opt.metrics["adam.lr"]["b"] == 0.01
+        return repr(opt.metrics)
+
+    assert World(4).run(one) == [one(None)] * 4
+
+
+def test_a_schedule_is_called_once_a_step() -> None:
+    def one(comm: Any) -> Any:
+        calls = []
+        lr = lambda t: calls.append(t) or 0.5 / len(calls)
+        opt = xopt.Optimizer(np.ones(3), xopt.SGD(lr=lr), **({} if comm is None else {"comm": comm}))
+        calls.clear()
+        for _ in range(3):
+            opt.step(np.ones(3) if comm is None or comm.rank == 0 else None)
+        return calls, opt.params.tolist()
+
+    assert World(3).run(one) == [one(None)] * 3

@@ -22,6 +22,8 @@ def communicator(comm: Any) -> Communicator:
         if name in _LIBRARIES:
             made: Communicator = importlib.import_module(f"{__package__}._{name}").Own(comm)
             return made
+    if isinstance(comm, int):
+        raise TypeError(f"comm: {comm}, which new_group of torch.distributed returns where this process is not in it")
     raise TypeError(
         f"comm: {type(comm).__name__}, but it must be a communicator of mpi4py, a process group of "
         f"torch.distributed, or an object with the methods of xopt.distributed.Communicator"

@@ -151,9 +151,9 @@ class Exchange:
         return self.grads[at : at + count * self._itemsize[leaf]].view(self._layout.raw_dtypes[leaf])
 
     def reduce(self, parts: Sequence[list[Any]], mean: bool) -> None:
-        """Add up the gradients of all ranks, of each its parts in turn; None adds nothing, not even to -0.0."""
+        """Add up gradients of all ranks as vectors, of each its parts in turn; None adds nothing, not even to -0.0."""
         layout, xp = self._layout, self._layout.xp
-        flats = [self._vectors(part) for part in parts]
+        flats = [*parts]
         divisor = len(self._ranks) * len(parts) if mean else 1
         with layout.library.no_grad():
             for window in self._windows:
@@ -172,7 +172,7 @@ class Exchange:
                     half = layout.dtypes[window.groups[self._me][i].runs[0].leaf].half
                     self._add(out, [each[i] for own in kept for each in own], divisor, half)
 
-    def _vectors(self, part: list[Any]) -> list[Any]:
+    def vectors(self, part: list[Any]) -> list[Any]:
         """Return gradients as vectors without gaps, None as it is."""
         library = self._layout.library
         if not all(library.contiguous([g for g in part if g is not None])):

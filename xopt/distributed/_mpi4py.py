@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterator
 from typing import Any
@@ -14,14 +15,29 @@ _LARGE = 1 << 30
 """Bytes of a message; some versions of MPI count them in 31 bits."""
 
 
+@functools.cache
+def _key(mpi: Any) -> int:
+    key: int = mpi.Comm.Create_keyval()
+    return key
+
+
+def _duplicate(mpi: Any, comm: Any) -> Any:
+    """Return the duplicate of a communicator, of which there is one: MPI has some thousands at most."""
+    if comm.Get_attr(_key(mpi)) is None:
+        comm.Set_attr(_key(mpi), comm.Dup())
+    return comm.Get_attr(_key(mpi))
+
+
 class Own:
     """A duplicate of a communicator, so that no message of others can be taken for one of ours."""
 
     def __init__(self, comm: Any) -> None:
         self._mpi: Any = importlib.import_module("mpi4py.MPI")
-        if comm == self._mpi.COMM_NULL or comm.Is_inter():
-            raise ValueError("comm: this process is not in the communicator, or it joins two groups")
-        self._comm = comm.Dup()
+        if not isinstance(comm, self._mpi.Intracomm):
+            raise TypeError(f"comm: {type(comm).__name__}, but it must be a communicator of one group")
+        if comm == self._mpi.COMM_NULL:
+            raise ValueError("comm: this process is not in the communicator")
+        self._comm = _duplicate(self._mpi, comm)
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
 

@@ -73,7 +73,7 @@ class RankResolver(ScalarResolver):
 
     def _scalar(self, x: float) -> Any:
         """Return a sum as the runner has it: a number on the host, else an array of the library."""
-        if self._host or self.mixed:
+        if self._plain() or self.mixed:
             return x
         layout = self._whole_tree
         return Value(layout.library.from_host(layout.xp, np.asarray(x), "float64", layout.leaves[0]))

@@ -18,6 +18,8 @@ class Own:
     def __init__(self, group: Any) -> None:
         self._torch, self._dist = _torch(), importlib.import_module("torch.distributed")
         group = group.get_group() if hasattr(group, "get_group") else group
+        if not isinstance(group, self._dist.ProcessGroup):
+            raise TypeError(f"comm: {type(group).__name__}, but of torch it must be a process group")
         self.rank: int = self._dist.get_rank(group)
         self.size: int = self._dist.get_world_size(group)
         if self.rank < 0:

@@ -73,6 +73,7 @@ class Together:
             value = checked_value(layout.library, value)
             value = value if isinstance(value, float) else float(to_host(value))
             leaves = whole_gradients(layout, grads)
+            leaves = leaves if self.owned else self._exchange.vectors(leaves)
             self.ranks.agree()
             total = ordered(self.ranks.every(np.asarray([value]))[:, 0].tolist())
             total = total / self.ranks.size if self._mean else total
