@@ -53,9 +53,9 @@ class Target(NamedTuple):
 
 TARGETS = [
     *(Target("MPI: of in-place Allreduce and a replicated step", "mpi", t, "sharded", "allreduce", 1.1)
-      for t in ("vector", "resnet50", "object")),
+      for t in ("vector", "resnet50", "object", "many")),
     *(Target("MPI: of buckets of 25 MiB and a replicated step", "mpi", t, "sharded", "buckets", 0.8)
-      for t in ("vector", "resnet50", "object")),
+      for t in ("vector", "resnet50", "object", "many")),
     *(Target("gloo: of torch's ZeroRedundancyOptimizer", "gloo", t, "sharded", "zero", limit)
       for t, limit in (("vector", 0.8), ("resnet50", 0.8), ("many", 0.07))),
     *(Target("peak above parameters and gradients: of replicated", "mpi", t, "sharded", "buckets", 0.75, "peak")

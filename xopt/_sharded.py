@@ -22,7 +22,7 @@ from xopt._engine.program.contract import Chains
 from xopt._engine.program.summation import CHUNK, ordered
 from xopt._sharded_saving import SavedTogether
 from xopt.checkpoint import _snapshot as _snapshot
-from xopt.distributed._exchange import Exchange
+from xopt.distributed._exchange import Exchange, holes
 from xopt.distributed._ranks import Ranks, digest_of
 from xopt.distributed._shards import Parts, Shard, Shards, contents, contiguous, view
 from xopt.distributed._sums import RankResolver
@@ -215,13 +215,13 @@ class ShardedOptimizer(SavedTogether):
             step = self._executor.begin(self._taken, self._carry, inputs, chains)
             own = step.inputs.get("value")
             value = None if own is None else float(own if isinstance(own, float) else to_host(own))
-            holes = any(x is None for part in parts for x in part)
+            some = any(map(holes, parts))
             digest = digest_of(repr(self._numbers(step)))
             parts = parts if self._owned else [self._exchange.vectors(part) for part in parts]
         except BaseException as error:
             ranks.tell(error)
             raise
-        missing = ranks.agree(None, digest, int(holes), lambda: {"step": self._taken + 1, **self._named(step)})
+        missing = ranks.agree(None, digest, int(some), lambda: {"step": self._taken + 1, **self._named(step)})
         self._has = has = self._with_gradients(parts) if missing else None
         if value is not None:
             value = ordered(ranks.every(np.asarray([value]))[:, 0].tolist())

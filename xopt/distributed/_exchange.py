@@ -6,6 +6,8 @@ where they belong; small ones are put together, and so are those of one dtype th
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -153,19 +155,19 @@ class Exchange:
     def reduce(self, parts: Sequence[list[Any]], mean: bool) -> None:
         """Add up gradients of all ranks as vectors, of each its parts in turn; None adds nothing, not even to -0.0."""
         layout, xp = self._layout, self._layout.xp
-        flats = [*parts]
+        flats = [(part, not holes(part)) for part in parts]
         divisor = len(self._ranks) * len(parts) if mean else 1
         with layout.library.no_grad():
             for window in self._windows:
                 kept: list[list[list[Any]]] = [[] for _ in self._ranks]
-                for part in flats:
-                    found = [self._together(window, rank, part) for rank in self._ranks]
+                for part, full in flats:
+                    found = [self._together(window, rank, part, full) for rank in self._ranks]
                     if self._others:
                         self._comm.exchange(*self._messages(window, found))
                     rows = iter(window.rows)
                     for rank in self._ranks:
                         kept[rank].append(found[rank] if rank == self._me else next(rows))
-                    if part is not flats[-1]:
+                    if part is not flats[-1][0]:
                         for own in kept:
                             own[-1] = [xp.asarray(x, copy=True) for x in own[-1]]
                 for i, out in enumerate(window.outs):
@@ -179,9 +181,9 @@ class Exchange:
             part = [None if g is None else library.c_order(self._layout.xp, g) for g in part]
         return [g if g is None or g.ndim == 1 else flat(self._layout, g) for g in part]
 
-    def _together(self, window: _Window, rank: int, part: list[Any]) -> list[Any]:
-        """Return of a gradient what belongs to a rank, group by group."""
-        library, made, full = self._layout.library, [], not any(x is None for x in part)
+    def _together(self, window: _Window, rank: int, part: list[Any], full: bool) -> list[Any]:
+        """Return of a gradient what belongs to a rank, group by group; ``full``: no part of it is None."""
+        library, made = self._layout.library, []
         for group, place in zip(window.groups[rank], window.places[rank], strict=True):
             if group.alone:
                 [(leaf, low, high, _)] = group.runs
@@ -282,6 +284,11 @@ class Exchange:
                     at += len(piece)
         send = [[] if rank == self._me else buffers[self._me] for rank in self._ranks]
         return _Round(send, [[] if rank == self._me else own for rank, own in enumerate(buffers)], packs, unpacks)
+
+
+def holes(column: list[Any]) -> bool:
+    """Whether some gradient is None; a loop that runs in C."""
+    return any(map(operator.is_, column, itertools.repeat(None)))
 
 
 def _packed(groups: list[_Group], memory: Any) -> list[Any]:
