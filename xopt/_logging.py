@@ -103,6 +103,8 @@ class Logged(ABC):
 class ProgressBar:
     """A progress bar of tqdm that counts steps and shows metrics: a hook for :meth:`xopt.Optimizer.on_step`.
 
+    Of an optimizer of many processes that of rank 0 is shown.
+
     Parameters
     ----------
     total
@@ -146,6 +148,10 @@ class ProgressBar:
         self._bar: Any = importlib.import_module("tqdm.auto").tqdm(total=total, **options)
 
     def __call__(self, optimizer: Any) -> None:
+        if getattr(optimizer, "rank", 0):  # the first of many processes shows it
+            self._bar.leave = False
+            self._bar.close()
+            return
         if optimizer.steps_taken % self._every == 0:
             self._bar.set_postfix(self._shown(optimizer.metrics), refresh=False)
         self._bar.update()

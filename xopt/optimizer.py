@@ -181,6 +181,11 @@ class Optimizer(Saving, Logged):
         return name
 
     @property
+    def rank(self) -> int:
+        """Which of the processes of ``comm`` this is, from 0 on; 0 without one."""
+        return 0
+
+    @property
     def state(self) -> State:
         """The state. Live, like :attr:`params`."""
         return State(

@@ -82,5 +82,28 @@ def gloo(folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def death(folder: Path) -> None:
+    """Rank 1 of gloo is killed between two steps; the others say what they get, and what the step after it is."""
+    import os
+    import signal
+
+    import torch
+    import torch.distributed as dist
+
+    rank, size = int(sys.argv[3]), int(sys.argv[4])
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=size)
+    params = tree(0, torch.from_numpy, "float32")
+    opt = xopt.Optimizer(params, RULES["clip"], comm=dist.group.WORLD)
+    opt.step(gradient(1, torch.from_numpy, "float32", rank == 0))
+    before = {n: x.clone() for n, x in params.items()}
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        opt.step(gradient(2, torch.from_numpy, "float32", rank == 0))
+    except RuntimeError:
+        print(rank, "moved nothing" if all(torch.equal(x, params[n]) for n, x in before.items()) else "moved")
+    os._exit(0)  # a group that has lost a rank cannot be left
+
+
 if __name__ == "__main__":
-    {"mpi": mpi, "gloo": gloo}[sys.argv[1]](Path(sys.argv[2]))
+    {"mpi": mpi, "gloo": gloo, "death": death}[sys.argv[1]](Path(sys.argv[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -104,3 +105,37 @@ def test_a_schedule_is_called_once_a_step() -> None:
         return calls, opt.params.tolist()
 
     assert World(3).run(one) == [one(None)] * 3
+
+
+def test_a_progress_bar_of_rank_0() -> None:
+    pytest.importorskip("tqdm")
+
+    def one(comm: Rank) -> Any:
+        text, opt = io.StringIO(), xopt.Optimizer(np.ones(3), xopt.SGD(lr=0.5), comm=comm)
+        with xopt.ProgressBar(2, file=text, every=1, mininterval=0, leave=True) as bar:
+            opt.on_step(bar)
+            for _ in range(2):
+                opt.step(np.ones(3))
+        return text.getvalue().rpartition("\r")[2]
+
+    first, second = World(2).run(one)
+    assert "2/2" in first
+    assert "lr=0.5" in first
+    assert not second.strip()
+
+
+def test_a_hook_that_raises_on_one_rank() -> None:
+    """The step is done everywhere by then; the next one goes on."""
+
+    def one(comm: Rank) -> Any:
+        opt = xopt.Optimizer(np.ones(3), xopt.SGD(lr=0.5), comm=comm)
+        if comm.rank == 1:
+            end = opt.on_step(lambda opt: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                opt.step(np.ones(3))
+            end()
+        else:
+            opt.step(np.ones(3))
+        return opt.step(np.ones(3)).tolist()
+
+    assert World(3).run(one) == [[-2.0] * 3] * 3

@@ -44,11 +44,12 @@ def test_mpi(tmp_path: Path) -> None:
     check(out.stdout.splitlines(), tmp_path)
 
 
-@pytest.mark.needs("torch")
-def test_gloo(tmp_path: Path) -> None:
+def processes(what: str, tmp_path: Path) -> tuple[list[int], list[str], list[tuple[str, str]]]:
+    """Run a job of three processes that find each other by a file; return how they ended, and what they printed."""
+    command = [sys.executable, engine_job.__file__, what, str(tmp_path)]
     ranks = [
         subprocess.Popen(
-            [sys.executable, engine_job.__file__, "gloo", str(tmp_path), str(rank), str(SIZE)],
+            [*command, str(rank), str(SIZE)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -57,7 +58,19 @@ def test_gloo(tmp_path: Path) -> None:
         for rank in range(SIZE)
     ]
     found = [x.communicate(timeout=240) for x in ranks]
-    assert [x.returncode for x in ranks] == [0] * SIZE, found
-    check(
-        [line for out, _ in found for line in out.splitlines()], tmp_path, importlib.import_module("torch").from_numpy
-    )
+    return [x.returncode for x in ranks], [line for out, _ in found for line in out.splitlines()], found
+
+
+@pytest.mark.needs("torch")
+def test_gloo(tmp_path: Path) -> None:
+    ended, lines, found = processes("gloo", tmp_path)
+    assert ended == [0] * SIZE, found
+    check(lines, tmp_path, importlib.import_module("torch").from_numpy)
+
+
+@pytest.mark.needs("torch")
+def test_a_rank_of_gloo_that_is_killed(tmp_path: Path) -> None:
+    """The others raise what torch says, before anything moves; nobody waits for ever."""
+    ended, lines, found = processes("death", tmp_path)
+    assert ended == [0, -9, 0], found
+    assert sorted(lines) == ["0 moved nothing", "2 moved nothing"]
