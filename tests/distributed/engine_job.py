@@ -79,7 +79,29 @@ def gloo(folder: Path) -> None:
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=size)
     for line in job((rank, size, dist.group.WORLD), folder, torch.from_numpy):
         print(rank, line)
+    print("parts", local_parts(rank, size))
     dist.destroy_process_group()
+
+
+def local_parts(rank: int, size: int) -> bool:
+    """Whether LAMB on the local parts of DTensors, as FSDP2 has them, takes the steps of the whole."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (size,))
+    rule = xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.LAMB(lr=0.1))
+    whole = {n: x for n, x in tree(0, torch.from_numpy, "float64").items() if x.ndim > 0}
+    split = {n: torch.nn.Parameter(distribute_tensor(x.clone(), mesh, [Shard(0)])) for n, x in whole.items()}
+    local = {n: x.to_local() for n, x in split.items()}
+    one, own = xopt.Optimizer(whole, rule), xopt.Optimizer(local, rule, comm=mesh, owned=True)
+    for t in range(1, 4):
+        g = {n: x for n, x in tree(t, torch.from_numpy, "float64").items() if n in whole}
+        one.step(g)
+        own.step({n: distribute_tensor(x, mesh, [Shard(0)]).to_local() for n, x in g.items()})
+    dist.barrier()
+    return all(torch.allclose(x.full_tensor(), whole[n], rtol=1e-12, atol=1e-14) for n, x in split.items())
 
 
 def death(folder: Path) -> None:

@@ -65,6 +65,7 @@ def processes(what: str, tmp_path: Path) -> tuple[list[int], list[str], list[tup
 def test_gloo(tmp_path: Path) -> None:
     ended, lines, found = processes("gloo", tmp_path)
     assert ended == [0] * SIZE, found
+    assert [line for line in lines if line.startswith("parts")] == ["parts True"] * SIZE
     check(lines, tmp_path, importlib.import_module("torch").from_numpy)
 
 
