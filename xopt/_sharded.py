@@ -75,7 +75,7 @@ class ShardedOptimizer(SavedTogether):
     ) -> None:
         self._ranks = Ranks(comm)
         self._mean, self._owned, self._parts = total == "mean", owned, parts
-        try:
+        with self._ranks:
             if total not in ("sum", "mean"):
                 raise ValueError(f'total={total!r}: there are "sum" and "mean"')
             if not isinstance(owned, bool):
@@ -84,9 +84,6 @@ class ShardedOptimizer(SavedTogether):
                 self._check_parts(parts)
             super().__init__(params, rule, **options)
             said = {} if owned else {self._whole.path(k): contents(x) for k, x in enumerate(self._whole.leaves)}
-        except BaseException as error:
-            self._ranks.tell(error)
-            raise
         self._ranks.agree()
         self._ranks.same(self._said(total, parts))
         self._ranks.same(said)
@@ -208,7 +205,7 @@ class ShardedOptimizer(SavedTogether):
 
     def _step(self, grads: Any, value: Any, overrides: dict[str, Any]) -> Any:
         ranks, writing = self._ranks, self._executor.writing
-        try:
+        with ranks:
             parts = self._given(grads)
             inputs = {"value": value} if value is not None or self._executor.inputs else {}
             chains = self._chains(self._rule._with(overrides)).chains if overrides else None
@@ -218,9 +215,6 @@ class ShardedOptimizer(SavedTogether):
             some = any(map(holes, parts))
             digest = digest_of(repr(self._numbers(step)))
             parts = parts if self._owned else [self._exchange.vectors(part) for part in parts]
-        except BaseException as error:
-            ranks.tell(error)
-            raise
         missing = ranks.agree(None, digest, int(some), lambda: {"step": self._taken + 1, **self._named(step)})
         self._has = has = self._with_gradients(parts) if missing else None
         if value is not None:
@@ -357,7 +351,7 @@ class ShardedOptimizer(SavedTogether):
         if self._owned:
             return super()._averages()
         layout = self._whole
-        try:
+        with self._ranks:
             self._outer.look()
             if self._outer.moved:
                 self._moved()
@@ -366,9 +360,6 @@ class ShardedOptimizer(SavedTogether):
             made = [layout.xp.asarray(_arrays.detached(p), copy=True) for p in layout.leaves]
             new = [view(layout, made, u) for u in self._shards.of[self.rank]]
             layout.library.overwrite(new, found)
-        except BaseException as error:
-            self._ranks.tell(error)
-            raise
         self._ranks.agree()
         self._exchange.spread(made)
         return layout.params(made)

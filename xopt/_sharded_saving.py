@@ -73,12 +73,9 @@ class SavedTogether(Optimizer):
             return file
 
     def _save_own(self, path: str | os.PathLike[str], only_state: bool, options: dict[str, Any]) -> Path:
-        try:
+        with self._ranks:
             self._fit("save")
             name = digest_of(os.path.abspath(path))
-        except BaseException as error:
-            self._ranks.tell(error)
-            raise
         self._ranks.agree()
         names = self._ranks.every(np.asarray([name], np.int64))[:, 0].tolist()
         if len({*names}) < len(names):
@@ -86,11 +83,8 @@ class SavedTogether(Optimizer):
                 f"save: {os.fspath(path)!r} on more than one rank, and each has its own parameters: put the rank into "
                 f"the name"
             )
-        try:
+        with self._ranks:
             file = super().save(path, only_state=only_state, **options)
-        except BaseException as error:
-            self._ranks.tell(error)
-            raise
         self._ranks.agree()
         return file
 
@@ -107,15 +101,12 @@ class SavedTogether(Optimizer):
 
     def _assembled(self, what: str, torn: bool = False) -> tuple[Run, Assembly]:
         """Return the run of all ranks, and what it is put together by."""
-        try:
+        with self._ranks:
             self._fit(what, torn=torn)
             self._outer.look()
             if self._outer.moved:
                 self._moved()
             assembly = Assembly(self._ranks, self._shards, self._all, self._slots)
-        except BaseException as error:
-            self._ranks.tell(error)
-            raise
         self._ranks.agree()
         return assembly.run(self._rule, self._carry), assembly
 
@@ -125,11 +116,8 @@ class SavedTogether(Optimizer):
             return super().state_dict(only_state=only_state, extra=extra)
         with self._access.acquire("state_dict"):
             run, assembly = self._assembled("state_dict")
-            try:
+            with self._ranks:
                 meta = _snapshot.metadata(run, self._taken, extra, __version__)
-            except BaseException as error:
-                self._ranks.tell(error)
-                raise
             self._ranks.agree()
             slots: dict[str, dict[str, Any]] = {n: {} for n in run.slots}
             for place in run.places(False).values():
@@ -153,23 +141,17 @@ class SavedTogether(Optimizer):
             run, assembly = self._assembled("load", torn=True)
             file, text = None, ""
             try:
-                try:
+                with self._ranks:
                     if self._ranks.rank == 0:
                         file = opened(path, checksums)
                         file.verify()
                         text = Header.said(file)
-                except BaseException as error:
-                    self._ranks.tell(error)
-                    raise
                 self._ranks.agree()
                 head = Header(self._ranks.text(text, 0))
 
                 def put(name: str, place: Place) -> None:
-                    try:
+                    with self._ranks:
                         found = None if file is None else converted(file, name, place)
-                    except BaseException as error:
-                        self._ranks.tell(error)
-                        raise
                     self._ranks.agree()
                     assembly.scatter(place, found)
 
@@ -185,11 +167,8 @@ class SavedTogether(Optimizer):
             return self._told(lambda: load(state, strict=strict, cast=cast))
         with self._access.acquire("load_state_dict"):
             run, assembly = self._assembled("load_state_dict", torn=True)
-            try:
+            with self._ranks:
                 source = _snapshot.StateDictSource(state)
-            except BaseException as error:
-                self._ranks.tell(error)
-                raise
 
             def put(name: str, place: Place) -> None:
                 assembly.write(place, converted(source, name, place))
@@ -199,13 +178,10 @@ class SavedTogether(Optimizer):
     def _taken_over(self, run: Run, source: Source, strict: bool, cast: bool, put: Any) -> dict[str, Any]:
         """Compare a source with this run and take it over, if it fits on all ranks."""
         executor = self._executor
-        try:
+        with self._ranks:
             run.layout.check_writable()
             loaded = _restore.check(source, run, strict=strict, cast=cast, hyper=True, whole=executor.writing.torn)
             chains = executor.checked(self._chains(loaded.rule).chains)
-        except BaseException as error:
-            self._ranks.tell(error)
-            raise
         with executor.writing:
             executor.writing.begin()
             for name, place in loaded.places.items():

@@ -52,7 +52,6 @@ class Ranks:
         self._known = None
 
     def __enter__(self) -> Ranks:
-        self.begin()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:

@@ -117,7 +117,10 @@ class LBFGS:
 
     def _together(self) -> AbstractContextManager[Any]:
         """Return a block that ends for all ranks if it does for one."""
-        return nullcontext() if self._ranks is None else self._ranks
+        if self._ranks is None:
+            return nullcontext()
+        self._ranks.begin()
+        return self._ranks
 
     def _running(self) -> Descent:
         if self._run is None:
