@@ -39,7 +39,8 @@ class AgreedWriting(Writing):
 
     def begin(self) -> None:
         """Say that the first write comes now, when all ranks are as far."""
-        self._ranks.agree()
+        if not self.alone:
+            self._ranks.agree()
         super().begin()
 
     def cancel(self) -> None:
@@ -48,9 +49,10 @@ class AgreedWriting(Writing):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
+        if error is not None or self.alone:
             super().__exit__(kind, error, trace)
-            self._ranks.tell(error)
+            if error is not None and not self.alone:
+                self._ranks.tell(error)
         elif self._begun:  # torn until all ranks have written
             self._ranks.agree()
             self.torn = False
@@ -194,6 +196,7 @@ class ShardedOptimizer(SavedTogether):
 
     def _fit(self, what: str, torn: bool = False) -> None:
         self._ranks.begin()
+        self._executor.writing.alone = False
         try:
             super()._fit(what, torn)
         except BaseException as error:

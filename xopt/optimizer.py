@@ -404,9 +404,12 @@ class Optimizer(Saving, Logged):
             if begun:  # no call comes before these lines, where Ctrl-C could
                 writing.torn = self._writes
                 self._tree, self._access.swapped = tree, False
-                if self._writes:  # each rank for itself: another one may have left the block, or wait in it
-                    layout.library.overwrite(layout.leaves, old)
-                    writing.torn = False
+                writing.alone = True  # another rank may have left the block already, or wait in it
+                with writing:
+                    if self._writes:
+                        writing.begin()
+                        layout.library.overwrite(layout.leaves, old)
+                writing.alone = False
 
     def __repr__(self) -> str:
         n = sum(self._whole.sizes)

@@ -22,6 +22,8 @@ class Writing:
         """Whether some arrays may be new and some old."""
         self.entered = False
         """Whether the block was entered since somebody set this to False."""
+        self.alone = False
+        """Whether no other process has to know of this block."""
         self._begun = False
 
     def __enter__(self) -> None:
