@@ -123,7 +123,9 @@ def death(folder: Path) -> None:
     try:
         opt.step(gradient(2, torch.from_numpy, "float32", rank == 0))
     except RuntimeError:
-        print(rank, "moved nothing" if all(torch.equal(x, params[n]) for n, x in before.items()) else "moved")
+        print(
+            rank, "moved nothing" if all(torch.equal(x, params[n]) for n, x in before.items()) else "moved", flush=True
+        )
     os._exit(0)  # a group that has lost a rank cannot be left
 
 
