@@ -12,6 +12,7 @@ import numpy as np
 from xopt import _arrays
 from xopt._arrays.layout import AliasGuard, Layout
 from xopt._arrays.transfer import to_host
+from xopt._arrays.tree import holes
 from xopt._engine import buffers as _buffers
 from xopt._engine.eval_params import evaluated
 from xopt._engine.exclusive import Writing
@@ -22,9 +23,19 @@ from xopt._engine.program.contract import Chains
 from xopt._engine.program.summation import CHUNK, ordered
 from xopt._sharded_saving import SavedTogether
 from xopt.checkpoint import _snapshot as _snapshot
-from xopt.distributed._exchange import Exchange, holes
+from xopt.distributed._exchange import Exchange
 from xopt.distributed._ranks import Ranks, digest_of
-from xopt.distributed._shards import Parts, Shard, Shards, contents, contiguous, view
+from xopt.distributed._shards import (
+    Parts,
+    Shard,
+    Shards,
+    check_library,
+    check_options,
+    contents,
+    contiguous,
+    forms,
+    view,
+)
 from xopt.distributed._sums import RankResolver
 from xopt.rule import FunctionalOptimizer, State
 from xopt.rule._metrics import measured
@@ -78,14 +89,11 @@ class ShardedOptimizer(SavedTogether):
         self._ranks = Ranks(comm)
         self._mean, self._owned, self._parts = total == "mean", owned, parts
         with self._ranks:
-            if total not in ("sum", "mean"):
-                raise ValueError(f'total={total!r}: there are "sum" and "mean"')
-            if not isinstance(owned, bool):
-                raise TypeError(f"owned: {owned!r}, but it must be True or False")
+            check_options(total, owned)
             if parts is not None:
                 self._check_parts(parts)
             super().__init__(params, rule, **options)
-            said = {} if owned else {self._whole.path(k): contents(x) for k, x in enumerate(self._whole.leaves)}
+            said = {} if owned else contents(self._whole)
         self._ranks.agree()
         self._ranks.same(self._said(total, parts))
         self._ranks.same(said)
@@ -103,12 +111,10 @@ class ShardedOptimizer(SavedTogether):
         """Return what must be the same on all ranks."""
         layout, rule = self._whole, _snapshot.described(self._rule)
         names = [layout.path(k) for k in range(len(layout.leaves))]
-        shapes = {} if self._owned else {f"{n}: shape": [*s] for n, s in zip(names, layout.shapes, strict=True)}
         return {
             "total": total, "owned": self._owned, "parts": parts, "library": layout.library.name,
             "runner": self._executor.runner.name, "number of parameters": len(names),
-            "names": dict.fromkeys(names, "a parameter"), **shapes,
-            **{f"{n}: dtype": d.name for n, d in zip(names, layout.dtypes, strict=True)},
+            **forms(layout, self._owned),
             **{f"{n}: order": order for n, order in zip(names, self._orders(), strict=True)},
             "metrics": [*self._asked], "rule": ", ".join(f"{x['place']} {x['rule']}" for x in rule),
             **{x["place"]: {**x["static"], **x["hyper"]} for x in rule},
@@ -131,10 +137,7 @@ class ShardedOptimizer(SavedTogether):
     def _ready(self, params: Any, runner: Any) -> Executor:
         whole = (Parts if self._owned else Layout)(params, writable=True)
         self._whole = whole
-        if not whole.library.writes or not (whole.library.host or whole.library.cuda):
-            raise TypeError(
-                f"{whole.path(0)}: an array of {whole.library}, but comm= takes arrays of NumPy, CuPy and PyTorch"
-            )
+        check_library(whole)
         chains = self._full_chains(self._rule)
         full, self._of = Executor(chains, whole, runner), chains.of
         for k, bucket in enumerate(full.bucket_of):

@@ -48,17 +48,6 @@ class Header:
         tensors = {n: (x.dtype, x.shape) for n, x in source.tensors.items()}
         return json.dumps({"where": source.where, "meta": source.meta, "tensors": tensors})
 
-    def verify(self) -> None:
-        """Rank 0 has."""
-
-    def into(self, name: str, out: NDArray) -> None:
-        """Rank 0 reads."""
-        raise NotImplementedError
-
-    def read(self, name: str) -> NDArray:
-        """Rank 0 reads."""
-        raise NotImplementedError
-
 
 class Assembly:
     """The state of all ranks as that of one process.
@@ -214,11 +203,11 @@ class Assembly:
             for rank, own in enumerate(by_rank):
                 if rank and own:
                     self._ranks.send(np.concatenate([data[low:high] for _, low, high in own]), rank)
-            got = np.concatenate([data[low:high] for _, low, high in by_rank[0]] or [data[:0]])
-        else:
-            got = np.empty(sum(high - low for _, low, high in by_rank[me]), np.uint8)
-            if len(got):
-                self._ranks.receive(got, 0)
+            self.write(place, found)
+            return
+        got = np.empty(sum(high - low for _, low, high in by_rank[me]), np.uint8)
+        if len(got):
+            self._ranks.receive(got, 0)
         at = 0
         for i, low, high in by_rank[me]:
             self._into(self._slots[place.slot][i], _arrays.dtype_name(place.array), got[at : at + high - low])

@@ -217,8 +217,11 @@ def test_what_does_not_go_with_comm() -> None:
     for more, text in (
         ({"options": {"max_time": 3.0}}, "max_time: given with comm"),
         ({"owned": True, "bounds": (None, 1.0)}, "frees variables by the sums of all"),
+        ({"jac": "2-point"}, "jac: '2-point', but with comm each rank must return its gradient"),
     ):
         for error in World(2).run(lambda comm: xopt.minimize(problem.fun(0, 1), problem.start(), comm=comm, **more)):  # noqa: B023
             assert text in str(error)
     with pytest.raises(TypeError, match="go with comm"):
         xopt.minimize(problem.fun(0, 1), problem.start(), owned=True)
+    with pytest.raises(TypeError, match="go with comm"):
+        xopt.minimize(problem.fun(0, 1), problem.start(), xopt.SGD(), total="mean")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import operator
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,11 @@ def flatten(tree: Any) -> tuple[list[Any], optree.PyTreeSpec]:
         fresh = {type(x): x for x in leaves}
         if not any(not _is_array(x) and register(x) for x in fresh.values()):
             return leaves, spec
+
+
+def holes(column: list[Any]) -> bool:
+    """Whether there is nothing at some leaf; a loop that runs in C."""
+    return any(map(operator.is_, column, itertools.repeat(None)))
 
 
 def _is_array(x: Any) -> bool:

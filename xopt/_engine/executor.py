@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import operator
 from collections.abc import Hashable, Mapping
 from functools import partial
 from types import SimpleNamespace
@@ -14,6 +12,7 @@ import numpy as np
 from xopt._arrays import scalars as _scalars
 from xopt._arrays.layout import Layout
 from xopt._arrays.scalars import after
+from xopt._arrays.tree import holes
 from xopt._engine import metrics as _metrics
 from xopt._engine.again import Again
 from xopt._engine.bucket import Bucket
@@ -210,15 +209,15 @@ class Executor:
         Everything that can fail for what the caller gave has been checked before the first write.
         """
         first, write = "u" if change else "p", writing is not None
-        holes = where is None and any(map(operator.is_, gs, itertools.repeat(None)))
-        works = self.works(first, ps, gs, slots, memory, where, holes)
+        some = where is None and holes(gs)
+        works = self.works(first, ps, gs, slots, memory, where, some)
         try:
             clocks, given = step.clocks, step.given
             if self._clocks or type(clocks[""]) is not int:
                 clocks = {n: self.step(t) for n, t in clocks.items()}
             if step.inputs:
                 given = [[{**h, **step.inputs} for h in chain] for chain in given]
-            at = places(self.chains, [work.specs for work in works]) if holes else self._places
+            at = places(self.chains, [work.specs for work in works]) if some else self._places
             rest = Rest(ps, slots, {})
             values, carry = self.scalars.run(clocks, given, at, works, carry, rest)
             seen = _metrics.Seen(at, [work.leaves for work in works], values, self.scalars.alone)

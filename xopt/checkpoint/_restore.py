@@ -17,7 +17,7 @@ from xopt._engine.program.quantize import SCALE, is_scale
 from xopt._engine.program.storage import LABEL
 from xopt.checkpoint import _snapshot as _snapshot
 from xopt.checkpoint._safetensors import CheckpointError
-from xopt.checkpoint._snapshot import Place, Run, Source, described
+from xopt.checkpoint._snapshot import Listing, Place, Run, Source, described
 from xopt.rule import FunctionalOptimizer
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
     """For each component the parameters at which it begins anew."""
 
 
-def check(source: Source, run: Run, *, strict: bool, cast: bool, hyper: bool, whole: bool = False) -> Loaded:
+def check(source: Listing, run: Run, *, strict: bool, cast: bool, hyper: bool, whole: bool = False) -> Loaded:
     """Compare a source with a run that is to go on from it; raise one error with everything that does not fit.
 
     With ``whole``, it has to have every array, because those of the run are not fit for anything.
@@ -94,7 +94,7 @@ def _begun(run: Run, found: Mapping[str, Place]) -> tuple[dict[str, set[int]], s
     return begun, kept
 
 
-def migrated(source: Source) -> dict[str, Any]:
+def migrated(source: Listing) -> dict[str, Any]:
     """Return the metadata of a source as this version writes them."""
     meta = dict(source.meta)
     schema = meta.get("schema")

@@ -24,8 +24,8 @@ from xopt.rule import FunctionalOptimizer
 SCHEMA = 1
 
 
-class Source(Protocol):
-    """A file, or a dict in memory."""
+class Listing(Protocol):
+    """What there is in a source: all but the arrays."""
 
     where: str
     meta: dict[str, Any]
@@ -33,6 +33,10 @@ class Source(Protocol):
     @property
     def tensors(self) -> Mapping[str, Any]:
         """Return what there is; each has a dtype and a shape."""
+
+
+class Source(Listing, Protocol):
+    """A file, or a dict in memory."""
 
     def verify(self) -> None:
         """Raise CheckpointError if anything cannot be relied on."""

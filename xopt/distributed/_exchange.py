@@ -6,13 +6,12 @@ where they belong; small ones are put together, and so are those of one dtype th
 
 from __future__ import annotations
 
-import itertools
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from xopt import _arrays
 from xopt._arrays.layout import Layout
+from xopt._arrays.tree import holes
 from xopt.distributed import Communicator
 from xopt.distributed._shards import Run, Shards, contiguous, flat
 
@@ -284,11 +283,6 @@ class Exchange:
                     at += len(piece)
         send = [[] if rank == self._me else buffers[self._me] for rank in self._ranks]
         return _Round(send, [[] if rank == self._me else own for rank, own in enumerate(buffers)], packs, unpacks)
-
-
-def holes(column: list[Any]) -> bool:
-    """Whether some gradient is None; a loop that runs in C."""
-    return any(map(operator.is_, column, itertools.repeat(None)))
 
 
 def _packed(groups: list[_Group], memory: Any) -> list[Any]:

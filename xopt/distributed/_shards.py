@@ -121,10 +121,34 @@ def _cut(layout: Layout, k: int, whole: bool, size: int) -> list[tuple[int, int,
     return [(k, low, min(low + step, n)) for low in range(0, max(n, 1), step)]
 
 
-def contents(x: Any) -> str:
-    """Say what is in an array, for comparison."""
-    host = np.ascontiguousarray(to_host(x))
-    return f"contents of CRC-32 {zlib.crc32(host.reshape(-1).view(np.uint8).data):08x}"
+def check_options(total: Any, owned: Any) -> None:
+    """Refuse other options than there are."""
+    if total not in ("sum", "mean"):
+        raise ValueError(f'total={total!r}: there are "sum" and "mean"')
+    if not isinstance(owned, bool):
+        raise TypeError(f"owned: {owned!r}, but it must be True or False")
+
+
+def check_library(layout: Layout) -> None:
+    """Refuse arrays whose memory nobody can send and write."""
+    if not layout.library.writes or not (layout.library.host or layout.library.cuda):
+        raise TypeError(
+            f"{layout.path(0)}: an array of {layout.library}, but comm= takes arrays of NumPy, CuPy and PyTorch"
+        )
+
+
+def forms(layout: Layout, owned: bool) -> dict[str, Any]:
+    """Say what must be the same of the arrays on all ranks; of owned ones shapes may differ."""
+    names = [layout.path(k) for k in range(len(layout.leaves))]
+    shapes = {} if owned else {f"{n}: shape": [*shape] for n, shape in zip(names, layout.shapes, strict=True)}
+    dtypes = {f"{n}: dtype": d.name for n, d in zip(names, layout.dtypes, strict=True)}
+    return {"names": dict.fromkeys(names, "a parameter"), **shapes, **dtypes}
+
+
+def contents(layout: Layout) -> dict[str, str]:
+    """Say what is in the arrays, for comparison."""
+    sums = [zlib.crc32(to_host(x).reshape(-1).view(np.uint8).data) for x in layout.leaves]
+    return {layout.path(k): f"contents of CRC-32 {x:08x}" for k, x in enumerate(sums)}
 
 
 def contiguous(layout: Layout, k: int) -> bool:

@@ -254,20 +254,20 @@ def _solved(
         raise TypeError(f"callback: {callback!r}, but it must be a function")
     given = gathered(solver, options, maxiter, tol)
     when, layout, step = limits(given), checked_layout(x0), given.get("eps")
+    together = joined(ranks, layout, solver, total, owned, given)
     run: Run
     if solver is None:
         assert rule is not None
-        if ranks is not None:
-            raise TypeError("comm: given with a rule; xopt.Optimizer(x0, rule, comm=comm) takes its steps")
         both = objective(fun, jac, args, layout, conjugate, step)
         every = count("every", given.get("every", 10), 1)
         run = Stepping(both, layout, rule, when, every=every, runner=given.get("runner"))
     else:
-        together = joined(ranks, layout, solver, total, owned, given)
         own = None if together is None else together.space(layout)
         run = Descent(layout, solver, when, bounds=bounds, own=own, **solver_options(given, solver))
         run.fun = objective(fun, jac, args, layout, conjugate, step, run.box)
         if together is not None:
+            if isinstance(run.fun, Differences):
+                raise TypeError(f"jac: {jac!r}, but with comm each rank must return its gradient")
             run.fun, run.together = together.fun(run.fun), together
     if isinstance(run.fun, Differences):
         run.limits = when._replace(maxfun=max(1.0, when.maxfun / run.fun.cost))

@@ -12,7 +12,7 @@ from xopt._arrays.transfer import to_host
 from xopt._engine.program.summation import ordered
 from xopt.distributed._exchange import Exchange
 from xopt.distributed._ranks import Ranks
-from xopt.distributed._shards import Shards, contents, view
+from xopt.distributed._shards import Shards, check_library, check_options, contents, forms, view
 from xopt.solvers._objective import Fun
 from xopt.solvers._options import Solver
 from xopt.solvers._space import Numbers, Space, checked_value, whole_gradients
@@ -38,22 +38,13 @@ class Together:
     def __init__(self, ranks: Ranks, layout: Layout, total: Any, owned: Any, said: dict[str, Any]) -> None:
         self.ranks = ranks
         self._layout, self._mean, self.owned = layout, total == "mean", owned
-        if total not in ("sum", "mean"):
-            raise ValueError(f'total={total!r}: there are "sum" and "mean"')
-        if not isinstance(owned, bool):
-            raise TypeError(f"owned: {owned!r}, but it must be True or False")
-        if not layout.library.writes or not (layout.library.host or layout.library.cuda):
-            raise TypeError(
-                f"{layout.path(0)}: an array of {layout.library}, but comm= takes arrays of NumPy, CuPy and PyTorch"
-            )
+        check_options(total, owned)
+        check_library(layout)
         ranks.agree()
-        names = [layout.path(k) for k in range(len(layout.leaves))]
-        dtypes = {f"{n}: dtype": d.name for n, d in zip(names, layout.dtypes, strict=True)}
-        ranks.same({"total": total, "owned": owned, **said, "names": dict.fromkeys(names, "a parameter"), **dtypes})
+        ranks.same({"total": total, "owned": owned, **said, **forms(layout, owned)})
         if owned:
             return
-        ranks.same({f"{n}: shape": [*shape] for n, shape in zip(names, layout.shapes, strict=True)})
-        ranks.same({n: contents(x) for n, x in zip(names, layout.leaves, strict=True)})
+        ranks.same(contents(layout))
         shards = Shards.plain(layout, ranks.size)
         self._exchange = Exchange(ranks.comm, layout, shards)
         library, xp = layout.library, layout.xp
@@ -99,13 +90,15 @@ class Together:
 
 
 def joined(
-    ranks: Ranks | None, layout: Layout, solver: Solver, total: Any, owned: Any, given: Mapping[str, Any]
+    ranks: Ranks | None, layout: Layout, solver: Solver | None, total: Any, owned: Any, given: Mapping[str, Any]
 ) -> Together | None:
-    """Return the ranks of a run by a solver; refuse what does not go with these, or with these alone."""
+    """Return the ranks of a run, by a rule if no solver; refuse what does not go with these, or with these alone."""
     if ranks is None:
         if total != "sum" or owned:
             raise TypeError("total and owned go with comm")
         return None
+    if solver is None:
+        raise TypeError("comm: given with a rule; xopt.Optimizer(x0, rule, comm=comm) takes its steps")
     if owned and solver.bounds:
         raise TypeError(f"owned: True, but {solver.name!r} frees variables by the sums of all")
     if "max_time" in given:
