@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -279,20 +279,24 @@ class ShardedOptimizer(SavedTogether):
         ]
         return self._whole.tree(found)
 
+    def _hypers(self, step: StepInputs) -> Iterator[tuple[int, str, str, float]]:
+        """Yield the hyperparameters of a step that are numbers: chain, component, name and number of each."""
+        for c, (chain, hs) in enumerate(zip(self._executor.chains, step.given, strict=True)):
+            for spec, h in zip(chain, hs, strict=True):
+                for n, x in h.items():
+                    if isinstance(x, int | float):
+                        yield c, spec.key, n, x
+                    elif hasattr(x, "dtype") and x.ndim == 0 and str(_arrays.device(x)) in ("None", "cpu"):
+                        yield c, spec.key, n, float(to_host(x))  # others would wait for the device
+
     def _named(self, step: StepInputs) -> dict[str, float]:
         """Return the hyperparameters of a step that are numbers, by name."""
-        own: Any = zip(self._executor.chains, step.given, strict=True)
-        every = [(c, spec.key, h) for c, (chain, hs) in enumerate(own) for spec, h in zip(chain, hs, strict=True)]
-        found = {f"{key}.{n}" + f" of group {c}" * (c > 0): x for c, key, h in every for n, x in h.items()}
-        arrays = {n: x for n, x in found.items() if hasattr(x, "dtype") and str(_arrays.device(x)) in ("None", "cpu")}
-        found |= {n: float(to_host(x)) for n, x in arrays.items() if x.ndim == 0}  # others would wait for the device
-        found = {n: x for n, x in found.items() if isinstance(x, int | float)}
+        found = {f"{key}.{n}" + f" of group {c}" * (c > 0): x for c, key, n, x in self._hypers(step)}
         return {**found, "value given": float("value" in step.inputs)}
 
     def _numbers(self, step: StepInputs) -> tuple[Any, ...]:
         """Return what must be the same on all ranks."""
-        numbers = [*self._named(step).values()]
-        return self._taken, "value" in step.inputs, *numbers
+        return self._taken, "value" in step.inputs, *(x for *_, x in self._hypers(step))
 
     # --- what is known of all ranks
 
