@@ -34,6 +34,7 @@ THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS":
 THREADS |= {"PYTHONDONTWRITEBYTECODE": ""}  # else each of hundreds of processes compiles every test again
 THREADS |= {"XLA_FLAGS": "--xla_cpu_parallel_codegen_split_count=1"}  # programs are small, and each worker has a core
 QUICK = {"XLA_FLAGS": THREADS["XLA_FLAGS"] + " --xla_cpu_use_fusion_emitters=false"}  # compiles twice as fast
+HANGS = {"PYTEST_TIMEOUT": "600"}  # seconds for one test, then its stack is shown and it has failed
 WORKERS = ["-n", "auto", "--dist", "worksteal"]
 LAZY = "--no-compile"  # an import compiles what it needs; of torch that is a part, and pip would do it on one core
 
@@ -79,9 +80,9 @@ def tests(session: nox.Session, library: str) -> None:
     command = ["pytest", "--library", library, *WORKERS, *session.posargs]
     # half of the time on JAX is XLA's: all that does not hang on how it compiles is compiled by its older generator
     if library == "jax" and not session.posargs and knows(session, QUICK):
-        session.run(*command, "-m", "not xla", env=THREADS | QUICK)
+        session.run(*command, "-m", "not xla", env=THREADS | QUICK | HANGS)
         command += ["-m", "xla"]
-    session.run(*command, env=THREADS)
+    session.run(*command, env=THREADS | HANGS)
 
 
 @nox.session
@@ -131,7 +132,7 @@ def clients(session: nox.Session) -> None:
     else:
         where = ["tests/clients", "tests/solvers/test_scipy_method.py", "tests/adapters/test_examples.py"]
         where.append("tests/adapters/test_thinc.py")  # with the Thinc of spaCy, which is not the last one
-        session.run("pytest", *where, *WORKERS, *session.posargs, env=THREADS)
+        session.run("pytest", *where, *WORKERS, *session.posargs, env=THREADS | HANGS)
 
 
 @nox.session

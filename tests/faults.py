@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+_LIMIT = 900
+"""Seconds that the tests of one fault may take."""
 HERE, RULES = "tests/regressions/test_others.py", "tests/rules/test_oracles.py"
 
 
@@ -773,7 +775,12 @@ def run(name: str, library: str, tests: list[str]) -> tuple[int, dict[str, str],
         command = [sys.executable, "-m", "pytest", "-p", "faults", "-q", "--tb=line", "-p", "no:cacheprovider",
                    "--library", library, *tests]  # fmt: skip
         env = {**os.environ, **threads, **more, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        out = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        try:
+            out = subprocess.run(
+                command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=_LIMIT
+            )
+        except subprocess.TimeoutExpired:
+            return -1, {}, f"it did not end in {_LIMIT} s\n"
         found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
         return out.returncode, found, out.stdout + out.stderr
 

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from catalog.links import LINKS
+from support.bits import bits
 from support.ranks import Rank, World
 
 import xopt
@@ -44,12 +45,6 @@ def tree(dtype: str = "float32", shapes: dict[str, tuple[int, ...]] = SHAPES) ->
 
 def gradients(t: int, dtype: str = "float32", shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, Any]:
     return {n: numbers((t, k), shape, dtype) * kind(dtype).type(0.25) for k, (n, shape) in enumerate(shapes.items())}
-
-
-def bits(x: Any) -> Any:
-    if isinstance(x, dict):
-        return {n: bits(y) for n, y in x.items()}
-    return (str(x.dtype), x.shape, x.tobytes()) if hasattr(x, "tobytes") else x
 
 
 def settled(opt: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.bits import bits
 from support.ranks import Rank, World
 
 import xopt
@@ -29,10 +30,9 @@ def gradients() -> dict[str, Any]:
     return {n: x * 0.5 for n, x in tree().items()}
 
 
-def bits(opt: Any) -> Any:
+def settled(opt: Any) -> Any:
     found = opt.state_dict()
-    slots = {n: {k: x.tobytes() for k, x in own.items()} for n, own in found["state"].items()}
-    return {n: x.tobytes() for n, x in opt.params.items()}, slots, found["carry"], found["step"]
+    return bits(opt.params), bits(found["state"]), found["carry"], found["step"]
 
 
 def raised(found: list[Any], kind: type[BaseException], text: str, bad: int = BAD) -> None:
@@ -73,22 +73,22 @@ def steps(job: Callable[[Any, Rank], Any], rule: Any = RULE, **options: Any) -> 
     def one(comm: Rank) -> Any:
         opt = xopt.Optimizer(tree(), rule, comm=comm, **options)
         opt.step(gradients())
-        before = bits(opt)
+        before = settled(opt)
         try:
             job(opt, comm)
         except BaseException as error:
             found: Any = error
         else:
             found = None
-        assert bits(opt) == before
+        assert settled(opt) == before
         opt.step(gradients())
-        return found, bits(opt)
+        return found, settled(opt)
 
     def usual(comm: Rank) -> Any:
         opt = xopt.Optimizer(tree(), rule, comm=comm, **options)
         for _ in range(2):
             opt.step(gradients())
-        return bits(opt)
+        return settled(opt)
 
     [want, *_], found = World(SIZE).run(usual), World(SIZE).run(one)
     for x in found:
@@ -142,7 +142,7 @@ def test_value_is_that_of_all_ranks() -> None:
         for t in range(4):
             rank = 1 if comm is None else comm.rank
             opt.step(gradients(), value=1.0 + t * (rank - 1) + 0.01 * t)  # of all: 1.0, 1.01, 1.02 …
-        return bits(opt)[2]
+        return settled(opt)[2]
 
     want = one(None)
     assert World(3).run(one) == [want] * 3
@@ -160,7 +160,7 @@ def test_a_gradient_that_is_not_finite(how: Any) -> None:
         other = {n: x * 0 for n, x in gradients().items()}
         with nullcontext() if how != "raise" else pytest.raises(FloatingPointError, match=r'"w"\]: 1 elements are not'):
             opt.step(g if comm is None or comm.rank == BAD else other)
-        return bits(opt)
+        return settled(opt)
 
     assert World(SIZE).run(one) == [one(None)] * SIZE
 
@@ -169,13 +169,13 @@ def test_none_on_all_ranks_leaves_a_parameter_alone() -> None:
     def one(comm: Any) -> Any:
         opt = xopt.Optimizer(tree(), RULE, **({} if comm is None else {"comm": comm}))
         opt.step({**gradients(), "w": None, "s": gradients()["s"] if comm is None or comm.rank == 2 else None})
-        return bits(opt)
+        return settled(opt)
 
     def third(comm: Any) -> Any:
         opt = xopt.Optimizer(tree(), RULE, comm=comm)
         g = gradients() if comm.rank == 2 else dict.fromkeys(tree())
         opt.step({**g, "w": None})
-        return bits(opt)
+        return settled(opt)
 
     assert World(SIZE).run(third) == [one(None)] * SIZE
 
@@ -297,7 +297,7 @@ def test_an_error_in_the_middle_of_a_step(when: str, monkeypatch: pytest.MonkeyP
     def one(comm: Rank) -> Any:
         opt = xopt.Optimizer(tree(), RULE, comm=comm, runner="tiled")
         opt.step(gradients())
-        before = bits(opt)
+        before = settled(opt)
         if comm.rank == BAD:
             here.append(opt._executor)
         comm.largest(np.zeros(1, np.int64))
@@ -312,7 +312,7 @@ def test_an_error_in_the_middle_of_a_step(when: str, monkeypatch: pytest.MonkeyP
             with pytest.raises(RuntimeError, match="interrupted while it wrote"):
                 opt.step(gradients())
         else:
-            assert bits(opt) == before
+            assert settled(opt) == before
             opt.step(gradients())
         return error
 
@@ -405,14 +405,14 @@ def test_an_exception_in_the_block_of_averages_waits_for_nobody() -> None:
     def one(comm: Rank) -> bool:
         opt = xopt.Optimizer(tree(), xopt.chain(RULE, xopt.EMA(0.5)), comm=comm)
         opt.step(gradients())
-        before = bits(opt)
+        before = settled(opt)
         with nullcontext() if comm.rank != BAD else pytest.raises(ValueError, match="no data"), opt.averaged():
             if comm.rank == BAD:
                 raise ValueError("no data")
             world.mail[BAD, comm.rank].acquire(timeout=10)
         for rank in range(SIZE if comm.rank == BAD else 0):
             world.mail[BAD, rank].release()
-        return bits(opt) == before
+        return settled(opt) == before
 
     assert world.run(one) == [True] * SIZE
 

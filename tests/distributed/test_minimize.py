@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.bits import bits
 from support.ranks import Rank, World
 
 import xopt
@@ -45,8 +46,8 @@ class Problem:
         return both
 
 
-def as_bytes(result: Any) -> Any:
-    found = {n: x.tobytes() for n, x in result.x.items()}, {n: x.tobytes() for n, x in result.jac.items()}
+def settled(result: Any) -> Any:
+    found = bits(result.x), bits(result.jac)
     return found, result.fun, result.nit, result.nfev, result.status, result.message
 
 
@@ -63,12 +64,12 @@ def test_the_sum_of_all_ranks(method: Any, total: Any) -> None:
             value, g = value + more, {n: y + other[n] for n, y in g.items()}
         return (value / SIZE, {n: y / SIZE for n, y in g.items()}) if total == "mean" else (value, g)
 
-    want = as_bytes(xopt.minimize(added, problem.start(), method=method))
+    want = settled(xopt.minimize(added, problem.start(), method=method))
     assert want[4] == 0
 
     def job(comm: Rank) -> Any:
         fun = problem.fun(comm.rank, SIZE)
-        return as_bytes(xopt.minimize(fun, problem.start(), method=method, comm=comm, total=total))
+        return settled(xopt.minimize(fun, problem.start(), method=method, comm=comm, total=total))
 
     assert World(SIZE).run(job) == [want] * SIZE
 
@@ -84,11 +85,11 @@ def test_bounds_and_large_arrays() -> None:
     def job(comm: Rank) -> Any:
         found = xopt.minimize(share(comm.rank), np.zeros(300_001), bounds=(-1, 0.5), comm=comm)
         assert found.success
-        return found.x.tobytes()
+        return found.x
 
-    first, *rest = World(SIZE).run(job)
-    assert rest == [first] * (SIZE - 1)
-    np.testing.assert_allclose(np.frombuffer(first), goal.clip(-1, 0.5), atol=1e-6)
+    found = World(SIZE).run(job)
+    assert bits(found) == bits(found[:1]) * SIZE
+    np.testing.assert_allclose(found[0], goal.clip(-1, 0.5), atol=1e-6)
 
 
 CUTS = (0, 400, 400, 1001)
@@ -137,7 +138,7 @@ def test_lbfgs_step_by_step() -> None:
         other.load(solver.state())
         a, b = solver.step(fun), other.step(fun)
         assert a == b
-        return {n: x.tobytes() for n, x in solver.x.items()}, a.fun
+        return bits(solver.x), a.fun
 
     [first, *rest] = World(SIZE).run(job)
     assert rest == [first] * (SIZE - 1)
@@ -205,7 +206,7 @@ def test_a_callback_of_one_rank_ends_the_run_of_all() -> None:
     def job(comm: Rank) -> Any:
         seen = []
         stop = (lambda x: seen.append(1) or len(seen) == 2) if comm.rank == 2 else None
-        return as_bytes(xopt.minimize(problem.fun(comm.rank, SIZE), problem.start(), callback=stop, comm=comm))
+        return settled(xopt.minimize(problem.fun(comm.rank, SIZE), problem.start(), callback=stop, comm=comm))
 
     [first, *rest] = World(SIZE).run(job)
     assert rest == [first] * (SIZE - 1)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.bits import bits
 from support.ranks import Rank, World
 
 import xopt
@@ -90,7 +91,7 @@ def test_steps_and_checkpoints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
             g = tree(t)
             opt.step(g if comm is None or comm[1].rank == t % 3 else dict.fromkeys(g))
         opt.load(opt.save(path, fsync=False))
-        return [x.numpy().tobytes() for x in opt.params.values()]
+        return bits(opt.params)
 
     def job(comm: Rank) -> Any:
         seen: list[tuple[str, int, int]] = []
