@@ -23,7 +23,7 @@ from xopt._engine.program.contract import Chains
 from xopt._engine.program.summation import CHUNK, ordered
 from xopt._sharded_saving import SavedTogether
 from xopt.checkpoint import _snapshot as _snapshot
-from xopt.distributed._exchange import Exchange
+from xopt.distributed._exchange import Exchange, Vectors
 from xopt.distributed._ranks import Ranks, digest_of
 from xopt.distributed._shards import (
     Parts,
@@ -175,7 +175,7 @@ class ShardedOptimizer(SavedTogether):
 
     def _bind(self) -> None:
         """Find what is sent and received."""
-        self._exchange = Exchange(self._ranks.comm, self._whole, self._shards)
+        self._exchange = Exchange(self._ranks.comm, self._whole, self._shards, self._executor.runner.copy)
         layout, units = self._layout, self._shards.of[self._ranks.rank]
         shapes = [] if self._owned else zip(units, layout.shapes, strict=True)
         self._local = [self._exchange.own(u.leaf, u.at, u.stop - u.start).reshape(shape) for u, shape in shapes]
@@ -218,9 +218,8 @@ class ShardedOptimizer(SavedTogether):
             step = self._executor.begin(self._taken, self._carry, inputs, chains)
             own = step.inputs.get("value")
             value = None if own is None else float(own if isinstance(own, float) else to_host(own))
-            some = any(map(holes, parts))
+            some = any(holes(part.arrays) for part in parts)
             digest = digest_of(repr(self._numbers(step)))
-            parts = parts if self._owned else [self._exchange.vectors(part) for part in parts]
         missing = ranks.agree(None, digest, int(some), lambda: {"step": self._taken + 1, **self._named(step)})
         self._has = has = self._with_gradients(parts) if missing else None
         if value is not None:
@@ -244,7 +243,7 @@ class ShardedOptimizer(SavedTogether):
             writing.torn = False
         return self._tree
 
-    def _given(self, grads: Any) -> list[list[Any]]:
+    def _given(self, grads: Any) -> list[Vectors]:
         """Return the gradients that this rank has: one, or one for each of its parts."""
         many = 1 if self._parts is None else self._parts // self._ranks.size
         if self._parts is None:
@@ -254,25 +253,27 @@ class ShardedOptimizer(SavedTogether):
         else:
             what = f"{len(grads)} of them" if isinstance(grads, list | tuple) else f"a {type(grads).__name__}"
             raise ValueError(f"grads: {what}, but with parts={self._parts} each rank has a list of {many}")
-        found = [self._outer.gradients(x)[0] for x in each]
-        if self._outer.moved and not self._owned:
+        if self._owned:
+            return [Vectors(self._outer.gradients(x)[0]) for x in each]
+        found = [self._exchange.vectors(*self._outer.gradients(x)) for x in each]
+        if self._outer.moved:
             self._moved()
         return found
 
-    def _with_gradients(self, parts: list[list[Any]]) -> list[bool]:
+    def _with_gradients(self, parts: list[Vectors]) -> list[bool]:
         """Say of each parameter whether any rank has a gradient for it."""
-        own = [any(part[k] is not None for part in parts) for k in range(len(self._whole.leaves))]
+        own = [any(part.arrays[k] is not None for part in parts) for k in range(len(self._whole.leaves))]
         found: list[bool] = (self._ranks.comm.largest(np.asarray(own, np.int64)) > 0).tolist()
         return found
 
-    def _reduced(self, parts: list[list[Any]], has: list[bool] | None) -> Any:
+    def _reduced(self, parts: list[Vectors], has: list[bool] | None) -> Any:
         """Return the gradients of what this rank owns, of all ranks; ``has`` is None where there is one for each."""
         if not self._owned:
             self._exchange.reduce(parts, self._mean)
             if has is None:
                 return self._local
             return [g if has[k] else None for g, k in zip(self._local, self._layout.numbers, strict=True)]
-        xp, gs = self._whole.xp, parts[0]
+        xp, gs = self._whole.xp, parts[0].arrays
         found = [
             xp.zeros_like(_arrays.detached(p)) if g is None and has is not None and has[k] else g
             for k, (p, g) in enumerate(zip(self._whole.leaves, gs, strict=True))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from xopt.distributed._shards import Shards, Unit
 from xopt.rule import FunctionalOptimizer
 
 NDArray = np.ndarray[Any, Any]
+Part: TypeAlias = tuple[int, int, int]
+"""Of an array what a unit has: the number of the unit on its rank, and from which byte to which."""
 _END, _FAILED = -1, -2
 
 
@@ -52,7 +55,8 @@ class Header:
 class Assembly:
     """The state of all ranks as that of one process.
 
-    All methods but `place` are calls of all ranks.
+    `carry`, `gather`, `broadcast` and `scatter` are calls of all ranks. In these nothing is sent before all have the
+    memory for it.
 
     Parameters
     ----------
@@ -140,78 +144,82 @@ class Assembly:
 
     def gather(self, place: Place) -> NDArray | None:
         """Return an array of the state on rank 0."""
-        dtype, me = _arrays.dtype_name(place.array), self._ranks.rank
-        pieces = self._pieces(place)
-        own = [self._own(place.slot, i) for rank, i, _, _ in pieces if rank == me]
-        if me:
-            if own:
-                self._ranks.send(np.concatenate(own), 0)
+        with self._ranks:
+            parts, dtype = self._parts(place), _arrays.dtype_name(place.array)
+            own = [self._own(place.slot, i) for i, _, _ in parts[self._ranks.rank]]
+            sent = np.concatenate(own) if own else _room(0)
+            whole = None if self._ranks.rank else _room(math.prod(place.array.shape) * TABLE[dtype].itemsize)
+            others = [] if self._ranks.rank else [_room(_bytes(part)) for part in parts[1:]]
+        self._ranks.agree()
+        if whole is None:
+            if len(sent):
+                self._ranks.send(sent, 0)
             return None
-        whole = np.empty(math.prod(place.array.shape) * TABLE[dtype].itemsize, np.uint8)
-        for rank in range(self._ranks.size):
-            spans = [(low, high) for r, _, low, high in pieces if r == rank]
-            if not spans:
-                continue
-            many = sum(high - low for low, high in spans)
-            got = np.concatenate(own) if rank == 0 else np.empty(many, np.uint8)
-            if rank and many:
+        for rank, (part, got) in enumerate(zip(parts, [sent, *others], strict=True)):
+            if rank and len(got):
                 self._ranks.receive(got, rank)
-            at = 0
-            for low, high in spans:
-                whole[low:high] = got[at : at + high - low]
-                at += high - low
+            for (_, low, high), piece in zip(part, _split(got, part), strict=True):
+                whole[low:high] = piece
         return whole.view(TABLE[dtype].bits).reshape(place.array.shape)
 
     def _own(self, slot: str, i: int) -> NDArray:
         return np.frombuffer(memory(to_host(self._slots[slot][i])), np.uint8)
 
-    def _pieces(self, place: Place) -> list[tuple[int, int, int, int]]:
-        """Return who has an array of the state: a rank, the number of the unit there, and from which byte to which."""
+    def _parts(self, place: Place) -> list[list[Part]]:
+        """Return of each rank what it has of an array of the state."""
         width, size = TABLE[_arrays.dtype_name(place.array)].itemsize, math.prod(place.array.shape)
-        found = []
-        for rank, units in enumerate(self._shards.of):
-            for i, u in enumerate(units):
-                if u.leaf == place.k:
-                    low, high = self._span(u, place.slot, size)
-                    found += [(rank, i, low * width, high * width)] if high > low else []
-        return found
+        spans = [
+            [(i, *self._span(u, place.slot, size)) for i, u in enumerate(us) if u.leaf == place.k]
+            for us in self._shards.of
+        ]
+        return [[(i, low * width, high * width) for i, low, high in own if high > low] for own in spans]
 
     def _span(self, u: Unit, slot: str, size: int) -> tuple[int, int]:
         if u.stop - u.start == self._layout.sizes[u.leaf]:
             return 0, size
         return (u.start // BLOCK, -(-u.stop // BLOCK)) if is_scale(slot) else (u.start, u.stop)
 
-    def broadcast(self, place: Place, found: NDArray | None) -> NDArray:
-        """Return on all ranks an array that rank 0 has."""
-        dtype, shape = _arrays.dtype_name(place.array), tuple(place.array.shape)
-        whole = np.empty(math.prod(shape) * TABLE[dtype].itemsize, np.uint8)
-        if found is not None:
-            whole[:] = memory(found)
+    def broadcast(self, place: Place, take: Callable[[], NDArray] | None) -> NDArray:
+        """Return on all ranks an array that rank 0 has, which ``take`` returns there."""
+        with self._ranks:
+            dtype, shape = _arrays.dtype_name(place.array), tuple(place.array.shape)
+            whole = _room(math.prod(shape) * TABLE[dtype].itemsize)
+            if take is not None:
+                whole[:] = memory(take())
+        self._ranks.agree()
         if len(whole):
             self._ranks.comm.broadcast(whole, 0)
         return whole.view(TABLE[dtype].bits).reshape(shape)
 
-    def scatter(self, place: Place, found: NDArray | None) -> None:
+    def everywhere(self, place: Place) -> NDArray:
+        """Return an array of the state on all ranks."""
+        found = self.gather(place)
+        return self.broadcast(place, None if found is None else lambda: found)
+
+    def scatter(self, place: Place, take: Callable[[], NDArray] | None) -> None:
         """Write what rank 0 has of a parameter, or of an array of the state, where it belongs on all ranks."""
         if not place.slot:
-            self.write(place, self.broadcast(place, found))
+            self.write(place, self.broadcast(place, take))
             return
-        pieces, me = self._pieces(place), self._ranks.rank
-        by_rank = [[(i, low, high) for r, i, low, high in pieces if r == rank] for rank in range(self._ranks.size)]
-        if found is not None:
-            data = np.frombuffer(memory(found), np.uint8)
-            for rank, own in enumerate(by_rank):
-                if rank and own:
-                    self._ranks.send(np.concatenate([data[low:high] for _, low, high in own]), rank)
+        with self._ranks:
+            parts, sent = self._parts(place), list[NDArray]()
+            if take is not None:
+                found = take()
+                data = np.frombuffer(memory(found), np.uint8)
+                sent = [np.concatenate([data[a:b] for _, a, b in part]) if part else _room(0) for part in parts[1:]]
+            own = parts[self._ranks.rank]
+            got = _room(0 if take is not None else _bytes(own))
+        self._ranks.agree()
+        for rank, x in enumerate(sent, 1):
+            if len(x):
+                self._ranks.send(x, rank)
+        if take is not None:
             self.write(place, found)
             return
-        got = np.empty(sum(high - low for _, low, high in by_rank[me]), np.uint8)
         if len(got):
             self._ranks.receive(got, 0)
-        at = 0
-        for i, low, high in by_rank[me]:
-            self._into(self._slots[place.slot][i], _arrays.dtype_name(place.array), got[at : at + high - low])
-            at += high - low
+        for (i, _, _), piece in zip(own, _split(got, own), strict=True):
+            self._into(self._slots[place.slot][i], _arrays.dtype_name(place.array), piece)
 
     def write(self, place: Place, found: NDArray) -> None:
         """Write an array that this rank has into its own places."""
@@ -220,13 +228,26 @@ class Assembly:
         if not place.slot:
             self._into(place.array, dtype, data)
             return
-        for rank, i, low, high in self._pieces(place):
-            if rank == self._ranks.rank:
-                self._into(self._slots[place.slot][i], dtype, data[low:high])
+        for i, low, high in self._parts(place)[self._ranks.rank]:
+            self._into(self._slots[place.slot][i], dtype, data[low:high])
 
     def _into(self, x: Any, dtype: str, data: NDArray) -> None:
         host = np.array(data).view(TABLE[dtype].bits).reshape(tuple(x.shape))
         self._layout.library.overwrite([x], [from_host(host, dtype, x)])
+
+
+def _room(size: int) -> NDArray:
+    return np.empty(size, np.uint8)
+
+
+def _bytes(part: list[Part]) -> int:
+    return sum(high - low for _, low, high in part)
+
+
+def _split(x: NDArray, part: list[Part]) -> list[NDArray]:
+    """Return of bytes that lie end to end those of each piece."""
+    ends = [*itertools.accumulate(high - low for _, low, high in part)]
+    return [x[end - (high - low) : end] for end, (_, low, high) in zip(ends, part, strict=True)]
 
 
 def converted(source: Source, name: str, place: Place) -> NDArray:

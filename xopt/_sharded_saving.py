@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ class SavedTogether(Optimizer):
                 tensors = assembly.tensors(run, not only_state, assembly.word)
                 file = write_run(path, meta, tensors, **{"keep": None, "fsync": True, **options})
             except BaseException as error:
-                assembly.end(f"{type(error).__name__}: {error}", failed=True)
+                if not self._ranks.know(error):
+                    assembly.end(f"{type(error).__name__}: {error}", failed=True)
                 raise
             assembly.end(os.fspath(file))
             return file
@@ -118,16 +120,16 @@ class SavedTogether(Optimizer):
             run, assembly = self._assembled("state_dict")
             with self._ranks:
                 meta = _snapshot.metadata(run, self._taken, extra, __version__)
+                slots: dict[str, dict[str, Any]] = {n: {} for n in run.slots}
+                for place in run.places(False).values():
+                    host = assembly.everywhere(place)
+                    slots[place.slot][place.key] = from_host(host, _arrays.dtype_name(place.array), place.array)
+                own = {
+                    place.key: run.layout.xp.asarray(_arrays.detached(place.array), copy=True)
+                    for place in ({} if only_state else run.places(True)).values()
+                    if not place.slot
+                }
             self._ranks.agree()
-            slots: dict[str, dict[str, Any]] = {n: {} for n in run.slots}
-            for place in run.places(False).values():
-                host = assembly.broadcast(place, assembly.gather(place))
-                slots[place.slot][place.key] = from_host(host, _arrays.dtype_name(place.array), place.array)
-            own = {
-                place.key: run.layout.xp.asarray(_arrays.detached(place.array), copy=True)
-                for place in ({} if only_state else run.places(True)).values()
-                if not place.slot
-            }
             return {**meta, "state": slots, **({} if only_state else {"params": own})}
 
     def load(
@@ -150,10 +152,7 @@ class SavedTogether(Optimizer):
                 head = Header(self._ranks.text(text, 0))
 
                 def put(name: str, place: Place) -> None:
-                    with self._ranks:
-                        found = None if file is None else converted(file, name, place)
-                    self._ranks.agree()
-                    assembly.scatter(place, found)
+                    assembly.scatter(place, None if file is None else partial(converted, file, name, place))
 
                 return self._taken_over(run, head, strict, cast, put)
             finally:

@@ -44,7 +44,8 @@ def tree(dtype: str = "float32", shapes: dict[str, tuple[int, ...]] = SHAPES) ->
 
 
 def gradients(t: int, dtype: str = "float32", shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, Any]:
-    return {n: numbers((t, k), shape, dtype) * kind(dtype).type(0.25) for k, (n, shape) in enumerate(shapes.items())}
+    found = {n: numbers((t, k), shape, dtype) * kind(dtype).type(0.25) for k, (n, shape) in enumerate(shapes.items())}
+    return {n: np.asarray(x) for n, x in found.items()}  # NumPy makes a number of one without dimensions
 
 
 def settled(opt: Any) -> Any:
@@ -113,6 +114,34 @@ COMPOSED = {
 @pytest.mark.parametrize("name", COMPOSED)
 def test_compositions(name: str) -> None:
     check(COMPOSED[name], sizes=(1, 2, 3, 4, 7))
+
+
+@pytest.mark.needs("llvm")
+@pytest.mark.parametrize("parts", [None, 6])
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_tensors(dtype: str, parts: int | None) -> None:
+    """Of PyTorch, too, it is known where gradients lie, and they are copied from there."""
+    torch = pytest.importorskip("torch")
+    rule = COMPOSED["clip"]
+    many = 1 if parts is None else parts // 3
+
+    def one(comm: Rank | None) -> Any:
+        opt = xopt.Optimizer(
+            {n: torch.from_numpy(x) for n, x in tree(dtype).items()},
+            rule,
+            runner="llvm",
+            **({} if comm is None else {"comm": comm, "parts": parts}),
+        )
+        for t in range(1, STEPS + 1):
+            given = [gradients(10 * t + j, dtype) for j in range(3 * many)]
+            whole = functools.reduce(lambda a, b: {n: np.asarray(x + b[n]) for n, x in a.items()}, given)
+            own = [{n: torch.from_numpy(x) for n, x in g.items()} for g in ([whole] if comm is None else given)]
+            mine = slice(0, 1) if comm is None else slice(comm.rank * many, (comm.rank + 1) * many)
+            opt.step(own[mine] if comm is not None and parts is not None else own[mine][0])
+        return bits(opt.params)
+
+    want = one(None)
+    assert World(3).run(one) == [want] * 3
 
 
 @pytest.mark.parametrize("dtype", ["float64", "complex64", "complex128", "bfloat16", "float16"])

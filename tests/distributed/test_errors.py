@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +16,7 @@ from support.bits import bits
 from support.ranks import Rank, World
 
 import xopt
+from xopt import _sharded_files
 from xopt.checkpoint import _safetensors
 from xopt.distributed import RankError
 
@@ -285,6 +287,50 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
     raised(steps(lambda opt, comm: opt.state_dict(extra=extra(comm))), TypeError, "extra")
     assert path.read_bytes() == old
     assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("bad", [0, BAD])
+@pytest.mark.parametrize("many", [1, 4])
+@pytest.mark.parametrize("what", ["save", "state_dict", "load"])
+def test_no_memory_for_an_array(
+    what: str, many: int, bad: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank has no room in the middle of a file: all raise, an old file stays, and what was half loaded is torn."""
+    path, real = tmp_path / "run.safetensors", _sharded_files._room
+    old = xopt.Optimizer(tree(), RULE).save(path).read_bytes()
+    counts: dict[int, int] = {}
+
+    def room(size: int) -> Any:
+        left = counts[threading.get_ident()] = counts.get(threading.get_ident(), 0) - 1
+        if not left:
+            raise MemoryError("no room")
+        return real(size)
+
+    monkeypatch.setattr(_sharded_files, "_room", room)
+
+    def one(comm: Rank) -> Any:
+        opt = xopt.Optimizer(tree(), RULE, comm=comm)
+        opt.step(gradients())
+        want = settled(opt)
+        if comm.rank == bad:
+            counts[threading.get_ident()] = many
+        error = None
+        try:
+            opt.state_dict() if what == "state_dict" else getattr(opt, what)(path)
+        except BaseException as found:
+            error = found
+        counts.pop(threading.get_ident(), None)
+        if what == "load":
+            with pytest.raises(RuntimeError, match="interrupted while it wrote"):
+                opt.step(gradients())
+            opt.load(path)
+        else:
+            assert settled(opt) == want
+            opt.step(gradients())
+        return error
+
+    raised(World(SIZE).run(one), MemoryError, "no room", bad)
+    assert path.read_bytes() == old
 
 
 @pytest.mark.parametrize("when", ["sums", "prepare", "write"])

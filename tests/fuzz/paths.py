@@ -78,7 +78,8 @@ def paths(library: str) -> list[Path]:
         return [Path("numpy", "", "llvm", form) for form in ("pure", "place", "ranks")]
     if library == "torch":
         forms = [(runner, form) for runner in ("eager", "tiled") for form in ("pure", "place")]
-        return [Path("torch", "", *x) for x in [*forms, ("eager", "ranks"), ("tiled", "ranks")]]
+        compiled = [("llvm", "ranks")] if available("llvm") else []
+        return [Path("torch", "", *x) for x in [*forms, ("eager", "ranks"), ("tiled", "ranks"), *compiled]]
     if library == "jax":
         return [Path("jax", "", None, form) for form in ("jit", "place", "pure")]
     if library == "ranks":

@@ -6,8 +6,11 @@ where they belong; small ones are put together, and so are those of one dtype th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from xopt import _arrays
 from xopt._arrays.layout import Layout
@@ -25,6 +28,10 @@ _NOTHING = (-0.0, complex(-0.0, -0.0))
 """What changes no number that it is added to, a real and a complex one."""
 
 
+NDArray = np.ndarray[Any, Any]
+Copy: TypeAlias = Callable[[NDArray], None]
+
+
 class _Group(NamedTuple):
     """Runs of one dtype, side by side in a shard, or one run that is sent from where it lies."""
 
@@ -33,6 +40,15 @@ class _Group(NamedTuple):
     stop: int
     """From where to where it is in its window, in bytes."""
     alone: bool
+    cuts: list[tuple[int, slice | None]]
+    """Of each run the parameter, and how to cut it out of its elements."""
+
+
+class Vectors(NamedTuple):
+    """A gradient without gaps: arrays in C order with their addresses, or vectors, None where there is nothing."""
+
+    arrays: list[Any]
+    where: NDArray | None = None
 
 
 class _Window(NamedTuple):
@@ -45,6 +61,14 @@ class _Window(NamedTuple):
     """Of each group of this rank the numbers that each other one has sent."""
     outs: list[Any]
     """And where their sum goes."""
+    table: NDArray
+    """How to copy what is put together: offset in a gradient, address, and bytes of each run."""
+    leaves: NDArray
+    """The parameter of each."""
+
+
+Small: TypeAlias = list[tuple[_Group, Any]]
+"""Groups that are put together, and where."""
 
 
 class _Round(NamedTuple):
@@ -52,10 +76,10 @@ class _Round(NamedTuple):
 
     send: list[list[Any]]
     receive: list[list[Any]]
-    packs: list[tuple[list[Any], Any]]
-    """What to put together, and where, before that."""
-    unpacks: list[tuple[Any, Any]]
-    """Where to put what after it."""
+    before: Callable[[], None]
+    """Puts together what is sent."""
+    after: Callable[[], None]
+    """Puts in its place what was received."""
 
 
 class Exchange:
@@ -69,14 +93,22 @@ class Exchange:
         The parameters of the tree.
     shards
         Who owns what of them.
+    copy
+        What copies by a table of addresses, as a runner has it; None where the library does.
     window, alone
         Bytes of a window, a multiple of 16, and from which on a run is a message of its own.
     """
 
     def __init__(
-        self, comm: Communicator, layout: Layout, shards: Shards, window: int = WINDOW, alone: int = ALONE
+        self,
+        comm: Communicator,
+        layout: Layout,
+        shards: Shards,
+        copy: Copy | None = None,
+        window: int = WINDOW,
+        alone: int = ALONE,
     ) -> None:
-        self._comm, self._layout = comm, layout
+        self._comm, self._layout, self._copy = comm, layout, copy
         self._ranks, self._me = range(comm.size), comm.rank
         self._others = [rank for rank in self._ranks if rank != self._me]
         self._itemsize = [d.itemsize for d in layout.dtypes]
@@ -90,11 +122,6 @@ class Exchange:
         self._sent = [self._memory(size) for _ in self._ranks]
         self._received = {rank: self._memory(size) for rank in self._others}
         self._windows = [self._window(groups) for groups in found]
-        self._cuts = {
-            id(x): [(k, None if b - a == layout.sizes[k] else slice(a, b)) for k, a, b, _ in x.runs]
-            for every in found for own in every for x in own
-        }  # fmt: skip
-        """How to cut the runs of a group out of vectors."""
         self._bound: tuple[list[Any], list[_Round]] | None = None
         """Arrays, and how they are spread."""
 
@@ -116,17 +143,21 @@ class Exchange:
                 continue
             run = Run(leaf, a, b, at + (a - first) * width)
             if (b - a) * width >= alone:
-                large.append(_Group([run], end, end + (b - a) * width, alone=True))
+                large.append(self._group([run], end, alone=True))
                 end = _aligned(large[-1].stop)
             elif small and self._joins(small[-1][-1], run):
                 small[-1].append(run)
             else:
                 small.append([run])
         for own in small:
-            stop = end + sum((x.high - x.low) * self._itemsize[x.leaf] for x in own)
-            large.append(_Group(own, end, stop, alone=False))
-            end = _aligned(stop)
+            large.append(self._group(own, end, alone=False))
+            end = _aligned(large[-1].stop)
         return large
+
+    def _group(self, runs: list[Run], start: int, alone: bool) -> _Group:
+        stop = start + sum((b - a) * self._itemsize[k] for k, a, b, _ in runs)
+        cuts = [(k, None if b - a == self._layout.sizes[k] else slice(a, b)) for k, a, b, _ in runs]
+        return _Group(runs, start, stop, alone, cuts)
 
     def _joins(self, a: Run, b: Run) -> bool:
         """Whether a run lies right behind another one and has its dtype."""
@@ -138,7 +169,23 @@ class Exchange:
         rows = [[self._typed(memory, x) for x in own] for memory in self._received.values()]
         outs = [self.grads[x.runs[0].at :][: x.stop - x.start].view(self._dtype(x)) for x in own]
         places = [[self._typed(self._sent[rank], x) for x in groups[rank]] for rank in self._ranks]
-        return _Window(groups, places, rows, outs)
+        small = [
+            (x, place) for own in zip(groups, places, strict=True) for x, place in zip(*own, strict=True) if not x.alone
+        ]
+        table = [row for x, place in small for row in self._rows(x, self._address(place))]
+        leaves = [run.leaf for x, _ in small for run in x.runs]
+        return _Window(groups, places, rows, outs, _table(table), np.asarray(leaves, np.intp))
+
+    def _rows(self, group: _Group, at: int) -> Iterator[tuple[int, int, int]]:
+        """Yield of each run its offset in the parameter, where it lies in a group at an address, and its bytes."""
+        for leaf, low, high, _ in group.runs:
+            width = self._itemsize[leaf]
+            yield low * width, at, (high - low) * width
+            at += (high - low) * width
+
+    def _address(self, x: Any) -> int:
+        """Return where an array lies, if that matters."""
+        return 0 if self._copy is None else self._layout.library.addresses([x])[0]
 
     def _dtype(self, group: _Group) -> Any:
         return self._layout.raw_dtypes[group.runs[0].leaf]
@@ -151,15 +198,16 @@ class Exchange:
         """Return the gradient of a unit of this rank, which `reduce` writes."""
         return self.grads[at : at + count * self._itemsize[leaf]].view(self._layout.raw_dtypes[leaf])
 
-    def reduce(self, parts: Sequence[list[Any]], mean: bool) -> None:
-        """Add up gradients of all ranks as vectors, of each its parts in turn; None adds nothing, not even to -0.0."""
+    def reduce(self, parts: Sequence[Vectors], mean: bool) -> None:
+        """Add up gradients of all ranks, of each its parts in turn; None adds nothing, not even to -0.0."""
         layout, xp = self._layout, self._layout.xp
-        flats = [(part, not holes(part)) for part in parts]
+        flats = [(part, not holes(part.arrays)) for part in parts]
         divisor = len(self._ranks) * len(parts) if mean else 1
         with layout.library.no_grad():
             for window in self._windows:
                 kept: list[list[list[Any]]] = [[] for _ in self._ranks]
                 for part, full in flats:
+                    self._copied(window, part)
                     found = [self._together(window, rank, part, full) for rank in self._ranks]
                     if self._others:
                         self._comm.exchange(*self._messages(window, found))
@@ -173,27 +221,39 @@ class Exchange:
                     half = layout.dtypes[window.groups[self._me][i].runs[0].leaf].half
                     self._add(out, [each[i] for own in kept for each in own], divisor, half)
 
-    def vectors(self, part: list[Any]) -> list[Any]:
-        """Return gradients as vectors without gaps, None as it is."""
+    def vectors(self, grads: list[Any], where: NDArray | None = None) -> Vectors:
+        """Return gradients without gaps; ``where`` they lie, if that is known and all are in C order."""
+        if where is not None and self._copy is not None:
+            return Vectors(grads, where.copy())  # whoever found it may look for the next ones
         library = self._layout.library
-        if not all(library.contiguous([g for g in part if g is not None])):
-            part = [None if g is None else library.c_order(self._layout.xp, g) for g in part]
-        return [g if g is None or g.ndim == 1 else flat(self._layout, g) for g in part]
+        if not all(library.contiguous([g for g in grads if g is not None])):
+            grads = [None if g is None else library.c_order(self._layout.xp, g) for g in grads]
+        return Vectors([None if g is None else self._vector(g) for g in grads])
 
-    def _together(self, window: _Window, rank: int, part: list[Any], full: bool) -> list[Any]:
+    def _vector(self, g: Any) -> Any:
+        return g if g.ndim == 1 else flat(self._layout, g)
+
+    def _copied(self, window: _Window, part: Vectors) -> None:
+        """Put a gradient together in one loop, if it is known where it lies."""
+        if part.where is not None and self._copy is not None:
+            table = window.table.copy()
+            table[:, 0] += part.where[window.leaves]
+            self._copy(table)
+
+    def _together(self, window: _Window, rank: int, part: Vectors, full: bool) -> list[Any]:
         """Return of a gradient what belongs to a rank, group by group; ``full``: no part of it is None."""
-        library, made = self._layout.library, []
+        (gs, where), made = part, []
         for group, place in zip(window.groups[rank], window.places[rank], strict=True):
+            made.append(place)
             if group.alone:
                 [(leaf, low, high, _)] = group.runs
-                g = part[leaf]
-                if g is None:
+                if gs[leaf] is None:
                     place[...] = _NOTHING[self._layout.dtypes[leaf].complex]
-                made.append(place if g is None else g[low:high])
-                continue
-            pieces = [part[k] if cut is None else part[k][cut] for k, cut in self._cuts[id(group)]] if full else None
-            library.concatenate(pieces or [self._piece(part, *x) for x in group.runs], place)
-            made.append(place)
+                else:
+                    made[-1] = self._vector(gs[leaf])[low:high]
+            elif where is None:
+                pieces = [gs[k] if cut is None else gs[k][cut] for k, cut in group.cuts] if full else None
+                self._layout.library.concatenate(pieces or [self._piece(gs, *x) for x in group.runs], place)
         return made
 
     def _piece(self, part: list[Any], leaf: int, low: int, high: int, at: int) -> Any:
@@ -245,13 +305,11 @@ class Exchange:
             if rounds is None:
                 staged = [(k, layout.library.c_order(layout.xp, x)) for k, x in enumerate(leaves) if k in self._staged]
                 flats = [flat(layout, x) for x in {**dict(enumerate(leaves)), **dict(staged)}.values()]
-                rounds = [self._round(flats, window.groups) for window in self._windows]
+                rounds = [self._round(flats, window) for window in self._windows]
             for x in rounds:
-                for pieces, place in x.packs:
-                    layout.library.concatenate(pieces, place)
+                x.before()
                 self._comm.exchange(x.send, x.receive)
-                for place, other in x.unpacks:
-                    place[...] = other
+                x.after()
             for k, x in staged:
                 layout.library.detached(leaves[k])[...] = x
         if not staged:
@@ -262,33 +320,61 @@ class Exchange:
         self._bound = None
         self._stage()
 
-    def _round(self, flats: list[Any], window: list[list[_Group]]) -> _Round:
+    def _round(self, flats: list[Any], window: _Window) -> _Round:
         """Find what is sent and received together of arrays like the parameters, of which these are the elements."""
-        buffers, packs, unpacks = list[list[Any]](), list[tuple[list[Any], Any]](), list[tuple[Any, Any]]()
-        for rank, groups in enumerate(window):
-            memory, mine = self._sent[rank] if rank == self._me else self._received[rank], rank == self._me
+        buffers, small = list[list[Any]](), list[list[tuple[_Group, Any]]]()
+        for rank, groups in enumerate(window.groups):
+            memory = self._sent[rank] if rank == self._me else self._received[rank]
             large = [x.runs[0] for x in groups if x.alone]
             buffers.append([flats[k][a:b].view(self._layout.xp.uint8) for k, a, b, _ in large])
             buffers[-1] += _packed(groups, memory)
-            for group in groups:
-                pieces = [flats[k][a:b] for k, a, b, _ in group.runs]
-                if group.alone:
-                    continue
-                place, at = self._typed(memory, group), 0
-                if mine:
-                    packs.append((pieces, place))
-                    continue
-                for piece in pieces:
-                    unpacks.append((piece, place[at : at + len(piece)]))
-                    at += len(piece)
+            small.append([(x, self._typed(memory, x)) for x in groups if not x.alone])
         send = [[] if rank == self._me else buffers[self._me] for rank in self._ranks]
-        return _Round(send, [[] if rank == self._me else own for rank, own in enumerate(buffers)], packs, unpacks)
+        receive = [[] if rank == self._me else own for rank, own in enumerate(buffers)]
+        mine, others = small.pop(self._me), [x for own in small for x in own]
+        moves = self._by_library if self._copy is None else self._by_address
+        return _Round(send, receive, *moves(flats, mine, others))
+
+    def _by_library(self, flats: list[Any], mine: Small, others: Small) -> tuple[Callable[[], None], ...]:
+        """Return what puts runs of this rank together, and what takes those of others apart."""
+        packs = [([flats[k][a:b] for k, a, b, _ in group.runs], place) for group, place in mine]
+        unpacks = list[tuple[Any, Any]]()
+        for group, place in others:
+            at = 0
+            for k, a, b, _ in group.runs:
+                unpacks.append((flats[k][a:b], place[at : at + b - a]))
+                at += b - a
+
+        def before() -> None:
+            for pieces, place in packs:
+                self._layout.library.concatenate(pieces, place)
+
+        def after() -> None:
+            for place, received in unpacks:
+                place[...] = received
+
+        return before, after
+
+    def _by_address(self, flats: list[Any], mine: Small, others: Small) -> tuple[Callable[[], None], ...]:
+        """Return the same as two loops that are compiled."""
+        assert self._copy is not None
+        where, made = self._layout.library.addresses(flats), []
+        for own in (mine, others):
+            rows = [row for group, place in own for row in self._rows(group, self._address(place))]
+            leaves = [run.leaf for group, _ in own for run in group.runs]
+            made.append([(where[k] + offset, at, size) for k, (offset, at, size) in zip(leaves, rows, strict=True)])
+        tables = _table(made[0]), _table([(at, to, size) for to, at, size in made[1]])
+        return tuple(partial(self._copy, table) for table in tables)
 
 
 def _packed(groups: list[_Group], memory: Any) -> list[Any]:
     """Return the bytes of the groups that are put together, if there are any."""
     small = [x for x in groups if not x.alone]
     return [memory[small[0].start : small[-1].stop]] if small else []
+
+
+def _table(rows: list[tuple[int, int, int]]) -> NDArray:
+    return np.asarray(rows, np.int64).reshape(-1, 3)
 
 
 def _aligned(x: int) -> int:

@@ -47,6 +47,10 @@ class Ranks:
             self._refuse({} if said is None else said())
         return int(words[3])
 
+    def know(self, error: BaseException) -> bool:
+        """Whether this was raised on all ranks."""
+        return error is self._known
+
     def begin(self) -> None:
         """Begin a call: nothing was raised in it yet, not even what was raised in the one before."""
         self._known = None
@@ -60,7 +64,7 @@ class Ranks:
 
     def tell(self, error: BaseException) -> None:
         """Make the other ranks raise, too, unless they have; this one is about to."""
-        if error is self._known:
+        if self.know(error):
             return
         try:
             self.agree(error)

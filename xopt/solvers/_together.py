@@ -10,7 +10,7 @@ import numpy as np
 from xopt._arrays.layout import Layout
 from xopt._arrays.transfer import to_host
 from xopt._engine.program.summation import ordered
-from xopt.distributed._exchange import Exchange
+from xopt.distributed._exchange import Exchange, Vectors
 from xopt.distributed._ranks import Ranks
 from xopt.distributed._shards import Shards, check_library, check_options, contents, forms, view
 from xopt.solvers._objective import Fun
@@ -64,11 +64,11 @@ class Together:
             value = checked_value(layout.library, value)
             value = value if isinstance(value, float) else float(to_host(value))
             leaves = whole_gradients(layout, grads)
-            leaves = leaves if self.owned else self._exchange.vectors(leaves)
+            vectors = None if self.owned else self._exchange.vectors(leaves)
             self.ranks.agree()
             total = ordered(self.ranks.every(np.asarray([value]))[:, 0].tolist())
             total = total / self.ranks.size if self._mean else total
-            return total, layout.tree(leaves if self.owned else self._summed(leaves))
+            return total, layout.tree(leaves if vectors is None else self._summed(vectors))
 
         return both
 
@@ -76,7 +76,7 @@ class Together:
         """Return the vectors of ranks that have their own parts; None for the usual ones."""
         return RankSpace(layout, self) if self.owned else None
 
-    def _summed(self, leaves: list[Any]) -> list[Any]:
+    def _summed(self, leaves: Vectors) -> list[Any]:
         """Add gradients up in the order of the ranks, on all of them."""
         self._exchange.reduce([leaves], self._mean)
         for place, own in self._own:

@@ -25,6 +25,7 @@ name = "eager"
 host = False
 caches = False
 inspector = None
+copy = None
 
 
 def again(work: BucketStep, values: StepScalars) -> None:

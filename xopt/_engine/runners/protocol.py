@@ -45,6 +45,10 @@ class Runner(Stepper, Protocol):
     def inspector(self) -> Any:
         """What looks at gradients in a compiled loop, see `AliasGuard`; None for a loop of Python."""
 
+    @property
+    def copy(self) -> Any:
+        """What copies between addresses of memory in a compiled loop, see `llvm.copies`; None where there is none."""
+
     def again(self, work: BucketStep, values: StepScalars) -> tuple[Callable[[Any], None], Callable[[], None]] | None:
         """Return two functions, if it has such, for steps of a bucket with the same arrays.
 

@@ -34,6 +34,7 @@ class Cuda:
     host = False
     caches = True
     inspector = None
+    copy = None
     again = staticmethod(eager.again)
 
     def __init__(self, driver: Any = None) -> None:

@@ -30,6 +30,7 @@ from xopt._engine.runners import threads as _threads
 from xopt._engine.runners.fallback import Shared
 from xopt._engine.runners.llvm import codegen as _codegen
 from xopt._engine.runners.llvm import compiler as _compiler
+from xopt._engine.runners.llvm import copies as _copies
 from xopt._engine.runners.llvm import exchange as _exchange
 from xopt._engine.runners.llvm import headers as _headers
 from xopt._engine.runners.tiled.runner import Tiled, fresh_arrays
@@ -133,6 +134,7 @@ class Llvm:
     caches = True
     total = staticmethod(_summation.total)
     inspector = staticmethod(_inspector)
+    copy = staticmethod(_copies.copy)
 
     def __init__(self, threads: int | None = None, task: int = _summation.CHUNK) -> None:
         self._threads, self._task = threads, task

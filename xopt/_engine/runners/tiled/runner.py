@@ -56,6 +56,7 @@ class Tiled:
     """Scalars are Python floats: what the host computes, and what it reads from arrays it shares memory with."""
     caches = True
     inspector = None
+    copy = None
     again = staticmethod(eager.again)
     total = staticmethod(_summation.total)
 
