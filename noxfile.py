@@ -86,6 +86,16 @@ def tests(session: nox.Session, library: str) -> None:
 
 
 @nox.session
+def ranks(session: nox.Session) -> None:
+    """Compare every rule on ranks of MPI and of gloo with one process: `nox -s ranks -- 2,3` for some numbers."""
+    [sizes] = session.posargs or ["1,2,3,4,6"]
+    session.install(LAZY, TORCH, *group("test"), *group("mpi"), "-e", ".")
+    env = {**THREADS, "XOPT_TEST_RANKS": sizes, "XOPT_TEST_EVERY_RULE": "1"}
+    for engine in ("numpy", "torch"):
+        session.run("pytest", "--library", engine, "-v", "tests/distributed/test_engines.py", env=env)
+
+
+@nox.session
 def kernels(session: nox.Session) -> None:
     """Compile every CUDA kernel of every option for every dtype, and look at the binaries. It takes minutes."""
     session.install(*LIBRARIES["cupy"], *group("test"), "-e", ".")
