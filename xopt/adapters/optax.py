@@ -13,7 +13,7 @@ import optax
 from xopt._arrays import tree as _tree
 from xopt._engine.program.contract import ComponentSpec
 from xopt.rule import Array, FunctionalOptimizer, H, Rule, State, Transform, check_method, static
-from xopt.rule._precision import Precision, Rounding, StateDType, is_default
+from xopt.rule._precision import Rounding, StateDType, StoragePrecision, is_default
 
 __all__ = ["rule", "transform", "transformation"]
 
@@ -88,7 +88,7 @@ def transformation(
     usual = is_default(rounding, master_weights, state_dtype, seed)
     if not usual:
         rule._asked(**keep)  # raises what is wrong with them
-    usual = usual and not any(isinstance(link.part, Precision) for link in rule._all_links())
+    usual = usual and not any(isinstance(link.part, StoragePrecision) for link in rule._all_links())
 
     def init(params: Any) -> State:
         state = rule.init(jax.tree.map(_strong, params), **keep)

@@ -18,8 +18,8 @@ _MARK = f"{_storage.LABEL}="
 _LONGEST = 200
 
 
-class Precision(Component):
-    """Keeps a master copy, or what rounding has lost, in its state; its name is for messages and files."""
+class StoragePrecision(Component):
+    """Keeps a master copy, or what rounding has lost, in its state."""
 
     rounding: Rounding = "nearest"
     master_weights: bool = False
@@ -44,18 +44,21 @@ class Precision(Component):
         return spec if self.rounding == "stochastic" else spec._replace(host=None)
 
 
+StoragePrecision.__name__ = "Precision"  # what users write, in messages and files
+
+
 def is_default(*words: Any) -> bool:
     """Whether rounding, master_weights, state_dtype and seed are their defaults, by type and value."""
     return [(type(x), x) for x in words] == [(str, "nearest"), (bool, False), (type(None), None), (int, 0)]
 
 
-def asked(rule: Any, rounding: Rounding, master_weights: bool, state_dtype: StateDType, seed: int) -> Precision:
+def asked(rule: Any, rounding: Rounding, master_weights: bool, state_dtype: StateDType, seed: int) -> StoragePrecision:
     """Return the component for what a caller asks for, or say why it does not go with the rule."""
-    made = Precision(rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed)
+    made = StoragePrecision(rounding=rounding, master_weights=master_weights, state_dtype=state_dtype, seed=seed)
     return checked(rule, made)
 
 
-def checked(rule: Any, link: Precision) -> Precision:
+def checked(rule: Any, link: StoragePrecision) -> StoragePrecision:
     """Return the component, or say why it does not go with the rule."""
     if link.rounding != "nearest" and link.master_weights:
         raise ValueError(f"Precision: rounding={link.rounding!r} and master_weights=True; one is enough")
@@ -69,22 +72,22 @@ def checked(rule: Any, link: Precision) -> Precision:
     return link
 
 
-def mark(link: Precision) -> str:
+def mark(link: StoragePrecision) -> str:
     """Return the key by which the slots of a state say how it is kept: text, which in a pytree is no leaf."""
     recorded = {n: v for n, v in link._values().items() if v != link._fields[n].default}
     return _MARK + json.dumps(recorded, sort_keys=True)
 
 
 @functools.lru_cache(maxsize=64)
-def _read(key: str) -> Precision | None:
+def _read(key: str) -> StoragePrecision | None:
     """Return the component that a key stands for; None for one that stands for none."""
     try:
-        return Precision(**json.loads(key.removeprefix(_MARK)))
+        return StoragePrecision(**json.loads(key.removeprefix(_MARK)))
     except (TypeError, ValueError):
         return None
 
 
-def recorded(slots: Any) -> tuple[str, Precision] | None:
+def recorded(slots: Any) -> tuple[str, StoragePrecision] | None:
     """Return by which key the slots of a state say how it is kept, and the component; None where they say nothing."""
     for n, x in slots.items() if isinstance(slots, dict) else ():
         if isinstance(n, str) and n.startswith(_MARK) and len(n) < _LONGEST and isinstance(x, dict) and not x:

@@ -119,5 +119,5 @@ class Precision(Wrapper):
         super().__init__(rule, _precision.asked(rule, rounding, master_weights, state_dtype, seed))
 
     def __repr__(self) -> str:
-        assert isinstance(self._first, _precision.Precision)
+        assert isinstance(self._first, _precision.StoragePrecision)
         return f"Precision({', '.join([repr(self.rule), *(f'{n}={v!r}' for n, v in self._first._values().items())])})"
