@@ -186,9 +186,9 @@ def _shares(executor: Executor, shards: Shards) -> list[str]:
         sent = [sum((u.stop - u.start) * itemsize[u.leaf] for u in each) for each in shards.of]
         moved = sum(sent) - sent[rank] + others * sent[rank]
         parts = []
-        for run in shards.runs(rank, itemsize):
-            whole = run.high - run.low == layout.sizes[run.leaf]
-            parts.append(layout.path(run.leaf) + ("" if whole else f"[{run.low}:{run.high}]"))
+        for span in shards.spans(rank, itemsize):
+            whole = span.high - span.low == layout.sizes[span.leaf]
+            parts.append(layout.path(span.leaf) + ("" if whole else f"[{span.low}:{span.high}]"))
         shown = ", ".join(parts if len(parts) < 6 else [*parts[:2], "…", *parts[-2:]])
         amount = f"{_count(size, 'parameter')}, {_count(own, 'byte')} of state, sends {moved / 1e6:.3g} MB a step"
         lines.append(f"  rank {rank}: {amount}" + (f": {shown}" if shown else ""))

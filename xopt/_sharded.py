@@ -23,7 +23,7 @@ from xopt._engine.program.contract import Chains
 from xopt._engine.program.summation import CHUNK, ordered
 from xopt._sharded_saving import SavedTogether
 from xopt.checkpoint import _snapshot as _snapshot
-from xopt.distributed._exchange import Exchange, Vectors
+from xopt.distributed._exchange import Exchange, LocalGradient
 from xopt.distributed._ranks import Ranks, digest_of
 from xopt.distributed._shards import (
     Parts,
@@ -243,7 +243,7 @@ class ShardedOptimizer(SavedTogether):
             writing.torn = False
         return self._tree
 
-    def _given(self, grads: Any) -> list[Vectors]:
+    def _given(self, grads: Any) -> list[LocalGradient]:
         """Return the gradients that this rank has: one, or one for each of its parts."""
         many = 1 if self._parts is None else self._parts // self._ranks.size
         if self._parts is None:
@@ -254,19 +254,19 @@ class ShardedOptimizer(SavedTogether):
             what = f"{len(grads)} of them" if isinstance(grads, list | tuple) else f"a {type(grads).__name__}"
             raise ValueError(f"grads: {what}, but with parts={self._parts} each rank has a list of {many}")
         if self._owned:
-            return [Vectors(self._outer.gradients(x)[0]) for x in each]
+            return [LocalGradient(self._outer.gradients(x)[0]) for x in each]
         found = [self._exchange.vectors(*self._outer.gradients(x)) for x in each]
         if self._outer.moved:
             self._moved()
         return found
 
-    def _with_gradients(self, parts: list[Vectors]) -> list[bool]:
+    def _with_gradients(self, parts: list[LocalGradient]) -> list[bool]:
         """Say of each parameter whether any rank has a gradient for it."""
         own = [any(part.arrays[k] is not None for part in parts) for k in range(len(self._whole.leaves))]
         found: list[bool] = (self._ranks.comm.largest(np.asarray(own, np.int64)) > 0).tolist()
         return found
 
-    def _reduced(self, parts: list[Vectors], has: list[bool] | None) -> Any:
+    def _reduced(self, parts: list[LocalGradient], has: list[bool] | None) -> Any:
         """Return the gradients of what this rank owns, of all ranks; ``has`` is None where there is one for each."""
         if not self._owned:
             self._exchange.reduce(parts, self._mean)

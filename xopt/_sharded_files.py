@@ -19,7 +19,7 @@ from xopt._engine.program.quantize import BLOCK, is_scale
 from xopt.checkpoint import _restore as _restore
 from xopt.checkpoint import _snapshot as _snapshot
 from xopt.checkpoint._safetensors import Tensor, memory
-from xopt.checkpoint._snapshot import Place, Run, Source
+from xopt.checkpoint._snapshot import Place, Source, TrainingRun
 from xopt.distributed import RankError
 from xopt.distributed._ranks import Ranks
 from xopt.distributed._shards import Shards, Unit
@@ -74,11 +74,11 @@ class Assembly:
         self._first = {u.leaf: (u.owner, i) for us in shards.of for i, u in reversed([*enumerate(us)]) if u.start == 0}
         """The rank and the number there of the first unit of each parameter."""
 
-    def run(self, rule: FunctionalOptimizer, carry: Mapping[str, Any]) -> Run:
+    def run(self, rule: FunctionalOptimizer, carry: Mapping[str, Any]) -> TrainingRun:
         """Return a run of one process. The arrays of its state have shapes and dtypes, and no memory."""
         state, layout = self._executor.state, self._layout
         slots = {n: [self._hollow(n, k) for k in range(len(layout.leaves))] for n in state.live}
-        return Run(rule, layout, self._executor, slots, self.carry(carry))
+        return TrainingRun(rule, layout, self._executor, slots, self.carry(carry))
 
     def _hollow(self, name: str, k: int) -> Any:
         state, layout = self._executor.state, self._layout
@@ -103,7 +103,7 @@ class Assembly:
             made[n] = self._executor.scalars.carried(spec, found.tolist(), _dtype(made[n]))
         return made
 
-    def tensors(self, run: Run, params: bool, announce: Callable[[int], Any]) -> dict[str, Tensor]:
+    def tensors(self, run: TrainingRun, params: bool, announce: Callable[[int], Any]) -> dict[str, Tensor]:
         """Return all arrays that rank 0 saves; for those of the state it calls the others first."""
         places = run.places(params)
         numbers = {name: i for i, name in enumerate(run.places(False))}
@@ -121,7 +121,7 @@ class Assembly:
 
         return {name: tensor(name, place) for name, place in places.items()}
 
-    def serve(self, run: Run) -> str:
+    def serve(self, run: TrainingRun) -> str:
         """Send what rank 0 asks for until it is done, and return what it says then."""
         places = [*run.places(False).values()]
         while (number := self.word(0)) >= 0:

@@ -21,7 +21,7 @@ from xopt._version import __version__
 from xopt.checkpoint import _restore as _restore
 from xopt.checkpoint import _snapshot as _snapshot
 from xopt.checkpoint._files import opened, write_run
-from xopt.checkpoint._snapshot import Listing, Place, Run
+from xopt.checkpoint._snapshot import Listing, Place, TrainingRun
 from xopt.distributed._ranks import Ranks, digest_of
 from xopt.distributed._shards import Shards
 from xopt.optimizer import Optimizer
@@ -101,7 +101,7 @@ class SavedTogether(Optimizer):
                 self._ranks.tell(error)
             raise
 
-    def _assembled(self, what: str, torn: bool = False) -> tuple[Run, Assembly]:
+    def _assembled(self, what: str, torn: bool = False) -> tuple[TrainingRun, Assembly]:
         """Return the run of all ranks, and what it is put together by."""
         with self._ranks:
             self._fit(what, torn=torn)
@@ -174,7 +174,7 @@ class SavedTogether(Optimizer):
 
             return self._taken_over(run, source, strict, cast, put)
 
-    def _taken_over(self, run: Run, source: Listing, strict: bool, cast: bool, put: Any) -> dict[str, Any]:
+    def _taken_over(self, run: TrainingRun, source: Listing, strict: bool, cast: bool, put: Any) -> dict[str, Any]:
         """Compare a source with this run and take it over, if it fits on all ranks."""
         executor = self._executor
         with self._ranks:

@@ -17,7 +17,7 @@ from xopt._version import __version__
 from xopt.checkpoint import _restore as _restore
 from xopt.checkpoint import _snapshot as _snapshot
 from xopt.checkpoint._safetensors import CheckpointError
-from xopt.checkpoint._snapshot import Run
+from xopt.checkpoint._snapshot import TrainingRun
 from xopt.rule import FunctionalOptimizer, RoutedComponent, Rule, check_method
 from xopt.rule._component import routed
 from xopt.rule._names import qualified_names
@@ -211,7 +211,7 @@ class Side:
         slots = {n: column for n, column in self.slots.items() if any(m == n for m, _ in self.filled)}
         gates = {n for n, (spec, _) in self.executor.state.carried.items() if spec.gates}
         carry = {n: x for n, x in self.executor.new_carry().items() if n in gates}
-        run = Run(self.rule, self.layout, self.executor, slots, carry)
+        run = TrainingRun(self.rule, self.layout, self.executor, slots, carry)
         return _snapshot.state_dict(run, _snapshot.metadata(run, step, None, __version__), False)
 
 
@@ -221,7 +221,7 @@ class Leaving(Side):
     def __init__(self, state_dict: Any, rule: FunctionalOptimizer, params: Any, there: str, library: str) -> None:
         super().__init__(rule, params, there, library)
         self.source = _snapshot.StateDictSource(state_dict)
-        run = Run(rule, self.layout, self.executor, self.slots, self.executor.new_carry())
+        run = TrainingRun(rule, self.layout, self.executor, self.slots, self.executor.new_carry())
         loaded = _restore.check(self.source, run, strict=True, cast=True, hyper=True)
         self.use(loaded.rule)
         self.step = int(self.executor.clocks(loaded.step, loaded.carry)[""])

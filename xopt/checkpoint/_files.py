@@ -18,7 +18,7 @@ from xopt._version import __version__
 from xopt.checkpoint import _restore as _restore
 from xopt.checkpoint import _snapshot as _snapshot
 from xopt.checkpoint._safetensors import CheckpointError, File, Tensor, write
-from xopt.checkpoint._snapshot import Run, StateDictSource
+from xopt.checkpoint._snapshot import StateDictSource, TrainingRun
 from xopt.rule import FunctionalOptimizer, State, check_method
 
 __all__ = ["CheckpointError", "Restored", "latest", "load_state", "save_state"]
@@ -120,13 +120,13 @@ def save_state(
     rule, state, _ = rule._keeping(state)
     layout = Layout(params)
     executor = Executor(rule._chains(layout), layout, "eager")
-    run = Run(rule, layout, executor, executor.state.check(state), state.carry)
+    run = TrainingRun(rule, layout, executor, executor.state.check(state), state.carry)
     return save_run(path, run, state.step, only_state=only_state, extra=extra, keep=keep, fsync=fsync)
 
 
 def save_run(
     path: str | os.PathLike[str],
-    run: Run,
+    run: TrainingRun,
     step: Any,
     *,
     only_state: bool,

@@ -17,7 +17,7 @@ from xopt._engine.program.quantize import SCALE, is_scale
 from xopt._engine.program.storage import LABEL
 from xopt.checkpoint import _snapshot as _snapshot
 from xopt.checkpoint._safetensors import CheckpointError
-from xopt.checkpoint._snapshot import Listing, Place, Run, Source, described
+from xopt.checkpoint._snapshot import Listing, Place, Source, TrainingRun, described
 from xopt.rule import FunctionalOptimizer
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
     """For each component the parameters at which it begins anew."""
 
 
-def check(source: Listing, run: Run, *, strict: bool, cast: bool, hyper: bool, whole: bool = False) -> Loaded:
+def check(source: Listing, run: TrainingRun, *, strict: bool, cast: bool, hyper: bool, whole: bool = False) -> Loaded:
     """Compare a source with a run that is to go on from it; raise one error with everything that does not fit.
 
     With ``whole``, it has to have every array, because those of the run are not fit for anything.
@@ -78,7 +78,7 @@ def check(source: Listing, run: Run, *, strict: bool, cast: bool, hyper: bool, w
     return Loaded(rule, step, carry, copy.deepcopy(meta["extra"]), found, begun)
 
 
-def _begun(run: Run, found: Mapping[str, Place]) -> tuple[dict[str, set[int]], set[str]]:
+def _begun(run: TrainingRun, found: Mapping[str, Place]) -> tuple[dict[str, set[int]], set[str]]:
     """Return for each component the parameters at which it begins anew, and the components that go on at some.
 
     It does where the source has something of a parameter, but not what the component keeps of it.
@@ -116,16 +116,16 @@ def migrated(source: Listing) -> dict[str, Any]:
     return meta
 
 
-def begun(source: Source, rule: FunctionalOptimizer, layout: Layout) -> tuple[Run, dict[str, Any]]:
+def begun(source: Source, rule: FunctionalOptimizer, layout: Layout) -> tuple[TrainingRun, dict[str, Any]]:
     """Return a run before its first step, and what its state has to say.
 
     It is kept as the source says where only that does; but where that cannot be, the comparison of both is to say so.
     """
 
-    def run(rule: FunctionalOptimizer) -> Run:
+    def run(rule: FunctionalOptimizer) -> TrainingRun:
         executor = Executor(rule._chains(layout), layout)
         executor.scalars.as_saved = True  # the next step may be that of another runner
-        return Run(rule, layout, executor, executor.state.new_slots(), executor.new_carry())
+        return TrainingRun(rule, layout, executor, executor.state.new_slots(), executor.new_carry())
 
     first, *_ = migrated(source)["rule"] or [None]
     static = first.get("static") if isinstance(first, dict) and first.get("place") == LABEL else None
@@ -194,7 +194,7 @@ def _name(link: Any) -> str:
     return f"{link.get('place')} {link.get('rule')}" if isinstance(link, dict) else repr(link)
 
 
-def _carry(meta: dict[str, Any], run: Run, strict: bool, problems: list[str]) -> dict[str, Any]:
+def _carry(meta: dict[str, Any], run: TrainingRun, strict: bool, problems: list[str]) -> dict[str, Any]:
     """Return the scalars of a source as the run keeps them."""
     found, keys = {}, _tree.pointers(run.layout.spec)
     for n in sorted({*meta["carry"], *run.executor.state.carried}):
@@ -234,7 +234,7 @@ def taken(source: Source, name: str, like: Any) -> Any:
     return from_host(source.read(name), source.tensors[name].dtype, like)
 
 
-def overwrite(source: Source, run: Run, loaded: Loaded) -> None:
+def overwrite(source: Source, run: TrainingRun, loaded: Loaded) -> None:
     """Write every array of a source into its place, without one more in between where that is possible."""
     library = run.layout.library
     try:
@@ -252,7 +252,7 @@ def overwrite(source: Source, run: Run, loaded: Loaded) -> None:
     library.written([place.array for place in loaded.places.values() if not place.slot])
 
 
-def replace(new: Mapping[str, Any], run: Run, loaded: Loaded) -> None:
+def replace(new: Mapping[str, Any], run: TrainingRun, loaded: Loaded) -> None:
     """Put arrays into their places, where they cannot be written into."""
     for name, place in loaded.places.items():
         place.column[place.k] = new[name]
@@ -260,7 +260,7 @@ def replace(new: Mapping[str, Any], run: Run, loaded: Loaded) -> None:
         place.column[place.k] = run.executor.state.renewed(place.slot, place.k)
 
 
-def renewed(run: Run, loaded: Loaded) -> list[Place]:
+def renewed(run: TrainingRun, loaded: Loaded) -> list[Place]:
     """Return the arrays that begin anew: what a component keeps of other parameters than those that were loaded."""
     return [
         place

@@ -172,12 +172,12 @@ class Saving(ABC):
             self._fit("load_state_dict", torn=True)
             return self._load(source, strict, cast)
 
-    def _run(self) -> _snapshot.Run:
+    def _run(self) -> _snapshot.TrainingRun:
         """Return parameters and state as they are; parameters may have been given other memory."""
         self._guard.look()
         if self._guard.moved:
             self._forget()
-        return _snapshot.Run(self._rule, self._layout, self._executor, self._slots, self._carry)
+        return _snapshot.TrainingRun(self._rule, self._layout, self._executor, self._slots, self._carry)
 
     def _load(self, source: _snapshot.Source, strict: bool, cast: bool) -> dict[str, Any]:
         layout, run = self._layout, self._run()

@@ -63,7 +63,7 @@ class Place(NamedTuple):
         return self.column[self.k]
 
 
-class Run(NamedTuple):
+class TrainingRun(NamedTuple):
     """Parameters and state of a run: what is saved, or what is overwritten."""
 
     rule: FunctionalOptimizer
@@ -105,7 +105,7 @@ def _plain(x: Any) -> Any:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", shown(x))
 
 
-def metadata(run: Run, step: Any, extra: Mapping[str, Any] | None, version: str) -> Any:
+def metadata(run: TrainingRun, step: Any, extra: Mapping[str, Any] | None, version: str) -> Any:
     """Return all that is saved beside the arrays."""
     try:
         extra = {} if extra is None else dict(extra)
@@ -131,7 +131,7 @@ def _number(x: float) -> float | str:
     return x if math.isfinite(x) else str(x)
 
 
-def tensors(run: Run, params: bool) -> dict[str, Tensor]:
+def tensors(run: TrainingRun, params: bool) -> dict[str, Tensor]:
     """Return all arrays that are saved; each is brought to the host when it is asked for."""
     return {name: _tensor(place.array) for name, place in run.places(params).items()}
 
@@ -181,7 +181,7 @@ def _items(x: Any) -> list[tuple[str, Any]]:
     return [(str(key), value) for key, value in x.items()]
 
 
-def state_dict(run: Run, meta: dict[str, Any], params: bool) -> dict[str, Any]:
+def state_dict(run: TrainingRun, meta: dict[str, Any], params: bool) -> dict[str, Any]:
     """Return what is saved as plain dicts with copies of the arrays."""
     state: dict[str, dict[str, Any]] = {n: {} for n in run.slots}
     own: dict[str, Any] = {}

@@ -1,7 +1,8 @@
 """Gradients to the ranks that own their parameters, added up in the order of the ranks; new parameters back to all.
 
-What each rank owns goes window by window. In a window, large runs of elements are sent from where they lie and received
-where they belong; small ones are put together, and so are those of one dtype that lie side by side when they are added.
+What each rank owns goes window by window. In a window, large spans of elements are sent from where they lie and
+received where they belong; small ones are put together, and so are those of one dtype that lie side by side when they
+are added.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from xopt import _arrays
 from xopt._arrays.layout import Layout
 from xopt._arrays.tree import holes
 from xopt.distributed import Communicator
-from xopt.distributed._shards import Run, Shards, contiguous, flat
+from xopt.distributed._shards import Shards, Span, contiguous, flat
 
 WINDOW = 1 << 22
 """Bytes of each shard that are sent together."""
@@ -33,18 +34,18 @@ Copy: TypeAlias = Callable[[NDArray], None]
 
 
 class _Group(NamedTuple):
-    """Runs of one dtype, side by side in a shard, or one run that is sent from where it lies."""
+    """Spans of one dtype, side by side in a shard, or one span that is sent from where it lies."""
 
-    runs: list[Run]
+    spans: list[Span]
     start: int
     stop: int
     """From where to where it is in its window, in bytes."""
     alone: bool
     cuts: list[tuple[int, slice | None]]
-    """Of each run the parameter, and how to cut it out of its elements."""
+    """Of each span the parameter, and how to cut it out of its elements."""
 
 
-class Vectors(NamedTuple):
+class LocalGradient(NamedTuple):
     """A gradient without gaps: arrays in C order with their addresses, or vectors, None where there is nothing."""
 
     arrays: list[Any]
@@ -62,7 +63,7 @@ class _Window(NamedTuple):
     outs: list[Any]
     """And where their sum goes."""
     table: NDArray
-    """How to copy what is put together: offset in a gradient, address, and bytes of each run."""
+    """How to copy what is put together: offset in a gradient, address, and bytes of each span."""
     leaves: NDArray
     """The parameter of each."""
 
@@ -96,7 +97,7 @@ class Exchange:
     copy
         What copies by a table of addresses, as a runner has it; None where the library does.
     window, alone
-        Bytes of a window, a multiple of 16, and from which on a run is a message of its own.
+        Bytes of a window, a multiple of 16, and from which on a span is a message of its own.
     """
 
     def __init__(
@@ -113,9 +114,9 @@ class Exchange:
         self._others = [rank for rank in self._ranks if rank != self._me]
         self._itemsize = [d.itemsize for d in layout.dtypes]
         self._stage()
-        runs = [shards.runs(rank, self._itemsize) for rank in self._ranks]
+        spans = [shards.spans(rank, self._itemsize) for rank in self._ranks]
         lows = range(0, max(shards.ends), window)
-        found = [[self._groups(own, low, low + window, alone) for own in runs] for low in lows]
+        found = [[self._groups(own, low, low + window, alone) for own in spans] for low in lows]
         size = max((x.stop for every in found for own in every for x in own), default=0)
         self.grads: Any = self._memory(shards.ends[self._me]) if layout.leaves else None
         """The gradients of what this rank owns, as bytes."""
@@ -133,52 +134,52 @@ class Exchange:
         xp, like = self._layout.xp, self._layout.like
         return xp.zeros(count, dtype=xp.uint8, **({} if like is None else _arrays.beside(like)))
 
-    def _groups(self, runs: list[Run], low: int, high: int, alone: int) -> list[_Group]:
+    def _groups(self, spans: list[Span], low: int, high: int, alone: int) -> list[_Group]:
         """Cut a window out of a shard."""
-        large, small, end = list[_Group](), list[list[Run]](), 0
-        for leaf, first, last, at in runs:
+        large, small, end = list[_Group](), list[list[Span]](), 0
+        for leaf, first, last, at in spans:
             width = self._itemsize[leaf]
             a, b = max(first, first + (low - at) // width), min(last, first + (high - at) // width)
             if a >= b:
                 continue
-            run = Run(leaf, a, b, at + (a - first) * width)
+            span = Span(leaf, a, b, at + (a - first) * width)
             if (b - a) * width >= alone:
-                large.append(self._group([run], end, alone=True))
+                large.append(self._group([span], end, alone=True))
                 end = _aligned(large[-1].stop)
-            elif small and self._joins(small[-1][-1], run):
-                small[-1].append(run)
+            elif small and self._joins(small[-1][-1], span):
+                small[-1].append(span)
             else:
-                small.append([run])
+                small.append([span])
         for own in small:
             large.append(self._group(own, end, alone=False))
             end = _aligned(large[-1].stop)
         return large
 
-    def _group(self, runs: list[Run], start: int, alone: bool) -> _Group:
-        stop = start + sum((b - a) * self._itemsize[k] for k, a, b, _ in runs)
-        cuts = [(k, None if b - a == self._layout.sizes[k] else slice(a, b)) for k, a, b, _ in runs]
-        return _Group(runs, start, stop, alone, cuts)
+    def _group(self, spans: list[Span], start: int, alone: bool) -> _Group:
+        stop = start + sum((b - a) * self._itemsize[k] for k, a, b, _ in spans)
+        cuts = [(k, None if b - a == self._layout.sizes[k] else slice(a, b)) for k, a, b, _ in spans]
+        return _Group(spans, start, stop, alone, cuts)
 
-    def _joins(self, a: Run, b: Run) -> bool:
-        """Whether a run lies right behind another one and has its dtype."""
+    def _joins(self, a: Span, b: Span) -> bool:
+        """Whether a span lies right behind another one and has its dtype."""
         dtypes = self._layout.dtypes
         return dtypes[a.leaf] == dtypes[b.leaf] and a.at + (a.high - a.low) * self._itemsize[a.leaf] == b.at
 
     def _window(self, groups: list[list[_Group]]) -> _Window:
         own = groups[self._me]
         rows = [[self._typed(memory, x) for x in own] for memory in self._received.values()]
-        outs = [self.grads[x.runs[0].at :][: x.stop - x.start].view(self._dtype(x)) for x in own]
+        outs = [self.grads[x.spans[0].at :][: x.stop - x.start].view(self._dtype(x)) for x in own]
         places = [[self._typed(self._sent[rank], x) for x in groups[rank]] for rank in self._ranks]
         small = [
             (x, place) for own in zip(groups, places, strict=True) for x, place in zip(*own, strict=True) if not x.alone
         ]
         table = [row for x, place in small for row in self._rows(x, self._address(place))]
-        leaves = [run.leaf for x, _ in small for run in x.runs]
+        leaves = [span.leaf for x, _ in small for span in x.spans]
         return _Window(groups, places, rows, outs, _table(table), np.asarray(leaves, np.intp))
 
     def _rows(self, group: _Group, at: int) -> Iterator[tuple[int, int, int]]:
-        """Yield of each run its offset in the parameter, where it lies in a group at an address, and its bytes."""
-        for leaf, low, high, _ in group.runs:
+        """Yield of each span its offset in the parameter, where it lies in a group at an address, and its bytes."""
+        for leaf, low, high, _ in group.spans:
             width = self._itemsize[leaf]
             yield low * width, at, (high - low) * width
             at += (high - low) * width
@@ -188,7 +189,7 @@ class Exchange:
         return 0 if self._copy is None else self._layout.library.addresses([x])[0]
 
     def _dtype(self, group: _Group) -> Any:
-        return self._layout.raw_dtypes[group.runs[0].leaf]
+        return self._layout.raw_dtypes[group.spans[0].leaf]
 
     def _typed(self, memory: Any, group: _Group) -> Any:
         """Return the numbers of a group in a window."""
@@ -198,7 +199,7 @@ class Exchange:
         """Return the gradient of a unit of this rank, which `reduce` writes."""
         return self.grads[at : at + count * self._itemsize[leaf]].view(self._layout.raw_dtypes[leaf])
 
-    def reduce(self, parts: Sequence[Vectors], mean: bool) -> None:
+    def reduce(self, parts: Sequence[LocalGradient], mean: bool) -> None:
         """Add up gradients of all ranks, of each its parts in turn; None adds nothing, not even to -0.0."""
         layout, xp = self._layout, self._layout.xp
         flats = [(part, not holes(part.arrays)) for part in parts]
@@ -218,42 +219,42 @@ class Exchange:
                         for own in kept:
                             own[-1] = [xp.asarray(x, copy=True) for x in own[-1]]
                 for i, out in enumerate(window.outs):
-                    half = layout.dtypes[window.groups[self._me][i].runs[0].leaf].half
+                    half = layout.dtypes[window.groups[self._me][i].spans[0].leaf].half
                     self._add(out, [each[i] for own in kept for each in own], divisor, half)
 
-    def vectors(self, grads: list[Any], where: NDArray | None = None) -> Vectors:
+    def vectors(self, grads: list[Any], where: NDArray | None = None) -> LocalGradient:
         """Return gradients without gaps; ``where`` they lie, if that is known and all are in C order."""
         if where is not None and self._copy is not None:
-            return Vectors(grads, where.copy())  # whoever found it may look for the next ones
+            return LocalGradient(grads, where.copy())  # whoever found it may look for the next ones
         library = self._layout.library
         if not all(library.contiguous([g for g in grads if g is not None])):
             grads = [None if g is None else library.c_order(self._layout.xp, g) for g in grads]
-        return Vectors([None if g is None else self._vector(g) for g in grads])
+        return LocalGradient([None if g is None else self._vector(g) for g in grads])
 
     def _vector(self, g: Any) -> Any:
         return g if g.ndim == 1 else flat(self._layout, g)
 
-    def _copied(self, window: _Window, part: Vectors) -> None:
+    def _copied(self, window: _Window, part: LocalGradient) -> None:
         """Put a gradient together in one loop, if it is known where it lies."""
         if part.where is not None and self._copy is not None:
             table = window.table.copy()
             table[:, 0] += part.where[window.leaves]
             self._copy(table)
 
-    def _together(self, window: _Window, rank: int, part: Vectors, full: bool) -> list[Any]:
+    def _together(self, window: _Window, rank: int, part: LocalGradient, full: bool) -> list[Any]:
         """Return of a gradient what belongs to a rank, group by group; ``full``: no part of it is None."""
         (gs, where), made = part, []
         for group, place in zip(window.groups[rank], window.places[rank], strict=True):
             made.append(place)
             if group.alone:
-                [(leaf, low, high, _)] = group.runs
+                [(leaf, low, high, _)] = group.spans
                 if gs[leaf] is None:
                     place[...] = _NOTHING[self._layout.dtypes[leaf].complex]
                 else:
                     made[-1] = self._vector(gs[leaf])[low:high]
             elif where is None:
                 pieces = [gs[k] if cut is None else gs[k][cut] for k, cut in group.cuts] if full else None
-                self._layout.library.concatenate(pieces or [self._piece(gs, *x) for x in group.runs], place)
+                self._layout.library.concatenate(pieces or [self._piece(gs, *x) for x in group.spans], place)
         return made
 
     def _piece(self, part: list[Any], leaf: int, low: int, high: int, at: int) -> Any:
@@ -325,7 +326,7 @@ class Exchange:
         buffers, small = list[list[Any]](), list[list[tuple[_Group, Any]]]()
         for rank, groups in enumerate(window.groups):
             memory = self._sent[rank] if rank == self._me else self._received[rank]
-            large = [x.runs[0] for x in groups if x.alone]
+            large = [x.spans[0] for x in groups if x.alone]
             buffers.append([flats[k][a:b].view(self._layout.xp.uint8) for k, a, b, _ in large])
             buffers[-1] += _packed(groups, memory)
             small.append([(x, self._typed(memory, x)) for x in groups if not x.alone])
@@ -336,12 +337,12 @@ class Exchange:
         return _Round(send, receive, *moves(flats, mine, others))
 
     def _by_library(self, flats: list[Any], mine: Small, others: Small) -> tuple[Callable[[], None], ...]:
-        """Return what puts runs of this rank together, and what takes those of others apart."""
-        packs = [([flats[k][a:b] for k, a, b, _ in group.runs], place) for group, place in mine]
+        """Return what puts spans of this rank together, and what takes those of others apart."""
+        packs = [([flats[k][a:b] for k, a, b, _ in group.spans], place) for group, place in mine]
         unpacks = list[tuple[Any, Any]]()
         for group, place in others:
             at = 0
-            for k, a, b, _ in group.runs:
+            for k, a, b, _ in group.spans:
                 unpacks.append((flats[k][a:b], place[at : at + b - a]))
                 at += b - a
 
@@ -361,7 +362,7 @@ class Exchange:
         where, made = self._layout.library.addresses(flats), []
         for own in (mine, others):
             rows = [row for group, place in own for row in self._rows(group, self._address(place))]
-            leaves = [run.leaf for group, _ in own for run in group.runs]
+            leaves = [span.leaf for group, _ in own for span in group.spans]
             made.append([(where[k] + offset, at, size) for k, (offset, at, size) in zip(leaves, rows, strict=True)])
         tables = _table(made[0]), _table([(at, to, size) for to, at, size in made[1]])
         return tuple(partial(self._copy, table) for table in tables)

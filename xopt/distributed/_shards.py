@@ -27,7 +27,7 @@ class Unit(NamedTuple):
     """Where it lies in the shard of its owner, in bytes."""
 
 
-class Run(NamedTuple):
+class Span(NamedTuple):
     """Elements of a parameter that lie together, also in the shard of their owner."""
 
     leaf: int
@@ -101,16 +101,16 @@ class Shards:
         """Which parameter each is a part of."""
         self.most = max(map(len, self.of))
 
-    def runs(self, rank: int, itemsize: Sequence[int]) -> list[Run]:
+    def spans(self, rank: int, itemsize: Sequence[int]) -> list[Span]:
         """Return what a shard has, in order."""
-        found = list[Run]()
+        found = list[Span]()
         for u in self.of[rank]:
             if found:
                 x = found[-1]
                 if x.leaf == u.leaf and x.high == u.start and x.at + (x.high - x.low) * itemsize[u.leaf] == u.at:
                     found[-1] = x._replace(high=u.stop)
                     continue
-            found.append(Run(u.leaf, u.start, u.stop, u.at))
+            found.append(Span(u.leaf, u.start, u.stop, u.at))
         return [x for x in found if x.high > x.low]
 
 

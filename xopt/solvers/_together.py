@@ -10,7 +10,7 @@ import numpy as np
 from xopt._arrays.layout import Layout
 from xopt._arrays.transfer import to_host
 from xopt._engine.program.summation import ordered
-from xopt.distributed._exchange import Exchange, Vectors
+from xopt.distributed._exchange import Exchange, LocalGradient
 from xopt.distributed._ranks import Ranks
 from xopt.distributed._shards import Shards, check_library, check_options, contents, forms, view
 from xopt.solvers._objective import Fun
@@ -76,7 +76,7 @@ class Together:
         """Return the vectors of ranks that have their own parts; None for the usual ones."""
         return RankSpace(layout, self) if self.owned else None
 
-    def _summed(self, leaves: Vectors) -> list[Any]:
+    def _summed(self, leaves: LocalGradient) -> list[Any]:
         """Add gradients up in the order of the ranks, on all of them."""
         self._exchange.reduce([leaves], self._mean)
         for place, own in self._own:
