@@ -225,6 +225,13 @@ def bench_solvers(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.solvers", *session.posargs)
 
 
+@nox.session(name="bench-fits")
+def bench_fits(session: nox.Session) -> None:
+    """Measure `xopt.least_squares` beside SciPy, and write docs/least_squares.md: `-- --quick`, `-- --check`."""
+    session.install(*group("test"), "-e", ".")
+    session.run("python", "-m", "benchmarks.fits", *session.posargs)
+
+
 @nox.session(name="bench-checkpoints")
 def bench_checkpoints(session: nox.Session) -> None:
     """Measure saving and loading beside safetensors and torch.save, and write docs/save_and_resume.md: `-- --quick`."""

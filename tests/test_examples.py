@@ -185,6 +185,20 @@ def test_phase_retrieval(tmp_path: Path) -> None:
     assert error["Adam"] < 1e-4
 
 
+def test_map_of_relaxation_times(tmp_path: Path) -> None:
+    """All pixels converge, and T2 is off by what its standard error says."""
+    pytest.importorskip("matplotlib").use("Agg")
+    result = load("fit_relaxation").main(["--library", "numpy", "--size", "64", "--output-dir", str(tmp_path)])
+    assert result["success"].all()
+    assert abs(result["noise"] - 0.01) < 1e-3
+    maps = result["maps"]
+    off = ((maps["T2"] - maps["true T2"]) / maps["error"])[maps["T2"] > 0]
+    assert len(off) == len(result["success"]) > 1500
+    assert 0.95 < off.std() < 1.05  # of 2,000 numbers, whose spread is known within 3 % (2 standard deviations)
+    assert len([file for file in tmp_path.glob("*.png") if file.stat().st_size > 20_000]) == 2
+    sys.modules["matplotlib.pyplot"].close("all")
+
+
 def test_tomography_on_many_ranks(tmp_path: Path) -> None:
     """Ranks with a share of the pictures each find what one process does, but for roundings of float64."""
     pytest.importorskip("scipy")

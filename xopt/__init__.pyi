@@ -73,6 +73,8 @@ from xopt.solvers._lbfgs import LBFGS as LBFGS
 from xopt.solvers._minimize import OptimizeResult as OptimizeResult
 from xopt.solvers._minimize import minimize as minimize
 from xopt.solvers._scipy import scipy_method as scipy_method
+from xopt.solvers.fits._curve_fit import curve_fit as curve_fit
+from xopt.solvers.fits._least_squares import least_squares as least_squares
 from xopt.transforms._averages import EMA as EMA
 from xopt.transforms._averages import SWA as SWA
 from xopt.transforms._averages import Lookahead as Lookahead

@@ -61,6 +61,10 @@ class Own(Library):
 
         return both
 
+    def along(self, function: Callable[[Array], Array], x: Array) -> Callable[[Array], Array]:
+        derivative: Callable[[Array], Array] = _jax().linearize(function, x)[1]
+        return derivative
+
 
 @functools.cache
 def _set_row() -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import operator
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -164,3 +166,17 @@ class Own(Library):
             return value.detach(), [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
 
         return both
+
+    def along(self, function: Callable[[Array], Array], x: Array) -> Callable[[Array], Array]:
+        jvp = _jvp()
+        return lambda v: jvp(function, (x,), (v,))[1]
+
+
+@functools.cache
+def _jvp() -> Any:
+    """Return torch's derivative along a direction; its first use warns of what torch itself uses."""
+    torch = _torch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
+    return torch.func.jvp

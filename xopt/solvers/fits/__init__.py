@@ -1,0 +1,1 @@
+"""Nonlinear least squares: one fit, or many at once, each a lane."""

@@ -1,0 +1,241 @@
+"""`least_squares`: what a user gives and gets."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+from xopt._public import public
+from xopt.solvers._minimize import OptimizeResult, annotate, checked_layout
+from xopt.solvers.fits._arguments import prepared
+from xopt.solvers.fits._batch import Batch
+from xopt.solvers.fits._fit import CALLBACK, INTERRUPTED, Fit, Found, Rules
+from xopt.solvers.fits._residuals import Columns, Residuals
+from xopt.solvers.fits._results import matrix, plain, result, tree_of
+
+
+@public
+def least_squares(
+    fun: Callable[..., Any],
+    x0: Any,
+    *,
+    jac: Callable[..., Any] | Literal["2-point", "3-point"] | None = None,
+    bounds: Any = None,
+    method: Literal["lm", "dogleg"] = "lm",
+    batched: bool = False,
+    data: Any = None,
+    args: Any = (),
+    loss: Literal["linear", "soft_l1", "huber", "cauchy", "arctan"] = "linear",
+    f_scale: float = 1.0,
+    x_scale: Any = "jac",
+    ftol: float = 1e-8,
+    xtol: float = 1e-8,
+    gtol: float = 1e-8,
+    max_nfev: float | None = None,
+    geodesic: bool = False,
+    diff_step: float | None = None,
+    callback: Callable[..., Any] | None = None,
+) -> OptimizeResult:
+    r"""Nonlinear least squares (Levenberg-Marquardt) of one fit, or of many at once, on the library and device of x0.
+
+    It minimizes F(x) = ½ Σᵢ C²·ρ((fᵢ(x)/C)²) within bounds: with ``loss="linear"`` half the sum of squared residuals.
+    Each step p minimizes ‖f + J·p‖ where ‖D·p‖ ≤ Δ; D has the largest norms so far of the columns of J (Moré 1978).
+
+    Parameters
+    ----------
+    fun
+        ``fun(x, *args)`` returns the residuals, an array of any shape. Of complex ones real and imaginary parts are
+        residuals each.
+    x0
+        Where to begin: an array of float32 or float64 of any library, or a tree of arrays. It is not changed. Integers,
+        numbers and lists as for `minimize`.
+    jac
+        ``jac(x, *args)`` returns the Jacobian ∂fᵢ/∂xⱼ: for each parameter an array whose shape is that of the
+        residuals, then that of the parameter. ``"2-point"``, ``"3-point"``: forward or central differences, one or two
+        evaluations more for each number of x. None: torch or JAX differentiates, in forward mode, once for each number
+        of x; of other libraries ``"2-point"``.
+    bounds
+        As for `minimize`, but a tuple of two is always two sides. Parameters that are at a bound and pushed against it
+        are left out of a step, and a step that leaves the bounds is made again with those that hit one held there. With
+        ``batched`` as of one fit, or of all.
+    method
+        ``"lm"``: such a step, with a damping λ so that ‖D·p‖ is Δ within a tenth. ``"dogleg"``: a point of the path
+        from the minimum along the gradient to the full Gauss-Newton step (Powell 1970): one small triangular system
+        instead of several, and more steps where columns of J are nearly dependent.
+    batched
+        Whether the first axis of all arrays of x0 numbers independent fits. Then ``fun`` returns an array with that
+        axis first, as does ``jac``, all fits take a step at a time, and each stops by itself.
+    data
+        With ``batched``: a tree of arrays whose first axis numbers the fits, too, such as what they are fitted to. Then
+        ``fun(x, data, *args)``, as ``jac``, is given the rows of fits that still run, on NumPy some thousands at a time
+        that stay in the cache. Without it, all fits are computed as long as one runs.
+    args
+        More arguments of ``fun`` and ``jac``; what is no tuple is one argument.
+    loss
+        ρ(z), which lets outliers count for less: z, ``"soft_l1"`` 2·(√(1+z) - 1), ``"huber"`` z up to 1, then 2√z - 1,
+        ``"cauchy"`` ln(1+z), ``"arctan"`` arctan(z).
+    f_scale
+        C > 0, from which size on a residual is an outlier.
+    x_scale
+        ``"jac"``, or the size of a typical change of each parameter, > 0: a number, or like x0. Then D is one over it.
+    ftol, xtol, gtol
+        A fit has converged if the cost falls and would fall by no more than ``ftol`` as a part of it, if Δ is no more
+        than ``xtol`` times ‖D·x‖, or if no column of J that is free has a larger cosine with f than ``gtol``. Less than
+        the ε of the dtype counts as that.
+    max_nfev
+        Evaluations, ≥ 1, without those of differences. None: 100 for each number of x, and at least 1000.
+    geodesic
+        Add half of the second-order term along the step, from one evaluation more (Transtrum & Sethna 2012), which
+        helps in narrow curved valleys. For ``"lm"`` without bounds, with ``loss="linear"``.
+    diff_step
+        Of differences: their step as a part of \|x\| (of 1 where x is 0). None: ε^(1/2), with three points ε^(1/3).
+    callback
+        Called after every step tried with x, or, if its argument is called ``intermediate_result``, with an
+        `OptimizeResult` of ``x, cost, nit, nfev``. It ends the run by returning True or raising ``StopIteration``.
+
+    Returns
+    -------
+    OptimizeResult
+        ``x`` like x0; ``cost``; ``fun`` the residuals, along one axis; ``grad`` the gradient of the cost, like x;
+        ``optimality`` the largest such cosine; ``active_mask`` like x, -1 and 1 at a lower and an upper bound; ``nit``
+        steps tried; ``nfev``, ``njev`` evaluations of the residuals (without those of differences) and of the Jacobian;
+        ``covariance`` the matrix s²·(JᵀJ)⁻¹ with s² = 2·cost/(m - n), with a loss J as it is weighted, whose rows are
+        the numbers of x in the order of its arrays, infinite where JᵀJ is singular or m ≤ n, 0 between equal bounds;
+        ``stderr`` the roots of its diagonal, like x; ``status``: 1 gtol, 2 ftol, 3 xtol, 4 both of these, 0 max_nfev,
+        -1 interrupted, -2 stopped by the callback; ``success``: whether that is above 0; ``message``. With ``batched``
+        all but ``nfev``, ``njev`` and ``message`` have the axis of the fits first; of fits with infinite or NaN
+        residuals at x0, or derivatives, the status is -3. Without it also ``jac``, of shape (m, n).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what does not fit, by name; for residuals at x0 that are infinite or NaN (of one fit). What ``fun`` and
+        other functions of the user raise comes through, with an ``intermediate_result``: the best point so far.
+
+    Notes
+    -----
+    One fit: J, with f beside it, is reduced to a triangle by Householder's method where it is, which is brought to the
+    host, a transfer; steps are computed there in float64, and a step takes one transfer more for the cost. Many fits:
+    columns are orthogonalized (modified Gram-Schmidt) where they are, in the dtype of x, and one number is looked at a
+    few times a step. A trial that is infinite or NaN counts as a bad step. Scale residuals whose squares are 0 or
+    infinite in their dtype.
+
+    Memory, in arrays of the residuals: n + 4, beside what ``fun`` needs; for one fit n + 1 more.
+
+    References
+    ----------
+    J. J. Moré (1978), The Levenberg-Marquardt algorithm: implementation and theory, Lecture Notes in Mathematics 630.
+
+    M. J. D. Powell (1970), A hybrid method for nonlinear equations, in: Numerical Methods for Nonlinear Equations.
+
+    M. K. Transtrum, J. P. Sethna (2012), Improvements to the Levenberg-Marquardt algorithm, arXiv:1201.5885.
+
+    B. Triggs et al. (2000), Bundle adjustment: a modern synthesis, Lecture Notes in Computer Science 1883 (the losses).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xopt
+    >>> t = np.linspace(0, 4, 30)
+    >>> y = 2.5 * np.exp(-1.3 * t)
+    >>> result = xopt.least_squares(lambda x: x[0] * np.exp(-x[1] * t) - y, [1.0, 1.0])
+    >>> result.x.round(6), result.success
+    (array([2.5, 1.3]), True)
+
+    Thousands of fits at once, a row each:
+
+    >>> rates = np.linspace(0.5, 2.0, 1000)
+    >>> y = 2.5 * np.exp(-rates[:, None] * t)
+    >>> many = xopt.least_squares(lambda x: x[:, :1] * np.exp(-x[:, 1:] * t) - y, np.ones((1000, 2)), batched=True)
+    >>> bool(many.success.all()), float(abs(many.x[:, 1] - rates).max()) < 1e-6
+    (True, True)
+    """
+    return solve(
+        fun, x0, callback, jac=jac, bounds=bounds, method=method, batched=batched, data=data, args=args, loss=loss,
+        f_scale=f_scale, x_scale=x_scale, ftol=ftol, xtol=xtol, gtol=gtol, max_nfev=max_nfev, geodesic=geodesic,
+        diff_step=diff_step,
+    )[0]  # fmt: skip
+
+
+def solve(fun: Any, x0: Any, callback: Any = None, **options: Any) -> tuple[OptimizeResult, Any]:
+    """Do what `least_squares` does; return also (JᵀJ)⁻¹ at the end."""
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: {callback!r}, but it must be a function")
+    given = prepared(fun, checked_layout(x0), **options)
+    run: Batch | Single = Batch(*given) if given[0].lead else Single(*given)
+    try:
+        stopped = run.run(None if callback is None else _called(callback, given[0]))
+    except KeyboardInterrupt:
+        if not run.begun:
+            raise
+        stopped = INTERRUPTED
+    except Exception as error:
+        if run.begun:
+            annotate(error, result(given[0], run, run.found(INTERRUPTED)))
+        raise
+    found = run.found(stopped)
+    columns = run.columns if isinstance(run, Single) else None
+    return result(given[0], run, found, columns), matrix(given[0], found.inverse)
+
+
+class Single:
+    """One fit."""
+
+    def __init__(self, residuals: Residuals, columns: Columns, rules: Rules, start: Any) -> None:
+        self._fit = Fit(residuals, columns, rules, start)
+
+    def run(self, call: Callable[[Any], bool] | None) -> int | None:
+        """Run it to its end; return what stopped it before."""
+        self._fit.begin()
+        while self._fit.iterate():
+            if call is not None and call(self):
+                return CALLBACK
+        return None
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything is known."""
+        return self._fit.started
+
+    def now(self, name: str) -> Any:
+        """Return x, cost or nit as it is."""
+        return getattr(self._fit, name)
+
+    def found(self, status: int | None = None) -> Found:
+        """Return what it has found; ``status`` is that of one that had to stop."""
+        return self._fit.found(status)
+
+    @property
+    def nfev(self) -> int:
+        """Evaluations of the residuals."""
+        return self._fit.nfev
+
+    @property
+    def njev(self) -> int:
+        """Evaluations of the Jacobian."""
+        return self._fit.njev
+
+    @property
+    def columns(self) -> list[Any]:
+        """Those of the Jacobian at the end."""
+        return self._fit.at.columns
+
+
+def _called(callback: Callable[..., Any], own: Residuals) -> Callable[[Any], bool]:
+    try:
+        named = "intermediate_result" in inspect.signature(callback).parameters
+    except ValueError:  # of a function written in C
+        named = False
+
+    def call(run: Single | Batch) -> bool:
+        x = tree_of(own, run.now("x"))
+        try:
+            if not named:
+                return callback(x) is True
+            cost, nit = plain(own, run.now("cost")), plain(own, run.now("nit"))
+            return callback(intermediate_result=OptimizeResult(x=x, cost=cost, nit=nit, nfev=run.nfev)) is True
+        except StopIteration:
+            return True
+
+    return call

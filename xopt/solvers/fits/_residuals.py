@@ -1,0 +1,333 @@
+"""The residuals that a user gives, as vectors, and their derivatives column by column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from xopt import _arrays
+from xopt._arrays import tree as _tree
+from xopt._arrays.layout import Layout
+
+Array = Any
+SCHEMES = {"2-point": 2, "3-point": 3}
+_TINY = 1e-30
+
+
+class Columns(Protocol):
+    """Computes the columns of the Jacobian."""
+
+    def __call__(self, x: Array, f: Array) -> list[Array]:
+        """Return them at x, where the residuals are f."""
+
+
+class Residuals:
+    """The residuals of a tree of parameters as a function from vectors (…, n) to vectors (…, m).
+
+    Parameters
+    ----------
+    fun
+        The function of the user, of a tree, and of the rows of the data if there are any.
+    layout
+        The parameters.
+    batched
+        Whether the first axis of all arrays numbers the fits. Then `select` chooses some of them.
+    data
+        None, or a tree of arrays with that axis.
+    low, high
+        None, or the bounds, of one fit or of all.
+    """
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        layout: Layout,
+        batched: bool,
+        data: Any = None,
+        low: Any = None,
+        high: Any = None,
+    ) -> None:
+        self._fun, self.layout, self.xp = fun, layout, layout.xp
+        self.count = layout.shapes[0][0] if batched else 1
+        self.lead: tuple[int, ...] = (self.count,) if batched else ()
+        self._inner = [shape[len(self.lead) :] for shape in layout.shapes]
+        self.sizes = [math.prod(shape) for shape in self._inner]
+        self.n = sum(self.sizes)
+        self.real = "float64" if any(d.real == "float64" for d in layout.dtypes) else "float32"
+        self.dtype = getattr(self.xp, self.real)
+        self.m: int | None = None
+        self._shape: tuple[int, ...] = ()
+        """That of the residuals of a fit, as the function returns them."""
+        self._complex = False
+        self._settings = np.geterr()
+        """Those of NumPy that the functions of the user are called with."""
+        self.coarse = np.repeat([d.real == "float32" != self.real for d in layout.dtypes], self.sizes)
+        """Which elements of a vector are of float32, where others are not."""
+        self._leaves: list[Any] = []
+        self._spec: Any = None
+        if data is not None:
+            self._leaves, self._spec = self._checked_data(data)
+        self.box = low, high
+        self.low, self.high = low, high
+        self.given: tuple[Any, ...] = ()
+        self._rows: Array | None = None
+        """Which fits are looked at, of a function that computes all."""
+        self._template = self.vector(layout.leaves)
+        if data is not None:
+            self.given = (data,)
+
+    def _checked_data(self, data: Any) -> tuple[list[Any], Any]:
+        if not self.lead:
+            raise TypeError("data: goes with batched=True; one fit has args")
+        leaves, spec = _tree.flatten(data)
+        for k, x in enumerate(leaves):
+            if _arrays.library(x) is not self.layout.library:
+                raise TypeError(f"data: {_named(x)} at {k}, but x0 has arrays of {self.layout.library}")
+            if tuple(x.shape)[:1] != (self.count,):
+                raise ValueError(f"data: shape {tuple(x.shape)} at {k}, but the first axis numbers {self.count} fits")
+        return leaves, spec
+
+    def select(self, rows: np.ndarray[Any, Any]) -> None:
+        """Go on with some of the fits."""
+        xp, self.lead = self.xp, (len(rows),)
+        whole = len(rows) == self.count
+        index = None if whole else xp.asarray(rows.astype(np.int32), **_arrays.beside(self._template))
+        near = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) and rows[-1] - rows[0] == len(rows) - 1 else None
+
+        def some(x: Array) -> Array:
+            return x if index is None else x[near, ...] if near is not None else xp.take(x, index, axis=0)
+
+        self.low, self.high = (side if side is None or side.ndim == 1 else some(side) for side in self.box)
+        if self._spec is not None:
+            self.given = (_tree.unflatten(self._spec, [some(x) for x in self._leaves]),)
+            return
+        self._rows = index
+        if index is not None:  # where each fit is among those and, behind them, all as they begin
+            place = np.arange(self.count) + len(rows)
+            place[rows] = np.arange(len(rows))
+            self._place = xp.asarray(place.astype(np.int32), **_arrays.beside(self._template))
+
+    def _of_all(self, function: Callable[[Array], list[Array]], x: Array) -> list[Array]:
+        """Call a function of all fits, and return what belongs to those that are looked at."""
+        if self._rows is None:
+            return function(x)
+        lead, self.lead = self.lead, (self.count,)
+        try:
+            every = function(self.xp.take(self.xp.concat([x, self._template]), self._place, axis=0))
+        finally:
+            self.lead = lead
+        return [self.xp.take(y, self._rows, axis=0) for y in every]
+
+    def vector(self, leaves: list[Array]) -> Array:
+        """Return arrays, one a parameter, as a vector."""
+        xp = self.xp
+        parts = [
+            _arrays.cast(xp, xp.reshape(_arrays.detached(x), (*self.lead, size)), self.dtype)
+            for x, size in zip(leaves, self.sizes, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1)
+
+    def tree(self, x: Array) -> Any:
+        """Put a vector into the structure of the parameters."""
+        xp, leaves, at = self.xp, [], 0
+        for inner, raw, size in zip(self._inner, self.layout.raw_dtypes, self.sizes, strict=True):
+            part = x if size == self.n else x[..., at : at + size]
+            leaves.append(xp.reshape(_arrays.cast(xp, part, raw), (*self.lead, *inner)))
+            at += size
+        return self.layout.tree(leaves)
+
+    def __call__(self, x: Array) -> Array:
+        """Return the residuals, checked."""
+        return self._of_all(lambda y: [self._checked(self._called(self._fun, y))], x)[0]
+
+    def raw(self, x: Array) -> Array:
+        """Return the residuals for a library to differentiate."""
+        return self._of_all(lambda y: [self._flat(self._called(self._fun, y))], x)[0]
+
+    def _called(self, function: Callable[..., Any], x: Array) -> Any:
+        with np.errstate(**self._settings):
+            return function(self.tree(x), *self.given)
+
+    def _checked(self, found: Any) -> Array:
+        """Return what the function returned as a vector of real numbers, or say what does not fit."""
+        xp, layout = self.xp, self.layout
+        if layout.library.host and _arrays.library(found) is None:
+            found = _numbers("fun", found)
+        if _arrays.library(found) is not layout.library:
+            raise TypeError(f"fun: returned {_named(found)}, but x0 has arrays of {layout.library}")
+        if "int" in _arrays.dtype_name(found) or "bool" in _arrays.dtype_name(found):
+            found = _arrays.cast(xp, found, self.dtype)
+        f = self._flat(_arrays.detached(found))
+        if self.m is None:
+            self.m = f.shape[-1]
+            if not self.m:
+                raise ValueError("fun: returned no residuals")
+        if f.shape[-1] != self.m:
+            raise ValueError(f"fun: returned {f.shape[-1]} residuals, but {self.m} before")
+        return f
+
+    def _flat(self, found: Array) -> Array:
+        """Return residuals of any shape as a vector; of complex ones the real parts, then the imaginary parts."""
+        xp, shape = self.xp, tuple(found.shape)
+        if shape[: len(self.lead)] != self.lead:
+            raise ValueError(
+                f"fun: returned shape {shape}, but with batched=True the first axis must be {self.lead[0]}"
+            )
+        self._shape, self._complex = shape[len(self.lead) :], _arrays.is_complex(found)
+        f = xp.reshape(found, (*self.lead, math.prod(self._shape)))
+        if self._complex:
+            f = xp.concat([xp.real(f), xp.imag(f)], axis=-1)
+        return _arrays.cast(xp, f, self.dtype)
+
+    def columns(self, jac: Callable[..., Any], x: Array) -> list[Array]:
+        """Return the columns of a Jacobian that the user computes."""
+        return self._of_all(lambda y: self._columns(self._called(jac, y)), x)
+
+    def _columns(self, found: Any) -> list[Array]:
+        leaves, columns = _tree.match(self.layout.spec, found, "jac"), list[Array]()
+        for k, (j, size) in enumerate(zip(leaves, self.sizes, strict=True)):
+            columns += self._of_leaf(j, size, self._inner[k], self.layout.path(k, "jac"))
+        return columns
+
+    def _of_leaf(self, j: Any, size: int, inner: tuple[int, ...], path: str) -> list[Array]:
+        xp, lead, library = self.xp, self.lead, self.layout.library
+        j = _numbers(path, j) if library.host and _arrays.library(j) is None else j
+        if _arrays.library(j) is not library:
+            raise TypeError(f"{path}: {_named(j)}, but x0 has arrays of {library}")
+        j, shape, halves = _arrays.detached(j), tuple(j.shape), math.prod(self._shape)
+        if shape not in ((*lead, *self._shape, *inner), (*lead, halves, size)):
+            raise ValueError(f"{path}: shape {shape}, but it must be {(*lead, *self._shape, *inner)}, residuals first")
+        j = xp.reshape(j, (*lead, halves, size))
+        if self._complex:
+            halves_of = (xp.real(j), xp.imag(j)) if _arrays.is_complex(j) else (j, xp.zeros_like(j))
+            j = xp.concat(halves_of, axis=-2)
+        elif _arrays.is_complex(j):
+            raise TypeError(f"{path}: complex, but the residuals are real")
+        j = _arrays.cast(xp, j, self.dtype)
+        j = xp.permute_dims(j, (j.ndim - 1, *range(j.ndim - 1)))
+        j = np.ascontiguousarray(j) if library.host else j  # which is read several times
+        return [j[i, ...] for i in range(size)]
+
+
+class Given:
+    """Columns of a Jacobian that the user computes: of each parameter an array (…, *residuals, *parameter)."""
+
+    def __init__(self, residuals: Residuals, jac: Callable[..., Any]) -> None:
+        self._residuals, self._jac = residuals, jac
+
+    def __call__(self, x: Array, f: Array) -> list[Array]:
+        return self._residuals.columns(self._jac, x)
+
+
+class Forward:
+    """Columns by forward-mode differentiation of the library: as many derivatives along a direction as parameters."""
+
+    def __init__(self, residuals: Residuals) -> None:
+        self._residuals = residuals
+
+    def __call__(self, x: Array, f: Array) -> list[Array]:
+        own, xp = self._residuals, self._residuals.xp
+        along = own.layout.library.along(own.raw, x)
+        columns = []
+        for i in range(own.n):
+            unit = xp.asarray(np.arange(own.n) == i, dtype=own.dtype, **_arrays.beside(x))
+            columns.append(_arrays.detached(along(xp.broadcast_to(unit, tuple(x.shape)))))
+        return columns
+
+
+class Differences:
+    """Columns from differences of residuals: forward, or central, within bounds."""
+
+    def __init__(self, residuals: Residuals, scheme: str, step: float | None) -> None:
+        self._residuals, self._points = residuals, SCHEMES[scheme]
+        eps = [float(np.finfo("float32" if coarse else residuals.real).eps) for coarse in residuals.coarse]
+        steps = np.asarray(eps) ** (1 / self._points) if step is None else np.full(residuals.n, step)
+        like = residuals.layout.leaves[0]
+        self._step = residuals.xp.asarray(steps.astype(residuals.real), **_arrays.beside(like))
+        self._enlarges = step is None
+
+    def __call__(self, x: Array, f: Array) -> list[Array]:
+        with np.errstate(all="ignore"):
+            size = _norm(self._residuals.xp, f)
+            return [self._column(x, f, size, i) for i in range(self._residuals.n)]
+
+    def _column(self, x: Array, f: Array, size_of_f: Array, i: int) -> Array:
+        """Return a column; by a larger step where one hardly changes anything, as at a parameter that is nearly 0."""
+        xp, step = self._residuals.xp, self._step[i]
+        size = xp.abs(x[..., i])
+        one = xp.ones_like(size)
+        h = step * _safe(xp, size)
+        column = self._slope(x, f, i, h)
+        if not self._enlarges:
+            return column
+        change, right = h * _norm(xp, column), step * size_of_f
+        larger = h * right / xp.where(change > 0, change, _TINY * one)
+        most = step * xp.where(size > 1, size, one)
+        larger = xp.where(xp.isfinite(larger) & (larger < most), larger, most)
+        small = (change < 0.3 * right) & (larger > h)
+        if not bool(xp.any(small)):
+            return column
+        return xp.where(small[..., None], self._slope(x, f, i, xp.where(small, larger, h)), column)
+
+    def _slope(self, x: Array, f: Array, i: int, h: Array) -> Array:
+        own, xp, fun = self._residuals, self._residuals.xp, self._residuals
+        if own.low is None and self._points == 2:
+            other = self._moved(x, i, xp.where(x[..., i] < 0, -h, h))
+            return (fun(other) - f) / _safe(xp, other[..., i] - x[..., i])[..., None]
+        endless = xp.full_like(h, math.inf)
+        up = endless if own.high is None else own.high[..., i] - x[..., i]
+        down = endless if own.low is None else x[..., i] - own.low[..., i]
+        room = xp.where(up > down, up, down)
+        if self._points == 2:
+            negative = (x[..., i] < 0) & (down >= h) | (up < h) & (down >= up)
+            other = self._moved(x, i, _sign(xp, negative, h) * xp.where(h < room, h, room))
+            return (fun(other) - f) / _safe(xp, other[..., i] - x[..., i])[..., None]
+        central, sign = (h <= up) & (h <= down), _sign(xp, up < down, h)
+        h = xp.where(central | (2 * h <= room), h, room / 2)
+        near = self._moved(x, i, xp.where(central, h, sign * h))
+        far = self._moved(x, i, xp.where(central, -h, 2 * sign * h))
+        a, b = (_safe(xp, other[..., i] - x[..., i])[..., None] for other in (near, far))
+        return ((fun(near) - f) * b / a - (fun(far) - f) * a / b) / _safe(xp, b - a)
+
+    def _moved(self, x: Array, i: int, by: Array) -> Array:
+        own, xp = self._residuals, self._residuals.xp
+        columns = [x[..., j] for j in range(own.n)]
+        moved = columns[i] + by
+        if own.low is not None:
+            low, high = own.low[..., i], own.high[..., i]
+            moved = xp.where(moved > high, high, moved)
+            moved = xp.where(moved < low, low, moved)
+        columns[i] = _arrays.cast(xp, _arrays.cast(xp, moved, xp.float32), own.dtype) if own.coarse[i] else moved
+        return xp.stack(columns, axis=-1)
+
+
+def _safe(xp: Any, x: Array) -> Array:
+    return xp.where(x != 0, x, xp.ones_like(x))
+
+
+def _sign(xp: Any, negative: Array, like: Array) -> Array:
+    one = xp.ones_like(like)
+    return xp.where(negative, -one, one)
+
+
+def _norm(xp: Any, x: Array) -> Array:
+    return xp.sqrt(xp.vecdot(x, x))
+
+
+def _numbers(name: str, x: Any) -> np.ndarray[Any, Any]:
+    """Return what a function returned beside NumPy as an array of numbers, or say that it is none."""
+    try:
+        found = np.asarray(x)
+    except ValueError:  # of lists that are not of one length
+        found = np.asarray(None)
+    if found.dtype.kind not in "biufc":
+        raise TypeError(f"{name}: returned a {type(x).__name__} that is no array of numbers")
+    return found
+
+
+def _named(x: Any) -> str:
+    found = _arrays.library(x)
+    return f"a {type(x).__name__}" if found is None else f"an array of {found}"

@@ -1,0 +1,80 @@
+"""What `least_squares` returns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from xopt._arrays.transfer import to_host
+from xopt.solvers._minimize import OptimizeResult
+from xopt.solvers.fits._arguments import beside
+from xopt.solvers.fits._fit import MESSAGES, Found
+from xopt.solvers.fits._residuals import Residuals
+
+
+def tree_of(own: Residuals, x: Any) -> Any:
+    """Return a vector where the control is as a tree of all fits."""
+    if not own.lead:
+        return own.tree(beside(own, x))
+    lead, own.lead = own.lead, (own.count,)
+    try:
+        return own.tree(own.xp.permute_dims(x, (1, 0)))
+    finally:
+        own.lead = lead
+
+
+def matrix(own: Residuals, x: Any) -> Any:
+    return own.xp.permute_dims(x, (2, 0, 1)) if own.lead else beside(own, x)
+
+
+def plain(own: Residuals, x: Any) -> Any:
+    """Return a number of one fit as Python's; of many as it is."""
+    return x if own.lead else np.asarray(x).item()
+
+
+def result(own: Residuals, run: Any, found: Found, columns: list[Any] | None = None) -> OptimizeResult:
+    xp, n, many = own.xp if own.lead else np, own.n, found.f.shape[-1]
+    with np.errstate(all="ignore"):
+        low, high = own.box
+        held = 0 if low is None else xp.sum(xp.astype(_lanes(own, low) == _lanes(own, high), found.x.dtype), axis=0)
+        free = xp.zeros_like(found.cost) + (many - n) + held
+        covariance = 2 * found.cost / xp.where(free > 0, free, xp.full_like(free, math.nan)) * found.inverse
+        covariance = xp.where(xp.isfinite(covariance), covariance, xp.full_like(covariance, math.inf))
+        errors = xp.sqrt(xp.stack([covariance[j, j, ...] for j in range(n)]))
+    made = OptimizeResult(
+        x=tree_of(own, found.x), cost=plain(own, found.cost), fun=found.f, grad=tree_of(own, found.gradient),
+        optimality=plain(own, found.cosine), active_mask=tree_of(own, _mask(own, xp, found.x)),
+        nit=plain(own, found.nit), nfev=run.nfev, njev=run.njev, covariance=matrix(own, covariance),
+        stderr=tree_of(own, errors), status=plain(own, found.status), success=plain(own, found.status > 0),
+        message=_message(own, found.status),
+    )  # fmt: skip
+    if columns:
+        made["jac"] = own.xp.stack(columns, axis=-1)
+    return made
+
+
+def _lanes(own: Residuals, x: Any) -> Any:
+    """Return a side of the bounds where the control is."""
+    if not own.lead:
+        return to_host(x)
+    return own.xp.permute_dims(x, (1, 0)) if x.ndim > 1 else x[:, None]
+
+
+def _mask(own: Residuals, xp: Any, x: Any) -> Any:
+    """Say where parameters are at a bound: -1 at the lower one, 1 at the upper."""
+    none = xp.zeros_like(x)
+    low, high = own.box
+    if low is None:
+        return none
+    low, high = _lanes(own, low), _lanes(own, high)
+    return xp.where(x <= low, none - 1, xp.where(x >= high, none + 1, none))
+
+
+def _message(own: Residuals, status: Any) -> str:
+    if not own.lead:
+        return MESSAGES[int(status)]
+    found = np.asarray(to_host(status))
+    counts = [(int(x), int((found == x).sum())) for x in np.unique(found)[::-1]]
+    return "; ".join(f"{many:,} {MESSAGES[x]}" for x, many in counts)
