@@ -74,10 +74,10 @@ class Batch:
         if not running.any():
             return
         done, left = np.flatnonzero(~running), np.flatnonzero(running)
-        self._parts.append((self._rows[done], _taken(xp, fit.found(), self._index(done))))
-        self._rows = self._rows[left]
-        self._residuals.select(self._rows)
+        parts = [*self._parts, (self._rows[done], _taken(xp, fit.found(), self._index(done)))]
+        self._residuals.select(self._rows[left])
         fit.keep(self._index(left))
+        self._parts, self._rows = parts, self._rows[left]
 
     def _end(self, fit: Fit, status: int | None = None) -> None:
         self._parts.append((self._rows, fit.found(status)))

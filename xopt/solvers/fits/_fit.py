@@ -319,11 +319,13 @@ class Fit:
         def some(x: Array) -> Array:
             return xp.take(x, rows, axis=-1)
 
-        self.f = xp.take(self.f, rows, axis=0)
-        r, q = xp.take(self.at.r, rows, axis=-1), some(self.at.q)
-        self.at = Factors([xp.take(c, rows, axis=0) for c in self.at.columns], r, q)
-        for name in ("x", "cost", "status", "nit", "running", "scale", "radius", "par", "cosine"):
-            setattr(self, name, some(getattr(self, name)))
+        columns = [xp.take(c, rows, axis=0) for c in self.at.columns]
+        new = {
+            n: some(getattr(self, n))
+            for n in ("x", "cost", "status", "nit", "running", "scale", "radius", "par", "cosine")
+        }
+        new |= {"f": xp.take(self.f, rows, axis=0), "at": Factors(columns, some(self.at.r), some(self.at.q))}
+        vars(self).update(new)  # all or nothing, also for Ctrl-C
         self._bound()
 
     def found(self, status: int | None = None) -> Found:
