@@ -48,6 +48,22 @@ class Fault(NamedTuple):
 
 # fmt: off
 FAULTS: dict[str, Fault] = {
+    "jacobian-of-nan": Fault(
+        "found here: derivatives that are NaN counted as a gradient of 0, and a fit as converged",
+        (("solvers.fits._fit", "known = xp.all(xp.isfinite(g), axis=0) & ", "known = "),),
+        ("tests/solvers/test_fit_faults.py::test_a_jacobian_that_is_nan",),
+    ),
+    "step-of-nothing": Fault(
+        "found here: a difference at a parameter of 1e-16 is a part of that, and its column 0",
+        (("solvers.fits._residuals", "self._enlarges = step is None", "self._enlarges = False"),),
+        ("tests/solvers/test_fit_faults.py::test_differences_at_a_parameter_that_is_nearly_0",),
+    ),
+    "held-by-rounding": Fault(
+        "found here: parameters far from their bounds were held, where the rounding of x is more than that of a step",
+        (("solvers.fits._fit", "((self.x - p < self.low) | (self.x - p > self.high))",
+          "(xp.abs(inside - p) > 8 * self.eps * xp.abs(p))"),),
+        ("tests/solvers/test_least_squares_batched.py::test_bounds_of_one_fit_and_of_all[lm]",),
+    ),
     "norm-of-a-shard": Fault(
         "pytorch #72548, #170862, torchtitan #766: clipping by the norm of what one rank has",
         (("distributed._sums", "self._ranks.every(own)", "np.stack([own] * self._ranks.size)"),),

@@ -135,6 +135,17 @@ def test_only_the_file_of_a_library_knows_it() -> None:
         assert not roots & (known - {"numpy"} - own), name
 
 
+def test_no_two_classes_have_one_name() -> None:
+    """But those that stand for one thing in many frameworks and libraries, and private ones of two modules."""
+    found: dict[str, list[str]] = {}
+    for module, tree in folders.modules().items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name != "Own":
+                found.setdefault(node.name, []).append(module)
+    twice = {name: [m for m in own if not m.startswith("adapters.")] for name, own in found.items()}
+    assert {name: own for name, own in twice.items() if len(own) > 1} == {}
+
+
 def test_no_module_is_long() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 420, path.name

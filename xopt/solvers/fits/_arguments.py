@@ -18,7 +18,7 @@ from xopt.solvers._sides import inward, sides
 from xopt.solvers.fits import _steps
 from xopt.solvers.fits._fit import Rules
 from xopt.solvers.fits._losses import LOSSES
-from xopt.solvers.fits._residuals import SCHEMES, Columns, Differences, Forward, Given, Residuals
+from xopt.solvers.fits._residuals import SCHEMES, Columns, DifferenceColumns, ForwardColumns, GivenColumns, Residuals
 
 STEPS = {"lm": _steps.levenberg, "dogleg": _steps.dogleg}
 Side = np.ndarray[Any, Any]
@@ -71,16 +71,16 @@ def _columns(jac: Any, args: tuple[Any, ...], own: Residuals, step: Any) -> Colu
     if jac is None and not own.layout.library.differentiates:
         jac = "2-point"
     if isinstance(jac, str) and jac in SCHEMES:
-        return Differences(own, jac, None if step is None else _positive("diff_step", step))
+        return DifferenceColumns(own, jac, None if step is None else _positive("diff_step", step))
     if step is not None:
         raise TypeError(f"diff_step: {step!r}, but with jac={jac!r} no differences are taken")
     if jac is None:
-        return Forward(own)
+        return ForwardColumns(own)
     if not callable(jac):
         raise TypeError(
             f"jac: {jac!r}, but it must be a function, None, '2-point' or '3-point' (differences of residuals)"
         )
-    return Given(own, lambda *x: jac(*x, *args))
+    return GivenColumns(own, lambda *x: jac(*x, *args))
 
 
 def _box(bounds: Any, layout: Layout, batched: bool) -> tuple[Any, Any]:

@@ -163,7 +163,7 @@ def solve(fun: Any, x0: Any, callback: Any = None, **options: Any) -> tuple[Opti
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: {callback!r}, but it must be a function")
     given = prepared(fun, checked_layout(x0), **options)
-    run: Batch | Single = Batch(*given) if given[0].lead else Single(*given)
+    run: Batch | OneFit = Batch(*given) if given[0].lead else OneFit(*given)
     try:
         stopped = run.run(None if callback is None else _called(callback, given[0]))
     except KeyboardInterrupt:
@@ -175,11 +175,11 @@ def solve(fun: Any, x0: Any, callback: Any = None, **options: Any) -> tuple[Opti
             annotate(error, result(given[0], run, run.found(INTERRUPTED)))
         raise
     found = run.found(stopped)
-    columns = run.columns if isinstance(run, Single) else None
+    columns = run.columns if isinstance(run, OneFit) else None
     return result(given[0], run, found, columns), matrix(given[0], found.inverse)
 
 
-class Single:
+class OneFit:
     """One fit."""
 
     def __init__(self, residuals: Residuals, columns: Columns, rules: Rules, start: Any) -> None:
@@ -228,7 +228,7 @@ def _called(callback: Callable[..., Any], own: Residuals) -> Callable[[Any], boo
     except ValueError:  # of a function written in C
         named = False
 
-    def call(run: Single | Batch) -> bool:
+    def call(run: OneFit | Batch) -> bool:
         x = tree_of(own, run.now("x"))
         try:
             if not named:

@@ -212,7 +212,7 @@ class Residuals:
         return [j[i, ...] for i in range(size)]
 
 
-class Given:
+class GivenColumns:
     """Columns of a Jacobian that the user computes: of each parameter an array (…, *residuals, *parameter)."""
 
     def __init__(self, residuals: Residuals, jac: Callable[..., Any]) -> None:
@@ -222,7 +222,7 @@ class Given:
         return self._residuals.columns(self._jac, x)
 
 
-class Forward:
+class ForwardColumns:
     """Columns by forward-mode differentiation of the library: as many derivatives along a direction as parameters."""
 
     def __init__(self, residuals: Residuals) -> None:
@@ -238,7 +238,7 @@ class Forward:
         return columns
 
 
-class Differences:
+class DifferenceColumns:
     """Columns from differences of residuals: forward, or central, within bounds."""
 
     def __init__(self, residuals: Residuals, scheme: str, step: float | None) -> None:
