@@ -120,9 +120,8 @@ def curve_fit(
         for name, x in (("xdata", xdata), ("ydata", y), ("sigma", weight.given)):
             if _floats(x) and not bool(xp.all(xp.isfinite(x))):
                 raise ValueError(f"{name}: infinite or NaN; check_finite=False fits all the same")
-    own = (
-        tuple(y.shape) if batched else ()
-    )  # what each curve has of its own is cut into rows, unless f is given more of it
+    own = tuple(y.shape) if batched else ()
+    # what each curve has of its own is cut into rows, unless f is given more of it
     rows = batched and tuple(getattr(xdata, "shape", ()))[:1] != tuple(y.shape[:1])
     data = None if not rows else (y, weight.given) if weight.by_curve else (y,)
 
