@@ -75,11 +75,11 @@ def paths(library: str) -> list[Path]:
         forms += [("eager", "ranks"), ("tiled", "ranks")]
         return [Path("numpy", "", *x) for x in forms]
     if library == "llvm":
-        return [Path("numpy", "", "llvm", form) for form in ("pure", "place", "ranks")]
+        tensors = [Path("torch", "", "llvm", "ranks")] if available("torch") else []
+        return [*(Path("numpy", "", "llvm", form) for form in ("pure", "place", "ranks")), *tensors]
     if library == "torch":
         forms = [(runner, form) for runner in ("eager", "tiled") for form in ("pure", "place")]
-        compiled = [("llvm", "ranks")] if available("llvm") else []
-        return [Path("torch", "", *x) for x in [*forms, ("eager", "ranks"), ("tiled", "ranks"), *compiled]]
+        return [Path("torch", "", *x) for x in [*forms, ("eager", "ranks"), ("tiled", "ranks")]]
     if library == "jax":
         return [Path("jax", "", None, form) for form in ("jit", "place", "pure")]
     if library == "ranks":
