@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import operator
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext, suppress
 from typing import Any, Literal
@@ -309,7 +310,8 @@ def _floating(x: Any) -> Any:
 
 
 def _run(run: Run, callback: Any, progress: bool, total: float) -> tuple[OptimizeResult, KeyboardInterrupt | None]:
-    call, begun = _callback(callback), False
+    call = None if callback is None else called(callback, operator.attrgetter("x"), _shown)
+    begun = False
     bar: Any = importlib.import_module("tqdm.auto").tqdm(total=total) if progress else None
     with closing(bar) if bar is not None else nullcontext():
         try:
@@ -357,22 +359,24 @@ def _result(run: Run, status: int, message: str) -> OptimizeResult:
     )  # fmt: skip
 
 
-def _callback(callback: Any) -> Callable[[Run], bool] | None:
-    if callback is None:
-        return None
+def _shown(run: Run, x: Any) -> OptimizeResult:
+    """Return what a callback sees of a run at x."""
+    return OptimizeResult(x=x, fun=float(run.value), nit=run.nit, nfev=evaluations(run.fun, run.nfev))
+
+
+def called(
+    callback: Callable[..., Any], point: Callable[[Any], Any], shown: Callable[[Any, Any], OptimizeResult]
+) -> Callable[[Any], bool]:
+    """Return a function that calls a callback of a user with a run, in either form, and says whether it ends it."""
     try:
         named = "intermediate_result" in inspect.signature(callback).parameters
     except ValueError:  # of a function written in C
         named = False
 
-    def call(run: Run) -> bool:
-        x = run.x
+    def call(run: Any) -> bool:
+        x = point(run)
         try:
-            if named:
-                nfev = evaluations(run.fun, run.nfev)
-                found = OptimizeResult(x=x, fun=float(run.value), nit=run.nit, nfev=nfev)
-                return _is_true(callback(intermediate_result=found))
-            return _is_true(callback(x))
+            return _is_true(callback(intermediate_result=shown(run, x)) if named else callback(x))
         except StopIteration:
             return True
 

@@ -25,9 +25,8 @@ Side = np.ndarray[Any, Any]
 
 
 def prepared(
-    fun: Any, layout: Layout, *, jac: Any = None, bounds: Any = None, method: Any = "lm", batched: Any = False,
-    args: Any = (), loss: Any = "linear", f_scale: Any = 1.0, x_scale: Any = "jac", ftol: Any = 1e-8, xtol: Any = 1e-8,
-    gtol: Any = 1e-8, max_nfev: Any = None, geodesic: Any = False, diff_step: Any = None, data: Any = None,
+    fun: Any, layout: Layout, *, jac: Any, bounds: Any, method: Any, batched: Any, data: Any, args: Any, loss: Any,
+    f_scale: Any, x_scale: Any, ftol: Any, xtol: Any, gtol: Any, max_nfev: Any, geodesic: Any, diff_step: Any,
 ) -> tuple[Residuals, Columns, Rules, Any]:  # fmt: skip
     """Check what is given, and return what a fit is made of."""
     args = args if isinstance(args, tuple) else (args,)

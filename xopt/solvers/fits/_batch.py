@@ -85,7 +85,7 @@ class Batch:
 
     def found(self, status: int | None = None) -> Found:
         """Return what all lanes have found, in order; ``status`` is that of those that had to stop."""
-        if self._fit is not None and self._fit.started:
+        if self._fit is not None and self._fit.begun:
             self._end(self._fit, status)
         known = np.concatenate([rows for rows, _ in self._parts]) if self._parts else np.arange(0)
         missing = np.setdiff1d(np.arange(self._residuals.count), known)
@@ -115,7 +115,7 @@ class Batch:
     @property
     def begun(self) -> bool:
         """Whether anything is known."""
-        return bool(self._parts) or (self._fit is not None and self._fit.started)
+        return bool(self._parts) or (self._fit is not None and self._fit.begun)
 
     def now(self, name: str) -> Array:
         """Return x, cost or nit of all lanes as they are."""

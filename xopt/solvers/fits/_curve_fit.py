@@ -11,13 +11,11 @@ import numpy as np
 from xopt import _arrays
 from xopt._public import public
 from xopt.solvers._minimize import checked_layout
-from xopt.solvers.fits._least_squares import solve
+from xopt.solvers.fits._least_squares import DEFAULTS, solve
 
 Array = Any
-_OPTIONS = {
-    "bounds", "method", "loss", "f_scale", "x_scale", "ftol", "xtol", "gtol", "max_nfev", "geodesic", "diff_step",
-    "callback",
-}  # fmt: skip
+_OPTIONS = {*DEFAULTS} - {"jac", "batched", "data", "args"}
+"""Of `least_squares`, those that are not its own."""
 
 
 @public

@@ -56,6 +56,10 @@ class Factors(NamedTuple):
     """Of the Jacobian, where the residuals are."""
     r: Array
     q: Array
+    g: Array
+    """The gradient of the cost."""
+    norms: Array
+    """Those of the columns, as they are weighted."""
 
 
 class Found(NamedTuple):
@@ -88,16 +92,12 @@ class Fit:
         self.nfev = self.njev = self.turns = 0
         self._bound()
         self.x = self._boxed(self.near(start))
-        self.started = False
+        self.begun = False
         """Whether the residuals at the start are known."""
 
     def _bound(self) -> None:
         low, high = self.residuals.low, self.residuals.high
-        self.low, self.high = (None if side is None else self._vector(side) for side in (low, high))
-
-    def _vector(self, x: Array) -> Array:
-        """Return numbers of a fit, or of all lanes, where the control is."""
-        return self.near(x) if self.single or x.ndim > 1 else x[:, None]
+        self.low, self.high = (None if side is None else self.residuals.side(side) for side in (low, high))
 
     # --- to the device and back
 
@@ -138,7 +138,7 @@ class Fit:
         self.njev += 1
         g, weighted = _losses.weighted(own.xp, rules.loss, f, columns, rules.f_scale)
         if not self.single:
-            return Factors(columns, *orthogonal(own.xp, weighted, g))
+            return self._known(columns, *orthogonal(own.xp, weighted, g))
         n, many = own.n, g.shape[-1]
         matrix = own.xp.stack([*weighted, g], axis=-1)
         if many < n + 1:  # fewer residuals than parameters
@@ -148,9 +148,24 @@ class Fit:
             full: Array = np.linalg.qr(matrix.astype(np.float64), mode="r")
         else:
             full = np.asarray(to_host(own.xp.linalg.qr(matrix)[1]), np.float64)
-        return Factors(columns, full[:n, :n], full[:n, n])
+        return self._known(columns, full[:n, :n], full[:n, n])
+
+    def _known(self, columns: list[Array], r: Array, q: Array) -> Factors:
+        return Factors(columns, r, q, transposed(self.xp, r, q), norm(self.xp, r))
 
     # --- a run
+
+    def run(self, call: Callable[[Any], bool] | None) -> int | None:
+        """Run to the end; return what stopped it before."""
+        self.begin()
+        while self.iterate():
+            if call is not None and call(self):
+                return CALLBACK
+        return None
+
+    def now(self, name: str) -> Any:
+        """Return x, cost or nit as it is."""
+        return getattr(self, name)
 
     def begin(self) -> None:
         """Evaluate at the start."""
@@ -168,12 +183,12 @@ class Fit:
         none = xp.astype(finite, xp.int32) * 0
         self.status, self.nit, self.running = xp.where(finite, none, none + NOT_FINITE), none, finite
         nothing = xp.full_like(self.x, math.nan)
-        self.at, self.cosine = Factors([], xp.stack([nothing] * own.n), nothing), xp.full_like(self.cost, math.nan)
-        self.started = True
+        self.at, self.cosine = self._known([], xp.stack([nothing] * own.n), nothing), xp.full_like(self.cost, math.nan)
+        self.begun = True
         self.at = self._factored(self.x, self.f)
         if self.single and not np.isfinite(self.at.r).all():
             raise ValueError("jac: derivatives that are infinite or NaN at x0")
-        norms = norm(xp, self.at.r)
+        norms = self.at.norms
         self.scale = self._scaled(xp.where(norms > 0, norms, xp.ones_like(norms)))
         start = norm(xp, self.scale * self.x)
         zero = xp.zeros_like(self.cost)
@@ -183,11 +198,7 @@ class Fit:
     def _scaled(self, norms: Array) -> Array:
         if self.rules.x_scale is None:
             return norms
-        return self.xp.zeros_like(norms) + 1 / self._vector(self.rules.x_scale)
-
-    def gradient(self) -> Array:
-        """Return the gradient of the cost."""
-        return transposed(self.xp, self.at.r, self.at.q)
+        return self.xp.zeros_like(norms) + 1 / self.residuals.side(self.rules.x_scale)
 
     def _fixed(self, g: Array) -> Array | None:
         """Say which parameters are at a bound that the cost pushes them against."""
@@ -197,9 +208,9 @@ class Fit:
 
     def _settle(self) -> None:
         """Stop lanes whose gradient is small: the cosines between the residuals and the columns that are free."""
-        xp, g = self.xp, self.gradient()
+        xp, g = self.xp, self.at.g
         fixed = self._fixed(g)
-        size = norm(xp, self.at.r) * xp.sqrt(2 * self.cost)
+        size = self.at.norms * xp.sqrt(2 * self.cost)
         none = xp.zeros_like(size)
         cosines = xp.where(size > 0, xp.abs(g) / xp.where(size > 0, size, none + 1), none)
         cosines = cosines if fixed is None else xp.where(fixed, none, cosines)
@@ -225,7 +236,7 @@ class Fit:
     def _try(self) -> None:
         xp, rules, running = self.xp, self.rules, self.running
         self.turns += 1
-        g = self.gradient()
+        g = self.at.g
         p, par = self._direction(g)
         none, zero = xp.zeros_like(g), xp.zeros_like(self.cost)
         step = -xp.where(xp.isfinite(p), p, none)
@@ -246,13 +257,13 @@ class Fit:
             x, cost = xp.where(taken, new, self.x), xp.where(taken, cost, self.cost)
             f = f if self.single or bool(xp.all(taken)) else xp.where(taken[:, None], f, self.f)
             self.x, self.cost, self.f, self.at = x, cost, f, self._factored(x, f)
-            norms = self._scaled(norm(xp, self.at.r))
+            norms = self._scaled(self.at.norms)
             self.scale = xp.where(norms > self.scale, norms, self.scale)
             self._settle()
 
     def _direction(self, g: Array) -> tuple[Array, Array]:
         """Return p and λ; within bounds of the parameters that are free, twice: then of those that hit none."""
-        rules, fixed, (_, r, q) = self.rules, self._fixed(g), self.at
+        rules, fixed, (_, r, q, *_) = self.rules, self._fixed(g), self.at
         if fixed is None:
             return rules.step(self.linear, Model(r, q, self.scale, self.radius, self.par))
         xp, par, none = self.xp, self.par, self.xp.zeros_like(g)
@@ -324,7 +335,7 @@ class Fit:
             n: some(getattr(self, n))
             for n in ("x", "cost", "status", "nit", "running", "scale", "radius", "par", "cosine")
         }
-        new |= {"f": xp.take(self.f, rows, axis=0), "at": Factors(columns, some(self.at.r), some(self.at.q))}
+        new |= {"f": xp.take(self.f, rows, axis=0), "at": Factors(columns, *map(some, self.at[1:]))}
         vars(self).update(new)  # all or nothing, also for Ctrl-C
         self._bound()
 
@@ -335,7 +346,7 @@ class Fit:
             ended = self.status
             if status is not None:
                 ended = xp.where(self.running, xp.zeros_like(ended) + status, ended)
-            return Found(self.x, self.cost, self.f, self.gradient(), self.cosine, ended, self.nit, self._inverse())
+            return Found(self.x, self.cost, self.f, self.at.g, self.cosine, ended, self.nit, self._inverse())
 
     def _inverse(self) -> Array:
         """Return (JᵀJ)⁻¹, infinite where it is singular; of parameters between equal bounds it is 0."""

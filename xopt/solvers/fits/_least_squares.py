@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
 from xopt._public import public
-from xopt.solvers._minimize import OptimizeResult, annotate, checked_layout
+from xopt.solvers._minimize import OptimizeResult, annotate, called, checked_layout
 from xopt.solvers.fits._arguments import prepared
 from xopt.solvers.fits._batch import Batch
-from xopt.solvers.fits._fit import CALLBACK, INTERRUPTED, Fit, Found, Rules
-from xopt.solvers.fits._residuals import Columns, Residuals
+from xopt.solvers.fits._fit import INTERRUPTED, Fit
+from xopt.solvers.fits._residuals import Residuals
 from xopt.solvers.fits._results import matrix, plain, result, tree_of
 
 
@@ -152,90 +151,48 @@ def least_squares(
     (True, True)
     """
     return solve(
-        fun, x0, callback, jac=jac, bounds=bounds, method=method, batched=batched, data=data, args=args, loss=loss,
+        fun, x0, jac=jac, bounds=bounds, method=method, batched=batched, data=data, args=args, loss=loss,
         f_scale=f_scale, x_scale=x_scale, ftol=ftol, xtol=xtol, gtol=gtol, max_nfev=max_nfev, geodesic=geodesic,
-        diff_step=diff_step,
+        diff_step=diff_step, callback=callback,
     )[0]  # fmt: skip
 
 
-def solve(fun: Any, x0: Any, callback: Any = None, **options: Any) -> tuple[OptimizeResult, Any]:
+DEFAULTS: dict[str, Any] = least_squares.__kwdefaults__ or {}
+
+
+def solve(fun: Any, x0: Any, **options: Any) -> tuple[OptimizeResult, Any]:
     """Do what `least_squares` does; return also (JᵀJ)⁻¹ at the end."""
+    given = DEFAULTS | options
+    callback = given.pop("callback")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: {callback!r}, but it must be a function")
-    given = prepared(fun, checked_layout(x0), **options)
-    run: Batch | OneFit = Batch(*given) if given[0].lead else OneFit(*given)
+    parts = prepared(fun, checked_layout(x0), **given)
+    own = parts[0]
+    run: Batch | Fit = Batch(*parts) if own.lead else Fit(*parts)
     try:
-        stopped = run.run(None if callback is None else _called(callback, given[0]))
+        stopped = run.run(None if callback is None else called(callback, _point(own), _shown(own)))
     except KeyboardInterrupt:
         if not run.begun:
             raise
         stopped = INTERRUPTED
     except Exception as error:
         if run.begun:
-            annotate(error, result(given[0], run, run.found(INTERRUPTED)))
+            annotate(error, result(own, run, run.found(INTERRUPTED)))
         raise
     found = run.found(stopped)
-    columns = run.columns if isinstance(run, OneFit) else None
-    return result(given[0], run, found, columns), matrix(given[0], found.inverse)
+    columns = run.at.columns if isinstance(run, Fit) else None
+    return result(own, run, found, columns), matrix(own, found.inverse)
 
 
-class OneFit:
-    """One fit."""
-
-    def __init__(self, residuals: Residuals, columns: Columns, rules: Rules, start: Any) -> None:
-        self._fit = Fit(residuals, columns, rules, start)
-
-    def run(self, call: Callable[[Any], bool] | None) -> int | None:
-        """Run it to its end; return what stopped it before."""
-        self._fit.begin()
-        while self._fit.iterate():
-            if call is not None and call(self):
-                return CALLBACK
-        return None
-
-    @property
-    def begun(self) -> bool:
-        """Whether anything is known."""
-        return self._fit.started
-
-    def now(self, name: str) -> Any:
-        """Return x, cost or nit as it is."""
-        return getattr(self._fit, name)
-
-    def found(self, status: int | None = None) -> Found:
-        """Return what it has found; ``status`` is that of one that had to stop."""
-        return self._fit.found(status)
-
-    @property
-    def nfev(self) -> int:
-        """Evaluations of the residuals."""
-        return self._fit.nfev
-
-    @property
-    def njev(self) -> int:
-        """Evaluations of the Jacobian."""
-        return self._fit.njev
-
-    @property
-    def columns(self) -> list[Any]:
-        """Those of the Jacobian at the end."""
-        return self._fit.at.columns
+def _point(own: Residuals) -> Callable[[Fit | Batch], Any]:
+    return lambda run: tree_of(own, run.now("x"))
 
 
-def _called(callback: Callable[..., Any], own: Residuals) -> Callable[[Any], bool]:
-    try:
-        named = "intermediate_result" in inspect.signature(callback).parameters
-    except ValueError:  # of a function written in C
-        named = False
+def _shown(own: Residuals) -> Callable[[Fit | Batch, Any], OptimizeResult]:
+    """Return what a callback sees of a run at x."""
 
-    def call(run: OneFit | Batch) -> bool:
-        x = tree_of(own, run.now("x"))
-        try:
-            if not named:
-                return callback(x) is True
-            cost, nit = plain(own, run.now("cost")), plain(own, run.now("nit"))
-            return callback(intermediate_result=OptimizeResult(x=x, cost=cost, nit=nit, nfev=run.nfev)) is True
-        except StopIteration:
-            return True
+    def shown(run: Fit | Batch, x: Any) -> OptimizeResult:
+        cost, nit = plain(own, run.now("cost")), plain(own, run.now("nit"))
+        return OptimizeResult(x=x, cost=cost, nit=nit, nfev=run.nfev)
 
-    return call
+    return shown

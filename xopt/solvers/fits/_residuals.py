@@ -11,6 +11,7 @@ import numpy as np
 from xopt import _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
+from xopt._arrays.transfer import to_host
 
 Array = Any
 SCHEMES = {"2-point": 2, "3-point": 3}
@@ -66,18 +67,15 @@ class Residuals:
         """Those of NumPy that the functions of the user are called with."""
         self.coarse = np.repeat([d.real == "float32" != self.real for d in layout.dtypes], self.sizes)
         """Which elements of a vector are of float32, where others are not."""
-        self._leaves: list[Any] = []
-        self._spec: Any = None
-        if data is not None:
-            self._leaves, self._spec = self._checked_data(data)
+        self._spec: Any
+        self._leaves, self._spec = ([], None) if data is None else self._checked_data(data)
+        self.given: tuple[Any, ...] = () if data is None else (data,)
+        """The rows of the data, if there are any."""
         self.box = low, high
         self.low, self.high = low, high
-        self.given: tuple[Any, ...] = ()
         self._rows: Array | None = None
         """Which fits are looked at, of a function that computes all."""
         self._template = self.vector(layout.leaves)
-        if data is not None:
-            self.given = (data,)
 
     def _checked_data(self, data: Any) -> tuple[list[Any], Any]:
         if not self.lead:
@@ -138,6 +136,12 @@ class Residuals:
             leaves.append(xp.reshape(_arrays.cast(xp, part, raw), (*self.lead, *inner)))
             at += size
         return self.layout.tree(leaves)
+
+    def side(self, x: Array) -> Array:
+        """Return numbers of a fit, or of all, where they are computed with: on the host, or with the fits last."""
+        if not self.lead:
+            return np.asarray(to_host(x), np.float64)
+        return self.xp.permute_dims(x, (1, 0)) if x.ndim > 1 else x[:, None]
 
     def __call__(self, x: Array) -> Array:
         """Return the residuals, checked."""

@@ -38,7 +38,7 @@ def result(own: Residuals, run: Any, found: Found, columns: list[Any] | None = N
     xp, n, many = own.xp if own.lead else np, own.n, found.f.shape[-1]
     with np.errstate(all="ignore"):
         low, high = own.box
-        held = 0 if low is None else xp.sum(xp.astype(_lanes(own, low) == _lanes(own, high), found.x.dtype), axis=0)
+        held = 0 if low is None else xp.sum(xp.astype(own.side(low) == own.side(high), found.x.dtype), axis=0)
         free = xp.zeros_like(found.cost) + (many - n) + held
         covariance = 2 * found.cost / xp.where(free > 0, free, xp.full_like(free, math.nan)) * found.inverse
         covariance = xp.where(xp.isfinite(covariance), covariance, xp.full_like(covariance, math.inf))
@@ -55,20 +55,13 @@ def result(own: Residuals, run: Any, found: Found, columns: list[Any] | None = N
     return made
 
 
-def _lanes(own: Residuals, x: Any) -> Any:
-    """Return a side of the bounds where the control is."""
-    if not own.lead:
-        return to_host(x)
-    return own.xp.permute_dims(x, (1, 0)) if x.ndim > 1 else x[:, None]
-
-
 def _mask(own: Residuals, xp: Any, x: Any) -> Any:
     """Say where parameters are at a bound: -1 at the lower one, 1 at the upper."""
     none = xp.zeros_like(x)
     low, high = own.box
     if low is None:
         return none
-    low, high = _lanes(own, low), _lanes(own, high)
+    low, high = own.side(low), own.side(high)
     return xp.where(x <= low, none - 1, xp.where(x >= high, none + 1, none))
 
 
