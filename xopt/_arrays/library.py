@@ -246,6 +246,10 @@ class Library:
         """Return v ↦ J·v, the derivative of a function at x along a direction."""
         raise NotImplementedError  # asked of those that differentiate
 
+    def across(self, function: Callable[[Array], Array], x: Array) -> Callable[[Array], Array]:
+        """Return u ↦ Jᵀ·u, the gradient at x of a function's product with u."""
+        raise NotImplementedError  # asked of those that differentiate
+
 
 class NumPyLike(Library):
     """A library whose arrays have the attributes of NumPy's: NumPy, and CuPy."""

@@ -65,6 +65,10 @@ class Own(Library):
         derivative: Callable[[Array], Array] = _jax().linearize(function, x)[1]
         return derivative
 
+    def across(self, function: Callable[[Array], Array], x: Array) -> Callable[[Array], Array]:
+        back = _jax().vjp(function, x)[1]
+        return lambda u: back(u)[0]
+
 
 @functools.cache
 def _set_row() -> Any:

@@ -13,27 +13,32 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._arrays.scalars import is_number
 from xopt._arrays.transfer import to_host
-from xopt.solvers._options import count
-from xopt.solvers._sides import inward, sides
+from xopt.solvers._options import count, of_gradient
+from xopt.solvers._sides import inward, is_infinite, sides
 from xopt.solvers.fits import _steps
-from xopt.solvers.fits._fit import Rules
+from xopt.solvers.fits._batch import Batch
+from xopt.solvers.fits._fit import Fit, Rules
 from xopt.solvers.fits._losses import LOSSES
+from xopt.solvers.fits._products import products
 from xopt.solvers.fits._residuals import SCHEMES, Columns, DifferenceColumns, ForwardColumns, GivenColumns, Residuals
+from xopt.solvers.fits._steihaug import Steihaug
 
 STEPS = {"lm": _steps.levenberg, "dogleg": _steps.dogleg}
+LARGE = "steihaug"
 Side = np.ndarray[Any, Any]
 
 
 def prepared(
     fun: Any, layout: Layout, *, jac: Any, bounds: Any, method: Any, batched: Any, data: Any, args: Any, loss: Any,
     f_scale: Any, x_scale: Any, ftol: Any, xtol: Any, gtol: Any, max_nfev: Any, geodesic: Any, diff_step: Any,
-) -> tuple[Residuals, Columns, Rules, Any]:  # fmt: skip
-    """Check what is given, and return what a fit is made of."""
+    preconditioner: Any,
+) -> Batch | Fit | Steihaug:  # fmt: skip
+    """Check what is given, and return the fit or fits that it describes."""
     args = args if isinstance(args, tuple) else (args,)
     if not callable(fun):
         raise TypeError(f"fun: {fun!r}, but it must be a function")
-    if not isinstance(method, str) or method not in STEPS:
-        raise ValueError(f"method: {method!r}, but there are {', '.join(map(repr, STEPS))}")
+    if not isinstance(method, str) or method not in (*STEPS, LARGE):
+        raise ValueError(f"method: {method!r}, but there are {', '.join(map(repr, (*STEPS, LARGE)))}")
     if not isinstance(loss, str) or loss not in LOSSES:
         raise ValueError(f"loss: {loss!r}, but there are {', '.join(map(repr, LOSSES))}")
     for name, x in (("batched", batched), ("geodesic", geodesic)):
@@ -41,21 +46,33 @@ def prepared(
             raise TypeError(f"{name}: {x!r}, but it must be True or False")
     if geodesic and (method != "lm" or bounds is not None or loss != "linear"):
         raise ValueError('geodesic: goes with method="lm" and loss="linear", without bounds')
+    large = method == LARGE
+    if large and batched:
+        raise ValueError('batched: True, but method="steihaug" is for one fit of many parameters')
+    scaled = x_scale is not None and not isinstance(x_scale, str)
+    if of_gradient("preconditioner", preconditioner) is not None and (not large or bounds is not None or scaled):
+        raise ValueError('preconditioner: goes with method="steihaug", without bounds and without x_scale')
     ftol, xtol, gtol = _number("ftol", ftol, 0), _number("xtol", xtol, 0), _number("gtol", gtol, 0)
     _check_arrays(layout, batched)
     low, high = (None, None) if bounds is None else _box(bounds, layout, batched)
     own = Residuals(lambda *x: fun(*x, *args), layout, batched, data, low, high)
     scale, most = _scale(x_scale, own), max(1000, 100 * own.n) if max_nfev is None else _limit(max_nfev)
-    rules = Rules(STEPS[method], loss, _positive("f_scale", f_scale), scale, ftol, xtol, gtol, most, geodesic)
-    return own, _columns(jac, args, own, diff_step), rules, own.vector(layout.leaves)
+    step = STEPS.get(method, _steps.levenberg)
+    rules = Rules(step, loss, _positive("f_scale", f_scale), scale, ftol, xtol, gtol, most, geodesic)
+    start = own.vector(layout.leaves)
+    if not large:
+        return (Batch if batched else Fit)(own, _columns(jac, args, own, diff_step), rules, start)
+    if diff_step is not None:
+        raise TypeError(f'diff_step: {diff_step!r}, but method="steihaug" takes no differences')
+    return Steihaug(own, products(jac, args, own), rules, start, preconditioner)
 
 
 def _check_arrays(layout: Layout, batched: bool) -> None:
     if not layout.leaves:
         raise ValueError("x0: no arrays, so there is nothing to fit")
     for k, (d, shape) in enumerate(zip(layout.dtypes, layout.shapes, strict=True)):
-        if d.complex or d.itemsize < 4:
-            raise TypeError(f"{layout.path(k)}: dtype {d.name}, but it must be float32 or float64")
+        if d.itemsize < 4:
+            raise TypeError(f"{layout.path(k)}: dtype {d.name}, but it must be float32, float64 or complex")
         first = layout.shapes[0]
         if batched and (not shape or shape[0] != first[0]):
             raise ValueError(
@@ -78,6 +95,7 @@ def _columns(jac: Any, args: tuple[Any, ...], own: Residuals, step: Any) -> Colu
     if not callable(jac):
         raise TypeError(
             f"jac: {jac!r}, but it must be a function, None, '2-point' or '3-point' (differences of residuals)"
+            + '; products with it go with method="steihaug"' * isinstance(jac, tuple)
         )
     return GivenColumns(own, lambda *x: jac(*x, *args))
 
@@ -108,8 +126,13 @@ def _box(bounds: Any, layout: Layout, batched: bool) -> tuple[Any, Any]:
 def _side(side: Any, sign: int, layout: Layout, lead: tuple[int, ...], inner: list[tuple[int, ...]]) -> Side:
     parts = []
     each = side if isinstance(side, list) else [side] * len(inner)
-    for x, d, shape in zip(each, layout.dtypes, inner, strict=True):
+    for k, (x, d, shape) in enumerate(zip(each, layout.dtypes, inner, strict=True)):
         number = to_host(x) if _arrays.library(x) is not None and not is_number(x) else x
+        if d.complex:
+            if not is_infinite(number, sign):
+                raise TypeError(f"{layout.path(k)}: dtype {d.name}, but only real numbers have bounds")
+            parts.append(np.full((*lead, 2 * math.prod(shape)), sign * math.inf, d.real))
+            continue
         found, all_of = inward(number, d.real, sign), (*lead, math.prod(shape))
         parts.append(np.broadcast_to(found.reshape(all_of) if found.ndim else found, all_of))
     return np.concatenate(parts, axis=-1)
@@ -126,8 +149,8 @@ def _scale(x_scale: Any, own: Residuals) -> Any:
         one = x_scale if is_number(x_scale) else None
         leaves = [one] * len(own.sizes) if one is not None else _tree.match(own.layout.spec, x_scale, "x_scale", "x0")
         parts = [
-            np.broadcast_to(np.asarray(to_host(x) if _arrays.library(x) is not None else x, float).reshape(-1), size)
-            for x, size in zip(leaves, own.sizes, strict=True)
+            np.concatenate([_numbers(x, size // (1 + d.complex))] * (1 + d.complex))
+            for x, size, d in zip(leaves, own.sizes, own.layout.dtypes, strict=True)
         ]
     except (TypeError, ValueError) as error:
         raise type(error)(f'x_scale: it must be "jac", a number, or like one fit of x0: {error}') from None
@@ -135,6 +158,14 @@ def _scale(x_scale: Any, own: Residuals) -> Any:
     if not ((found > 0) & (found < math.inf)).all():
         raise ValueError(f"x_scale: {found.tolist()}, but all must be > 0 and finite")
     return beside(own, found)
+
+
+def _numbers(x: Any, size: int) -> Side:
+    found = np.asarray(to_host(x) if _arrays.library(x) is not None else x)
+    if found.dtype.kind == "c":
+        raise TypeError("complex numbers")
+    found = found.astype(float)
+    return np.broadcast_to(found.reshape(-1), size)
 
 
 def beside(own: Residuals, x: Side) -> Any:

@@ -28,7 +28,7 @@ class Batch:
     """Fits of all lanes. What is done is kept in parts, of each of which the lanes are known by number."""
 
     def __init__(self, residuals: Residuals, columns: Columns, rules: Rules, start: Array) -> None:
-        self._residuals, self._columns, self._rules, self._start = residuals, columns, rules, start
+        self.residuals, self._columns, self._rules, self._start = residuals, columns, rules, start
         self._parts: list[tuple[Rows, Found]] = []
         self._fit: Fit | None = None
         self._rows = np.arange(residuals.count)
@@ -36,7 +36,7 @@ class Batch:
 
     def run(self, call: Callable[[Any], bool] | None) -> int | None:
         """Run all fits to their end; return what stopped them before."""
-        own, xp, all_of = self._residuals, self._residuals.xp, self._residuals.count
+        own, xp, all_of = self.residuals, self.residuals.xp, self.residuals.count
         blocks = [self._rows]
         if call is None and own.given and own.layout.library.host:
             size = self._size()
@@ -54,11 +54,11 @@ class Batch:
         return None
 
     def _index(self, rows: Rows) -> Array:
-        return self._residuals.xp.asarray(rows.astype(np.int32), **_arrays.beside(self._start))
+        return self.residuals.xp.asarray(rows.astype(np.int32), **_arrays.beside(self._start))
 
     def _size(self) -> int:
         """Return how many fits are a block: what one has of residuals is found out from the first one."""
-        own = self._residuals
+        own = self.residuals
         own.select(np.arange(1))
         many: int = own(self._start[:1, ...]).shape[-1]
         return max(_SMALL, _BLOCK // many)
@@ -66,7 +66,7 @@ class Batch:
     def _put_aside(self, fit: Fit) -> None:
         """Keep what has ended, if it is much, and go on with the rest."""
         lanes, xp = len(self._rows), fit.xp
-        if lanes < _SMALL or self._residuals.layout.library.jits:  # which compiles every operation for each size
+        if lanes < _SMALL or self.residuals.layout.library.jits:  # which compiles every operation for each size
             return
         if int(xp.sum(xp.astype(fit.running, xp.int32))) > _FEWER * lanes:
             return
@@ -75,7 +75,7 @@ class Batch:
             return
         done, left = np.flatnonzero(~running), np.flatnonzero(running)
         parts = [*self._parts, (self._rows[done], _taken(xp, fit.found(), self._index(done)))]
-        self._residuals.select(self._rows[left])
+        self.residuals.select(self._rows[left])
         fit.keep(self._index(left))
         self._parts, self._rows = parts, self._rows[left]
 
@@ -88,12 +88,12 @@ class Batch:
         if self._fit is not None and self._fit.begun:
             self._end(self._fit, status)
         known = np.concatenate([rows for rows, _ in self._parts]) if self._parts else np.arange(0)
-        missing = np.setdiff1d(np.arange(self._residuals.count), known)
+        missing = np.setdiff1d(np.arange(self.residuals.count), known)
         if len(missing):
             self._parts.append((missing, self._nothing(missing)))
             known = np.concatenate([known, missing])
-        xp = self._residuals.xp
-        self._residuals.select(np.arange(self._residuals.count))
+        xp = self.residuals.xp
+        self.residuals.select(np.arange(self.residuals.count))
         order = self._index(np.argsort(known, kind="stable"))
         parts = [part for _, part in self._parts]
         columns = {n: [getattr(part, n) for part in parts] for n in Found._fields}
@@ -104,7 +104,7 @@ class Batch:
 
     def _nothing(self, rows: Rows) -> Found:
         """Return what is known of fits that have not begun."""
-        own, xp, near = self._residuals, self._residuals.xp, _arrays.beside(self._start)
+        own, xp, near = self.residuals, self.residuals.xp, _arrays.beside(self._start)
         x = xp.permute_dims(xp.take(self._start, self._index(rows), axis=0), (1, 0))
         nan = xp.full_like(x[0, ...], math.nan)
         none = xp.zeros(len(rows), dtype=xp.int32, **near)
@@ -120,7 +120,7 @@ class Batch:
     def now(self, name: str) -> Array:
         """Return x, cost or nit of all lanes as they are."""
         assert self._fit is not None
-        xp, rows = self._residuals.xp, np.concatenate([*(rows for rows, _ in self._parts), self._rows])
+        xp, rows = self.residuals.xp, np.concatenate([*(rows for rows, _ in self._parts), self._rows])
         every = xp.concat([*(getattr(part, name) for _, part in self._parts), getattr(self._fit, name)], axis=-1)
         return xp.take(every, self._index(np.argsort(rows, kind="stable")), axis=-1)
 

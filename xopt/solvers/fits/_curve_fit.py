@@ -11,10 +11,11 @@ import numpy as np
 from xopt import _arrays
 from xopt._public import public
 from xopt.solvers._minimize import checked_layout
+from xopt.solvers.fits._arguments import LARGE
 from xopt.solvers.fits._least_squares import DEFAULTS, solve
 
 Array = Any
-_OPTIONS = {*DEFAULTS} - {"jac", "batched", "data", "args"}
+_OPTIONS = {*DEFAULTS} - {"jac", "batched", "data", "args", "preconditioner"}
 """Of `least_squares`, those that are not its own."""
 
 
@@ -97,6 +98,8 @@ def curve_fit(
     >>> popt.round(2), np.sqrt(np.diag(pcov)).round(3)
     (array([2.5, 1.3]), array([0.005, 0.004]))
     """
+    if options.get("method") == LARGE:
+        raise ValueError(f"method: {LARGE!r}, but it knows no covariance; least_squares has it")
     if not callable(f):
         raise TypeError(f"f: {f!r}, but it must be a function")
     for name, flag in (("absolute_sigma", absolute_sigma), ("batched", batched)):

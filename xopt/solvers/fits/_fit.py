@@ -17,7 +17,7 @@ from xopt.solvers.fits._steps import Model, diagonal
 
 _FACTOR = 1.0
 """The first Δ, as a part of ‖D·x‖. MINPACK's 100 jumps over the minimum of BoxBOD (NIST)."""
-_LEAST = 1e-4
+LEAST = 1e-4
 """The part of the predicted fall of the cost from which on a step is taken."""
 _PROBE, _BENT = 0.1, 0.75
 """How far along a step its curvature is measured, and how large the correction may be, as a part of the step."""
@@ -136,7 +136,8 @@ class Fit:
         own, rules = self.residuals, self.rules
         columns = self._columns(self.far(x), f)
         self.njev += 1
-        g, weighted = _losses.weighted(own.xp, rules.loss, f, columns, rules.f_scale)
+        g, weight = _losses.weighted(own.xp, rules.loss, f, rules.f_scale)
+        weighted = columns if weight is None else [x * weight for x in columns]
         if not self.single:
             return self._known(columns, *orthogonal(own.xp, weighted, g))
         n, many = own.n, g.shape[-1]
@@ -248,7 +249,7 @@ class Fit:
         f, cost = self._evaluated(new)
         fall, finite, falls = self.cost - cost, xp.isfinite(cost), predicted > 0
         ratio = xp.where(finite & falls, fall / xp.where(falls, predicted, zero + 1), zero - 1)
-        taken = (ratio > _LEAST) & running & finite
+        taken = (ratio > LEAST) & running & finite
         size = norm(xp, self.scale * step)
         self._resize(ratio, size, fall, xp.sum(g * step, axis=0), par)
         self._stop(fall, predicted, ratio, new, size)

@@ -41,15 +41,17 @@ _CONVEX = 0.01
 """The least weight, as a part of ρ′."""
 
 
-def weighted(xp: Any, loss: str, f: Array, columns: list[Array], f_scale: float) -> tuple[Array, list[Array]]:
-    """Return residuals and columns whose gradient is that of the loss, and JᵀJ about its Hessian (Triggs et al. 2000).
+def weighted(xp: Any, loss: str, f: Array, f_scale: float) -> tuple[Array, Array | None]:
+    """Return residuals, and a weight for the rows of J, None for 1: with both the gradient is that of the loss.
+
+    JᵀJ is about its Hessian (Triggs et al. 2000).
 
     A weight w² = ρ′ + 2ρ″z may be 0 or less; then, as f is divided by it, it is a part of ρ′, which alone is safe.
     """
     if loss == "linear":
-        return f, columns
+        return f, None
     z = (f / f_scale) ** 2
     _, first, second = rho(xp, loss, z)
     full, least = first + 2 * second * z, _CONVEX * first
     w = xp.sqrt(xp.where(full > least, full, least))
-    return f * first / w, [x * w for x in columns]
+    return f * first / w, w

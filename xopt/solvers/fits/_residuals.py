@@ -54,15 +54,16 @@ class Residuals:
         self._fun, self.layout, self.xp = fun, layout, layout.xp
         self.count = layout.shapes[0][0] if batched else 1
         self.lead: tuple[int, ...] = (self.count,) if batched else ()
-        self._inner = [shape[len(self.lead) :] for shape in layout.shapes]
-        self.sizes = [math.prod(shape) for shape in self._inner]
+        self.inner = [shape[len(self.lead) :] for shape in layout.shapes]
+        self.sizes = [math.prod(shape) * (1 + d.complex) for shape, d in zip(self.inner, layout.dtypes, strict=True)]
+        """Real numbers of each parameter; of complex ones the real parts, then the imaginary parts."""
         self.n = sum(self.sizes)
         self.real = "float64" if any(d.real == "float64" for d in layout.dtypes) else "float32"
         self.dtype = getattr(self.xp, self.real)
         self.m: int | None = None
-        self._shape: tuple[int, ...] = ()
+        self.shape: tuple[int, ...] = ()
         """That of the residuals of a fit, as the function returns them."""
-        self._complex = False
+        self.complex = False
         self._settings = np.geterr()
         """Those of NumPy that the functions of the user are called with."""
         self.coarse = np.repeat([d.real == "float32" != self.real for d in layout.dtypes], self.sizes)
@@ -83,7 +84,7 @@ class Residuals:
         leaves, spec = _tree.flatten(data)
         for k, x in enumerate(leaves):
             if _arrays.library(x) is not self.layout.library:
-                raise TypeError(f"data: {_named(x)} at {k}, but x0 has arrays of {self.layout.library}")
+                raise TypeError(f"data: {named(x)} at {k}, but x0 has arrays of {self.layout.library}")
             if tuple(x.shape)[:1] != (self.count,):
                 raise ValueError(f"data: shape {tuple(x.shape)} at {k}, but the first axis numbers {self.count} fits")
         return leaves, spec
@@ -121,18 +122,20 @@ class Residuals:
 
     def vector(self, leaves: list[Array]) -> Array:
         """Return arrays, one a parameter, as a vector."""
-        xp = self.xp
-        parts = [
-            _arrays.cast(xp, xp.reshape(_arrays.detached(x), (*self.lead, size)), self.dtype)
-            for x, size in zip(leaves, self.sizes, strict=True)
-        ]
+        xp, parts = self.xp, list[Array]()
+        for x, inner, d in zip(leaves, self.inner, self.layout.dtypes, strict=True):
+            x = xp.reshape(_arrays.detached(x), (*self.lead, math.prod(inner)))
+            parts += [_arrays.cast(xp, y, self.dtype) for y in ((xp.real(x), xp.imag(x)) if d.complex else (x,))]
         return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1)
 
     def tree(self, x: Array) -> Any:
         """Put a vector into the structure of the parameters."""
         xp, leaves, at = self.xp, [], 0
-        for inner, raw, size in zip(self._inner, self.layout.raw_dtypes, self.sizes, strict=True):
+        rows = zip(self.inner, self.layout.raw_dtypes, self.layout.dtypes, self.sizes, strict=True)
+        for inner, raw, d, size in rows:
             part = x if size == self.n else x[..., at : at + size]
+            if d.complex:
+                part = self.layout.library.join_complex(xp, part[..., : size // 2], part[..., size // 2 :])
             leaves.append(xp.reshape(_arrays.cast(xp, part, raw), (*self.lead, *inner)))
             at += size
         return self.layout.tree(leaves)
@@ -152,16 +155,20 @@ class Residuals:
         return self._of_all(lambda y: [self._flat(self._called(self._fun, y))], x)[0]
 
     def _called(self, function: Callable[..., Any], x: Array) -> Any:
+        return self.quietly(function, self.tree(x), *self.given)
+
+    def quietly(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function of the user, with its own settings of NumPy."""
         with np.errstate(**self._settings):
-            return function(self.tree(x), *self.given)
+            return function(*args)
 
     def _checked(self, found: Any) -> Array:
         """Return what the function returned as a vector of real numbers, or say what does not fit."""
         xp, layout = self.xp, self.layout
         if layout.library.host and _arrays.library(found) is None:
-            found = _numbers("fun", found)
+            found = numbers("fun", found)
         if _arrays.library(found) is not layout.library:
-            raise TypeError(f"fun: returned {_named(found)}, but x0 has arrays of {layout.library}")
+            raise TypeError(f"fun: returned {named(found)}, but x0 has arrays of {layout.library}")
         if "int" in _arrays.dtype_name(found) or "bool" in _arrays.dtype_name(found):
             found = _arrays.cast(xp, found, self.dtype)
         f = self._flat(_arrays.detached(found))
@@ -180,40 +187,45 @@ class Residuals:
             raise ValueError(
                 f"fun: returned shape {shape}, but with batched=True the first axis must be {self.lead[0]}"
             )
-        self._shape, self._complex = shape[len(self.lead) :], _arrays.is_complex(found)
-        f = xp.reshape(found, (*self.lead, math.prod(self._shape)))
-        if self._complex:
+        self.shape, self.complex = shape[len(self.lead) :], _arrays.is_complex(found)
+        f = xp.reshape(found, (*self.lead, math.prod(self.shape)))
+        if self.complex:
             f = xp.concat([xp.real(f), xp.imag(f)], axis=-1)
         return _arrays.cast(xp, f, self.dtype)
 
     def columns(self, jac: Callable[..., Any], x: Array) -> list[Array]:
         """Return the columns of a Jacobian that the user computes."""
-        return self._of_all(lambda y: self._columns(self._called(jac, y)), x)
+        return self._of_all(lambda y: self.columns_of(self._called(jac, y)), x)
 
-    def _columns(self, found: Any) -> list[Array]:
+    def columns_of(self, found: Any) -> list[Array]:
+        """Return the columns of what stands for a Jacobian."""
         leaves, columns = _tree.match(self.layout.spec, found, "jac"), list[Array]()
-        for k, (j, size) in enumerate(zip(leaves, self.sizes, strict=True)):
-            columns += self._of_leaf(j, size, self._inner[k], self.layout.path(k, "jac"))
+        for k, j in enumerate(leaves):
+            columns += self._of_leaf(j, k, self.layout.path(k, "jac"))
         return columns
 
-    def _of_leaf(self, j: Any, size: int, inner: tuple[int, ...], path: str) -> list[Array]:
-        xp, lead, library = self.xp, self.lead, self.layout.library
-        j = _numbers(path, j) if library.host and _arrays.library(j) is None else j
+    def _of_leaf(self, j: Any, k: int, path: str) -> list[Array]:
+        xp, lead, library, inner = self.xp, self.lead, self.layout.library, self.inner[k]
+        size, pairs = math.prod(inner), self.layout.dtypes[k].complex
+        j = numbers(path, j) if library.host and _arrays.library(j) is None else j
         if _arrays.library(j) is not library:
-            raise TypeError(f"{path}: {_named(j)}, but x0 has arrays of {library}")
-        j, shape, halves = _arrays.detached(j), tuple(j.shape), math.prod(self._shape)
-        if shape not in ((*lead, *self._shape, *inner), (*lead, halves, size)):
-            raise ValueError(f"{path}: shape {shape}, but it must be {(*lead, *self._shape, *inner)}, residuals first")
+            raise TypeError(f"{path}: {named(j)}, but x0 has arrays of {library}")
+        j, shape, halves = _arrays.detached(j), tuple(j.shape), math.prod(self.shape)
+        if shape not in ((*lead, *self.shape, *inner), (*lead, halves, size)):
+            raise ValueError(f"{path}: shape {shape}, but it must be {(*lead, *self.shape, *inner)}, residuals first")
         j = xp.reshape(j, (*lead, halves, size))
-        if self._complex:
-            halves_of = (xp.real(j), xp.imag(j)) if _arrays.is_complex(j) else (j, xp.zeros_like(j))
-            j = xp.concat(halves_of, axis=-2)
+        re, im = (xp.real(j), xp.imag(j)) if _arrays.is_complex(j) else (j, xp.zeros_like(j))
+        if self.complex:
+            j = xp.concat([re, im], axis=-2)
+            j = xp.concat([j, xp.concat([-im, re], axis=-2)], axis=-1) if pairs else j
+        elif pairs:
+            j = xp.concat([re, im], axis=-1)
         elif _arrays.is_complex(j):
             raise TypeError(f"{path}: complex, but the residuals are real")
         j = _arrays.cast(xp, j, self.dtype)
         j = xp.permute_dims(j, (j.ndim - 1, *range(j.ndim - 1)))
         j = np.ascontiguousarray(j) if library.host else j  # which is read several times
-        return [j[i, ...] for i in range(size)]
+        return [j[i, ...] for i in range(j.shape[0])]
 
 
 class GivenColumns:
@@ -321,7 +333,7 @@ def _norm(xp: Any, x: Array) -> Array:
     return xp.sqrt(xp.vecdot(x, x))
 
 
-def _numbers(name: str, x: Any) -> np.ndarray[Any, Any]:
+def numbers(name: str, x: Any) -> np.ndarray[Any, Any]:
     """Return what a function returned beside NumPy as an array of numbers, or say that it is none."""
     try:
         found = np.asarray(x)
@@ -332,6 +344,6 @@ def _numbers(name: str, x: Any) -> np.ndarray[Any, Any]:
     return found
 
 
-def _named(x: Any) -> str:
+def named(x: Any) -> str:
     found = _arrays.library(x)
     return f"a {type(x).__name__}" if found is None else f"an array of {found}"
