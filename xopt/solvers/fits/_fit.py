@@ -139,7 +139,7 @@ class Fit:
         g, weight = _losses.weighted(own.xp, rules.loss, f, rules.f_scale)
         weighted = columns if weight is None else [x * weight for x in columns]
         if not self.single:
-            return self._known(columns, *orthogonal(own.xp, weighted, g))
+            return self._known(columns, *orthogonal(own.xp, weighted, g, self.linear.host))
         n, many = own.n, g.shape[-1]
         matrix = own.xp.stack([*weighted, g], axis=-1)
         if many < n + 1:  # fewer residuals than parameters

@@ -93,7 +93,7 @@ class Lanes:
         xp, n = self.xp, q.shape[0]
         eye = xp.eye(n, dtype=q.dtype, **_arrays.beside(q))
         columns = [xp.concat([r[:, j, ...], eye[:, j, None] * s[j, ...]]) for j in range(n)]
-        return orthogonal(xp, columns, xp.concat([q, xp.zeros_like(q)]), first=True)
+        return orthogonal(xp, columns, xp.concat([q, xp.zeros_like(q)]), self.host, first=True)
 
     def back(self, r: Array, q: Array) -> Array:
         xp, n = self.xp, q.shape[0]
@@ -112,7 +112,7 @@ class Lanes:
         return xp.stack(found)
 
 
-def orthogonal(xp: Any, columns: list[Array], f: Array, first: bool = False) -> tuple[Array, Array]:
+def orthogonal(xp: Any, columns: list[Array], f: Array, host: bool, first: bool = False) -> tuple[Array, Array]:
     """Orthogonalize columns one after the other, and f as the last of them (modified Gram-Schmidt: Björck 1967).
 
     A column is along the first axis, or the last.
@@ -124,6 +124,10 @@ def orthogonal(xp: Any, columns: list[Array], f: Array, first: bool = False) -> 
     def along(x: Array) -> Array:
         return x if first else x[..., None]
 
+    def less(a: Array, change: Array) -> Array:
+        """Return a - change, in the memory of the change on a host: a is the caller's."""
+        return xp.subtract(a, change, out=change) if host else a - change
+
     n, columns, rows, found = len(columns), [*columns], list[Array](), list[Array]()
     for j, x in enumerate(columns):
         square = dot(x, x)
@@ -133,10 +137,11 @@ def orthogonal(xp: Any, columns: list[Array], f: Array, first: bool = False) -> 
         for k in range(j + 1, n):
             part = dot(x, columns[k]) / divisor
             row.append(part * size)
-            columns[k] = columns[k] - along(part) * x
+            change = along(part) * x
+            columns[k] = less(columns[k], change)
         part = dot(x, f) / divisor
         found.append(part * size)
-        f = f if j == n - 1 else f - along(part) * x
+        f = f if j == n - 1 else less(f, along(part) * x)
         rows.append(xp.stack(row))
     return xp.stack(rows), xp.stack(found)
 

@@ -292,7 +292,7 @@ class DifferenceColumns:
         own, xp, fun = self._residuals, self._residuals.xp, self._residuals
         if own.low is None and self._points == 2:
             other = self._moved(x, i, xp.where(x[..., i] < 0, -h, h))
-            return (fun(other) - f) / _safe(xp, other[..., i] - x[..., i])[..., None]
+            return _quotient(xp, fun(other) - f, other[..., i] - x[..., i])
         endless = xp.full_like(h, math.inf)
         up = endless if own.high is None else own.high[..., i] - x[..., i]
         down = endless if own.low is None else x[..., i] - own.low[..., i]
@@ -300,7 +300,7 @@ class DifferenceColumns:
         if self._points == 2:
             negative = (x[..., i] < 0) & (down >= h) | (up < h) & (down >= up)
             other = self._moved(x, i, _sign(xp, negative, h) * xp.where(h < room, h, room))
-            return (fun(other) - f) / _safe(xp, other[..., i] - x[..., i])[..., None]
+            return _quotient(xp, fun(other) - f, other[..., i] - x[..., i])
         central, sign = (h <= up) & (h <= down), _sign(xp, up < down, h)
         h = xp.where(central | (2 * h <= room), h, room / 2)
         near = self._moved(x, i, xp.where(central, h, sign * h))
@@ -322,6 +322,12 @@ class DifferenceColumns:
 
 def _safe(xp: Any, x: Array) -> Array:
     return xp.where(x != 0, x, xp.ones_like(x))
+
+
+def _quotient(xp: Any, change: Array, step: Array) -> Array:
+    """Divide rows by numbers, in the memory of the rows where that can be."""
+    change /= _safe(xp, step)[..., None]
+    return change
 
 
 def _sign(xp: Any, negative: Array, like: Array) -> Array:

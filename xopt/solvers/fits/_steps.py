@@ -36,6 +36,10 @@ def levenberg(linear: Linear, m: Model) -> tuple[Array, Array]:
     inside = (over <= _CLOSE * radius) & xp.isfinite(size)
     if linear.host and bool(xp.all(inside)):
         return p, zero
+    if linear.host and radius.ndim and 2 * int(xp.count_nonzero(inside)) > radius.shape[0]:
+        rows = xp.nonzero(~inside)[0]  # most steps are short enough: search for the damping of the others alone
+        p[..., rows], zero[rows] = levenberg(linear, Model(*(x[..., rows] for x in (r, q, scale, radius, par))))
+        return p, zero
     slope = norm(xp, linear.forward(r, scale * scale * p / _safe(xp, size)))
     low = xp.where(xp.isfinite(size) & (slope > 0), over / _safe(xp, radius * slope * slope), zero)
     low = xp.where(xp.isfinite(low) & (low > 0), low, zero)
