@@ -21,7 +21,7 @@ from xopt.solvers.fits._fit import Fit, Rules
 from xopt.solvers.fits._losses import LOSSES
 from xopt.solvers.fits._products import products
 from xopt.solvers.fits._residuals import SCHEMES, Columns, DifferenceColumns, ForwardColumns, GivenColumns, Residuals
-from xopt.solvers.fits._steihaug import Steihaug
+from xopt.solvers.fits._truncated import TruncatedFit
 
 STEPS = {"lm": _steps.levenberg, "dogleg": _steps.dogleg}
 LARGE = "steihaug"
@@ -32,7 +32,7 @@ def prepared(
     fun: Any, layout: Layout, *, jac: Any, bounds: Any, method: Any, batched: Any, data: Any, args: Any, loss: Any,
     f_scale: Any, x_scale: Any, ftol: Any, xtol: Any, gtol: Any, max_nfev: Any, geodesic: Any, diff_step: Any,
     preconditioner: Any,
-) -> Batch | Fit | Steihaug:  # fmt: skip
+) -> Batch | Fit | TruncatedFit:  # fmt: skip
     """Check what is given, and return the fit or fits that it describes."""
     args = args if isinstance(args, tuple) else (args,)
     if not callable(fun):
@@ -64,7 +64,7 @@ def prepared(
         return (Batch if batched else Fit)(own, _columns(jac, args, own, diff_step), rules, start)
     if diff_step is not None:
         raise TypeError(f'diff_step: {diff_step!r}, but method="steihaug" takes no differences')
-    return Steihaug(own, products(jac, args, own), rules, start, preconditioner)
+    return TruncatedFit(own, products(jac, args, own), rules, start, preconditioner)
 
 
 def _check_arrays(layout: Layout, batched: bool) -> None:

@@ -34,7 +34,7 @@ class DifferentiatedProducts:
         return lambda v: _arrays.detached(forward(v)), lambda u: _arrays.detached(back(u))
 
 
-class GivenProducts:
+class GivenJacobianProducts:
     """Products that the user computes, of trees like x0 and arrays like the residuals."""
 
     def __init__(self, residuals: Residuals, jvp: Callable[[Any, Any], Any], vjp: Callable[[Any, Any], Any]) -> None:
@@ -92,7 +92,7 @@ def products(jac: Any, args: tuple[Any, ...], own: Residuals) -> Products:
         return DifferentiatedProducts(own)
     if isinstance(jac, tuple) and len(jac) == 2 and all(map(callable, jac)):
         jvp, vjp = jac
-        return GivenProducts(own, lambda x, v: jvp(x, v, *args), lambda x, u: vjp(x, u, *args))
+        return GivenJacobianProducts(own, lambda x, v: jvp(x, v, *args), lambda x, u: vjp(x, u, *args))
     if not callable(jac):
         raise TypeError(
             f'jac: {jac!r}, but method="steihaug" needs products with the Jacobian and its transpose: two functions '

@@ -13,7 +13,7 @@ from xopt.solvers.fits._arguments import beside
 from xopt.solvers.fits._batch import Batch
 from xopt.solvers.fits._fit import MESSAGES, Fit, Found
 from xopt.solvers.fits._residuals import Residuals
-from xopt.solvers.fits._steihaug import Steihaug
+from xopt.solvers.fits._truncated import TruncatedFit
 
 
 def tree_of(own: Residuals, x: Any) -> Any:
@@ -36,9 +36,9 @@ def plain(own: Residuals, x: Any) -> Any:
     return x if own.lead else np.asarray(x).item()
 
 
-def result(run: Batch | Fit | Steihaug, status: int | None) -> tuple[OptimizeResult, Any]:
+def result(run: Batch | Fit | TruncatedFit, status: int | None) -> tuple[OptimizeResult, Any]:
     """Return what a run found, and (JᵀJ)⁻¹ where it is known; ``status`` is that of fits that still run."""
-    if isinstance(run, Steihaug):
+    if isinstance(run, TruncatedFit):
         return run.result(status), None
     found, own = run.found(status), run.residuals
     made = _made(own, run, found)

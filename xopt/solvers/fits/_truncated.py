@@ -48,7 +48,7 @@ class Step(NamedTuple):
     """Whether it ends before the edge of the region."""
 
 
-class Steihaug:
+class TruncatedFit:
     """The state of a fit: ``x`` and the residuals ``f``, where parameters are, and ``cost``, ``status``, ``nit``."""
 
     def __init__(self, residuals: Residuals, products: Products, rules: Rules, start: Array, precondition: Any) -> None:
