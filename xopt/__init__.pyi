@@ -70,8 +70,8 @@ from xopt.rules.sign import SignSGD as SignSGD
 from xopt.rules.sign import Signum as Signum
 from xopt.solvers._inverse_hessian import InverseHessian as InverseHessian
 from xopt.solvers._lbfgs import LBFGS as LBFGS
-from xopt.solvers._minimize import OptimizeResult as OptimizeResult
 from xopt.solvers._minimize import minimize as minimize
+from xopt.solvers._result import OptimizeResult as OptimizeResult
 from xopt.solvers._scipy import scipy_method as scipy_method
 from xopt.solvers.fits._curve_fit import curve_fit as curve_fit
 from xopt.solvers.fits._least_squares import least_squares as least_squares

@@ -13,7 +13,7 @@ import xopt
 from xopt.distributed import RankError
 
 SIZE = 3
-METHODS = ["lbfgs", "cg", "gd"]
+METHODS = ["lbfgs", "cg", "gd", "bfgs"]
 
 
 class Problem:
@@ -95,7 +95,7 @@ def test_bounds_and_large_arrays() -> None:
 CUTS = (0, 400, 400, 1001)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS[:3])
 def test_each_rank_has_its_own_part(method: Any) -> None:
     """The iterates are those of the whole, to rounding; one rank has nothing."""
     w = np.linspace(1, 30, 1001)
@@ -122,6 +122,20 @@ def test_each_rank_has_its_own_part(method: Any) -> None:
         assert (x.fun, x.nit, x.nfev, x.status) == (found[0].fun, found[0].nit, found[0].nfev, 0)
     assert abs(found[0].nit - want.nit) <= 1 + want.nit // 20
     np.testing.assert_allclose(np.concatenate([x.x["x"] for x in found]), want.x, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("method", "owned", "match"),
+    [
+        ("bfgs", True, "'bfgs' keeps a matrix"),
+        ("newton-cg", False, "'newton-cg', whose Hessian would be that of one rank"),
+    ],
+)
+def test_what_needs_all_of_the_hessian(method: Any, owned: bool, match: str) -> None:
+    def job(comm: Rank) -> Any:
+        xopt.minimize(lambda x: (x @ x, 2 * x), np.ones(2), method=method, comm=comm, owned=owned)
+
+    assert all(match in str(error) for error in World(SIZE).run(job))
 
 
 def test_lbfgs_step_by_step() -> None:

@@ -270,9 +270,9 @@ def test_projected_steps_that_climb(rng: np.random.Generator) -> None:
     from xopt.solvers._bounded import Bounded
 
     taken = []
-    feasible = Bounded.feasible
+    feasible = Bounded.instead
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Bounded, "feasible", lambda self, here: taken.append(feasible(self, here)) or taken[-1])
+        patch.setattr(Bounded, "instead", lambda self, here: taken.append(feasible(self, here)) or taken[-1])
         for _ in range(20):
             q = np.linalg.qr(rng.standard_normal((20, 20)))[0]
             H, b = (q * np.logspace(0, 4, 20)) @ q.T, 100 * rng.standard_normal(20)

@@ -226,8 +226,8 @@ def test_what_does_not_fit() -> None:
         (TypeError, r"options: hist, but for lbfgs there are", lambda: run(options={"hist": 3})),
         (
             ValueError,
-            r"method: 'bfgs', but it must be one of 'lbfgs', 'lbfgs-b', 'cg', 'gd'",
-            lambda: run(method="bfgs"),
+            r"method: 'nelder-mead', but it must be one of 'lbfgs', 'lbfgs-b', 'cg', 'gd'",
+            lambda: run(method="nelder-mead"),
         ),
         (TypeError, r"preconditioner: 3, but it must be a function", lambda: run(options={"preconditioner": 3})),
         (TypeError, r"options: history, but for cg there are", lambda: run(method="cg", options={"history": 3})),

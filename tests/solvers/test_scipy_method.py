@@ -292,7 +292,7 @@ def test_what_does_not_fit() -> None:
         (TypeError, r"maxcor and history are the same", lambda: run(options={"maxcor": 1, "history": 1})),
         (TypeError, r"maxfev and maxfun are the same", lambda: run(options={"maxfev": 1, "maxfun": 1})),
         (ValueError, r"gtol: -1", lambda: run(options={"gtol": -1.0})),
-        (ValueError, r"method: 'bfgs', but it must be one of", lambda: run("bfgs")),
+        (ValueError, r"method: 'sgd', but it must be one of", lambda: run("sgd")),
         (TypeError, r"rule", lambda: xopt.scipy_method(xopt.Adam)),
         (ValueError, r"bounds: given, but .*'lbfgs'.* cannot have any; use \"lbfgs-b\"", lambda: run(bounds=pairs)),
         (ValueError, r"use a chain with xopt.Box", lambda: run(xopt.Adam(), bounds=scipy.Bounds([0, 0], 1))),

@@ -242,6 +242,10 @@ class Library:
         """Make a function of arrays return its value and the list of gradients, ∂f/∂Re + i·∂f/∂Im."""
         raise NotImplementedError  # asked of those that differentiate
 
+    def second(self, function: Callable[[list[Array]], Any]) -> Callable[[list[Array]], Any]:
+        """Make a function of arrays return, at a point, v ↦ H·v: the products of its second derivatives with arrays."""
+        raise NotImplementedError  # asked of those that differentiate
+
     def along(self, function: Callable[[Array], Array], x: Array) -> Callable[[Array], Array]:
         """Return v ↦ J·v, the derivative of a function at x along a direction."""
         raise NotImplementedError  # asked of those that differentiate

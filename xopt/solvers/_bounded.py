@@ -280,7 +280,7 @@ class Bounded(LimitedMemory):
         """Fill in what the first value along a direction has told."""
         return Line(line.d, float(sums[2]), max(1.0, 1 / float(tops[1])) if tops[1] > 0 else math.inf)
 
-    def feasible(self, here: Vectors) -> Line | None:
+    def instead(self, here: Vectors) -> Line | None:
         """Return d_F with more variables held, until no bound is in its way at once; None if there is no such."""
         space, box, xp, i = self.space, self.box, self.space.xp, 2 * self.slot
         masks = self._masks(here)

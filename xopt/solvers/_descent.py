@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xopt._arrays.layout import Layout
+from xopt.solvers._bfgs import BFGS
 from xopt.solvers._bounded import Bounds
-from xopt.solvers._directions import Asked, LimitedMemory, Line, Numbers, Projected
+from xopt.solvers._directions import Asked, Direction, LimitedMemory, Line, Numbers, Told
+from xopt.solvers._hessian import Hessian
 from xopt.solvers._inverse_hessian import InverseHessian
 from xopt.solvers._line import Point
 from xopt.solvers._options import Solver
@@ -40,8 +42,8 @@ class Descent(Run):
         self.space = made = space(layout) if own is None else own
         self.maxls, self.search, self.preconditioner = maxls, search, preconditioner
         self.box = Bounds(made, (None, None) if bounds is None else bounds) if solver.bounds else None
-        self.method = solver.direction(made, **({"box": self.box} if solver.bounds else {}), **options)
-        self.projected = self.method if isinstance(self.method, Projected) else None
+        self.method: Direction = solver.direction(made, **({"box": self.box} if solver.bounds else {}), **options)
+        self.told = self.method if isinstance(self.method, Told) else None
         self.better = 0
         self.lowest = self.least = math.inf
         self.value, self.known = math.nan, Known(np.zeros(2), np.zeros(1))
@@ -78,11 +80,19 @@ class Descent(Run):
         return self.space.tree(self.space.copied(self.here.g))
 
     def hess_inv(self) -> Any:
+        if isinstance(self.method, BFGS):
+            return self.method.inverse()
         if self.preconditioner is not None or self.space.parted or not isinstance(self.method, LimitedMemory):
             return None
         if self.method.slot not in self.method.order:  # of a search that found nothing
             self.method.clean()
         return InverseHessian(self.space, self.method.memory, self.method.order)
+
+    def use(self, hessian: Hessian) -> None:
+        """Use a Hessian, for a method that needs one."""
+        self.hessian = hessian
+        method: Any = self.method
+        method.hessian, method.precondition = hessian, self.preconditioned if self.preconditioner else None
 
     def settle(self) -> None:
         """Go to the best point that was evaluated."""
@@ -118,7 +128,7 @@ class Descent(Run):
         self.known = Known(np.asarray([0.0, square]), np.asarray([largest]))
         self.last = None if math.isnan(alpha) else (alpha, slope)
         self.nit, self.nfev, self.better = int(nit), int(nfev), int(better)
-        self.here = Vectors(x, g, self._preconditioned(g))
+        self.here = Vectors(x, g, self.preconditioned(g))
         self.best, self.bottomless = (self.value, self.here), bool(bottomless)
         self.end = self._hopeless()
 
@@ -162,14 +172,14 @@ class Descent(Run):
 
     def _along(self, line: Line) -> tuple[Point | None, Line]:
         first, ready = self._first(line.slope), list[Point]()
-        if self.projected is not None:
+        if self.told is not None:
             ready = [self._evaluate(line.d, first)]
-            line = self.projected.told(line, *ready[0].kept)
+            line = self.told.told(line, *ready[0].kept)
             if not line.slope < 0 and self.method.scaled:
-                feasible = self.space.quietly(self.projected.feasible, self.here)
-                if feasible is None:
+                other = self.space.quietly(self.told.instead, self.here)
+                if other is None:
                     return None, line
-                line, first, ready = feasible, min(1.0, feasible.longest), []
+                line, first, ready = other, min(1.0, other.longest), []
         if not -math.inf < line.slope < 0:
             raise Stop(STUCK, f"stopped: the slope is {line.slope:.3g}, g·g {self.square:.3g}, in {self.space.real}")
 
@@ -241,9 +251,10 @@ class Descent(Run):
         value, grads = self.evaluated(self.space.library, self.space.tree(x))
         g = self.space.gradient(grads)
         del grads
-        return value, Vectors(x, g, self._preconditioned(g))
+        return value, Vectors(x, g, self.preconditioned(g))
 
-    def _preconditioned(self, g: Array) -> Array:
+    def preconditioned(self, g: Array) -> Array:
+        """Return P·g."""
         if self.preconditioner is None:
             return g
         return self.space.gradient(self.preconditioner(self.space.tree(g)), "preconditioner")

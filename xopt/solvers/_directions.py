@@ -62,14 +62,14 @@ class Direction(Protocol):
 
 
 @runtime_checkable
-class Projected(Protocol):
-    """A method within bounds whose directions are projected, so that the first value tells the slope."""
+class Told(Protocol):
+    """A method that learns the slope along its direction together with the first value there."""
 
     def told(self, line: Line, sums: Numbers, tops: Numbers) -> Line:
         """Fill in what the first value along a direction has told."""
 
-    def feasible(self, here: Vectors) -> Line | None:
-        """Return a direction that needs no projection, where the projected one climbs; None if there is none."""
+    def instead(self, here: Vectors) -> Line | None:
+        """Return another direction, where that one climbs; None if there is none."""
 
 
 def asked(space: Space, new: Vectors, d: Array, *more: Array) -> Asked:

@@ -16,10 +16,11 @@ from xopt._public import public
 from xopt.distributed._ranks import Ranks
 from xopt.solvers._descent import Descent
 from xopt.solvers._directions import LimitedMemory
-from xopt.solvers._minimize import OptimizeResult, checked_layout
+from xopt.solvers._minimize import checked_layout
 from xopt.solvers._objective import objective
 from xopt.solvers._options import solver_options
 from xopt.solvers._registry import SOLVERS
+from xopt.solvers._result import OptimizeResult
 from xopt.solvers._stopping import CONVERGED, Limits, Stop
 from xopt.solvers._together import joined
 

@@ -20,58 +20,17 @@ from xopt.distributed._ranks import Ranks
 from xopt.rule import FunctionalOptimizer, check_method
 from xopt.solvers._descent import Descent
 from xopt.solvers._differences import Differences, evaluations
+from xopt.solvers._hessian import hessian
 from xopt.solvers._objective import objective
 from xopt.solvers._options import count, gathered, limits, solver_options
-from xopt.solvers._registry import MethodName, bounded_names, chosen
+from xopt.solvers._registry import MethodName, bounded_names, chosen, hessian_names
+from xopt.solvers._result import OptimizeResult
 from xopt.solvers._run import Run
 from xopt.solvers._space import is_numbers, numbers_of
 from xopt.solvers._stepping import Stepping
 from xopt.solvers._stopping import CONVERGED, INTERRUPTED, STOPPED, Stop
 from xopt.solvers._together import joined
-
-
-@public
-class OptimizeResult(dict[str, Any]):
-    """Result of `minimize`, under SciPy's names, as attributes and as keys.
-
-    ``x`` the parameters, ``fun`` the value there, ``jac`` the gradient there, ``nit`` iterations, ``nfev`` evaluations,
-    ``njev`` of the gradient, ``status`` (0 converged, 1 a limit was reached, 2 no better point was found, or the value
-    is infinite or NaN, 3 interrupted, 99 stopped by the callback), ``success`` (status 0), ``message``. Of ``"lbfgs"``
-    and ``"lbfgs-b"`` without a preconditioner also ``hess_inv``, an :class:`InverseHessian`.
-
-    Examples
-    --------
-    >>> import xopt
-    >>> result = xopt.OptimizeResult(fun=0.5, nit=3)
-    >>> result.fun, result["nit"]
-    (0.5, 3)
-    """
-
-    __slots__ = ()
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"{name}: there is {', '.join(map(str, self))}") from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
-
-    def __delattr__(self, name: str) -> None:
-        if name not in self:
-            raise AttributeError(f"{name}: there is {', '.join(map(str, self))}")
-        del self[name]
-
-    def __dir__(self) -> list[str]:
-        return [*map(str, self)]
-
-    def __repr__(self) -> str:
-        width = max((len(str(name)) for name in self), default=0)
-        lines = (
-            f"{name!s:>{width}}: " + repr(value).replace("\n", "\n" + " " * (width + 2)) for name, value in self.items()
-        )
-        return "\n".join(lines) or f"{type(self).__name__}()"
+from xopt.solvers._trust import TrustRegion
 
 
 @public
@@ -83,6 +42,8 @@ def minimize(
     method: MethodName | None = None,
     args: Any = (),
     jac: bool | Callable[..., Any] | Literal["2-point", "3-point"] | None = True,
+    hess: Callable[..., Any] | None = None,
+    hessp: Callable[..., Any] | None = None,
     conjugate: bool = False,
     bounds: Any = None,
     maxiter: float | None = None,
@@ -99,7 +60,11 @@ def minimize(
     ``"lbfgs"`` goes along -H·g with an H of the last steps (Nocedal 1980), computed from the products of the vectors
     (Chen, Wang & Zhou 2014); ``"lbfgs-b"`` within bounds, to the minimum of the same model over the variables that are
     free, projected (Byrd, Lu, Nocedal & Zhu 1995; which are free: Bertsekas 1982); ``"cg"`` along conjugate gradients
-    (Polak & Ribière 1969, with β ≥ 0); ``"gd"`` along -g; each with a line search. A rule takes its own steps.
+    (Polak & Ribière 1969, with β ≥ 0); ``"gd"`` along -g; ``"bfgs"`` along -H·g with a matrix H; ``"newton-cg"`` along
+    conjugate gradients on the Newton equations, truncated (Dembo & Steihaug 1983); each with a line search.
+    ``"trust-ncg"`` and ``"trust-exact"`` go to the minimum of the model g·d + d·H·d/2, with the Hessian H, within a
+    radius that changes: by conjugate gradients (Steihaug 1983), or exactly (Moré & Sorensen 1983). A rule takes its own
+    steps.
 
     Parameters
     ----------
@@ -114,8 +79,9 @@ def minimize(
     rule
         A rule or a chain. None: ``method``.
     method
-        ``"lbfgs"`` (the default), ``"lbfgs-b"`` (the default with bounds), ``"cg"`` or ``"gd"``, in letters of either
-        case; SciPy's ``"L-BFGS-B"`` is the first without bounds and the second with bounds.
+        ``"lbfgs"`` (the default), ``"lbfgs-b"`` (the default with bounds), ``"cg"``, ``"gd"``, ``"bfgs"``,
+        ``"newton-cg"``, ``"trust-ncg"`` or ``"trust-exact"``, in letters of either case; SciPy's ``"L-BFGS-B"`` is the
+        first without bounds and the second with bounds.
     args
         More arguments of ``fun`` and ``jac``; what is no tuple is one argument.
     jac
@@ -124,9 +90,18 @@ def minimize(
         returns the value, and the gradient comes from differences of values, forward or central, of any library; that
         takes one or two evaluations more for each real number of x, each with a transfer. None: False for torch and
         JAX, else ``"2-point"``.
+    hess
+        For ``"newton-cg"``, ``"trust-ncg"`` and ``"trust-exact"``: ``hess(x, *args)`` returns the Hessian, a matrix
+        (n, n) of the n numbers of x in the order of its leaves, or of the shape of x twice; beside NumPy also lists, a
+        sparse matrix or a ``LinearOperator``. The mean of it and its transpose is taken. Not for complex x.
+    hessp
+        For the same: ``hessp(x, p, *args)`` returns the product of the Hessian with p. Both are like x; of complex x,
+        the Hessian is that over real and imaginary parts. It must be symmetric. With neither, torch and JAX compute the
+        products where ``jac`` is False, or None; else they are differences of gradients along p, an evaluation each.
+        ``"trust-exact"`` makes its matrix of n products.
     conjugate
         The gradient of complex parameters is ∂f/∂Re + i·∂f/∂Im, torch's. True: the one that is given is the conjugate
-        of that, JAX's. With ``jac=False`` and with differences nothing need be said.
+        of that, JAX's; and so is what ``hessp`` returns. With ``jac=False`` and with differences nothing need be said.
     bounds
         A tuple ``(lower, upper)``, each None, a number, an array like x0, or a tree of these like x0; where x0 is one
         array also SciPy's forms: a list of pairs ``[(low, high), …]``, one per element, with None for what is open, or
@@ -152,19 +127,24 @@ def minimize(
         ``"armijo"`` (backtracking), or a function, see below. ``preconditioner`` (not with bounds): a function g ↦ P·g
         of trees like x0, linear, symmetric and positive definite, the same throughout, about the inverse of the
         Hessian, that does not write into g: directions are computed from P·g, as if x were C⁻¹·x with P = C·Cᵀ.
-        ``every`` (10; rules): steps between looks at the value. ``runner`` (rules), see `Optimizer`. ``eps``: the step
-        of differences, or one for each real number; else it is ε^(1/2) of the larger of \|x\| and 1, with three points
-        ε^(1/3), for the coarser dtype of x and of the value. ``disp``: print how it ended. SciPy's ``maxcor``,
-        ``maxfev`` and ``maxiter`` are ``history``, ``maxfun`` and the argument.
+        ``hess_inv0`` (``"bfgs"``): the matrix H to begin with; else it is I, and s·y/y·y·I before the first update.
+        ``maxcg`` (1,000; ``"newton-cg"``, ``"trust-ncg"``): products of the Hessian an iteration, and no more than
+        20·n. ``initial_trust_radius`` (1), ``max_trust_radius`` (inf; SciPy's is 1,000) and ``eta`` (0.15, < 0.25; a
+        step is taken if the value falls by more than this part of what the model says): of ``"trust-ncg"`` and
+        ``"trust-exact"``, which have no ``maxls`` and no ``line_search``. ``every`` (10; rules): steps between looks at
+        the value. ``runner`` (rules), see `Optimizer`. ``eps``: the step of differences, or one for each real number;
+        else it is ε^(1/2) of the larger of \|x\| and 1, with three points ε^(1/3), for the coarser dtype of x and of
+        the value. ``disp``: print how it ended. SciPy's ``maxcor``, ``maxfev`` and ``maxiter`` are ``history``,
+        ``maxfun`` and the argument.
     comm
         Minimize the sum of the functions of many processes, each with its share of the data, see :doc:`/distributed`:
         a communicator as for `Optimizer`. All ranks call ``minimize``, and all return the same. Not with a rule, with
-        differences, or with ``max_time``.
+        differences, ``max_time``, or a method that uses the Hessian.
     total
         With ``comm``: ``"sum"`` or ``"mean"``.
     owned
         With ``comm``: whether x0 is a part of the parameters that only this rank has. Then values and products are
-        added up, and no gradient is sent. Not with bounds.
+        added up, and no gradient is sent. Not with bounds or ``"bfgs"``.
 
     Returns
     -------
@@ -181,8 +161,10 @@ def minimize(
     Notes
     -----
     Values are brought to the host once an evaluation, with all products that the method needs; with ``xtol`` once more
-    an iteration; with bounds once at the start, and a few times where a projected step would climb, which is rare; for
-    a rule once in ``every`` steps. An interrupt (Ctrl-C) ends the run, with status 3.
+    an iteration; for ``"newton-cg"`` and ``"trust-ncg"`` once more a product of the Hessian, with a preconditioner
+    twice; for ``"trust-exact"`` 2·n numbers a Hessian; with bounds once at the start, and a few times where a projected
+    step would climb, which is rare; for a rule once in ``every`` steps. An interrupt (Ctrl-C) ends the run, with status
+    3.
 
     A line search is ``search(along, start, first, *, tol, maxls, sigma, longest)``: ``along(alpha)`` evaluates and
     returns a point with ``alpha``, ``value`` and ``slope``, as ``start`` is one; ``first`` is the length to try first,
@@ -191,9 +173,10 @@ def minimize(
 
     Memory, in vectors of the size of x0: 2·history + 4 for ``"lbfgs"`` (2·history for the history; x and the gradient,
     before and after the step), 2 more in an iteration that takes several evaluations, 2 more with a preconditioner; for
-    ``"lbfgs-b"`` 2 more than that, and the bounds; 5 to 7 for the others; for a rule its state. What ``fun`` returns is
-    copied, and not counted here. JAX, whose arrays cannot be written into, needs some more. A result with ``hess_inv``
-    keeps the history, which ``del result.hess_inv`` gives back.
+    ``"lbfgs-b"`` 2 more than that, and the bounds; n for the matrix of ``"bfgs"``, n more in its update; 3·n for
+    ``"trust-exact"``; 14 for ``"newton-cg"`` and ``"trust-ncg"``, n more with ``hess``; 5 to 7 for the others; for a
+    rule its state. What ``fun`` returns is copied, and not counted here. JAX, whose arrays cannot be written into,
+    needs some more. A result with ``hess_inv`` keeps the history, which ``del result.hess_inv`` gives back.
 
     References
     ----------
@@ -206,6 +189,12 @@ def minimize(
     Mathematical Software 38. There a generalized Cauchy point tells which variables are free, one after the other;
     here, as in D. P. Bertsekas (1982), Projected Newton methods, SIAM Journal on Control and Optimization 20, they are
     those that are not at a bound with a slope that pushes against it.
+
+    R. S. Dembo, T. Steihaug (1983), Truncated-Newton algorithms for large-scale unconstrained optimization,
+    Mathematical Programming 26; T. Steihaug (1983), The conjugate gradient method and trust regions in large scale
+    optimization, SIAM Journal on Numerical Analysis 20; J. J. Moré, D. C. Sorensen (1983), Computing a trust region
+    step, SIAM Journal on Scientific and Statistical Computing 4, here from eigenvalues; J. Nocedal, S. J. Wright
+    (2006), Numerical Optimization, Algorithms 4.1, 6.1 and 7.1.
 
     W. W. Hager, H. Zhang (2006), Algorithm 851: CG_DESCENT, ACM Transactions on Mathematical Software 32.
 
@@ -221,12 +210,16 @@ def minimize(
     (array([1., 1.]), True)
     >>> xopt.minimize(fun, np.zeros(2), bounds=(None, 0.5)).x.round(4)
     array([0.5 , 0.25])
+    >>> from scipy.optimize import rosen_hess
+    >>> xopt.minimize(fun, np.asarray([-1.2, 1.0]), method="trust-exact", hess=rosen_hess).nit < result.nit
+    True
     >>> xopt.minimize(lambda x: (x @ x, 2 * x), np.ones(3), xopt.Adam(lr=0.1), maxiter=500).fun < 1e-9
     True
     """
     found, _ = solve(
-        fun, x0, rule, method=method, args=args, jac=jac, conjugate=conjugate, bounds=bounds, maxiter=maxiter, tol=tol,
-        callback=callback, progress=progress, options=options, comm=comm, total=total, owned=owned,
+        fun, x0, rule, method=method, args=args, jac=jac, hess=hess, hessp=hessp, conjugate=conjugate, bounds=bounds,
+        maxiter=maxiter, tol=tol, callback=callback, progress=progress, options=options, comm=comm, total=total,
+        owned=owned,
     )  # fmt: skip
     return found
 
@@ -240,8 +233,8 @@ def solve(*given: Any, comm: Any = None, **more: Any) -> tuple[OptimizeResult, K
 
 def _solved(
     fun: Any, x0: Any, rule: FunctionalOptimizer | None, *, method: Any, bounds: Any, options: Any, callback: Any,
-    ranks: Ranks | None, maxiter: Any = None, tol: Any = None, args: Any = (), jac: Any = True, conjugate: bool = False,
-    progress: bool = False, total: Any = "sum", owned: Any = False,
+    ranks: Ranks | None, maxiter: Any = None, tol: Any = None, args: Any = (), jac: Any = True, hess: Any = None,
+    hessp: Any = None, conjugate: bool = False, progress: bool = False, total: Any = "sum", owned: Any = False,
 ) -> tuple[OptimizeResult, KeyboardInterrupt | None]:  # fmt: skip
     if rule is not None and method is not None:
         raise TypeError(f"method: {method!r}, but a rule is given too; choose one of both")
@@ -249,6 +242,10 @@ def _solved(
     if bounds is not None and (solver is None or not solver.bounds):
         what = "a rule, which xopt.Box behind it keeps within bounds" if solver is None else f"method {solver.name!r}"
         raise TypeError(f"bounds: given with {what}; {' or '.join(map(repr, bounded_names()))} has bounds")
+    for name, function in (("hess", hess), ("hessp", hessp)):
+        if function is not None and not (solver is not None and solver.hessian):
+            what = "a rule, which does not use it" if solver is None else f"method {solver.name!r}"
+            raise TypeError(f"{name}: given with {what}; {' or '.join(map(repr, hessian_names()))} uses it")
     if rule is not None:
         check_method(rule)
     if callback is not None and not callable(callback):
@@ -256,7 +253,7 @@ def _solved(
     given = gathered(solver, options, maxiter, tol)
     when, layout, step = limits(given), checked_layout(x0), given.get("eps")
     together = joined(ranks, layout, solver, total, owned, given)
-    run: Run
+    run: Stepping | Descent | TrustRegion
     if solver is None:
         assert rule is not None
         both = objective(fun, jac, args, layout, conjugate, step)
@@ -264,8 +261,13 @@ def _solved(
         run = Stepping(both, layout, rule, when, every=every, runner=given.get("runner"))
     else:
         own = None if together is None else together.space(layout)
-        run = Descent(layout, solver, when, bounds=bounds, own=own, **solver_options(given, solver))
+        if solver.trust:
+            run = TrustRegion(layout, solver, when, **solver_options(given, solver))
+        else:
+            run = Descent(layout, solver, when, bounds=bounds, own=own, **solver_options(given, solver))
         run.fun = objective(fun, jac, args, layout, conjugate, step, run.box)
+        if solver.hessian:
+            run.use(hessian(run, run.space, fun, hess, hessp, args, jac, conjugate))
         if together is not None:
             if isinstance(run.fun, Differences):
                 raise TypeError(f"jac: {jac!r}, but with comm each rank must return its gradient")
@@ -351,11 +353,12 @@ def annotate(error: BaseException, result: Any) -> None:
 
 def _result(run: Run, status: int, message: str) -> OptimizeResult:
     value = float(run.value)
-    inverse = run.hess_inv()
+    more = {"hess_inv": run.hess_inv(), "hess": run.hess()}
+    more |= {"nhev": None if run.hessian is None else run.hessian.nhev}
     return OptimizeResult(
         x=run.x, fun=value, jac=None if math.isnan(value) else run.gradient, nit=run.nit,
         nfev=evaluations(run.fun, run.nfev), njev=run.nfev, status=status, success=status == CONVERGED,
-        message=message, **({} if inverse is None else {"hess_inv": inverse}),
+        message=message, **{name: x for name, x in more.items() if x is not None},
     )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from xopt._arrays.scalars import is_number
 from xopt.solvers import _line
-from xopt.solvers._directions import Direction
 from xopt.solvers._line import Point
 from xopt.solvers._stopping import Limits
 
@@ -38,12 +37,18 @@ class Solver(NamedTuple):
     """A row of the table of solvers: all that the rest of the package knows of one."""
 
     name: str
-    direction: Callable[..., Direction]
-    """Called with the space and the options by name, within bounds also with ``box``."""
+    direction: Callable[..., Any]
+    """Makes a `Direction` of the space and the options by name, within bounds also of ``box``."""
     options: Mapping[str, Option] = {}
     """Options that not all have; ``preconditioner`` makes P·g, and is not given to ``direction``."""
     bounds: bool = False
     """Whether it has bounds."""
+    hessian: bool = False
+    """Whether it uses the Hessian, which is given to what ``direction`` makes, as its ``hessian``."""
+    parts: bool = True
+    """Whether each process may have its own part of the parameters."""
+    trust: bool = False
+    """Whether it has a trust region in place of a line search; ``direction`` makes a `Subproblem` then."""
     line_search: str = "hager-zhang"
     """The search where none is given."""
     tol: tuple[str, ...] = ("gtol",)
@@ -57,7 +62,7 @@ def gathered(solver: Solver | None, options: Mapping[str, Any] | None, maxiter: 
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"options: a {type(options).__name__}, but it must be a dictionary")
     given = {n: x for n, x in (options or {}).items() if x is not None}
-    name, known = ("rule", _RULE) if solver is None else (solver.name, {*_SEARCH, *_OWN, *solver.options})
+    name, known = ("rule", _RULE) if solver is None else (solver.name, {*_taken(solver), *solver.options})
     known = known | {theirs for theirs, ours in _SAME.items() if ours in known}
     unknown = sorted({*map(str, given)} - known)
     if unknown:
@@ -78,6 +83,11 @@ def gathered(solver: Solver | None, options: Mapping[str, Any] | None, maxiter: 
     return given
 
 
+def _taken(solver: Solver) -> set[str]:
+    """Return the options that a solver has besides its own."""
+    return {*_ANY, "xtol"} if solver.trust else {*_SEARCH, *_OWN}
+
+
 def limits(given: Mapping[str, Any]) -> Limits:
     """Check when to stop."""
     values = {n: given[n] for n in Limits._field_defaults if n in given}
@@ -94,6 +104,8 @@ def limits(given: Mapping[str, Any]) -> Limits:
 
 def solver_options(given: Mapping[str, Any], solver: Solver) -> dict[str, Any]:
     """Check the options of a solver other than when to stop, and fill in the defaults."""
+    if solver.trust:
+        return {n: option.check(n, given.get(n, option.default)) for n, option in solver.options.items()}
     search = given.get("line_search", solver.line_search)
     if not callable(search) and search not in SEARCHES:
         raise ValueError(f"line_search: {search!r}, but it must be one of {', '.join(SEARCHES)}, or a function")
@@ -114,6 +126,25 @@ def count(name: str, x: Any, least: int) -> int:
 def positive(name: str, x: Any) -> int:
     """Check a whole number ≥ 1."""
     return count(name, x, 1)
+
+
+def radius(name: str, x: Any) -> float:
+    """Check a number > 0, which may be infinite."""
+    if not is_number(x) or not x > 0:
+        raise ValueError(f"{name}: {x!r}, but it must be a number > 0")
+    return float(x)
+
+
+def quarter(name: str, x: Any) -> float:
+    """Check a number ≥ 0 and < 1/4."""
+    if not is_number(x) or not 0 <= x < 0.25:
+        raise ValueError(f"{name}: {x!r}, but it must be ≥ 0 and < 0.25")
+    return float(x)
+
+
+def anything(name: str, x: Any) -> Any:
+    """Leave it to the solver to check, who knows the parameters."""
+    return x
 
 
 def of_gradient(name: str, x: Any) -> Any:

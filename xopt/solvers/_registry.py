@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, TypeAlias
 
+from xopt.solvers._bfgs import BFGS
 from xopt.solvers._bounded import Bounded
 from xopt.solvers._directions import LimitedMemory, PolakRibiere, Steepest
-from xopt.solvers._options import Option, Solver, of_gradient, positive
+from xopt.solvers._newton import Newton
+from xopt.solvers._options import Option, Solver, anything, of_gradient, positive, quarter, radius
+from xopt.solvers._trust import Exact, Steihaug
 
-MethodName: TypeAlias = Literal["lbfgs", "lbfgs-b", "cg", "gd", "L-BFGS-B", "CG"]
+MethodName: TypeAlias = Literal[
+    "lbfgs", "lbfgs-b", "cg", "gd", "bfgs", "newton-cg", "trust-ncg", "trust-exact",
+    "L-BFGS-B", "CG", "BFGS", "Newton-CG",
+]  # fmt: skip
 """The names of the rows, and SciPy's."""
 
 _HISTORY = {"history": Option(10, positive)}
 _PRECONDITIONER = {"preconditioner": Option(None, of_gradient)}
+_PRODUCTS = {"maxcg": Option(1000, positive)}
+_RADIUS = {
+    "initial_trust_radius": Option(1.0, radius),
+    "max_trust_radius": Option(math.inf, radius),
+    "eta": Option(0.15, quarter),
+}
 _BOTH = "gtol", "ftol"
 _SCIPY = {"ftol": 2.220446049250313e-09, "maxfun": 15000}
 """What SciPy's L-BFGS-B does where nothing is said. The rest of its defaults are those of xopt too."""
@@ -24,6 +37,10 @@ SOLVERS = {
         Solver("lbfgs-b", Bounded, _HISTORY, bounds=True, tol=_BOTH, scipy=_SCIPY),
         Solver("cg", PolakRibiere, _PRECONDITIONER, line_search="strong-wolfe"),
         Solver("gd", Steepest, _PRECONDITIONER),
+        Solver("bfgs", BFGS, {"hess_inv0": Option(None, anything)}, parts=False),
+        Solver("newton-cg", Newton, _PRECONDITIONER | _PRODUCTS, hessian=True),
+        Solver("trust-ncg", Steihaug, _PRODUCTS | _RADIUS, hessian=True, trust=True),
+        Solver("trust-exact", Exact, _RADIUS, hessian=True, trust=True),
     )
 }
 """The first without bounds and the first with bounds are the defaults."""
@@ -44,6 +61,11 @@ def chosen(method: Any, bounded: bool) -> Solver:
         known = ", ".join(map(repr, SOLVERS))
         raise ValueError(f"method: {method!r}, but it must be one of {known}, 'L-BFGS-B', or give a rule")
     return SOLVERS[name]
+
+
+def hessian_names() -> list[str]:
+    """Return the names of the solvers that use the Hessian."""
+    return [solver.name for solver in SOLVERS.values() if solver.hessian]
 
 
 def bounded_names() -> list[str]:

@@ -22,6 +22,8 @@ class Run(ABC):
     """The value at the point, a number or a 0-d array; NaN where it is not known."""
     together: Any = None
     """The ranks of a run on many processes."""
+    hessian: Any = None
+    """The Hessian, of a method that uses it."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -40,6 +42,10 @@ class Run(ABC):
 
     def hess_inv(self) -> Any:
         """Return the inverse of the Hessian as the method knows it, at the end of the run; None if it knows none."""
+        return None
+
+    def hess(self) -> Any:
+        """Return the Hessian at the end of the run as a matrix, if the method has it; else None."""
         return None
 
     @abstractmethod

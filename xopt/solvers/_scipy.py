@@ -16,6 +16,7 @@ from xopt._arrays.layout import Layout
 from xopt._public import public
 from xopt.rule import FunctionalOptimizer, check_method
 from xopt.solvers._differences import Differences
+from xopt.solvers._inverse_hessian import InverseHessian
 from xopt.solvers._minimize import annotate, show, solve
 from xopt.solvers._options import Solver, gathered
 from xopt.solvers._options import limits as limits_of
@@ -60,8 +61,9 @@ def scipy_method(method: str | FunctionalOptimizer | None = None) -> Callable[..
     too: SciPy does not pass them on. ``nfev`` and ``maxfun`` count their evaluations, as in SciPy.
 
     As in SciPy, what a callback returns is ignored, and ``StopIteration`` ends the run; an interrupt (Ctrl-C) is
-    raised, with an ``intermediate_result``; infinite values and NaN at x0 end the run with status 2; ``hess`` and
-    ``hessp`` are not used, and a warning says so. Other than in SciPy, float32 and complex parameters keep their dtype
+    raised, with an ``intermediate_result``; infinite values and NaN at x0 end the run with status 2; where ``hess`` and
+    ``hessp`` are not used, a warning says so. Methods that use them need ``jac``; ``"2-point"`` and the like as
+    ``hess`` are differences of gradients. Other than in SciPy, float32 and complex parameters keep their dtype
     throughout. With ``"lbfgs"`` and ``"lbfgs-b"``, ``hess_inv`` is SciPy's ``LbfgsInvHessProduct`` of the last steps.
 
     Examples
@@ -93,8 +95,12 @@ class _SciPyMethod:
         hessp: Any = None, bounds: Any = None, constraints: Any = (), callback: Any = None, **options: Any,
     ) -> Any:  # fmt: skip
         scipy: Any = importlib.import_module("scipy.optimize")
+        second = self._solver is not None and self._solver.hessian
+        if second and not callable(jac):
+            raise ValueError(f"jac: {jac!r}, but {self._name} needs the gradient")
+        hess = None if second and isinstance(hess, str) else hess
         for unused, given in (("hess", hess), ("hessp", hessp)):
-            if given is not None:
+            if given is not None and not second:
                 warnings.warn(f"{unused}: given, but {self._name} does not use it", RuntimeWarning, stacklevel=3)
         if constraints is not None and not (isinstance(constraints, tuple | list) and not constraints):
             raise ValueError(f"constraints: given, but {self._name} cannot have any")
@@ -115,6 +121,7 @@ class _SciPyMethod:
                 raise ValueError(f"bounds: given, but {self._name} cannot have any; use {advice}")
             limits = [inward(side, layout.dtypes[0].real, sign) for side, sign in zip(two, (-1, 1), strict=True)]
             x0 = np.clip(x0, *limits)  # as SciPy does
+        more = _second(hess, hessp, args) if second else {}
         both = _Objective(fun, jac, args, x0, limits, given.pop("eps", _EPS))
         if both.differences is not None and "maxfun" in given:
             given["maxfun"] = max(1.0, limits_of(given).maxfun / both.differences.cost)
@@ -123,14 +130,14 @@ class _SciPyMethod:
         interrupt: KeyboardInterrupt | None = None
         try:
             found, interrupt = solve(
-                both, x0, rule, method=name, bounds=two, callback=_callback(scipy, callback), options=given
+                both, x0, rule, method=name, bounds=two, callback=_callback(scipy, callback), options=given, **more
             )
         except _NotFinite as error:
             value, g = error.args
             found = {"x": x0.copy(), "fun": value, "jac": g, "nit": 0, "status": 2, "success": False}
             found["message"] = f"stopped: at x0 the value is {value}, the largest slope {np.max(np.abs(g))}"
         result = scipy.OptimizeResult({**found, "nfev": both.nfev, "njev": both.njev})
-        if "hess_inv" in found and x0.dtype.kind == "f":
+        if isinstance(found.get("hess_inv"), InverseHessian) and x0.dtype.kind == "f":
             result["hess_inv"] = scipy.LbfgsInvHessProduct(*found["hess_inv"].pairs())
         if interrupt is not None:  # who uses SciPy relies on Ctrl-C to end more than this run
             annotate(interrupt, result)
@@ -190,6 +197,15 @@ class _Objective:
         if value.size != 1:
             raise ValueError(f"fun: returned an array of shape {value.shape}, but it must return a number")
         return value.item()
+
+
+def _second(hess: Any, hessp: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the Hessian of a user of SciPy, who may write into what is given; ``hess`` is taken before ``hessp``."""
+    if hess is not None and not callable(hess):
+        raise TypeError(f"hess: {hess!r}, but it must be a function, or the name of differences")
+    if hess is not None:
+        return {"hess": lambda x: hess(x.copy(), *args)}
+    return {} if hessp is None else {"hessp": lambda x, p: np.array(hessp(x.copy(), p.copy(), *args), x.dtype)}
 
 
 def _bounds(scipy: Any, bounds: Any, layout: Layout) -> tuple[Any, Any] | None:

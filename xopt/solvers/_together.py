@@ -99,6 +99,12 @@ def joined(
         return None
     if solver is None:
         raise TypeError("comm: given with a rule; xopt.Optimizer(x0, rule, comm=comm) takes its steps")
+    if solver.hessian:
+        raise TypeError(
+            f"comm: given with {solver.name!r}, whose Hessian would be that of one rank; 'bfgs' can have it"
+        )
+    if owned and not solver.parts:
+        raise TypeError(f"owned: True, but {solver.name!r} keeps a matrix of all parameters")
     if owned and solver.bounds:
         raise TypeError(f"owned: True, but {solver.name!r} frees variables by the sums of all")
     if "max_time" in given:

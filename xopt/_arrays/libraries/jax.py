@@ -61,6 +61,15 @@ class Own(Library):
 
         return both
 
+    def second(self, function: Callable[[list[Array]], Any]) -> Callable[[list[Array]], Any]:
+        slopes, jax = _jax().grad(function), _jax()
+
+        def at(leaves: list[Array]) -> Callable[[list[Array]], list[Array]]:
+            along = jax.linearize(slopes, leaves)[1]
+            return lambda v: [x.conj() if x.dtype.kind == "c" else x for x in along(v)]
+
+        return at
+
     def along(self, function: Callable[[Array], Array], x: Array) -> Callable[[Array], Array]:
         derivative: Callable[[Array], Array] = _jax().linearize(function, x)[1]
         return derivative

@@ -149,6 +149,28 @@ class Own(Library):
     def on_cuda(self, x: Array) -> bool:
         return x.device.type == "cuda" and self.is_plain(x)
 
+    def second(self, function: Callable[[list[Array]], Any]) -> Callable[[list[Array]], Any]:
+        torch = _torch()
+
+        def at(leaves: list[Array]) -> Callable[[list[Array]], list[Array]]:
+            leaves = [p.detach().requires_grad_() for p in leaves]
+            with torch.enable_grad():
+                value = function(leaves).reshape(())
+                grads = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
+            curved = [k for k, g in enumerate(grads) if g is not None and g.requires_grad]  # the others are constant
+
+            def along(v: list[Array]) -> list[Array]:
+                outputs = [grads[k] for k in curved]
+                weights = [v[k] for k in curved]
+                found = [None] * len(leaves)
+                if curved:
+                    found = torch.autograd.grad(outputs, leaves, weights, retain_graph=True, allow_unused=True)
+                return [torch.zeros_like(p) if h is None else h.detach() for p, h in zip(leaves, found, strict=True)]
+
+            return along
+
+        return at
+
     def value_and_grad(self, function: Callable[[list[Array]], Any]) -> Callable[[list[Array]], Any]:
         torch = _torch()
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from xopt._arrays.transfer import to_host
-from xopt.solvers._minimize import OptimizeResult
+from xopt.solvers._result import OptimizeResult
 from xopt.solvers.fits._arguments import beside
 from xopt.solvers.fits._batch import Batch
 from xopt.solvers.fits._fit import MESSAGES, Fit, Found
