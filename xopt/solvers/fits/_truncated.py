@@ -10,7 +10,7 @@ import numpy as np
 
 from xopt import _arrays
 from xopt.solvers import _space
-from xopt.solvers._minimize import OptimizeResult
+from xopt.solvers._result import OptimizeResult
 from xopt.solvers.fits import _losses
 from xopt.solvers.fits._fit import BOTH, CALLBACK, FTOL, GTOL, LEAST, LIMIT, MESSAGES, NOT_FINITE, XTOL, Rules
 from xopt.solvers.fits._linear import Array
@@ -36,7 +36,7 @@ class Around(NamedTuple):
     """The gradient of the cost."""
 
 
-class Step(NamedTuple):
+class TruncatedStep(NamedTuple):
     """A step p, and what the linear model makes of it."""
 
     p: Array
@@ -218,7 +218,7 @@ class TruncatedFit:
         if self.status == LIMIT and (flat or still):
             self.status = BOTH if flat and still else FTOL if flat else XTOL
 
-    def _resize(self, ratio: float, step: Step, fall: float, slope: float) -> None:
+    def _resize(self, ratio: float, step: TruncatedStep, fall: float, slope: float) -> None:
         """Shrink the region after a bad step, widen it after a good one (Moré 1978)."""
         if self.turns == 1:
             self.radius = min(self.radius, step.length)
@@ -229,7 +229,7 @@ class TruncatedFit:
         elif ratio >= 0.75 or step.inside:
             self.radius = 2 * step.length
 
-    def _direction(self) -> Step:
+    def _direction(self) -> TruncatedStep:
         """Return a step; within bounds of the parameters that are free, twice: then of those that hit none."""
         xp, free = self.xp, self._free(self.at.g)
         if free is None:
@@ -245,9 +245,9 @@ class TruncatedFit:
             free = xp.where(hit, none, free)
         p = to - self.x
         [square] = self._look(self._dot(p, p / self._square))
-        return Step(p, self.at.forward(p), math.sqrt(square), step.inside)
+        return TruncatedStep(p, self.at.forward(p), math.sqrt(square), step.inside)
 
-    def _steihaug(self, held: Array | None, free: Array | None) -> Step:
+    def _steihaug(self, held: Array | None, free: Array | None) -> TruncatedStep:
         """Minimize ‖f + J·p‖ by conjugate gradients, to the edge of the region (Steihaug 1983).
 
         ``held`` is where p begins, in parameters that are not free. Lengths are those of P⁻¹, which need no P⁻¹: they
@@ -281,7 +281,7 @@ class TruncatedFit:
             if not pp + 2 * alpha * pd + alpha * alpha * dd < room:
                 root = math.sqrt(max(pd * pd + dd * (room - pp), 0.0))
                 alpha = (room - pp) / (pd + root) if pd > 0 else (root - pd) / dd
-                return Step(p + alpha * d, jp + alpha * q, self.radius, False)
+                return TruncatedStep(p + alpha * d, jp + alpha * q, self.radius, False)
             p, jp = p + alpha * d, jp + alpha * q
             pp += 2 * alpha * pd + alpha * alpha * dd
             pd = pd + alpha * dd
@@ -291,7 +291,7 @@ class TruncatedFit:
                 break
             beta = gamma / before
             d, pd, dd = beta * d - z, beta * pd, gamma + beta * beta * dd
-        return Step(p, jp, math.sqrt(max(pp, 0.0)), True)
+        return TruncatedStep(p, jp, math.sqrt(max(pp, 0.0)), True)
 
     # --- what was found
 
