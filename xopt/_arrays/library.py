@@ -250,8 +250,8 @@ class Library:
         """Return v ↦ J·v, the derivative of a function at x along a direction."""
         raise NotImplementedError  # asked of those that differentiate
 
-    def across(self, function: Callable[[Array], Array], x: Array) -> Callable[[Array], Array]:
-        """Return u ↦ Jᵀ·u, the gradient at x of a function's product with u."""
+    def across(self, function: Callable[[Array], Array], x: Array) -> tuple[Array, Callable[[Array], Array]]:
+        """Return a function at x, and u ↦ Jᵀ·u, the gradient there of its product with u."""
         raise NotImplementedError  # asked of those that differentiate
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from xopt._arrays.layout import Layout
 from xopt._public import public
 from xopt.distributed._ranks import Ranks
 from xopt.rule import FunctionalOptimizer, check_method
+from xopt.solvers._callbacks import annotate, called
 from xopt.solvers._descent import Descent
 from xopt.solvers._differences import Differences, evaluations
 from xopt.solvers._hessian import hessian
@@ -31,6 +31,7 @@ from xopt.solvers._stepping import Stepping
 from xopt.solvers._stopping import CONVERGED, INTERRUPTED, STOPPED, Stop
 from xopt.solvers._together import joined
 from xopt.solvers._trust import TrustRegion
+from xopt.solvers.lanes._minimize import solve_many
 
 
 @public
@@ -54,6 +55,8 @@ def minimize(
     comm: Any = None,
     total: Literal["sum", "mean"] = "sum",
     owned: bool = False,
+    batched: bool = False,
+    data: Any = None,
 ) -> OptimizeResult:
     r"""Minimize a function of arrays, on the library and the device where these are.
 
@@ -145,11 +148,21 @@ def minimize(
     owned
         With ``comm``: whether x0 is a part of the parameters that only this rank has. Then values and products are
         added up, and no gradient is sent. Not with bounds or ``"bfgs"``.
+    batched
+        Whether the first axis of all arrays of x0 numbers independent problems. Then ``fun`` returns a value for each,
+        and gradients with that axis, each has a line search (to the weak conditions of Wolfe) and an end of its own,
+        and all that run are evaluated together. For ``"lbfgs"``, ``"lbfgs-b"`` and, for few parameters, ``"bfgs"``;
+        without ``line_search``, ``preconditioner``, ``hess_inv0``, ``progress`` and ``comm``. Bounds are those of one
+        problem or of all; parameters at a bound that are pushed against it stay there in a step.
+    data
+        With ``batched``: a tree of arrays whose first axis numbers the problems, too. Then ``fun(x, data, *args)`` is
+        given the rows of those that still run, as by `least_squares`.
 
     Returns
     -------
     OptimizeResult
-        x of the same library, dtype, device and structure as x0.
+        x of the same library, dtype, device and structure as x0. With ``batched`` ``fun``, ``nit``, ``status`` and
+        ``success`` are arrays, and ``nfev`` counts calls.
 
     Raises
     ------
@@ -163,8 +176,8 @@ def minimize(
     Values are brought to the host once an evaluation, with all products that the method needs; with ``xtol`` once more
     an iteration; for ``"newton-cg"`` and ``"trust-ncg"`` once more a product of the Hessian, with a preconditioner
     twice; for ``"trust-exact"`` 2·n numbers a Hessian; with bounds once at the start, and a few times where a projected
-    step would climb, which is rare; for a rule once in ``every`` steps. An interrupt (Ctrl-C) ends the run, with status
-    3.
+    step would climb, which is rare; for a rule once in ``every`` steps; with ``batched`` how many still run. An
+    interrupt (Ctrl-C) ends the run, with status 3.
 
     A line search is ``search(along, start, first, *, tol, maxls, sigma, longest)``: ``along(alpha)`` evaluates and
     returns a point with ``alpha``, ``value`` and ``slope``, as ``start`` is one; ``first`` is the length to try first,
@@ -215,11 +228,15 @@ def minimize(
     True
     >>> xopt.minimize(lambda x: (x @ x, 2 * x), np.ones(3), xopt.Adam(lr=0.1), maxiter=500).fun < 1e-9
     True
+    >>> y = np.linspace(1, 2, 1000)[:, None]
+    >>> many = xopt.minimize(lambda x: (((x - y) ** 4)[:, 0], 4 * (x - y) ** 3), np.zeros((1000, 1)), batched=True)
+    >>> bool(many.success.all()), float(abs(many.x - y).max()) < 0.02
+    (True, True)
     """
     found, _ = solve(
         fun, x0, rule, method=method, args=args, jac=jac, hess=hess, hessp=hessp, conjugate=conjugate, bounds=bounds,
         maxiter=maxiter, tol=tol, callback=callback, progress=progress, options=options, comm=comm, total=total,
-        owned=owned,
+        owned=owned, batched=batched, data=data,
     )  # fmt: skip
     return found
 
@@ -235,6 +252,7 @@ def _solved(
     fun: Any, x0: Any, rule: FunctionalOptimizer | None, *, method: Any, bounds: Any, options: Any, callback: Any,
     ranks: Ranks | None, maxiter: Any = None, tol: Any = None, args: Any = (), jac: Any = True, hess: Any = None,
     hessp: Any = None, conjugate: bool = False, progress: bool = False, total: Any = "sum", owned: Any = False,
+    batched: bool = False, data: Any = None,
 ) -> tuple[OptimizeResult, KeyboardInterrupt | None]:  # fmt: skip
     if rule is not None and method is not None:
         raise TypeError(f"method: {method!r}, but a rule is given too; choose one of both")
@@ -246,10 +264,25 @@ def _solved(
         if function is not None and not (solver is not None and solver.hessian):
             what = "a rule, which does not use it" if solver is None else f"method {solver.name!r}"
             raise TypeError(f"{name}: given with {what}; {' or '.join(map(repr, hessian_names()))} uses it")
-    if rule is not None:
-        check_method(rule)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: {callback!r}, but it must be a function")
+    if not isinstance(batched, bool):
+        raise TypeError(f"batched: {batched!r}, but it must be True or False")
+    if batched:
+        for name, x in {"a rule": rule, "comm": ranks, "progress": progress or None, "owned": owned or None}.items():
+            if x is not None:
+                raise TypeError(f"batched: True, but not with {name}")
+        found, interrupt = solve_many(
+            fun, checked_layout(x0), method=method, jac=jac, args=args, conjugate=conjugate, bounds=bounds, data=data,
+            maxiter=maxiter, tol=tol, options=options, callback=callback,
+        )  # fmt: skip
+        if (options or {}).get("disp"):
+            print(f"{found.message}\n  {found.nfev} evaluations")
+        return found, interrupt
+    if data is not None:
+        raise TypeError("data: goes with batched=True; one minimization has args")
+    if rule is not None:
+        check_method(rule)
     given = gathered(solver, options, maxiter, tol)
     when, layout, step = limits(given), checked_layout(x0), given.get("eps")
     together = joined(ranks, layout, solver, total, owned, given)
@@ -344,13 +377,6 @@ def _run(run: Run, callback: Any, progress: bool, total: float) -> tuple[Optimiz
             raise
 
 
-def annotate(error: BaseException, result: Any) -> None:
-    """Give an exception what was reached, if it can be given anything; nothing else is raised."""
-    with suppress(Exception):
-        error.intermediate_result = result  # type: ignore[attr-defined]
-        error.add_note(f"after {result['nfev']} evaluations; this exception's intermediate_result has what was reached")
-
-
 def _result(run: Run, status: int, message: str) -> OptimizeResult:
     value = float(run.value)
     more = {"hess_inv": run.hess_inv(), "hess": run.hess()}
@@ -365,27 +391,3 @@ def _result(run: Run, status: int, message: str) -> OptimizeResult:
 def _shown(run: Run, x: Any) -> OptimizeResult:
     """Return what a callback sees of a run at x."""
     return OptimizeResult(x=x, fun=float(run.value), nit=run.nit, nfev=evaluations(run.fun, run.nfev))
-
-
-def called(
-    callback: Callable[..., Any], point: Callable[[Any], Any], shown: Callable[[Any, Any], OptimizeResult]
-) -> Callable[[Any], bool]:
-    """Return a function that calls a callback of a user with a run, in either form, and says whether it ends it."""
-    try:
-        named = "intermediate_result" in inspect.signature(callback).parameters
-    except ValueError:  # of a function written in C
-        named = False
-
-    def call(run: Any) -> bool:
-        x = point(run)
-        try:
-            return _is_true(callback(intermediate_result=shown(run, x)) if named else callback(x))
-        except StopIteration:
-            return True
-
-    return call
-
-
-def _is_true(found: Any) -> bool:
-    """Whether a callback returned True, of any library; it may return anything else, as in SciPy."""
-    return found is True or ("bool" in str(getattr(found, "dtype", "")) and tuple(found.shape) == () and bool(found))

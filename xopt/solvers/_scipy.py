@@ -15,9 +15,10 @@ import numpy as np
 from xopt._arrays.layout import Layout
 from xopt._public import public
 from xopt.rule import FunctionalOptimizer, check_method
+from xopt.solvers._callbacks import annotate
 from xopt.solvers._differences import Differences
 from xopt.solvers._inverse_hessian import InverseHessian
-from xopt.solvers._minimize import annotate, show, solve
+from xopt.solvers._minimize import show, solve
 from xopt.solvers._options import Solver, gathered
 from xopt.solvers._options import limits as limits_of
 from xopt.solvers._registry import SOLVERS, bounded_names, chosen, default

@@ -74,9 +74,9 @@ class Own(Library):
         derivative: Callable[[Array], Array] = _jax().linearize(function, x)[1]
         return derivative
 
-    def across(self, function: Callable[[Array], Array], x: Array) -> Callable[[Array], Array]:
-        back = _jax().vjp(function, x)[1]
-        return lambda u: back(u)[0]
+    def across(self, function: Callable[[Array], Array], x: Array) -> tuple[Array, Callable[[Array], Array]]:
+        y, back = _jax().vjp(function, x)
+        return y, lambda u: back(u)[0]
 
 
 @functools.cache

@@ -193,19 +193,19 @@ class Own(Library):
         jvp = _jvp()
         return lambda v: jvp(function, (x,), (v,))[1]
 
-    def across(self, function: Callable[[Array], Array], x: Array) -> Callable[[Array], Array]:
+    def across(self, function: Callable[[Array], Array], x: Array) -> tuple[Array, Callable[[Array], Array]]:
         torch = _torch()
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             y = function(x)
         if not y.requires_grad:  # it does not depend on x
-            return lambda u: torch.zeros_like(x)
+            return y, lambda u: torch.zeros_like(x)
 
         def back(u: Array) -> Array:
             [found] = torch.autograd.grad(y, x, u, retain_graph=True, allow_unused=True, materialize_grads=True)
             return found
 
-        return back
+        return y.detach(), back
 
 
 @functools.cache

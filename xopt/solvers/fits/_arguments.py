@@ -16,8 +16,8 @@ from xopt._arrays.transfer import to_host
 from xopt.solvers._options import count, of_gradient
 from xopt.solvers._sides import inward, is_infinite, sides
 from xopt.solvers.fits import _steps
-from xopt.solvers.fits._batch import Batch
-from xopt.solvers.fits._fit import Fit, Rules
+from xopt.solvers.fits._batch import Batch, Kind
+from xopt.solvers.fits._fit import CALLBACK, Fit, Rules, nothing
 from xopt.solvers.fits._losses import LOSSES
 from xopt.solvers.fits._products import products
 from xopt.solvers.fits._residuals import SCHEMES, Columns, DifferenceColumns, ForwardColumns, GivenColumns, Residuals
@@ -53,21 +53,31 @@ def prepared(
     if of_gradient("preconditioner", preconditioner) is not None and (not large or bounds is not None or scaled):
         raise ValueError('preconditioner: goes with method="steihaug", without bounds and without x_scale')
     ftol, xtol, gtol = _number("ftol", ftol, 0), _number("xtol", xtol, 0), _number("gtol", gtol, 0)
-    _check_arrays(layout, batched)
-    low, high = (None, None) if bounds is None else _box(bounds, layout, batched)
+    check_arrays(layout, batched)
+    low, high = (None, None) if bounds is None else bounded(bounds, layout, batched)
     own = Residuals(lambda *x: fun(*x, *args), layout, batched, data, low, high)
     scale, most = _scale(x_scale, own), max(1000, 100 * own.n) if max_nfev is None else _limit(max_nfev)
     step = STEPS.get(method, _steps.levenberg)
     rules = Rules(step, loss, _positive("f_scale", f_scale), scale, ftol, xtol, gtol, most, geodesic)
     start = own.vector(layout.leaves)
     if not large:
-        return (Batch if batched else Fit)(own, _columns(jac, args, own, diff_step), rules, start)
+        columns = _columns(jac, args, own, diff_step)
+        return _many(own, columns, rules, start) if batched else Fit(own, columns, rules, start)
     if diff_step is not None:
         raise TypeError(f'diff_step: {diff_step!r}, but method="steihaug" takes no differences')
     return TruncatedFit(own, products(jac, args, own), rules, start, preconditioner)
 
 
-def _check_arrays(layout: Layout, batched: bool) -> None:
+def _many(own: Residuals, columns: Columns, rules: Rules, start: Any) -> Batch:
+    def width() -> int:
+        many: int = own(start[:1, ...]).shape[-1]
+        return many
+
+    kind = Kind(lambda x: Fit(own, columns, rules, x), lambda x: nothing(own, x), width, CALLBACK)
+    return Batch(own, start, kind)
+
+
+def check_arrays(layout: Layout, batched: bool) -> None:
     if not layout.leaves:
         raise ValueError("x0: no arrays, so there is nothing to fit")
     for k, (d, shape) in enumerate(zip(layout.dtypes, layout.shapes, strict=True)):
@@ -100,7 +110,7 @@ def _columns(jac: Any, args: tuple[Any, ...], own: Residuals, step: Any) -> Colu
     return GivenColumns(own, lambda *x: jac(*x, *args))
 
 
-def _box(bounds: Any, layout: Layout, batched: bool) -> tuple[Any, Any]:
+def bounded(bounds: Any, layout: Layout, batched: bool) -> tuple[Any, Any]:
     """Return lower and upper bounds as vectors beside the parameters, rounded inwards."""
     found: Any = None
     lead = layout.shapes[0][:1] if batched else ()

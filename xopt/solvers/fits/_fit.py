@@ -363,3 +363,14 @@ class Fit:
         found = found if free is None else found * free[None, ...] * free[:, None, ...]
         singular = xp.any(xp.abs(diagonal(xp, r)) <= n * self.eps * norm(xp, r), axis=0)
         return xp.where(singular, xp.full_like(found, math.inf), found)
+
+
+def nothing(own: Residuals, start: Array) -> Found:
+    """Return what is known of fits that have not begun."""
+    xp, near, count = own.xp, _arrays.beside(start), start.shape[0]
+    x = xp.permute_dims(start, (1, 0))
+    nan = xp.full_like(x[0, ...], math.nan)
+    none = xp.zeros(count, dtype=xp.int32, **near)
+    many = xp.full((count, own.m or 1), math.nan, dtype=own.dtype, **near)
+    whole = xp.full((own.n, own.n, count), math.inf, dtype=own.dtype, **near)
+    return Found(x, nan, many, xp.full_like(x, math.nan), nan, none + INTERRUPTED, none, whole)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 from xopt._public import public
-from xopt.solvers._minimize import annotate, called, checked_layout
+from xopt.solvers._callbacks import annotate, called
+from xopt.solvers._minimize import checked_layout
 from xopt.solvers._result import OptimizeResult
 from xopt.solvers.fits._arguments import prepared
 from xopt.solvers.fits._fit import INTERRUPTED

@@ -30,7 +30,7 @@ class DifferentiatedProducts:
     def __call__(self, x: Array) -> tuple[Product, Product]:
         own = self._residuals
         library = own.layout.library
-        forward, back = library.along(own.raw, x), library.across(own.raw, x)
+        forward, (_, back) = library.along(own.raw, x), library.across(own.raw, x)
         return lambda v: _arrays.detached(forward(v)), lambda u: _arrays.detached(back(u))
 
 

@@ -55,7 +55,9 @@ class Residuals:
         self.count = layout.shapes[0][0] if batched else 1
         self.lead: tuple[int, ...] = (self.count,) if batched else ()
         self.inner = [shape[len(self.lead) :] for shape in layout.shapes]
-        self.sizes = [math.prod(shape) * (1 + d.complex) for shape, d in zip(self.inner, layout.dtypes, strict=True)]
+        self.sizes: list[int] = [
+            math.prod(shape) * (1 + d.complex) for shape, d in zip(self.inner, layout.dtypes, strict=True)
+        ]
         """Real numbers of each parameter; of complex ones the real parts, then the imaginary parts."""
         self.n = sum(self.sizes)
         self.real = "float64" if any(d.real == "float64" for d in layout.dtypes) else "float32"
@@ -109,7 +111,7 @@ class Residuals:
             place[rows] = np.arange(len(rows))
             self._place = xp.asarray(place.astype(np.int32), **_arrays.beside(self._template))
 
-    def _of_all(self, function: Callable[[Array], list[Array]], x: Array) -> list[Array]:
+    def of_all(self, function: Callable[[Array], list[Array]], x: Array) -> list[Array]:
         """Call a function of all fits, and return what belongs to those that are looked at."""
         if self._rows is None:
             return function(x)
@@ -148,11 +150,11 @@ class Residuals:
 
     def __call__(self, x: Array) -> Array:
         """Return the residuals, checked."""
-        return self._of_all(lambda y: [self._checked(self._called(self._fun, y))], x)[0]
+        return self.of_all(lambda y: [self.checked(self._called(self._fun, y))], x)[0]
 
     def raw(self, x: Array) -> Array:
         """Return the residuals for a library to differentiate."""
-        return self._of_all(lambda y: [self._flat(self._called(self._fun, y))], x)[0]
+        return self.of_all(lambda y: [self._flat(self._called(self._fun, y))], x)[0]
 
     def _called(self, function: Callable[..., Any], x: Array) -> Any:
         return self.quietly(function, self.tree(x), *self.given)
@@ -162,7 +164,7 @@ class Residuals:
         with np.errstate(**self._settings):
             return function(*args)
 
-    def _checked(self, found: Any) -> Array:
+    def checked(self, found: Any) -> Array:
         """Return what the function returned as a vector of real numbers, or say what does not fit."""
         xp, layout = self.xp, self.layout
         if layout.library.host and _arrays.library(found) is None:
@@ -195,7 +197,7 @@ class Residuals:
 
     def columns(self, jac: Callable[..., Any], x: Array) -> list[Array]:
         """Return the columns of a Jacobian that the user computes."""
-        return self._of_all(lambda y: self.columns_of(self._called(jac, y)), x)
+        return self.of_all(lambda y: self.columns_of(self._called(jac, y)), x)
 
     def columns_of(self, found: Any) -> list[Array]:
         """Return the columns of what stands for a Jacobian."""

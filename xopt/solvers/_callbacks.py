@@ -1,0 +1,41 @@
+"""What is called, and raised, in the middle of a run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from xopt.solvers._result import OptimizeResult
+
+
+def called(
+    callback: Callable[..., Any], point: Callable[[Any], Any], shown: Callable[[Any, Any], OptimizeResult]
+) -> Callable[[Any], bool]:
+    """Return a function that calls a callback of a user with a run, in either form, and says whether it ends it."""
+    try:
+        named = "intermediate_result" in inspect.signature(callback).parameters
+    except ValueError:  # of a function written in C
+        named = False
+
+    def call(run: Any) -> bool:
+        x = point(run)
+        try:
+            return _is_true(callback(intermediate_result=shown(run, x)) if named else callback(x))
+        except StopIteration:
+            return True
+
+    return call
+
+
+def _is_true(found: Any) -> bool:
+    """Whether a callback returned True, of any library; it may return anything else, as in SciPy."""
+    return found is True or ("bool" in str(getattr(found, "dtype", "")) and tuple(found.shape) == () and bool(found))
+
+
+def annotate(error: BaseException, result: Any) -> None:
+    """Give an exception what was reached, if it can be given anything; nothing else is raised."""
+    with suppress(Exception):
+        error.intermediate_result = result  # type: ignore[attr-defined]
+        error.add_note(f"after {result['nfev']} evaluations; this exception's intermediate_result has what was reached")

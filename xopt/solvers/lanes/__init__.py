@@ -1,0 +1,1 @@
+"""Many minimizations at once, a lane each."""

@@ -1,0 +1,192 @@
+"""`minimize` with ``batched=True``: what a user gives and gets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from xopt import _arrays
+from xopt._arrays import tree as _tree
+from xopt._arrays.layout import Layout
+from xopt._arrays.transfer import to_host
+from xopt.solvers._callbacks import annotate, called
+from xopt.solvers._options import count, gathered, limits
+from xopt.solvers._registry import chosen
+from xopt.solvers._result import OptimizeResult
+from xopt.solvers._stopping import CONVERGED, INTERRUPTED, STOPPED
+from xopt.solvers.fits._arguments import bounded, check_arrays
+from xopt.solvers.fits._batch import Batch, Kind
+from xopt.solvers.fits._residuals import SCHEMES, DifferenceColumns, Residuals, named
+from xopt.solvers.fits._results import tree_of
+from xopt.solvers.lanes._curvature import Array, Curvature, Matrices, Steps
+from xopt.solvers.lanes._lanes import ENDS, Ended, Lanes, nothing
+
+METHODS = ("lbfgs", "lbfgs-b", "bfgs")
+_CALLBACK, _INTERRUPT = 11, 12
+_ALL_ENDS = {
+    **ENDS,
+    _CALLBACK: (STOPPED, "stopped: by the callback"),
+    _INTERRUPT: (INTERRUPTED, "stopped: interrupted"),
+}
+_NOT = {"line_search", "preconditioner", "hess_inv0"}
+"""Options of the same methods that lanes do not have."""
+Evaluate = Callable[[Array], tuple[Array, Array]]
+
+
+def solve_many(
+    fun: Any, layout: Layout, *, method: Any, jac: Any, args: Any, conjugate: bool, bounds: Any, data: Any,
+    maxiter: Any, tol: Any, options: Mapping[str, Any] | None, callback: Callable[..., Any] | None,
+) -> tuple[OptimizeResult, KeyboardInterrupt | None]:  # fmt: skip
+    """Minimize the functions of all lanes."""
+    solver = chosen(method, bounds is not None)
+    if solver.name not in METHODS or (bounds is not None and method is not None and not solver.bounds):
+        raise ValueError(f"method: {method!r}, but with batched=True there are {', '.join(map(repr, METHODS))}")
+    wrong = sorted({n for n, x in (options or {}).items() if x is not None} & _NOT)
+    if wrong:
+        raise TypeError(f"options: {', '.join(wrong)}, but not with batched=True")
+    given = gathered(solver, options, maxiter, tol)
+    when, step = limits(given), given.get("eps")
+    check_arrays(layout, True)
+    low, high = (None, None) if bounds is None else bounded(bounds, layout, True)
+    if not callable(fun):
+        raise TypeError(f"fun: {fun!r}, but it must be a function")
+    more = args if isinstance(args, tuple) else (args,)
+    own = Residuals(lambda *x: fun(*x, *more), layout, True, data, low, high)
+    evaluate = _objective(fun, jac, more, own, conjugate, step)
+    history = count("history", given.get("history", 10), 1)
+    maxls = count("maxls", given.get("maxls", 40), 1)
+
+    def curvature(x: Array) -> Curvature:
+        return Matrices(own.xp, x) if solver.name == "bfgs" else Steps(own.xp, x, history)
+
+    def make(start: Array) -> Lanes:
+        low, high = (None if side is None else own.side(side) for side in (own.low, own.high))
+        return Lanes(evaluate, own.xp, when, maxls, curvature, start, low, high, own.real)
+
+    def width() -> int:
+        sizes: list[int] = [math.prod(x.shape[1:]) for x in _tree.flatten(own.given)[0]]
+        return max(own.n, *sizes, 1)
+
+    kind = Kind(make, lambda x: nothing(own.xp, own.xp.permute_dims(x, (1, 0)), _INTERRUPT), width, _CALLBACK)
+    run = Batch(own, own.vector(layout.leaves), kind)
+    call = None if callback is None else called(callback, lambda run: tree_of(own, run.now("x")), _shown)
+    try:
+        return _result(own, run, run.run(call)), None
+    except KeyboardInterrupt as interrupt:
+        if not run.begun:
+            raise
+        return _result(own, run, _INTERRUPT), interrupt
+    except Exception as error:
+        if run.begun:
+            with suppress(Exception):  # nothing may come in the place of what was raised
+                annotate(error, _result(own, run, _INTERRUPT))
+        raise
+
+
+def _shown(run: Batch, x: Any) -> OptimizeResult:
+    """Return what a callback sees of a run at x."""
+    return OptimizeResult(x=x, fun=run.now("value"), nit=run.now("nit"), nfev=run.nfev)
+
+
+def _objective(fun: Any, jac: Any, args: tuple[Any, ...], own: Residuals, conjugate: bool, step: Any) -> Evaluate:
+    """Return a function from vectors of all lanes to their values and gradients."""
+    library = own.layout.library
+    if jac is None:
+        jac = False if library.differentiates else "2-point"
+    schemed = isinstance(jac, str) and jac in SCHEMES
+    if step is not None and not schemed:
+        raise TypeError(f"eps: {step!r}, but with jac={jac!r} no differences are taken")
+    if schemed:
+        columns = DifferenceColumns(own, jac, None if step is None else float(step))
+
+        def differences(x: Array) -> tuple[Array, Array]:
+            value = own(x)
+            g = own.xp.stack([c[:, 0] for c in columns(x, value)], axis=-1)
+            return _one(own, value), g
+
+        return differences
+    if jac is False:
+        if not library.differentiates:
+            raise TypeError(
+                f"jac: False, but {library} does not differentiate; return the gradients with the values, give "
+                f'jac=function, use arrays of torch or JAX, or take differences with jac="2-point"'
+            )
+
+        def derived(x: Array) -> tuple[Array, Array]:
+            value, back = library.across(own.raw, x)
+            return _one(own, value), _arrays.detached(back(own.xp.ones_like(value)))
+
+        return derived
+    if jac is not True and not callable(jac):
+        raise TypeError(
+            f"jac: {jac!r}, but it must be True (fun returns values and gradients), a function, False (torch or JAX "
+            f"differentiates), None, '2-point' or '3-point' (differences of values)"
+        )
+
+    def both(x: Array) -> list[Array]:
+        point = own.tree(x)
+        if jac is True:
+            found = own.quietly(fun, point, *own.given, *args)
+            if not isinstance(found, tuple | list) or len(found) != 2:
+                raise TypeError(
+                    f"fun: returned a {type(found).__name__}, but with jac=True it must return two things, values and "
+                    "gradients"
+                )
+            value, grads = found
+        else:
+            value = own.quietly(fun, point, *own.given, *args)
+            grads = own.quietly(jac, point, *own.given, *args)
+        return [_one(own, own.checked(value)), _gradient(own, grads, conjugate)]
+
+    def given(x: Array) -> tuple[Array, Array]:
+        value, g = own.of_all(both, x)
+        return value, g
+
+    return given
+
+
+def _one(own: Residuals, value: Array) -> Array:
+    """Return the values of lanes, a number each."""
+    if own.shape or own.complex:
+        raise ValueError(
+            f"fun: returned {'complex numbers of ' * own.complex}shape {(*own.lead, *own.shape)}, but it must be a "
+            f"real number for each lane, {own.lead}"
+        )
+    return _arrays.detached(value)[:, 0]
+
+
+def _gradient(own: Residuals, grads: Any, conjugate: bool) -> Array:
+    layout, xp, leaves = own.layout, own.xp, list[Array]()
+    for k, g in enumerate(_tree.match(layout.spec, grads, "grads")):
+        path, shape = layout.path(k, "grads"), (*own.lead, *own.inner[k])
+        if _arrays.library(g) is not layout.library:
+            raise TypeError(f"{path}: {named(g)}, but x0 has arrays of {layout.library}")
+        if tuple(g.shape) != shape:
+            raise ValueError(f"{path}: shape {tuple(g.shape)}, but it must be {shape}")
+        if _arrays.is_complex(g) and not layout.dtypes[k].complex:
+            raise TypeError(f"{path}: complex, but the parameter is real")
+        if layout.dtypes[k].complex:
+            g = _arrays.cast(xp, g, layout.raw_dtypes[k])
+            g = xp.conj(g) if conjugate else g
+        leaves.append(g)
+    return own.vector(leaves)
+
+
+def _result(own: Residuals, run: Batch, end: int | None) -> OptimizeResult:
+    found: Ended = run.found(end)
+    ends = np.asarray(to_host(found.end))
+    table = np.zeros(max(_ALL_ENDS) + 1, np.int32)
+    for code, (status, _) in _ALL_ENDS.items():
+        table[code] = status
+    near = _arrays.beside(found.value)
+    status = own.xp.asarray(table[ends], **near)
+    counts = [(code, int((ends == code).sum())) for code in np.unique(ends)]
+    message = "; ".join(f"{many:,} {_ALL_ENDS[int(code)][1]}" for code, many in counts)
+    return OptimizeResult(
+        x=tree_of(own, found.x), fun=found.value, jac=tree_of(own, found.gradient), nit=found.nit, nfev=run.nfev,
+        njev=run.njev, status=status, success=status == CONVERGED, message=message,
+    )  # fmt: skip
