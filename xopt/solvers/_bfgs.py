@@ -15,10 +15,13 @@ from xopt.solvers._space import Array, Space, Vectors
 
 
 class BFGS(Steepest):
-    """d = -H·g, and after each step H ← (I - ρ·s·yᵀ)·H·(I - ρ·y·sᵀ) + ρ·s·sᵀ with ρ = 1/s·y.
+    """d = -H·g, and after each step H ← V·H·Vᵀ + ρ·s·sᵀ with V = I - ρ·s·yᵀ and ρ = 1/s·y.
 
-    Before the first update H is s·y/y·y (Nocedal & Wright 2006, 6.20). A step without curvature leaves H as it is, and
-    where roundings made d climb H is s·y/y·y again. The slope along d comes to the host with the first value there.
+    H begins as γ·I, so that it stays γ·A + B with an A of which nothing is left where steps have been. γ is chosen anew
+    with each step, as in L-BFGS (Liu & Nocedal 1989), and is ‖s‖/‖y‖ of the last one, the mean of the two lengths of
+    Barzilai & Borwein (1988): with s·y/y·y, and from the first step alone, H is too small where the function is flat.
+    A step without curvature leaves H as it is, and where roundings made d climb H is γ·I again. The slope along d comes
+    to the host with the first value there.
     """
 
     sigma = 0.9
@@ -27,10 +30,12 @@ class BFGS(Steepest):
         super().__init__(space)
         self.matrix: Array = None if hess_inv0 is None else _checked(space, hess_inv0)
         """H; None is the identity."""
+        self._free: Array = None
+        """A; None where the matrix to begin with was given."""
         self._change: tuple[Array, Array, Array] = (None, None, None)
         """d, y and H·y of the last point that was evaluated."""
         self._length = self._square = 1.0
-        """s·y/y·y of the last step; g·g."""
+        """γ; g·g."""
 
     @property
     def scaled(self) -> bool:  # type: ignore[override]
@@ -40,28 +45,42 @@ class BFGS(Steepest):
         dot, y = self.space.dot, new.g - here.g
         hy = y if self.matrix is None else dot(self.matrix, y)
         self._change = d, y, hy
-        return asked(self.space, new, d, dot(here.g, d), dot(d, y), dot(y, hy), dot(y, y))
+        return asked(self.space, new, d, dot(here.g, d), dot(d, y), dot(y, y), dot(d, d))
 
     def told(self, line: Line, sums: Numbers, tops: Numbers) -> Line:
         return Line(line.d, float(sums[2]))
 
     def accept(self, alpha: float, slope: float, slopes: float, sums: Numbers) -> None:
-        along, bend, square = map(float, sums[3:6])
-        d, y, hy = self._change
+        along, change, square = map(float, sums[3:6])
         tiny = float(np.finfo(self.space.real).tiny)
-        if not (along > 1e-10 * abs(slope) and alpha * along >= tiny and tiny <= square < math.inf):
+        if not (along > 1e-10 * abs(slope) and along >= tiny and tiny <= change < math.inf and square < math.inf):
             return
-        self._length = alpha * along / square
+        d, y, hy = self._change
+        length = alpha * math.sqrt(square / change)
         if self.matrix is None:
-            self.matrix = self._identity(self._length)
-            hy, bend = self._length * y, self._length * square
-        w = hy - (alpha + bend / along) / 2 * d  # H - (d·wᵀ + w·dᵀ)/d·y is the same, and as symmetric as H
-        both = d[:, None] * ((1 / along) * w)[None, :]
-        if self.space.writes:
-            self.matrix -= both
-            self.matrix -= self.space.xp.matrix_transpose(both)
-        else:
-            self.matrix = self.matrix - both - self.space.xp.matrix_transpose(both)
+            self._begin(length)
+            hy = length * y
+        elif self._free is not None:
+            more = length - self._length
+            self.matrix = self._plus(self.matrix, more * self._free)
+            hy = hy + more * self.space.dot(self._free, y)
+        self._length = length
+        if self._free is not None:
+            self._free = self._updated(self._free, d, y, self.space.dot(self._free, y), along, 0.0)
+        self.matrix = self._updated(self.matrix, d, y, hy, along, alpha)
+
+    def _updated(self, matrix: Array, d: Array, y: Array, my: Array, along: float, alpha: float) -> Array:
+        """Return V·M·Vᵀ + ρ·s·sᵀ, from M·y; without the last term if alpha is 0."""
+        w = my - (alpha + self.space.dot(y, my) / along) / 2 * d  # M - (d·wᵀ + w·dᵀ)/d·y, as symmetric as M
+        both = d[:, None] * ((-1 / along) * w)[None, :]
+        return self._plus(matrix, both + self.space.xp.matrix_transpose(both))
+
+    def _plus(self, a: Array, b: Array) -> Array:
+        """Return a + b, in the memory of a where that can be."""
+        if not self.space.writes:
+            return a + b
+        a += b
+        return a
 
     def direction(self, here: Vectors, square: float) -> Line:
         self._square = square
@@ -69,9 +88,12 @@ class BFGS(Steepest):
             return Line(-here.z, -square)
         return Line(-self.space.dot(self.matrix, here.g), math.nan)
 
+    def _begin(self, scale: float) -> None:
+        self.matrix, self._free = self._identity(scale), self._identity(1.0)
+
     def instead(self, here: Vectors) -> Line | None:
         """Forget all but the length of the last step, where H is no longer positive definite."""
-        self.matrix = self._identity(self._length)
+        self._begin(self._length)
         return Line(-self._length * here.z, -self._length * self._square)
 
     def reset(self) -> bool:

@@ -63,11 +63,11 @@ def minimize(
     ``"lbfgs"`` goes along -H·g with an H of the last steps (Nocedal 1980), computed from the products of the vectors
     (Chen, Wang & Zhou 2014); ``"lbfgs-b"`` within bounds, to the minimum of the same model over the variables that are
     free, projected (Byrd, Lu, Nocedal & Zhu 1995; which are free: Bertsekas 1982); ``"cg"`` along conjugate gradients
-    (Polak & Ribière 1969, with β ≥ 0); ``"gd"`` along -g; ``"bfgs"`` along -H·g with a matrix H; ``"newton-cg"`` along
-    conjugate gradients on the Newton equations, truncated (Dembo & Steihaug 1983); each with a line search.
-    ``"trust-ncg"`` and ``"trust-exact"`` go to the minimum of the model g·d + d·H·d/2, with the Hessian H, within a
-    radius that changes: by conjugate gradients (Steihaug 1983), or exactly (Moré & Sorensen 1983). A rule takes its own
-    steps.
+    (Polak & Ribière 1969, with β ≥ 0); ``"gd"`` along -g; ``"bfgs"`` along -H·g with a matrix H (Broyden, Fletcher,
+    Goldfarb & Shanno 1970); ``"newton-cg"`` along conjugate gradients on the Newton equations, truncated (Dembo &
+    Steihaug 1983); each with a line search. ``"trust-ncg"`` and ``"trust-exact"`` go to the minimum of the model g·d +
+    d·H·d/2, with the Hessian H, within a radius that changes: by conjugate gradients (Steihaug 1983), or exactly (Moré
+    & Sorensen 1983). A rule takes its own steps.
 
     Parameters
     ----------
@@ -130,10 +130,10 @@ def minimize(
         ``"armijo"`` (backtracking), or a function, see below. ``preconditioner`` (not with bounds): a function g ↦ P·g
         of trees like x0, linear, symmetric and positive definite, the same throughout, about the inverse of the
         Hessian, that does not write into g: directions are computed from P·g, as if x were C⁻¹·x with P = C·Cᵀ.
-        ``hess_inv0`` (``"bfgs"``): the matrix H to begin with; else it is I, and s·y/y·y·I before the first update.
-        ``maxcg`` (1,000; ``"newton-cg"``, ``"trust-ncg"``): products of the Hessian an iteration, and no more than
-        20·n. ``initial_trust_radius`` (1), ``max_trust_radius`` (inf; SciPy's is 1,000) and ``eta`` (0.15, < 0.25; a
-        step is taken if the value falls by more than this part of what the model says): of ``"trust-ncg"`` and
+        ``hess_inv0`` (``"bfgs"``): the matrix H to begin with; else it is ‖s‖/‖y‖·I of the last step, where no step has
+        been. ``maxcg`` (1,000; ``"newton-cg"``, ``"trust-ncg"``): products of the Hessian an iteration, and no more
+        than 20·n. ``initial_trust_radius`` (1), ``max_trust_radius`` (inf; SciPy's is 1,000) and ``eta`` (0.15, < 0.25;
+        a step is taken if the value falls by more than this part of what the model says): of ``"trust-ncg"`` and
         ``"trust-exact"``, which have no ``maxls`` and no ``line_search``. ``every`` (10; rules): steps between looks at
         the value. ``runner`` (rules), see `Optimizer`. ``eps``: the step of differences, or one for each real number;
         else it is ε^(1/2) of the larger of \|x\| and 1, with three points ε^(1/3), for the coarser dtype of x and of
@@ -186,10 +186,10 @@ def minimize(
 
     Memory, in vectors of the size of x0: 2·history + 4 for ``"lbfgs"`` (2·history for the history; x and the gradient,
     before and after the step), 2 more in an iteration that takes several evaluations, 2 more with a preconditioner; for
-    ``"lbfgs-b"`` 2 more than that, and the bounds; n for the matrix of ``"bfgs"``, n more in its update; 3·n for
-    ``"trust-exact"``; 14 for ``"newton-cg"`` and ``"trust-ncg"``, n more with ``hess``; 5 to 7 for the others; for a
-    rule its state. What ``fun`` returns is copied, and not counted here. JAX, whose arrays cannot be written into,
-    needs some more. A result with ``hess_inv`` keeps the history, which ``del result.hess_inv`` gives back.
+    ``"lbfgs-b"`` 2 more than that, and the bounds; 2·n for ``"bfgs"``, 2·n more in its update; 3·n for ``"trust-exact"``;
+    14 for ``"newton-cg"`` and ``"trust-ncg"``, n more with ``hess``; 5 to 7 for the others; for a rule its state. What
+    ``fun`` returns is copied, and not counted here. JAX, whose arrays cannot be written into, needs some more. A result
+    with ``hess_inv`` keeps the history, which ``del result.hess_inv`` gives back.
 
     References
     ----------
