@@ -26,15 +26,18 @@ class Problem(NamedTuple):
         """Return the sum of squares and its gradient, in float64."""
         x = np.asarray(x, "float64")
         r = np.asarray(self.residuals(x), "float64")
+        return float(r @ r), 2 * self._slopes(x) @ r
+
+    def _slopes(self, x: A) -> A:
+        """Return the transpose of the Jacobian."""
         h = 1e-30
-        moved = [np.asarray(self.residuals(x + 1j * h * e)).imag / h for e in np.eye(x.size)]
-        return float(r @ r), 2 * np.asarray(moved) @ r
+        return np.asarray([np.asarray(self.residuals(x + 1j * h * e)).imag / h for e in np.eye(x.size)])
 
     def hess(self, x: A) -> A:
-        """Return the Hessian, by central differences of gradients: about 10 digits."""
-        h = 1e-5 * np.maximum(1e-3, np.abs(x))
-        rows = [(self(x + h * e)[1] - self(x - h * e)[1]) / (2 * h[i]) for i, e in enumerate(np.eye(x.size))]
-        return (np.asarray(rows) + np.asarray(rows).T) / 2
+        """Return the Hessian: exactly but for the curvature of the residuals, which is of differences."""
+        r, slopes, h = np.asarray(self.residuals(x), "float64"), self._slopes(x), 1e-7 * np.maximum(1e-2, np.abs(x))
+        rows = np.asarray([(self._slopes(x + h * e) - slopes) @ r / h[i] for i, e in enumerate(np.eye(x.size))])
+        return 2 * slopes @ slopes.T + rows + rows.T
 
 
 def stack(*parts: A) -> A:

@@ -22,7 +22,7 @@ class Step(NamedTuple):
     change: float
     """What the model is there."""
     size: float
-    """‖d‖."""
+    """‖d‖, within a radius."""
     edge: bool
     """Whether it ends at the radius."""
 
@@ -34,8 +34,8 @@ def truncated(
     """Return conjugate gradients on H·d = -g until ‖H·d + g‖ ≤ min(1/2, √‖g‖)·‖g‖ (Steihaug 1983).
 
     Norms are those of P, ``square`` is g·P·g. Where the curvature is not positive, d goes on to the radius; without
-    one it ends there, and where that is the first direction it is -P·g·(g·P·g)/|curvature|. One transfer a product,
-    with P two, so that it is given no infinite numbers. None: of the first product, which is infinite or NaN.
+    one, as far as if the curvature had the other sign, which is a way out of saddles. One transfer a product, with P
+    two, so that it is given no infinite numbers. None: the first product is infinite or NaN.
     """
     space, dot = hessian.space, hessian.space.dot
     enough = square * min(0.25, math.sqrt(square))
@@ -59,11 +59,8 @@ def truncated(
         if not inside:
             if radius < math.inf:
                 t, size = _to_the_edge(best.size, across, length, radius), radius
-            elif k or not curvature:
-                return best if k else Step(p, downhill, 0.0, math.sqrt(length), False)
             else:
-                t = square / abs(curvature)
-                size = t * math.sqrt(length)
+                t, size = left / abs(curvature) if curvature else 1.0, math.nan
             change = best.change + t * residual + t * t * curvature / 2
             return Step(d + t * p, best.slope + t * downhill, change, size, radius < math.inf)
         if precondition is not None:
