@@ -2,7 +2,8 @@
 
 It counts evaluations on test functions, in boxes, in many dimensions and in scikit-learn's models, and measures the
 time of L-BFGS with 10 vectors on 2 to 10⁶ parameters: 40 steps of each solver, one after the other in each round.
-``--only seconds`` measures the time alone, ``--check`` fails where that misses what it must show.
+``--only seconds`` measures the time alone, ``--check`` fails where that misses what it must show; ``--only
+second-order`` counts the evaluations of BFGS and of methods that use the Hessian alone.
 """
 
 from __future__ import annotations
@@ -135,6 +136,28 @@ def boxes() -> Results:
     return total
 
 
+def second_order() -> Results:
+    """Count evaluations, and Hessians or their products, of BFGS and of methods that use the Hessian."""
+    import scipy.optimize
+
+    import xopt
+
+    costs = beside("tests", "support.second_order")
+    found: Results = {"gtol": 1e-5, "names": costs.NAMES, "functions": {}, "logit": []}
+    for method in costs.NAMES:
+        for problem, *both in costs.beside_scipy(method, found["gtol"]):
+            name = f"{problem.name}, {len(problem.start)}"
+            found["functions"].setdefault(name, {})[method] = [None if x is None else [*x[:2]] for x in both]
+    fun, x0 = beside("tests", "support.logit").multinomial()
+    for method in ("lbfgs", "bfgs"):
+        count = xopt.minimize(fun, x0, method=method, options={"gtol": 1e-6}).nfev
+        found["logit"].append([f"xopt's `{method}`", count])
+    found["logit"].append(["SciPy's L-BFGS-B", by_scipy(fun, x0, 1e-6)[0]])
+    theirs = scipy.optimize.minimize(fun, x0, jac=True, method="BFGS", options={"gtol": 1e-6})
+    found["logit"].append(["SciPy's BFGS", int(theirs.nfev)])
+    return found
+
+
 def rosenbrock(x: Any) -> tuple[float, Any]:
     """Return the value and the gradient of Rosenbrock's function in many dimensions, a chain."""
     import numpy as np
@@ -254,7 +277,7 @@ _PEERS = {
 def verdicts(found: Results) -> list[tuple[str, float, float, bool]]:
     """Return what the times must show: a title, what must be, what is, and whether that is enough."""
     rows = []
-    for x in found["seconds"]:
+    for x in found.get("seconds", []):
         for peer, ratio in x["ratios"].items():
             least = [must for name, size, must in MUST if name == peer and x["n"] >= size]
             if least:
@@ -347,6 +370,8 @@ def page(found: Results) -> Iterator[str]:
         yield f"In {x['boxes']} boxes that cut off the minimum, with `lbfgs-b`: {x['xopt']} evaluations, SciPy "
         yield f"{x['SciPy']}. Where there are two minima, xopt found the lower one {x['xopt lower']} times, SciPy "
         yield f"{x['SciPy lower']} times.\n"
+    if "second order" in found:
+        yield from _second_order(found["second order"])
     if "dimensions" in found:
         yield "### Rosenbrock's function in many dimensions\n"
         yield "Evaluations to a gradient of 1e-6, and the largest error of an element of x.\n"
@@ -370,12 +395,32 @@ def page(found: Results) -> Iterator[str]:
         yield from table(["", "xopt", "SciPy", "higher by"], [*rows, ["all", *sums, ""]])
 
 
+def _second_order(x: Results) -> Iterator[str]:
+    yield "### BFGS, and methods that use the Hessian\n"
+    yield f"Evaluations of value and gradient to a gradient of {x['gtol']:g} on the same functions, and with a + the"
+    yield "products of the Hessian, for `trust-exact` Hessians, beside SciPy's method of the same name; – where 200"
+    yield "iterations are not enough. Sums are over what both solve.\n"
+    names = list(x["names"])
+    pairs = {m: [row[m] for row in x["functions"].values() if None not in row[m]] for m in names}
+    sums = {m: [[sum(p[k][i] for p in pairs[m]) for i in range(2)] for k in range(2)] for m in names}
+
+    def cells(of: Results) -> list[str]:
+        found = [n for m in names for n in of[m]]
+        return ["–" if n is None else f"{n[0]} + {n[1]}" if n[1] else f"{n[0]}" for n in found]
+
+    rows = [[name, *cells(row)] for name, row in [*x["functions"].items(), ("all", sums)]]
+    yield from table(["Function, n", *(n for m in names for n in (f"`{m}`", "SciPy"))], rows)
+    what = ", ".join(f"{name} {count:,}" for name, count in x["logit"])
+    yield "A multinomial logit of 36 parameters whose Hessian has a condition of 4e5, evaluations to a gradient of"
+    yield f"1e-6: {what}.\n"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, and write the record and the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.solvers", description=__doc__)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--quick", action="store_true", help="small sizes; nothing is written")
-    parser.add_argument("--only", choices=["seconds"], help="measure this alone; nothing is written")
+    parser.add_argument("--only", choices=["seconds", "second-order"], help="measure this alone; nothing is written")
     parser.add_argument("--check", action="store_true", help="fail where the time misses what it must show")
     args = parser.parse_args(argv)
     threads_for_all(2)
@@ -386,11 +431,13 @@ def main(argv: list[str] | None = None) -> None:
     }  # fmt: skip
     if args.device == "cuda":
         found["round trip"] = round_trip(10**5 if args.quick else 10**7, 5)
+    elif args.only == "second-order":
+        found["second order"] = second_order()
     else:
         sizes = [10, 10**4] if args.quick else [2, 10, 100, 10**3, 10**4, 10**5, 10**6]
         found["seconds"] = [seconds(n, 3 if args.quick else 7) for n in sizes]
         if not args.only:
-            found["functions"], found["boxes"] = functions(), boxes()
+            found["functions"], found["boxes"], found["second order"] = functions(), boxes(), second_order()
         if not args.quick and not args.only:
             found["dimensions"], found["regressions"] = dimensions(), regressions()
     text = "\n".join(page(found))

@@ -259,7 +259,8 @@ def test_in_rounding_noise_it_ends(method: Any) -> None:
 def test_a_function_without_a_minimum() -> None:
     for method in NAMES:
         given = {} if method == "bfgs" else {"hess": lambda x: -np.eye(2)}
-        with np.errstate(over="ignore"):
-            got = xopt.minimize(lambda x: (-x @ x / 2, -x), np.ones(2), method=method, maxiter=2000, **given)  # type: ignore[arg-type]
-        assert not got.success
-        assert got.fun < -1e6
+        with np.errstate(all="ignore"):
+            got = xopt.minimize(lambda x: (-x @ x / 2, -x), np.ones(2), method=method, **given)  # type: ignore[arg-type]
+        assert got.status == 2  # by itself, where numbers end
+        assert got.nit < 1000
+        assert got.fun < -1e100

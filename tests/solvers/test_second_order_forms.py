@@ -356,6 +356,8 @@ def test_what_does_not_fit() -> None:
         (ValueError, r"maxcg: 0, but it must be ≥ 1", lambda: run(options={"maxcg": 0})),
         (ValueError, r"eta: 0.25, but it must be ≥ 0 and < 0.25", lambda: run("trust-ncg", options={"eta": 0.25})),
         (ValueError, r"initial_trust_radius: 0, but", lambda: run("trust-ncg", options={"initial_trust_radius": 0})),
+        (ValueError, r"initial_trust_radius: inf, but it must be finite",
+         lambda: run("trust-exact", options={"initial_trust_radius": math.inf})),
         (ValueError, r"initial_trust_radius: 2.0, but max_trust_radius is 1.0",
          lambda: run("trust-exact", options={"initial_trust_radius": 2, "max_trust_radius": 1})),
         (ValueError, r"x0: the value there is nan", lambda: xopt.minimize(

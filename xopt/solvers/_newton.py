@@ -55,7 +55,7 @@ def truncated(
         curvature, residual, downhill, length, across = known[:5]
         if not all(map(math.isfinite, known[:5])):
             return best if k else None
-        inside = curvature > 0 and all(map(math.isfinite, known)) and known[5] < radius**2
+        inside = curvature > 0 and all(map(math.isfinite, known)) and known[5] < radius * radius
         if not inside:
             if radius < math.inf:
                 t, size = _to_the_edge(best.size, across, length, radius), radius
@@ -77,8 +77,8 @@ def truncated(
 
 def _to_the_edge(size: float, across: float, length: float, radius: float) -> float:
     """Return the t > 0 with ‖d + t·p‖ = radius, from ‖d‖, d·p and p·p."""
-    room = radius**2 - size**2
-    root = math.sqrt(max(across**2 + length * room, 0.0))
+    room = (radius - size) * (radius + size)
+    root = math.sqrt(max(across * across + length * room, 0.0))
     return room / (across + root) if across > 0 else (root - across) / length
 
 

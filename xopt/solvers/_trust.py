@@ -17,6 +17,8 @@ from xopt.solvers._space import Array, Numbers, Space, Vectors, space
 from xopt.solvers._stopping import CONVERGED, STUCK, Limits, Stop
 
 PATIENCE = 40
+_WIDEST = 1e300
+"""Of a radius: infinite is that of no trust region."""
 
 
 class Subproblem(Protocol):
@@ -100,7 +102,7 @@ def least(w: Numbers, c: Numbers, radius: float, eps: float) -> tuple[Numbers, b
     flat = e <= noise
     if np.linalg.norm(c[flat]) <= eps * np.linalg.norm(c):
         y = np.where(flat, 0.0, -c / np.where(flat, 1.0, e))
-        room = radius**2 - y @ y
+        room = radius * radius - float(y @ y)
         if room >= 0:
             if w[0] < -noise:
                 y[0] = -math.copysign(math.sqrt(room), c[0])
@@ -113,7 +115,7 @@ def least(w: Numbers, c: Numbers, radius: float, eps: float) -> tuple[Numbers, b
         if abs(size - radius) <= 1e-6 * radius:
             break
         bottom, top = (mu, top) if size > radius else (bottom, mu)
-        mu += size**2 / float(y @ (y / (e + mu))) * (size - radius) / radius
+        mu += size * size / float(y @ (y / (e + mu))) * (size - radius) / radius
         if not bottom < mu < top:
             mu = math.sqrt(bottom * top) if bottom else 1e-3 * top
     return y * min(1.0, radius / size), True
@@ -133,13 +135,15 @@ class TrustRegion(Run):
         eta: float, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(limits)
+        if initial_trust_radius == math.inf:
+            raise ValueError("initial_trust_radius: inf, but it must be finite")
         if initial_trust_radius > max_trust_radius:
             raise ValueError(
                 f"initial_trust_radius: {initial_trust_radius}, but max_trust_radius is {max_trust_radius}"
             )
         self.space = space(layout)
         self.method: Subproblem = solver.direction(self.space, **options)
-        self.radius, self.widest, self.eta = initial_trust_radius, max_trust_radius, eta
+        self.radius, self.widest, self.eta = initial_trust_radius, min(max_trust_radius, _WIDEST), eta
         x = self.space.copied(self.space.vector(layout.leaves))
         self.here = Vectors(x, x, x)
         self.square = self.largest = math.nan
