@@ -149,7 +149,8 @@ def second_order() -> Results:
             name = f"{problem.name}, {len(problem.start)}"
             found["functions"].setdefault(name, {})[method] = [None if x is None else [*x[:2]] for x in both]
     fun, x0 = beside("tests", "support.logit").multinomial()
-    for method in ("lbfgs", "bfgs"):
+    ours: list[Any] = ["lbfgs", "bfgs"]
+    for method in ours:
         count = xopt.minimize(fun, x0, method=method, options={"gtol": 1e-6}).nfev
         found["logit"].append([f"xopt's `{method}`", count])
     found["logit"].append(["SciPy's L-BFGS-B", by_scipy(fun, x0, 1e-6)[0]])
