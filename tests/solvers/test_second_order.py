@@ -210,6 +210,26 @@ def test_the_trust_region_of_the_options() -> None:
     assert rises[0] != rises[1]
 
 
+def test_a_step_that_is_not_taken_may_be_the_best() -> None:
+    """The value falls there, but by less than ``eta`` asks for; a run that ends at once returns it."""
+    other = 0
+    for maxfun in range(2, 40):
+        seen: list[tuple[float, Any]] = []
+
+        def fun(x: Any, seen: list[tuple[float, Any]] = seen) -> Any:
+            seen.append((chain(x)[0], x.copy()))
+            return chain(x)
+
+        taken = [np.asarray([-1.2, 1.0])]
+        got = xopt.minimize(fun, taken[0], method="trust-ncg", hessp=optimize.rosen_hess_prod, callback=taken.append,
+                            options={"eta": 0.2499, "maxfun": maxfun})  # fmt: skip
+        value, x = min(seen, key=lambda pair: pair[0])
+        assert got.fun == value
+        np.testing.assert_array_equal(got.x, x)
+        other += not np.array_equal(x, taken[-1])
+    assert other
+
+
 def test_conjugate_gradients_end_at_maxcg(rng: np.random.Generator) -> None:
     h = linalg.hilbert(10) + 1e-6 * np.eye(10)
     fun = lambda x: (x @ h @ x / 2 - x.sum(), h @ x - 1)

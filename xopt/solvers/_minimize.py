@@ -186,7 +186,7 @@ def minimize(
 
     Memory, in vectors of the size of x0: 2·history + 4 for ``"lbfgs"`` (2·history for the history; x and the gradient,
     before and after the step), 2 more in an iteration that takes several evaluations, 2 more with a preconditioner; for
-    ``"lbfgs-b"`` 2 more than that, and the bounds; 2·n for ``"bfgs"``, 2·n more in its update; 3·n for
+    ``"lbfgs-b"`` 2 more than that, and the bounds; 2·n for ``"bfgs"``, 3·n more in its update; 4·n for
     ``"trust-exact"``; 14 for ``"newton-cg"`` and ``"trust-ncg"``, n more with ``hess``; 5 to 7 for the others; for a
     rule its state. What ``fun`` returns is copied, and not counted here. JAX, whose arrays cannot be written into,
     needs some more. A result with ``hess_inv`` keeps the history, which ``del result.hess_inv`` gives back.
