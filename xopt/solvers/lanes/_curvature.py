@@ -1,4 +1,4 @@
-"""What many minimizations know of their Hessians: a matrix each, or the last steps. Lanes are the last axis."""
+"""What many minimizations know of their Hessians: a matrix each, or the last steps. Minimizations are the last axis."""
 
 from __future__ import annotations
 

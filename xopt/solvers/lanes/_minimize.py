@@ -23,7 +23,7 @@ from xopt.solvers.fits._batch import Batch, Kind
 from xopt.solvers.fits._residuals import SCHEMES, DifferenceColumns, Residuals, named
 from xopt.solvers.fits._results import tree_of
 from xopt.solvers.lanes._curvature import Array, Curvature, Matrices, Steps
-from xopt.solvers.lanes._lanes import ENDS, Ended, Lanes, nothing
+from xopt.solvers.lanes._minimizations import ENDS, Ended, Minimizations, nothing
 
 METHODS = ("lbfgs", "lbfgs-b", "bfgs")
 _CALLBACK, _INTERRUPT = 11, 12
@@ -63,9 +63,9 @@ def solve_many(
     def curvature(x: Array) -> Curvature:
         return Matrices(own.xp, x) if solver.name == "bfgs" else Steps(own.xp, x, history)
 
-    def make(start: Array) -> Lanes:
+    def make(start: Array) -> Minimizations:
         low, high = (None if side is None else own.side(side) for side in (own.low, own.high))
-        return Lanes(evaluate, own.xp, when, maxls, curvature, start, low, high, own.real)
+        return Minimizations(evaluate, own.xp, when, maxls, curvature, start, low, high, own.real)
 
     def width() -> int:
         sizes: list[int] = [math.prod(x.shape[1:]) for x in _tree.flatten(own.given)[0]]

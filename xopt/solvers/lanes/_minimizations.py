@@ -42,7 +42,7 @@ class Ended(NamedTuple):
     nit: Array
 
 
-class Lanes:
+class Minimizations:
     """The state of many minimizations: points, what is known there, and where the search along a direction is."""
 
     def __init__(
