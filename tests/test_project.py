@@ -105,6 +105,7 @@ RULES_IMPORT = {
     "math",
     "typing",
     "xopt.rule",
+    "xopt.rule._newton_schulz",
     "xopt.rule._whole_array",
     "xopt.rules.adam",
 }

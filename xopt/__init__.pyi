@@ -53,6 +53,7 @@ from xopt.rules.layerwise import LAMB as LAMB
 from xopt.rules.layerwise import LARS as LARS
 from xopt.rules.layerwise import Fromage as Fromage
 from xopt.rules.matrix import Muon as Muon
+from xopt.rules.matrix import NorMuon as NorMuon
 from xopt.rules.novograd import NovoGrad as NovoGrad
 from xopt.rules.parameter_free import DAdaptAdam as DAdaptAdam
 from xopt.rules.parameter_free import DAdaptSGD as DAdaptSGD

@@ -33,6 +33,8 @@ class Field(NamedTuple):
     function: bool = False
     kinds: tuple[type, ...] | None = None
     """Of a field that holds another component: its classes."""
+    convert: Callable[[str, Any], Any] | None = None
+    """Of a static field of another kind: what makes of ``(where, value)`` the one that is kept, or refuses it."""
 
     def holds(self, x: float) -> bool:
         """Whether a number that is finite is in range."""
@@ -98,6 +100,7 @@ def static(
     gt: float | None = None,
     le: float | None = None,
     kw_only: bool = False,
+    convert: Callable[[str, Any], Any] | None = None,
 ) -> Any:
     """Declare a static field: it chooses a formula or a first value, and cannot change from step to step.
 
@@ -113,6 +116,9 @@ def static(
         Bounds of a number: at least, more than, at most.
     kw_only
         Whether it must be given by name.
+    convert
+        For values of another kind, such as tables: ``convert(where, value)`` returns what is kept, which must be
+        hashable, or raises a ValueError or TypeError that begins with ``where``. The annotation is free then.
 
     Examples
     --------
@@ -130,7 +136,7 @@ def static(
     ...
     ValueError: Descent.signs: 1, but it must be one of True, False
     """
-    return Field(default, True, ge, gt, le, None, None, kw_only)
+    return Field(default, True, ge, gt, le, None, None, kw_only, convert=convert)
 
 
 def check(where: str, field: Field, value: Any) -> Any:
@@ -147,6 +153,8 @@ def check(where: str, field: Field, value: Any) -> Any:
 
 
 def _check_static(where: str, field: Field, value: Any) -> Any:
+    if field.convert is not None:
+        return field.convert(where, value)
     if field.among is not None:
         if not any(value is x or (type(value) is type(x) and value == x) for x in field.among):
             raise ValueError(f"{where}: {value!r}, but it must be one of {', '.join(map(repr, field.among))}")
@@ -206,7 +214,7 @@ _PLAIN = {"bool": bool, "int": int, "float": float}
 def declared(cls: type, name: str, hint: Any) -> Field:
     value = vars(cls).get(name, MISSING)
     field = value if isinstance(value, Field) else Field(value, True)
-    if not field.static:
+    if not field.static or field.convert is not None:
         return field
     if isinstance(hint, str):
         # the annotations of this class, not of a caller

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 Like: TypeAlias = Literal[
-    "torch", "optax", "keras", "mlx", "chainer", "thinc", "tensorflow1", "sklearn", "autograd", None
+    "torch", "optax", "keras", "mlx", "moonshot", "chainer", "thinc", "tensorflow1", "sklearn", "autograd", None
 ]
 """Whose conventions a rule has; None is xopt."""
 
@@ -88,6 +88,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "DAdaptAdam": _("optax.contrib.dadapt_adamw", bias="standard", decay="lr"),
         "Prodigy": _("optax.contrib.prodigy", bias="standard", decay="lr"),
         "DoG": _("optax.contrib.dog"),
+        "Muon": _optax("contrib.muon", form="corrected", scale="in_out", eps=1e-8),
         "ScheduleFreeSGD": _("optax.contrib.schedule_free_sgd"),
         "ScheduleFreeAdamW": _("optax.contrib.schedule_free_adamw"),
     },
@@ -105,6 +106,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "LAMB": _keras("Lamb", eps=1e-7),
         "Adafactor": _keras("Adafactor", lr=1e-3),
         "ScheduleFreeAdamW": _keras("ScheduleFreeAdamW", weight_lr_power=0.0),
+        "Muon": _keras("Muon", form="sum", weight_decay=4e-3),
     },
     "mlx": {
         "Adagrad": _("mlx.optimizers.Adagrad", lr=REQUIRED, eps=1e-8),
@@ -115,6 +117,9 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "Adamax": _("mlx.optimizers.Adamax", lr=REQUIRED, bias="none", eps_mode="outside"),
         "Lion": _("mlx.optimizers.Lion", lr=REQUIRED),
         "Muon": _("mlx.optimizers.Muon", lr=REQUIRED, scale="original", weight_decay=1e-2, decay="l2"),
+    },
+    "moonshot": {
+        "Muon": _("Moonlight's Muon", form="sum", weight_decay=0.1),
     },
     "chainer": {
         "SGD": _("chainer.optimizers.MomentumSGD", lr=1e-2, momentum=0.9, form="lr_inside"),
