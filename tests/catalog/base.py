@@ -19,27 +19,37 @@ A = Any
 S = dict[str, Any]
 
 
-def decayed(step: Any) -> Any:
-    """Add the three kinds of weight decay, and maximisation, around an oracle of one array, or of a list of them.
+def amount(h: dict[str, Any], w: Any, decay: str, peak: Any, rate: Any, u: A, p: A) -> A:
+    """Return what decoupled decay subtracts from p beside u; nothing where the decay is another."""
+    if decay == "cautious":  # Chen et al. 2025, Algorithm 1; of complex numbers, the real part of the product
+        return rate * w * p * (np.real(u * np.conj(p)) >= 0)
+    return {"lr": rate * w, "independent": w, "corrected": rate * w * h["lr"] / (peak or 1)}.get(decay, 0.0) * p
 
-    An oracle that has a kind of its own takes ``weight_decay``, which is 0 for the three.
+
+EVERYWHERE = ("l2", "lr", "independent", "cautious", "corrected")
+
+
+def decayed(step: Any) -> Any:
+    """Add the kinds of weight decay, and maximisation, around an oracle of one array, or of a list of them.
+
+    An oracle that has a kind of its own takes ``weight_decay``, which is 0 for the others.
     """
     own = "weight_decay" in inspect.signature(step).parameters
 
-    def whole(p: A, g: A, s: S, t: int, *, weight_decay: Any, decay: str, maximize: bool, complex: str, **h: Any) -> A:
+    def whole(
+        p: A, g: A, s: S, t: int, *, weight_decay: Any, decay: str, peak_lr: Any, maximize: bool, complex: str, **h: Any
+    ) -> A:
         del complex  # the test calls split parts one by one
         many = isinstance(p, list)
         ps, gs = (p, g) if many else ([p], [g])
         gs = [-x for x in gs] if maximize else gs
         w = 0.0 if weight_decay is None else weight_decay
         if own:
-            h["weight_decay"] = 0.0 if decay in ("l2", "lr", "independent") else w
+            h["weight_decay"] = 0.0 if decay in EVERYWHERE else w
         if decay == "l2":
             gs = [y + w * x for x, y in zip(ps, gs, strict=True)]
         out = step(ps, gs, s, t, **h) if many else [step(ps[0], gs[0], s, t, **h)]
-        if decay in ("lr", "independent"):
-            factor = h["lr"] if decay == "lr" else 1.0
-            out = [x - factor * w * y for x, y in zip(out, ps, strict=True)]
+        out = [x - amount(h, w, decay, peak_lr, h["lr"], y - x, y) for x, y in zip(out, ps, strict=True)]
         return out if many else out[0]
 
     whole.__name__ = step.__name__
@@ -49,17 +59,19 @@ def decayed(step: Any) -> Any:
 def coupled(step: Any) -> Any:
     """Add L2 decay, and maximisation, around an oracle that sees to decoupled decay itself.
 
-    The oracle is given ``shrink``: for a rate, what p is multiplied with to be subtracted.
+    The oracle is given ``shrink``: for a rate, what is subtracted from p beside u.
     """
 
-    def whole(p: A, g: A, s: S, t: int, *, weight_decay: Any, decay: str, maximize: bool, complex: str, **h: Any) -> A:
+    def whole(
+        p: A, g: A, s: S, t: int, *, weight_decay: Any, decay: str, peak_lr: Any, maximize: bool, complex: str, **h: Any
+    ) -> A:
         del complex  # the test makes parts of split ones
         many = isinstance(p, list)
         ps, gs = (p, g) if many else ([p], [g])
         w = 0.0 if weight_decay is None else weight_decay
         gs = [-x for x in gs] if maximize else gs
         gs = [y + w * x for x, y in zip(ps, gs, strict=True)] if decay == "l2" else gs
-        shrink = lambda rate: {"lr": w * rate, "independent": w}.get(decay, 0.0)
+        shrink = lambda rate, u, p: amount(h, w, decay, peak_lr, rate, u, p)
         return step(ps if many else p, gs if many else gs[0], s, t, shrink=shrink, **h)
 
     whole.__name__ = step.__name__
@@ -146,6 +158,8 @@ COMMON: list[dict[str, Any]] = [
     {"weight_decay": 0.3},
     {"weight_decay": 0.3, "decay": "lr"},
     {"weight_decay": 0.03, "decay": "independent"},
+    {"weight_decay": 0.3, "decay": "cautious"},
+    {"weight_decay": 0.3, "decay": "corrected", "peak_lr": 0.8},
     {"maximize": True, "weight_decay": 0.3},
 ]
 COMMON_REFUSED: list[dict[str, Any]] = [
@@ -159,6 +173,9 @@ COMMON_REFUSED: list[dict[str, Any]] = [
     {"weight_decay": -0.1},
     {"decay": "lr", "weight_decay": None},
     {"decay": "cosine", "weight_decay": 0.1},
+    {"decay": "corrected", "weight_decay": 0.1},
+    {"decay": "cautious", "weight_decay": 0.1, "peak_lr": 0.1},
+    {"peak_lr": 0.1},
     {"maximize": 1},
     {"complex": "polar"},
     {"learning_rate": 0.1},

@@ -98,7 +98,7 @@ def muon(p: A, g: A, s: S, t: int, *, other: Any, rule: Any = matrix, **h: Any) 
     if p.ndim == 2 or (p.ndim > 2 and h["matrices"] != "2d"):
         return rule(p, g, s, t, **h)
     if other is None:
-        same = {n: h[n] for n in ("lr", "weight_decay", "decay", "maximize", "complex")}
+        same = {n: h[n] for n in ("lr", "weight_decay", "decay", "peak_lr", "maximize", "complex")}
         return adam(p, g, s, t, b1=0.9, b2=0.999, eps=1e-8, amsgrad=False, eps_mode="outside", bias="standard", **same)
     own = {**fields(other), "maximize": h["maximize"], "complex": h["complex"]}
     return {xopt.SGD: sgd, xopt.AdamW: adam}[type(other)](p, g, s, t, **own)

@@ -29,7 +29,7 @@ def layer(
     root = np.sqrt(s["v"]) + eps
     d = (g / root if root > 0 else g) + inside * p
     s["m"] = b1 * s.get("m", np.zeros_like(p)) + ((1 - b1) * d if averaged else d)
-    return p - lr * s["m"] - shrink(lr) * p
+    return p - lr * s["m"] - shrink(lr, lr * s["m"], p)
 
 
 ROWS = [

@@ -42,7 +42,7 @@ def dadapt_sgd(
     s["s"] = [x + rate * g for x, g in zip(s["s"], gs, strict=True)]
     if norm(s["s"]) > 0:
         s["d"] = max(s["d"], min(2 * s["n"] / norm(s["s"]), s["d"] * limited(growth_rate)))
-    us = [rate * g + shrink(rate) * p for p, g in zip(ps, gs, strict=True)]
+    us = [rate * g + shrink(rate, g, p) for p, g in zip(ps, gs, strict=True)]
     if momentum is None:
         return [p - u for p, u in zip(ps, us, strict=True)]
     s["z"] = [z - u for z, u in zip(s["z"], us, strict=True)]
@@ -70,7 +70,7 @@ def dadapt_adam(
     if norm1(s["s"]) > 0:
         s["n"] = r * s["n"] + (1 - r) * rate * along
         s["d"] = max(s["d"], min(s["n"] / ((1 - r) * norm1(s["s"])), s["d"] * limited(growth_rate)))
-    return [p - m / (np.sqrt(v) + eps) - shrink(rate) * p for p, m, v in zip(ps, s["m"], s["v"], strict=True)]
+    return [p - m / (np.sqrt(v) + eps) - shrink(rate, m, p) for p, m, v in zip(ps, s["m"], s["v"], strict=True)]
 
 
 @coupled
@@ -94,7 +94,7 @@ def prodigy(
         s["n"], s["top"] = n, max(s["top"], found)
         s["d"] = min(s["top"], (max(d, found) if d == d0 else d) * limited(growth_rate))
     return [
-        p - rate * m / (np.sqrt(v) + s["d"] * eps) - shrink(rate) * p
+        p - rate * m / (np.sqrt(v) + s["d"] * eps) - shrink(rate, m, p)
         for p, m, v in zip(ps, s["m"], s["v"], strict=True)
     ]
 
@@ -114,7 +114,7 @@ def dog(
     eta = lr * s["rbar"] / (math.sqrt(s["total"] + eps) or 1.0)
     if first == "rate" and before == 0:
         eta = reps_rel
-    return [p - eta * g - shrink(eta) * p for p, g in zip(ps, gs, strict=True)]
+    return [p - eta * g - shrink(eta, g, p) for p, g in zip(ps, gs, strict=True)]
 
 
 def ldog(ps: list[A], gs: list[A], s: S, t: int, **h: Any) -> list[A]:

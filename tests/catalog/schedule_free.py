@@ -27,7 +27,7 @@ def schedule_free_sgd(
 ) -> A:
     """Defazio et al. 2024, equations 3 to 5, weights as in their code."""
     rate = lr * min(1.0, t / warmup) if warmup else lr
-    return averaged(p, s, t, rate * g + shrink(rate) * p, b1, rate, r, weight_lr_power)
+    return averaged(p, s, t, rate * g + shrink(rate, g, p), b1, rate, r, weight_lr_power)
 
 
 @coupled
@@ -39,7 +39,7 @@ def schedule_free_adamw(
     rate = lr * min(1.0, t / warmup) if warmup else lr
     s["v"] = b2 * s.get("v", np.zeros(p.shape)) + (1 - b2) * np.abs(g) ** 2
     u = rate * g / (np.sqrt(s["v"] / (1 - b2**t)) + eps)
-    return averaged(p, s, t, u + shrink(rate) * p, b1, rate, r, weight_lr_power)
+    return averaged(p, s, t, u + shrink(rate, u, p), b1, rate, r, weight_lr_power)
 
 
 _OPTIONS: list[dict[str, Any]] = [

@@ -102,7 +102,7 @@ def test_a_file_says_what_it_is() -> None:
     assert [(x["place"], x["rule"]) for x in found["rule"]] == [("0.addnoise", "AddNoise"), ("1.adam", "Adam")]
     assert found["rule"][0]["static"] == {"seed": 7}
     assert found["rule"][1]["hyper"] == {
-        "lr": "cosine(0.1, steps=9)", "b1": 0.5, "b2": 0.999, "eps": 1e-8, "weight_decay": None
+        "lr": "cosine(0.1, steps=9)", "b1": 0.5, "b2": 0.999, "eps": 1e-8, "weight_decay": None, "peak_lr": None
     }  # fmt: skip
     assert found["rule"][1]["static"]["amsgrad"] is False
     [link] = optimizer(xopt.SGD(lr=lambda t: 0.1)).state_dict()["rule"]
@@ -448,6 +448,22 @@ def test_files_of_every_schema_load(path: Path) -> None:
     assert {n: float(x) for n, x in opt.state.carry.items()} == want["carry"]
     leaves = optree.tree_leaves((opt.params, opt.state.slots))
     assert [np.atleast_1d(x).view("u1").ravel().tolist() for x in leaves] == want["bytes"]
+
+
+def test_a_file_of_a_version_with_fewer_fields_loads() -> None:
+    """What chooses a formula was then what it is by default; a number that is missing is a fault of the file."""
+    rule, params = golden()
+    saved = xopt.Optimizer(params, rule).state_dict()
+    about = next(x for x in saved["rule"] if x["rule"] == "Adam")
+    del about["hyper"]["peak_lr"], about["static"]["amsgrad"]
+    rule, params = golden()
+    xopt.Optimizer(params, rule).load_state_dict(saved)
+    about["static"]["amsgrad"] = True
+    with pytest.raises(xopt.CheckpointError, match="adam.amsgrad: True, but here it is False"):
+        xopt.Optimizer(params, rule).load_state_dict(saved)
+    del about["hyper"]["eps"]
+    with pytest.raises(xopt.CheckpointError, match="its fields are not"):
+        xopt.Optimizer(params, rule).load_state_dict(saved)
 
 
 def test_there_is_a_file_of_this_schema() -> None:

@@ -171,7 +171,7 @@ def test_every_rule(row: catalog.Row) -> None:
     flat = xopt.flat_metrics(opt.metrics)
     assert np.isfinite([*flat.values()]).all()
     own = type(every_rule).metrics
-    assert {n.partition("/")[0] for n in flat} - {"muon.lr", "sgd.lr", "lr"} == {*own} - {"lr"}
+    assert {n.partition("/")[0] for n in flat} - {"muon.lr", "normuon.lr", "sgd.lr", "lr"} == {*own} - {"lr"}
     assert [x for n, x in flat.items() if n.endswith("lr") and n != "effective_lr"]
 
 

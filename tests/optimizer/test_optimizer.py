@@ -19,7 +19,7 @@ import xopt
 def test_set_and_hyperparams() -> None:
     p = np.ones(3)
     opt = xopt.Optimizer(p, xopt.SGD(lr=0.5))
-    assert opt.hyperparams() == {"lr": 0.5, "momentum": None, "dampening": None, "weight_decay": None}
+    assert opt.hyperparams() == {"lr": 0.5, "momentum": None, "dampening": None, "weight_decay": None, "peak_lr": None}
     opt.step(np.ones(3))
     opt.set(lr=0.25)
     opt.step(np.ones(3))

@@ -227,6 +227,8 @@ def slots_of(text: str) -> list[str | None]:
 UNSEEN = {
     ("ASGD", "mean"): "a result: no step depends on it",
     ("Muon", "m"): "its steps have one length, and go down without momentum too",
+    ("NorMuon", "m"): "as for Muon",
+    ("NorMuon", "v"): "without it the rule is Muon but for the length of steps, which is divided out",
     ("RMSProp(momentum=0.9, centered=True)", "a"): "without it the rule is another one that converges as fast",
 }
 

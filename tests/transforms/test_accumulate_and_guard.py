@@ -159,7 +159,7 @@ def test_hyperparameters_are_those_of_the_rule() -> None:
     rule = xopt.Accumulate(xopt.Guard(xopt.SGD(lr=0.1), "skip"), every=2)
     opt = xopt.Optimizer(np.zeros(2), rule)
     opt.set(lr=0.5)
-    assert opt.hyperparams() == {"lr": 0.5, "momentum": None, "dampening": None, "weight_decay": None}
+    assert opt.hyperparams() == {"lr": 0.5, "momentum": None, "dampening": None, "weight_decay": None, "peak_lr": None}
     assert repr(opt.rule) == "Accumulate(Guard(SGD(lr=0.5), on_nonfinite='skip'), every=2)"
     assert opt.rule == xopt.Accumulate(xopt.Guard(xopt.SGD(lr=0.5), "skip"), every=2)
     assert hash(opt.rule) == hash(xopt.Accumulate(xopt.Guard(xopt.SGD(lr=0.5), "skip"), every=2))

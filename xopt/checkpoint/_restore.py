@@ -17,7 +17,7 @@ from xopt._engine.program.quantize import SCALE, is_scale
 from xopt._engine.program.storage import LABEL
 from xopt.checkpoint import _snapshot as _snapshot
 from xopt.checkpoint._safetensors import CheckpointError
-from xopt.checkpoint._snapshot import Listing, Place, Source, TrainingRun, described
+from xopt.checkpoint._snapshot import Listing, Place, Source, TrainingRun, defaults, described, links
 from xopt.rule import FunctionalOptimizer
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -169,9 +169,12 @@ def _compare_rules(
             problems.append(f"rule: {words[0]}; but here it is {words[1]}")
         return rule
     values = {}
-    for theirs, mine in zip(found, own, strict=True):
+    for theirs, mine, link in zip(found, own, links(rule), strict=True):
+        new = defaults(link.part)
         for kind in ("static", "hyper"):
             a, b = theirs.get(kind), mine[kind]
+            if isinstance(a, dict):  # of a version that did not have some fields, which were what they are by default
+                a = {n: new[n] for n in b if n in new} | a
             if not isinstance(a, dict) or {*a} != {*b}:
                 problems.append(f"rule: {mine['place']}: its fields are not {', '.join(b) or 'none'}")
                 continue

@@ -20,6 +20,7 @@ from xopt._engine.executor import Executor
 from xopt._engine.program.storage import LABEL
 from xopt.checkpoint._safetensors import CheckpointError, Tensor, memory
 from xopt.rule import FunctionalOptimizer
+from xopt.rule._fields import MISSING
 
 SCHEMA = 1
 
@@ -83,13 +84,24 @@ class TrainingRun(NamedTuple):
         return {f"state/{x.slot}/{x.key}" if x.slot else f"params/{x.key}": x for x in found if x.array is not None}
 
 
+def links(rule: FunctionalOptimizer) -> list[Any]:
+    """Return the components of a rule in the order in which they are saved."""
+    return sorted(rule._all_links(), key=lambda link: link.key != LABEL)
+
+
+def defaults(part: Any) -> dict[str, Any]:
+    """Return what fields are that a file need not have, as it would be saved: those that choose a formula."""
+    fields = {n: f for n, f in part._fields.items() if f.default is not MISSING}
+    return {n: _plain(f.default) for n, f in fields.items() if f.static or f.default is None}
+
+
 def described(rule: FunctionalOptimizer) -> list[dict[str, Any]]:
     """Return the components of a rule as data: names, static fields, and hyperparameters; functions as text.
 
     The one that says how all is kept comes first: it does the same inside and outside of other wrappers.
     """
     found = []
-    for link in sorted(rule._all_links(), key=lambda link: link.key != LABEL):
+    for link in links(rule):
         static = {n: _plain(v) for n, v in link.part._choices().items()}
         hyper = {n: _plain(v) for n, v in link.part._values().items() if not link.part._fields[n].static}
         found.append({"place": link.key, "rule": type(link.part).__name__, "static": static, "hyper": hyper})

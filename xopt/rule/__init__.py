@@ -20,8 +20,9 @@ from xopt.rule._functional import RunnerName as RunnerName
 from xopt.rule._functional import State as State
 from xopt.rule._functional import check_method as check_method
 from xopt.rule._rule import Chain as Chain
+from xopt.rule._rule import Decay as Decay
 from xopt.rule._rule import Rule as Rule
 from xopt.rule._rule import Transform as Transform
 from xopt.rule._rule import chain as chain
-from xopt.rule._rule import decoupled as decoupled
+from xopt.rule._rule import decayed_step as decayed_step
 from xopt.rule._rule import shrunk as shrunk

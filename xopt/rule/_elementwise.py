@@ -55,6 +55,11 @@ def inner(xp: Any, x: Array, y: Array) -> Array:
     return xp.real(x) * xp.real(y) + xp.imag(x) * xp.imag(y) if is_complex(x) else x * y
 
 
+def along(xp: Any, x: Array, y: Array) -> Array:
+    """Return something with the sign of Re(x̄·y), element by element: signs, multiplied, do not underflow."""
+    return inner(xp, x, y) if is_complex(x) else xp.sign(x) * xp.sign(y)
+
+
 @public
 def sign(xp: Any, x: Array) -> Array:
     """Return -1, 0 or 1, of a complex number its phase x/|x|.

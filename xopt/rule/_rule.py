@@ -7,7 +7,7 @@ against the array-API standard. Everything else (trees, dtypes, libraries, memor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 from xopt._public import public
 from xopt.rule._component import Array as Array
@@ -19,6 +19,7 @@ from xopt.rule._component import RoutedComponent as RoutedComponent
 from xopt.rule._component import routed as routed
 from xopt.rule._component import unchanged as unchanged
 from xopt.rule._elementwise import abs2 as abs2
+from xopt.rule._elementwise import along
 from xopt.rule._elementwise import inner as inner
 from xopt.rule._elementwise import is_complex as is_complex
 from xopt.rule._elementwise import sign as sign
@@ -31,6 +32,9 @@ from xopt.rule._functional import check_method as check_method
 from xopt.rule._names import replaced
 from xopt.rule._order import check_order
 from xopt.rule._presets import PRESETS, REQUIRED, Like, preset
+
+Decay: TypeAlias = Literal["l2", "lr", "independent", "cautious", "corrected"]
+"""Kinds of weight decay that every rule has."""
 
 
 class Transform(Component):
@@ -65,8 +69,13 @@ class Rule(Component, FunctionalOptimizer):
         w ≥ 0, or None for no decay (default).
     decay
         ``"l2"``: g + w p enters the rule. ``"lr"``: the step is less lr·w·p (decoupled, as in AdamW).
-        ``"independent"``: the step is less w·p, whatever the learning rate. Some rules have one more value, the
-        decay of their paper, which their own maths does.
+        ``"independent"``: the step is less w·p, whatever the learning rate. ``"cautious"``: as "lr", but only where
+        the step does not go away from 0 (Chen et al. 2025, arXiv:2510.12402, Algorithm 1); of complex numbers, where
+        Re(u·p̄) ≥ 0 for the step -u. ``"corrected"``: the step is less lr²·w·p/peak_lr, so that the size of weights
+        in front of a normalization does not depend on the schedule (AdamC: Defazio 2025, arXiv:2506.02285). Some rules
+        have one more value, the decay of their paper, which their own maths does.
+    peak_lr
+        With ``decay="corrected"``, and only there: the largest learning rate of the run, > 0.
     maximize
         Climb instead of descend: the gradient changes its sign before anything else.
     complex
@@ -96,7 +105,8 @@ class Rule(Component, FunctionalOptimizer):
     """
 
     weight_decay: Hyper | None = hyper(default=None, ge=0, kw_only=True)
-    decay: Literal["l2", "lr", "independent"] = static(default="l2", kw_only=True)
+    decay: Decay = static(default="l2", kw_only=True)
+    peak_lr: Hyper | None = hyper(default=None, gt=0, kw_only=True)
     maximize: bool = static(default=False, kw_only=True)
     complex: Literal["modulus", "split"] = static(default="modulus", kw_only=True)
     like: Like = static(default=None, kw_only=True)
@@ -119,6 +129,9 @@ class Rule(Component, FunctionalOptimizer):
     def _check(self) -> None:
         if "decay" in self._given and self.weight_decay is None:
             raise ValueError(f"{type(self).__name__}: decay={self.decay!r} does nothing without weight_decay")
+        if (self.decay == "corrected" and self.weight_decay is not None) != (self.peak_lr is not None):
+            what = "needs peak_lr, the largest learning rate" if self.peak_lr is None else "has no use for peak_lr"
+            raise ValueError(f"{type(self).__name__}: decay={self.decay!r} {what}")
 
     def _parts(self) -> tuple[Component, ...]:
         return (self,)
@@ -136,8 +149,10 @@ class Rule(Component, FunctionalOptimizer):
         def whole(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> tuple[Array, ...]:
             out = update(h, xp, p, decayed(h, p, g), **slots)
             step, *new = out if isinstance(out, tuple) else (out,)
-            factor = None if by is None or h.weight_decay is None else decoupled(h, getattr(h, by))
-            return (step if factor is None else step - factor * p, *new)
+            return (
+                step if by is None or h.weight_decay is None else decayed_step(h, xp, step, getattr(h, by), p),
+                *new,
+            )
 
         def terms(h: H, xp: Any, p: Array, g: Array, **slots: Array) -> dict[str, Array]:
             assert reduce is not None
@@ -149,24 +164,40 @@ class Rule(Component, FunctionalOptimizer):
         return lambda h, g: -g if h.maximize else g
 
 
-@public
-def decoupled(h: H, rate: Any = None) -> Any:
+def _decoupled(h: H, rate: Any = None) -> Any:
     """Return the part of p by which decoupled decay shrinks it, or None without such decay.
 
-    The step that ``update`` returns is made less by it afterwards. A rule that must know where p will be asks here.
     ``rate`` is what ``decay="lr"`` multiplies, where that is not lr.
     """
-    if h.weight_decay is None or h.decay not in ("lr", "independent"):
+    if h.weight_decay is None or h.decay not in ("lr", "independent", "cautious", "corrected"):
         return None
+    if h.decay == "independent":
+        return h.weight_decay
     rate = h.lr if rate is None else rate
-    return rate * h.weight_decay if h.decay == "lr" else h.weight_decay
+    return rate * h.weight_decay if h.decay != "corrected" else rate * h.weight_decay * (h.lr / h.peak_lr)
 
 
 @public
-def shrunk(h: H, u: Array, rate: Any, p: Array) -> Array:
+def shrunk(h: H, xp: Any, u: Array, rate: Any, p: Array) -> Array:
     """Add decoupled weight decay at p to what a rule subtracts, in a rule whose ``decay_by`` is None."""
-    factor = decoupled(h, rate)
-    return u if factor is None else u + factor * p
+    factor = _decoupled(h, rate)
+    if factor is None:
+        return u
+    more = u + factor * p
+    return xp.where(along(xp, u, p) >= 0, more, u) if h.decay == "cautious" else more
+
+
+@public
+def decayed_step(h: H, xp: Any, step: Array, rate: Any, p: Array) -> Array:
+    """Return a step less decoupled weight decay at p, as it becomes behind ``update``.
+
+    For a rule that must know where p will be.
+    """
+    factor = _decoupled(h, rate)
+    if factor is None:
+        return step
+    less = step - factor * p
+    return xp.where(along(xp, step, p) <= 0, less, step) if h.decay == "cautious" else less
 
 
 @public

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, H, Hyper, Moments, Rule, abs2, hyper, static
+from xopt.rule import Array, Decay, H, Hyper, Moments, Rule, abs2, hyper, static
 
 __all__ = ["Adam", "AdamW"]
 
@@ -33,7 +33,7 @@ class Adam(Rule):
         ``"hat"`` (√v + ε)/√c₂, which is the paper's "ε hat" (Keras, TensorFlow, Chainer, Thinc).
     bias
         ``"standard"``; ``"first"``: c₁ and c₂ stay as in step 1; ``"none"``: both are 1.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -105,8 +105,9 @@ class AdamW(Adam):
         w ≥ 0.
     decay
         ``"lr"``: w is multiplied by lr (torch, optax, Keras). ``"independent"``: by 1; the paper's own form has a
-        schedule there, which is ``weight_decay=schedule``. ``"l2"``: Adam again.
-    maximize, complex, like
+        schedule there, which is ``weight_decay=schedule``. ``"l2"``: Adam again. ``"cautious"`` and ``"corrected"``
+        (AdamC) as for every rule.
+    peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -131,4 +132,4 @@ class AdamW(Adam):
     """
 
     weight_decay: Hyper | None = hyper(default=1e-2, ge=0, kw_only=True)
-    decay: Literal["l2", "lr", "independent"] = static(default="lr", kw_only=True)
+    decay: Decay = static(default="lr", kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
+from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, static
 from xopt.rules.adam import bias_corrections
 
 __all__ = ["AdaBelief", "Adamax", "RAdam", "StableAdamW", "Yogi"]
@@ -31,7 +31,7 @@ class Adamax(Rule):
         ``"inside"`` the maximum (torch, optax) or ``"outside"`` (Keras, MLX).
     bias
         ``"standard"``, or ``"none"``: 1 in the place of 1-β₁ᵗ (MLX).
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -92,7 +92,7 @@ class RAdam(Rule):
         Before that, ``"sgd"``: a step of momentum (the paper, torch, optax), or ``"none"``.
     eps_mode
         ``"hat"`` √c₂/(√v + ε) (torch) or ``"outside"`` 1/(√(v/c₂) + ε) (optax).
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -158,7 +158,7 @@ class AdaBelief(Rule):
         ε ≥ 0, in the unit of the gradient.
     eps_root
         ε₀ ≥ 0, in the unit of its square: added to v in every step, so that v comes to ε₀/(1-β₂) where g = m.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -216,7 +216,7 @@ class Yogi(Rule):
         First values of v (≥ 0) and of m: both 1e-6 in optax and TensorFlow Addons; the paper has none for m.
     bias
         ``"standard"`` (optax), or ``"none"``: 1 in the place of c₁ and c₂ (the paper).
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -275,8 +275,8 @@ class StableAdamW(Rule):
     weight_decay
         w ≥ 0.
     decay
-        ``"clipped"``: w is multiplied by η (the paper). ``"lr"``, ``"independent"``, ``"l2"`` as for every rule.
-    maximize, complex, like
+        ``"clipped"``: w is multiplied by η (the paper). The others as for every rule.
+    peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`. The mean of a complex array that is split is over both parts.
 
     Notes
@@ -306,7 +306,7 @@ class StableAdamW(Rule):
     b2: Hyper = hyper(default=0.99, ge=0, lt=1)
     eps: Hyper = hyper(default=1e-6, gt=0)
     weight_decay: Hyper | None = hyper(default=1e-2, ge=0, kw_only=True)
-    decay: Literal["clipped", "l2", "lr", "independent"] = static(default="clipped", kw_only=True)  # type: ignore[assignment]
+    decay: Literal["clipped", Decay] = static(default="clipped", kw_only=True)  # type: ignore[assignment]
     scope = "leaf"
     metrics: ClassVar = {"effective_lr": "eta"}
 

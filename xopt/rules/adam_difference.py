@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
+from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, static
 
 __all__ = ["MARS", "Adan"]
 
@@ -32,8 +32,8 @@ class Adan(Rule):
     weight_decay
         w ≥ 0, or None.
     decay
-        ``"proximal"``: divide by 1 + lr·w (the paper). ``"lr"`` (optax), ``"independent"``, ``"l2"`` as for every rule.
-    maximize, complex, like
+        ``"proximal"``: divide by 1 + lr·w (the paper). ``"lr"`` (optax) and the others as for every rule.
+    peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -63,7 +63,7 @@ class Adan(Rule):
     eps: Hyper = hyper(default=1e-8, ge=0)
     eps_root: Hyper = hyper(default=0.0, ge=0)
     form: Literal["paper", "optax"] = "paper"
-    decay: Literal["proximal", "l2", "lr", "independent"] = static(default="proximal", kw_only=True)  # type: ignore[assignment]
+    decay: Literal["proximal", Decay] = static(default="proximal", kw_only=True)  # type: ignore[assignment]
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class MARS(Rule):
         What g' is in step 1: ``"gradient"``, g itself (the paper, timm), or ``"zero"`` (the authors' code).
     weight_decay, decay
         w ≥ 0, or None; ``"lr"`` is the paper's.
-    maximize, complex, like
+    peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -144,7 +144,7 @@ class MARS(Rule):
     eps: Hyper = hyper(default=1e-8, ge=0)
     max_norm: Hyper = hyper(default=1.0, gt=0)
     first: Literal["gradient", "zero"] = "gradient"
-    decay: Literal["l2", "lr", "independent"] = static(default="lr", kw_only=True)
+    decay: Decay = static(default="lr", kw_only=True)
     scope = "leaf"
     metrics: ClassVar = {"clip_factor": "scale"}
 

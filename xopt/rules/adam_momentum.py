@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, is_complex, static
+from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, is_complex, static
 
 __all__ = ["ADOPT", "AdEMAMix", "LaProp", "NAdam"]
 
@@ -29,7 +29,7 @@ class NAdam(Rule):
         ε ≥ 0, in the unit of the gradient.
     momentum_decay
         ψ ≥ 0: 0.004 in the paper and torch, 1 in Keras. None: no warmup (optax).
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -92,7 +92,7 @@ class LaProp(Rule):
         β₁ (the paper's μ) and β₂ (ν) in [0, 1). Unlike Adam, it is stable for β₁² > β₂.
     eps
         ε ≥ 0, in the unit of the gradient.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -148,7 +148,7 @@ class ADOPT(Rule):
         ε > 0, in the unit of the gradient.
     clip
         Exponent of the bound, ≥ 0: 1/4 in the paper and optax, 1/3 in timm. None: no bound (Algorithm 1).
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`. Of a complex d the modulus is bounded.
 
     Notes
@@ -219,7 +219,7 @@ class AdEMAMix(Rule):
         section 3). None: both are what they are at once; they may also be schedules.
     weight_decay, decay
         w ≥ 0, or None; ``"lr"`` is the paper's.
-    maximize, complex, like
+    peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -247,7 +247,7 @@ class AdEMAMix(Rule):
     alpha: Hyper = hyper(default=5.0, ge=0)
     eps: Hyper = hyper(default=1e-8, ge=0)
     warmup: Hyper | None = hyper(default=None, gt=0)
-    decay: Literal["l2", "lr", "independent"] = static(default="lr", kw_only=True)
+    decay: Decay = static(default="lr", kw_only=True)
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:

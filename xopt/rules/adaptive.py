@@ -31,7 +31,7 @@ class Adagrad(Rule):
         ``"outside"`` the root (torch) or ``"inside"`` (optax, Keras).
     initial
         First value of v, ≥ 0: 0 in torch, 0.1 in optax and Keras.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -84,7 +84,7 @@ class Adadelta(Rule):
         ρ in [0, 1).
     eps
         ε ≥ 0, under both roots; it also sets the size of the first steps.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -147,7 +147,7 @@ class RMSProp(Rule):
         ``"lr_outside"`` the momentum (torch) or ``"lr_inside"`` (optax, Keras).
     initial
         First value of v, ≥ 0: 1 in TensorFlow 1 and timm.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes

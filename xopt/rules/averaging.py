@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from xopt.rule import Array, H, Hyper, Rule, abs2, decoupled, hyper, sign, static
+from xopt.rule import Array, H, Hyper, Rule, abs2, decayed_step, hyper, sign, static
 
 __all__ = ["ASGD", "FTRL", "MADGRAD"]
 
@@ -28,7 +28,7 @@ class ASGD(Rule):
         α ≥ 0, the power by which the rate falls.
     t0
         The step after which the mean begins, ≥ 0; until then it is p.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -69,8 +69,8 @@ class ASGD(Rule):
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, mean: Array = "p") -> tuple[Array, ...]:
-        step, shrink = -h.eta * (g + h.lambd * p), decoupled(h)
-        new = p + step if shrink is None else p + (step - shrink * p)
+        step = -h.eta * (g + h.lambd * p)
+        new = p + decayed_step(h, xp, step, h.lr, p)
         return step, mean + h.share * (new - mean)
 
     @staticmethod
@@ -103,7 +103,7 @@ class FTRL(Rule):
     initial
         First value of n, ≥ 0: 0 in the paper, 0.1 in Keras. Where it is 0 and β and λ₂ are 0 too, an element without
         gradient becomes NaN.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`. Of a complex z the modulus is shrunk.
 
     Notes
@@ -160,7 +160,7 @@ class MADGRAD(Rule):
         μ in [0, 1), the paper's 1 - c.
     eps
         ε ≥ 0, in the unit of ∛v.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`. Decay fits it badly: p₀ is not shrunk.
 
     Notes

@@ -48,7 +48,7 @@ class Adafactor(Rule):
     eps_mode
         ``"square"``: ε₁ is added to \|g\|² (the paper, optax, Keras). ``"clamp"``: V is at least ε₁² and mean(r) at
         least ε₁ (torch).
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`: ``"lr"`` in torch (of the given rate), ``"independent"`` in optax.
 
     Notes
@@ -201,7 +201,7 @@ class SM3(Rule):
         ε ≥ 0: 0 in the paper, 1e-8 in optax.
     b2
         Decay of the sums in [0, 1]; None: they grow, as in the paper.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static, trust_ratio
+from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, static, trust_ratio
 from xopt.rules.adam import bias_corrections
 
 __all__ = ["LAMB", "LARS", "Fromage"]
@@ -37,9 +37,9 @@ class LARS(Rule):
     weight_decay
         w ≥ 0, or None.
     decay
-        ``"ratio"``: as above (the paper, timm). ``"l2"``: ‖g + w·p‖ in the ratio (optax). ``"lr"`` and
-        ``"independent"``: outside the ratio, as for every rule.
-    maximize, complex, like
+        ``"ratio"``: as above (the paper, timm). ``"l2"``: ‖g + w·p‖ in the ratio (optax). The others:
+        outside the ratio, as for every rule.
+    peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`. The norm of a complex array is the same in both ways.
 
     Notes
@@ -68,7 +68,7 @@ class LARS(Rule):
     eps: Hyper = hyper(default=0.0, ge=0)
     nesterov: bool = False
     form: Literal["lr_inside", "lr_outside"] = "lr_inside"
-    decay: Literal["ratio", "l2", "lr", "independent"] = static(default="ratio", kw_only=True)  # type: ignore[assignment]
+    decay: Literal["ratio", Decay] = static(default="ratio", kw_only=True)  # type: ignore[assignment]
     scope = "leaf"
     metrics: ClassVar = {"trust_ratio": "ratio"}
 
@@ -125,9 +125,9 @@ class LAMB(Rule):
     weight_decay
         w ≥ 0, or None.
     decay
-        ``"ratio"``: as above (the paper, optax, timm). ``"lr"``: outside the ratio (Keras). ``"independent"``, ``"l2"``
-        as for every rule.
-    maximize, complex, like
+        ``"ratio"``: as above (the paper, optax, timm). ``"lr"``: outside the ratio (Keras). The others as for
+        every rule.
+    peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`. The norm of a complex array that is split is of both parts.
 
     Notes
@@ -157,7 +157,7 @@ class LAMB(Rule):
     eps: Hyper = hyper(default=1e-6, ge=0)
     bias: Literal["standard", "none"] = "standard"
     most: Hyper | None = hyper(default=None, gt=0)
-    decay: Literal["ratio", "l2", "lr", "independent"] = static(default="ratio", kw_only=True)  # type: ignore[assignment]
+    decay: Literal["ratio", Decay] = static(default="ratio", kw_only=True)  # type: ignore[assignment]
     scope = "leaf"
     metrics: ClassVar = {"trust_ratio": "ratio"}
 
@@ -199,7 +199,7 @@ class Fromage(Rule):
         Learning rate, ≥ 0, as a part of ‖p‖: 0.01 in the paper.
     least
         What a norm counts as at least, ≥ 0: 0 in the paper, 1e-6 in optax.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`. The norm of a complex array is the same in both ways.
 
     Notes

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from xopt.rule import Array, H, Hyper, RoutedComponent, Rule, abs2, hyper, static
+from xopt.rule import Array, Decay, H, Hyper, RoutedComponent, Rule, abs2, hyper, static
 from xopt.rule._newton_schulz import Coefficients, checked, table
 from xopt.rule._whole_array import adjoint, at_least, mean, norm, real_zeros
 from xopt.rules.adam import Adam
@@ -68,7 +68,7 @@ class Muon(Rule):
         ``"2d"``: leaves with two axes are matrices. With more axes, all leaves that have two: ``"batched"``, the last
         two of each, and those in front number them; ``"out_in"``, the first and all others as one (convolutions of
         torch: output channels first); ``"in_out"``, the last and all others as one (those of JAX and Keras).
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`; ``decay="lr"`` in every library but MLX. The last two hold for ``other`` too.
 
     Notes
@@ -125,7 +125,7 @@ class Muon(Rule):
     coefficients: Coefficients = static(default=None, convert=checked)
     safety: Hyper | None = hyper(default=None, ge=1)
     matrices: Literal["2d", "batched", "out_in", "in_out"] = "2d"
-    decay: Literal["l2", "lr", "independent"] = static(default="lr", kw_only=True)
+    decay: Decay = static(default="lr", kw_only=True)
     elementwise = False
 
     def _defaults(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -153,7 +153,8 @@ class Muon(Rule):
         if axes == 2 or (axes > 2 and self.matrices != "2d"):
             return super()._route(layout, k)
         if self.other is None:
-            same = ("lr", "maximize", "complex", *(() if self.weight_decay is None else ("weight_decay", "decay")))
+            decay = () if self.weight_decay is None else ("weight_decay", "decay", "peak_lr")
+            same = ("lr", "maximize", "complex", *decay)
             other: Rule = Adam(**{n: getattr(self, n) for n in same})
         else:
             other = self.other.replace(maximize=self.maximize, complex=self.complex)
@@ -192,7 +193,7 @@ class NorMuon(Muon):
     units
         Which axis of a matrix counts the neurons. ``"first"``: weights stored as (outputs, inputs), as in torch;
         ``"last"``: as (inputs, outputs), as in JAX and Keras; the mean is then one over each column.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for :class:`~xopt.Muon`.
 
     Notes

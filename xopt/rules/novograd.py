@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
+from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, static
 
 __all__ = ["NovoGrad"]
 
@@ -32,7 +32,7 @@ class NovoGrad(Rule):
         w ≥ 0, or None for no decay (default).
     decay
         ``"momentum"``: w·p enters m, as in the paper. The others as for every :class:`~xopt.Rule`.
-    maximize, complex, like
+    peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`; the norm of a complex leaf is the same in both modes.
 
     Notes
@@ -61,7 +61,7 @@ class NovoGrad(Rule):
     b2: Hyper = hyper(default=0.98, ge=0, lt=1)
     eps: Hyper = hyper(default=1e-8, ge=0)
     averaged: bool = False
-    decay: Literal["momentum", "l2", "lr", "independent"] = static(default="momentum", kw_only=True)  # type: ignore[assignment]
+    decay: Literal["momentum", Decay] = static(default="momentum", kw_only=True)  # type: ignore[assignment]
     scope = "leaf"
     carry: ClassVar = {"norm": 0.0}
 

@@ -43,7 +43,7 @@ class DAdaptSGD(Rule):
         First d, > 0; a lower bound by far, in the unit of the distance.
     growth_rate
         Largest factor by which d grows in a step, ≥ 1; None for any.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`; ``decay="lr"`` multiplies w by γ.
 
     Notes
@@ -96,7 +96,7 @@ class DAdaptSGD(Rule):
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, s: Array = 0.0, z: Array = "p") -> tuple[Array, ...]:
         s = s + h.rate * g
-        u = shrunk(h, h.rate * g, h.rate, p)
+        u = shrunk(h, xp, h.rate * g, h.rate, p)
         if h.momentum is None:
             return -u, s, z
         z = z - u
@@ -131,7 +131,7 @@ class DAdaptAdam(Rule):
         First d, > 0; a lower bound by far, in the unit of the parameters.
     growth_rate
         Largest factor by which d grows in a step, ≥ 1; None for any.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`; ``decay="lr"`` multiplies w by γ.
 
     Notes
@@ -225,7 +225,7 @@ class Prodigy(Rule):
         Factor of the estimate of d, > 0; the one to tune, between 0.5 and 2.
     growth_rate
         Largest factor by which d grows in a step, ≥ 1, after a first growth that is free; None for any.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`; ``decay="lr"`` multiplies w by γ.
 
     Notes
@@ -316,7 +316,7 @@ class DoG(Rule):
         rate of the first step, whatever lr (``init_eta`` elsewhere), and r begins at 0.
     eps
         ε ≥ 0, in the unit of ‖g‖².
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`; ``decay="lr"`` multiplies w by lr·r/√(G + ε).
 
     Notes
@@ -379,7 +379,7 @@ class LDoG(DoG):
 
     Parameters
     ----------
-    lr, reps_rel, first, eps, weight_decay, decay, maximize, complex, like
+    lr, reps_rel, first, eps, weight_decay, decay, peak_lr, maximize, complex, like
         As for :class:`~xopt.DoG`.
 
     Notes

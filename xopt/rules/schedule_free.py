@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, shrunk, static
+from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, shrunk, static
 
 __all__ = ["ScheduleFreeAdamW", "ScheduleFreeSGD"]
 
@@ -43,7 +43,7 @@ class ScheduleFreeSGD(Rule):
         Power of t in the weight of a step, ≥ 0.
     weight_lr_power
         Power of the rate in that weight, ≥ 0; with 0 (and r = 0) x is the plain mean of z.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`; ``decay="lr"`` multiplies w by γ, and the decay is taken at p, from z.
 
     Notes
@@ -83,7 +83,7 @@ class ScheduleFreeSGD(Rule):
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, z: Array = "p") -> tuple[Array, ...]:
-        u = shrunk(h, h.rate * g, h.rate, p)
+        u = shrunk(h, xp, h.rate * g, h.rate, p)
         return -h.pull * (p - z) - h.push * u, z - u
 
     @staticmethod
@@ -113,7 +113,9 @@ class ScheduleFreeAdamW(ScheduleFreeSGD):
         w ≥ 0, or None for no decay (default).
     decay
         ``"lr"``: w is multiplied by γ (the authors, optax). ``"independent"``: by 1. ``"l2"``: g + w·p enters the rule.
-    maximize, complex, like
+        ``"cautious"``: as "lr", but only where the step of z does not lead p away from 0. ``"corrected"`` as for every
+        rule.
+    peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -142,7 +144,7 @@ class ScheduleFreeAdamW(ScheduleFreeSGD):
     lr: Hyper = hyper(default=2.5e-3, ge=0)
     b2: Hyper = hyper(default=0.999, ge=0, lt=1)
     eps: Hyper = hyper(default=1e-8, ge=0)
-    decay: Literal["l2", "lr", "independent"] = static(default="lr", kw_only=True)
+    decay: Decay = static(default="lr", kw_only=True)
     metrics: ClassVar = {"effective_lr": "rate"}
 
     @staticmethod
@@ -152,5 +154,5 @@ class ScheduleFreeAdamW(ScheduleFreeSGD):
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, z: Array = "p", v: Array = 0.0) -> tuple[Array, ...]:
         v = h.b2 * v + (1 - h.b2) * abs2(xp, g)
-        u = shrunk(h, h.rate * h.root * g / (xp.sqrt(v) + h.eps * h.root), h.rate, p)
+        u = shrunk(h, xp, h.rate * h.root * g / (xp.sqrt(v) + h.eps * h.root), h.rate, p)
         return -h.pull * (p - z) - h.push * u, z - u, v

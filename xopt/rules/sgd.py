@@ -33,7 +33,7 @@ class SGD(Rule):
         Look ahead by one momentum step.
     form
         ``"lr_outside"`` (torch, optax), ``"lr_inside"`` (Keras, Chainer) or ``"ema"``.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, is_complex, static
+from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, is_complex, static
 from xopt.rule import _whole_array as _whole_array
 from xopt.rule._whole_array import (
     adjoint,
@@ -49,7 +49,7 @@ class Shampoo(Rule):
         Length of an axis, ≥ 1, above which S is kept as its diagonal (the paper's section 5.1 and its diagonal form).
     graft
         ``"none"``; ``"sgd"``: u is given the norm of the gradient.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -217,7 +217,7 @@ class SOAP(Rule):
         ``"hat"``: (√v + ε)/√c₂ (the authors' code); ``"outside"``: as above.
     bias
         ``"standard"``; ``"none"``: c₁ = c₂ = 1, as Algorithm 3 is printed.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -264,7 +264,7 @@ class SOAP(Rule):
     normalize: bool = False
     eps_mode: Literal["outside", "hat"] = "hat"
     bias: Literal["standard", "none"] = "standard"
-    decay: Literal["l2", "lr", "independent"] = static(default="lr", kw_only=True)
+    decay: Decay = static(default="lr", kw_only=True)
     elementwise = False
 
     @staticmethod

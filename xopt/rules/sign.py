@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, H, Hyper, Moments, Rule, hyper, is_complex, sign, static
+from xopt.rule import Array, Decay, H, Hyper, Moments, Rule, hyper, is_complex, sign, static
 
 __all__ = ["Lion", "Rprop", "SignSGD", "Signum"]
 
@@ -20,7 +20,7 @@ class SignSGD(Rule):
     ----------
     lr
         Size of every step, ≥ 0, in the unit of the parameter.
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -63,7 +63,7 @@ class Signum(Rule):
         Size of every step, ≥ 0, in the unit of the parameter.
     momentum
         μ in [0, 1).
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -111,7 +111,7 @@ class Lion(Rule):
         w ≥ 0; 3 to 10 times larger than that of AdamW.
     decay
         ``"lr"``: w is multiplied by lr, as in the paper and every library.
-    maximize, complex, like
+    peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes
@@ -134,7 +134,7 @@ class Lion(Rule):
     lr: Hyper = hyper(default=1e-4, ge=0)
     b1: Hyper = hyper(default=0.9, ge=0, lt=1)
     b2: Hyper = hyper(default=0.99, ge=0, lt=1)
-    decay: Literal["l2", "lr", "independent"] = static(default="lr", kw_only=True)
+    decay: Decay = static(default="lr", kw_only=True)
     moments: ClassVar[Moments] = {"m": "signed"}
 
     @staticmethod
@@ -163,7 +163,7 @@ class Rprop(Rule):
     form
         Where the sign changed, ``"irprop-"``: stay, and take the next gradient as the first (torch);
         ``"rprop-"``: go on with the smaller step; ``"rprop+"``: undo the step before, then as "irprop-" (1993).
-    weight_decay, decay, maximize, complex, like
+    weight_decay, decay, peak_lr, maximize, complex, like
         As for every :class:`~xopt.Rule`.
 
     Notes

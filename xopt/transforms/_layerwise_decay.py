@@ -78,10 +78,13 @@ def layerwise_decay(
     if isinstance(layers, str | re.Pattern):
         raise TypeError(f"layerwise_decay: layers is {shown(layers)}, but it must be a list of predicates")
     factor = number("layerwise_decay: factor", Field(None, static=False, ge=0), factor, "")
-    names = [
-        name for name, (link, n) in qualified_names(rule._parts()).items() if n == "lr" and isinstance(link.part, Rule)
-    ]
-    if not names:
+    found = {
+        name: n
+        for name, (link, n) in qualified_names(rule._parts()).items()
+        if isinstance(link.part, Rule) and (n == "lr" or (n == "peak_lr" and link.part.peak_lr is not None))
+    }
+    names = [*found]
+    if "lr" not in found.values():
         raise ValueError(f"layerwise_decay: {rule!r} has no lr")
     groups = [(layer, dict.fromkeys(names, scaled(factor ** (len(layers) - i)))) for i, layer in enumerate(layers)]
     return Groups(rule, *groups, unmatched=unmatched)

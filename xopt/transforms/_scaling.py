@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from xopt._engine.program.contract import ComponentSpec
-from xopt.rule import Array, H, Hyper, Transform, abs2, hyper, is_complex, static, trust_ratio, unchanged
+from xopt.rule import Array, H, Hyper, Transform, abs2, hyper, static, trust_ratio, unchanged
+from xopt.rule._elementwise import along
 
 __all__ = ["AddDecay", "Cautious", "Normalize", "ReduceOnPlateau", "Scale", "TrustRatio"]
 
@@ -258,9 +259,9 @@ class Cautious(Transform):
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array, *, grad: Array) -> dict[str, Array]:
-        along = _along(xp, g, grad)
-        one = xp.minimum(xp.maximum(xp.where(xp.isnan(along), 1.0, along), 1.0), 1.0)
-        return {"agree": xp.where(along >= 0, 0.0, one), "count": one}
+        uphill = along(xp, g, grad)
+        one = xp.minimum(xp.maximum(xp.where(xp.isnan(uphill), 1.0, uphill), 1.0), 1.0)
+        return {"agree": xp.where(uphill >= 0, 0.0, one), "count": one}
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:
@@ -268,14 +269,7 @@ class Cautious(Transform):
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, *, grad: Array) -> Array:
-        return xp.where(_along(xp, g, grad) >= 0, 0.0, h.scale * g if h.rescale else g)
-
-
-def _along(xp: Any, step: Array, grad: Array) -> Array:
-    """Return by how much a step goes up the gradient, element by element: the signs, multiplied, do not underflow."""
-    if not is_complex(step):
-        return xp.sign(step) * xp.sign(grad)
-    return xp.real(step) * xp.real(grad) + xp.imag(step) * xp.imag(grad)
+        return xp.where(along(xp, g, grad) >= 0, 0.0, h.scale * g if h.rescale else g)
 
 
 class ReduceOnPlateau(Transform):
