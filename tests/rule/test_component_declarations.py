@@ -551,3 +551,25 @@ def test_what_a_class_may_not_be() -> None:
 
     with pytest.raises(TypeError, match=r"0.hosted: host could not compute .*use xp.where, not if"):
         xopt.chain(Hosted(), xopt.SGD()).init(np.ones(3))
+
+
+def test_a_static_field_of_another_kind() -> None:
+    def pair(where: str, value: Any) -> Any:
+        if len(value) != 2:
+            raise ValueError(f"{where}: {value!r}, but it must be two numbers")
+        return tuple(map(float, value))
+
+    class Mixed(Rule):
+        lr: Hyper = hyper(default=1.0, ge=0)
+        shares: Any = static(default=(0.5, 0.5), convert=pair)
+
+        @staticmethod
+        def update(h: H, xp: Any, p: Array, g: Array) -> Array:
+            return -h.lr * (h.shares[0] + h.shares[1]) * g
+
+    rule, p = Mixed(0.5, shares=[1, 2]), np.ones(2)
+    assert rule.shares == (1.0, 2.0)
+    assert hash(rule) == hash(Mixed(0.5, shares=np.asarray([1, 2])))
+    np.testing.assert_array_equal(rule.apply(p, p, rule.init(p))[0], 1 - 0.5 * 3 * p)
+    with pytest.raises(ValueError, match=r"Mixed.shares: \[1\], but it must be two numbers"):
+        Mixed(shares=[1])

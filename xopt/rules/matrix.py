@@ -69,7 +69,8 @@ class Muon(Rule):
         two of each, and those in front number them; ``"out_in"``, the first and all others as one (convolutions of
         torch: output channels first); ``"in_out"``, the last and all others as one (those of JAX and Keras).
     weight_decay, decay, peak_lr, maximize, complex, like
-        As for every :class:`~xopt.Rule`; ``decay="lr"`` in every library but MLX. The last two hold for ``other`` too.
+        As for every :class:`~xopt.Rule`; ``decay="lr"`` in every library but MLX. ``maximize`` and ``complex`` hold for
+        ``other`` too, ``like`` for matrices alone.
 
     Notes
     -----
