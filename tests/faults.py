@@ -339,9 +339,14 @@ FAULTS: dict[str, Fault] = {
     ),
     "decay-shrunk": Fault(
         "tinygrad's Muon: too small for a loose tolerance",
-        (("rule._rule", "(step if factor is None else step - factor * p, *new)",
-          "(step if factor is None else step - 0.999999 * factor * p, *new)"),),
+        (("rule._rule", "less = step - factor * p",
+          "less = step - 0.999999 * factor * p"),),
         (f"{HERE}::test_decay_is_more_than_the_tolerance[Muon]",),
+    ),
+    "decay-away-from-0": Fault(
+        "a cautious decay that looks at the gradient's sign, not the step's, decays where it should not",
+        (("rule._rule", "along(xp, step, p) <= 0, less, step", "along(xp, step, p) >= 0, less, step"),),
+        ("tests/rules/test_decay.py::test_what_is_decayed",),
     ),
     "step-off-by-one": Fault(
         "Thinc's RAdam",
