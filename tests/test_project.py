@@ -36,7 +36,7 @@ FLOORS = [
     ["checkpoint", "distributed"],
     ["optimizer", "_explain", "_config", "_sharded_files"],
     ["solvers", "_torch_files", "_flax_files", "_sharded_saving"],
-    ["adapters", "__main__", "_sharded"],
+    ["adapters", "proximal", "__main__", "_sharded"],
 ]
 ENGINE = [
     ["program"],

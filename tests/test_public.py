@@ -24,7 +24,7 @@ import xopt.rule
 
 MODULES = {
     "xopt": xopt,
-    **{f"xopt.{n}": getattr(xopt, n) for n in ("distributed", "nn", "random", "rule", "schedules")},
+    **{f"xopt.{n}": getattr(xopt, n) for n in ("distributed", "nn", "proximal", "random", "rule", "schedules")},
 }
 
 

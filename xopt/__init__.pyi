@@ -2,6 +2,7 @@
 
 from xopt import distributed as distributed
 from xopt import nn as nn
+from xopt import proximal as proximal
 from xopt import random as random
 from xopt import schedules as schedules
 from xopt._arrays.paths import no_decay_1d as no_decay_1d
