@@ -74,13 +74,13 @@ def admm(
         ``preconditioner(r, rho)`` returns about (AᵀΛA + ρ·KᵀK)⁻¹·r, symmetric and positive, for conjugate gradients; Λ
         is the strength of `squared`.
     cg_maxiter
-        Iterations of conjugate gradients in a step, ≥ 1; they end at a tenth of the dual residual of the last step.
+        Iterations of conjugate gradients in a step, ≥ 1; they end at a tenth of the residual of the last step.
     maxiter
         Iterations, ≥ 0, or infinite.
     tol
         Stop where ‖K·x - z‖ ≤ tol·max(‖K·x‖, ‖z‖), and ρ‖K*·(z - z₋)‖ and what is left of the linear system are
         together at most tol·max(‖K*·y‖, ρ‖K*·z‖). None: 1e-6, or none with ``gap_tol``. Less than 4·ε of the dtype
-        counts as that.
+        counts as that; linear systems may not come so far.
     gap_tol
         As for `pdhg`; without A.
     every
@@ -202,8 +202,8 @@ class Admm(Iteration):
         far += [image.square(z), space.square(back_y), space.square(back_z), image.square(y)]
         r, s, Kx2, z2, Ky2, Kz2, y2 = map(math.sqrt, space.look(*far))
         primal, dual = max(Kx2, z2), max(Ky2, rho * Kz2)
-        self.left = 0.1 * rho * s
         residual = max(r / primal if primal else r, (rho * s + wrong) / dual if dual else rho * s + wrong)
+        self.left = 0.1 * residual * dual
         self.judge(0.0 if residual <= 4 * max(space.eps, image.eps) else residual)
         self.rho = self.balance.moved(rho, y2, z2)
 
