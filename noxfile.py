@@ -232,6 +232,13 @@ def bench_fits(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.fits", *session.posargs)
 
 
+@nox.session(name="bench-proximal")
+def bench_proximal(session: nox.Session) -> None:
+    """Count iterations of `xopt.proximal` beside PyProximal and ODL, and write docs/proximal.md: `-- --quick`."""
+    session.install("pyproximal>=0.13", "odl>=1.0", "-e", ".")
+    session.run("python", "-m", "benchmarks.proximal", *session.posargs)
+
+
 @nox.session(name="bench-checkpoints")
 def bench_checkpoints(session: nox.Session) -> None:
     """Measure saving and loading beside safetensors and torch.save, and write docs/save_and_resume.md: `-- --quick`."""
