@@ -1,8 +1,8 @@
 """Proximal solvers beside other packages: ``python -m benchmarks.proximal`` measures, prints, writes docs/proximal.md.
 
 It deblurs one image with total variation in [0, 1], and counts the iterations that PDHG of xopt, of PyProximal (the
-adaptive one too) and of ODL take until the objective is within a part of the least one; and those of FISTA and of proximal
-gradient on a LASSO. ``--check`` fails where xopt takes more than the best of the others.
+adaptive one too) and of ODL take until the objective is within a part of the least one; and those of FISTA and of
+proximal gradient on a LASSO. ``--check`` fails where xopt takes more than the best of the others.
 """
 
 from __future__ import annotations
