@@ -12,8 +12,8 @@ from xopt.proximal._penalties import zero
 from xopt.proximal._prox import as_prox, real
 from xopt.proximal._run import Balance, Iteration, solved
 from xopt.proximal._space import Leaves, combined, operator, scaled
-from xopt.solvers._minimize import OptimizeResult
 from xopt.solvers._options import count
+from xopt.solvers._result import OptimizeResult
 
 
 @public

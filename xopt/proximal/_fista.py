@@ -11,7 +11,7 @@ from xopt.proximal._penalties import zero
 from xopt.proximal._prox import Prox, as_prox, real
 from xopt.proximal._run import Iteration, solved
 from xopt.proximal._space import Leaves, combined, like, scaled
-from xopt.solvers._minimize import OptimizeResult
+from xopt.solvers._result import OptimizeResult
 from xopt.solvers._space import checked_value
 
 

@@ -11,7 +11,7 @@ from xopt.proximal._penalties import zero
 from xopt.proximal._prox import as_prox, real
 from xopt.proximal._run import Balance, Iteration, solved
 from xopt.proximal._space import Leaves, Trees, combined, like, scaled
-from xopt.solvers._minimize import OptimizeResult
+from xopt.solvers._result import OptimizeResult
 from xopt.solvers._space import checked_value
 
 FLOOR = 0.3

@@ -12,8 +12,10 @@ from xopt import _arrays
 from xopt._arrays.scalars import is_number
 from xopt.proximal._prox import Prox, lowest, real
 from xopt.proximal._space import Leaves, Operator, Trees, operator
-from xopt.solvers._minimize import OptimizeResult, annotate, called, checked_layout
+from xopt.solvers._callbacks import annotate, called
+from xopt.solvers._minimize import checked_layout
 from xopt.solvers._options import count
+from xopt.solvers._result import OptimizeResult
 from xopt.solvers._space import checked_value
 from xopt.solvers._stopping import CONVERGED, INTERRUPTED, LIMIT, STOPPED, STUCK, Stop
 
