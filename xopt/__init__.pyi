@@ -70,6 +70,7 @@ from xopt.rules.sign import Lion as Lion
 from xopt.rules.sign import Rprop as Rprop
 from xopt.rules.sign import SignSGD as SignSGD
 from xopt.rules.sign import Signum as Signum
+from xopt.solvers._history import History as History
 from xopt.solvers._inverse_hessian import InverseHessian as InverseHessian
 from xopt.solvers._lbfgs import LBFGS as LBFGS
 from xopt.solvers._minimize import minimize as minimize

@@ -88,12 +88,7 @@ class Schedule:
             When matplotlib is not installed.
         """
         check("Schedule.plot: steps", "steps", steps)
-        if ax is None:
-            try:
-                from matplotlib import pyplot
-            except ImportError as error:
-                raise ImportError("Schedule.plot needs matplotlib: pip install 'xopt-array[plot]'") from error
-            _, ax = pyplot.subplots(layout="constrained")
+        ax = axes(ax, "Schedule.plot")
         ts = [int(t) for t in np.unique(np.linspace(1, steps, min(int(steps), _POINTS)).round())]
         ax.plot(ts, [self(t) for t in ts], **{"label": repr(self), **style})
         ax.set(xlabel="step", ylabel="value")
@@ -270,3 +265,14 @@ def number(where: str, value: Any) -> Any:
     if not _scalars.is_number(value) or not math.isfinite(value):
         raise TypeError(f"{where} is {value!r}, but it must be a finite number")
     return value.item() if isinstance(value, np.generic) else value
+
+
+def axes(ax: Any, name: str) -> Any:
+    """Return axes of matplotlib to draw into, of a new figure if there are none."""
+    if ax is not None:
+        return ax
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError(f"{name} needs matplotlib: pip install 'xopt-array[plot]'") from error
+    return pyplot.subplots(layout="constrained")[1]

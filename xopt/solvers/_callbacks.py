@@ -10,19 +10,25 @@ from typing import Any
 from xopt.solvers._result import OptimizeResult
 
 
-def called(
-    callback: Callable[..., Any], point: Callable[[Any], Any], shown: Callable[[Any, Any], OptimizeResult]
-) -> Callable[[Any], bool]:
-    """Return a function that calls a callback of a user with a run, in either form, and says whether it ends it."""
+def caller(callback: Callable[..., Any]) -> Callable[[Callable[[], Any], Any], Any]:
+    """Return a function that calls a callback of a user, in either form: with what makes the result so far, and x."""
     try:
         named = "intermediate_result" in inspect.signature(callback).parameters
     except ValueError:  # of a function written in C
         named = False
+    return (lambda result, x: callback(intermediate_result=result())) if named else (lambda result, x: callback(x))
+
+
+def called(
+    callback: Callable[..., Any], point: Callable[[Any], Any], shown: Callable[[Any, Any], OptimizeResult]
+) -> Callable[[Any], bool]:
+    """Return a function that calls a callback of a user with a run, and says whether it ends it."""
+    function = caller(callback)
 
     def call(run: Any) -> bool:
         x = point(run)
         try:
-            return _is_true(callback(intermediate_result=shown(run, x)) if named else callback(x))
+            return _is_true(function(lambda: shown(run, x), x))
         except StopIteration:
             return True
 
