@@ -216,7 +216,7 @@ def nuclear(strength: float = 1.0) -> Prox:
 
 @public
 def squared(target: Any = 0.0, strength: Any = 1.0) -> Prox:
-    """Half the squared distance from data: f(x) = Σ λ/2·|x - b|², a misfit or a ridge.
+    """Half the squared distance from data: ``f(x) = Σ λ/2·|x - b|²``, a misfit or a ridge.
 
     It is smooth, so that `fista` takes it too.
 
