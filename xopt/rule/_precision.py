@@ -66,8 +66,8 @@ def checked(rule: Any, link: StoragePrecision) -> StoragePrecision:
         raise ValueError(f"Precision: seed={link.seed!r} does nothing without rounding='stochastic'")
     if link.state_dtype == "int8" and not any(other.part.moments for other in rule._all_links()):
         raise ValueError(
-            f"Precision: state_dtype='int8', but {rule!r} has no state that may be kept in 8 bits; Adam, AdamW, "
-            f"Lion and SGD have"
+            f"Precision: state_dtype='int8', but {rule!r} has no averages that may be kept in 8 bits, as Adam, Lion "
+            f"and SGD have"
         )
     return link
 

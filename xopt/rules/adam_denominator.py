@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, static
+from xopt.rule import Array, Decay, H, Hyper, Moments, Rule, abs2, hyper, static
 from xopt.rules.adam import bias_corrections
 
 __all__ = ["AdaBelief", "Adamax", "RAdam", "StableAdamW", "Yogi"]
@@ -57,6 +57,7 @@ class Adamax(Rule):
     eps: Hyper = hyper(default=1e-8, ge=0)
     eps_mode: Literal["inside", "outside"] = "inside"
     bias: Literal["standard", "none"] = "standard"
+    moments: ClassVar[Moments] = {"m": "signed", "u": "square"}
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0, u: Array = 0.0) -> tuple[Array, ...]:
@@ -121,6 +122,7 @@ class RAdam(Rule):
     threshold: Hyper = hyper(default=5.0, ge=4)
     otherwise: Literal["sgd", "none"] = "sgd"
     eps_mode: Literal["hat", "outside"] = "hat"
+    moments: ClassVar[Moments] = {"m": "signed", "v": "square"}
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:
@@ -186,6 +188,7 @@ class AdaBelief(Rule):
     b2: Hyper = hyper(default=0.999, ge=0, lt=1)
     eps: Hyper = hyper(default=1e-16, ge=0)
     eps_root: Hyper = hyper(default=1e-16, ge=0)
+    moments: ClassVar[Moments] = {"m": "signed", "v": "square"}
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0, v: Array = 0.0) -> tuple[Array, ...]:
@@ -309,6 +312,7 @@ class StableAdamW(Rule):
     decay: Literal["clipped", Decay] = static(default="clipped", kw_only=True)  # type: ignore[assignment]
     scope = "leaf"
     metrics: ClassVar = {"effective_lr": "eta"}
+    moments: ClassVar[Moments] = {"m": "signed", "v": "square"}
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0, v: Array = 0.0) -> dict[str, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, static
+from xopt.rule import Array, Decay, H, Hyper, Moments, Rule, abs2, hyper, static
 
 __all__ = ["MARS", "Adan"]
 
@@ -64,6 +64,7 @@ class Adan(Rule):
     eps_root: Hyper = hyper(default=0.0, ge=0)
     form: Literal["paper", "optax"] = "paper"
     decay: Literal["proximal", Decay] = static(default="proximal", kw_only=True)  # type: ignore[assignment]
+    moments: ClassVar[Moments] = {"m": "signed", "d": "signed", "v": "square"}
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:
@@ -147,6 +148,7 @@ class MARS(Rule):
     decay: Decay = static(default="lr", kw_only=True)
     scope = "leaf"
     metrics: ClassVar = {"clip_factor": "scale"}
+    moments: ClassVar[Moments] = {"m": "signed", "v": "square"}
 
     @staticmethod
     def reduce(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, is_complex, static
+from xopt.rule import Array, Decay, H, Hyper, Moments, Rule, abs2, hyper, is_complex, static
 
 __all__ = ["ADOPT", "AdEMAMix", "LaProp", "NAdam"]
 
@@ -57,6 +57,7 @@ class NAdam(Rule):
     eps: Hyper = hyper(default=1e-8, ge=0)
     momentum_decay: Hyper | None = hyper(default=4e-3, ge=0, optional=True)
     carry: ClassVar = {"left": 0.0}  # C itself, not the product: nothing is lost to cancellation
+    moments: ClassVar[Moments] = {"m": "signed", "v": "square"}
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:
@@ -119,6 +120,7 @@ class LaProp(Rule):
     b1: Hyper = hyper(default=0.9, ge=0, lt=1)
     b2: Hyper = hyper(default=0.999, ge=0, lt=1)
     eps: Hyper = hyper(default=1e-15, ge=0)
+    moments: ClassVar[Moments] = {"m": "signed", "v": "square"}
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0, v: Array = 0.0) -> tuple[Array, ...]:
@@ -177,6 +179,7 @@ class ADOPT(Rule):
     b2: Hyper = hyper(default=0.9999, ge=0, lt=1)
     eps: Hyper = hyper(default=1e-6, gt=0)
     clip: Hyper | None = hyper(default=0.25, ge=0, optional=True)
+    moments: ClassVar[Moments] = {"m": "signed", "v": "square"}
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:
@@ -248,6 +251,7 @@ class AdEMAMix(Rule):
     eps: Hyper = hyper(default=1e-8, ge=0)
     warmup: Hyper | None = hyper(default=None, gt=0)
     decay: Decay = static(default="lr", kw_only=True)
+    moments: ClassVar[Moments] = {"m": "signed", "v": "square"}
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:

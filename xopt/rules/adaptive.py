@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
+from xopt.rule import Array, H, Hyper, Moments, Rule, abs2, hyper, static
 
 __all__ = ["Adadelta", "Adagrad", "RMSProp"]
 
@@ -108,6 +108,7 @@ class Adadelta(Rule):
     lr: Hyper = hyper(default=1.0, ge=0)
     rho: Hyper = hyper(default=0.9, ge=0, lt=1)
     eps: Hyper = hyper(default=1e-6, ge=0)
+    moments: ClassVar[Moments] = {"v": "square", "u": "square"}
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, v: Array = 0.0, u: Array = 0.0) -> tuple[Array, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, static, trust_ratio
+from xopt.rule import Array, Decay, H, Hyper, Moments, Rule, abs2, hyper, static, trust_ratio
 from xopt.rules.adam import bias_corrections
 
 __all__ = ["LAMB", "LARS", "Fromage"]
@@ -71,6 +71,7 @@ class LARS(Rule):
     decay: Literal["ratio", Decay] = static(default="ratio", kw_only=True)  # type: ignore[assignment]
     scope = "leaf"
     metrics: ClassVar = {"trust_ratio": "ratio"}
+    moments: ClassVar[Moments] = {"m": "signed"}
 
     def _check(self) -> None:
         super()._check()
@@ -160,6 +161,7 @@ class LAMB(Rule):
     decay: Literal["ratio", Decay] = static(default="ratio", kw_only=True)  # type: ignore[assignment]
     scope = "leaf"
     metrics: ClassVar = {"trust_ratio": "ratio"}
+    moments: ClassVar[Moments] = {"m": "signed", "v": "square"}
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0, v: Array = 0.0) -> dict[str, Array]:

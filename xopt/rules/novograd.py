@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, static
+from xopt.rule import Array, Decay, H, Hyper, Moments, Rule, abs2, hyper, static
 
 __all__ = ["NovoGrad"]
 
@@ -64,6 +64,7 @@ class NovoGrad(Rule):
     decay: Literal["momentum", Decay] = static(default="momentum", kw_only=True)  # type: ignore[assignment]
     scope = "leaf"
     carry: ClassVar = {"norm": 0.0}
+    moments: ClassVar[Moments] = {"m": "signed"}
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array, m: Array) -> dict[str, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, inner, shrunk, static
+from xopt.rule import Array, H, Hyper, Moments, Rule, abs2, hyper, inner, shrunk, static
 from xopt.rules.adam import bias_corrections
 
 __all__ = ["DAdaptAdam", "DAdaptSGD", "DoG", "LDoG", "Prodigy"]
@@ -166,6 +166,7 @@ class DAdaptAdam(Rule):
     carry: ClassVar = {"d": "d0", "weighted": 0.0}
     metrics: ClassVar = {"d": "d", "effective_lr": "rate"}
     decay_by = "rate"
+    moments: ClassVar[Moments] = {"m": "signed", "v": "square"}
 
     @staticmethod
     def reduce(h: H, xp: Any, p: Array, g: Array, m: Array, v: Array, s: Array) -> dict[str, Array]:
@@ -265,6 +266,7 @@ class Prodigy(Rule):
     carry: ClassVar = {"d": "d0", "top": "d0", "weighted": 0.0}
     metrics: ClassVar = {"d": "d", "effective_lr": "rate"}
     decay_by = "rate"
+    moments: ClassVar[Moments] = {"m": "signed", "v": "square"}
 
     @staticmethod
     def _sum(h: H, d: Any, rate: Any, s: Array, g: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, shrunk, static
+from xopt.rule import Array, Decay, H, Hyper, Moments, Rule, abs2, hyper, shrunk, static
 
 __all__ = ["ScheduleFreeAdamW", "ScheduleFreeSGD"]
 
@@ -146,6 +146,7 @@ class ScheduleFreeAdamW(ScheduleFreeSGD):
     eps: Hyper = hyper(default=1e-8, ge=0)
     decay: Decay = static(default="lr", kw_only=True)
     metrics: ClassVar = {"effective_lr": "rate"}
+    moments: ClassVar[Moments] = {"v": "square"}
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:

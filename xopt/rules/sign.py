@@ -86,6 +86,7 @@ class Signum(Rule):
 
     lr: Hyper = hyper(default=1e-3, ge=0)
     momentum: Hyper = hyper(default=0.9, ge=0, lt=1)
+    moments: ClassVar[Moments] = {"m": "signed"}
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0) -> tuple[Array, ...]:
