@@ -141,7 +141,7 @@ class Groups(Component, FunctionalOptimizer):
     ... )
     >>> params = {"body": {"w": np.ones((3, 2)), "b": np.ones(2)}, "head": {"w": np.ones((2, 1))}}
     >>> opt = xopt.Optimizer(params, xopt.chain(xopt.ClipByGlobalNorm(1.0), rule))
-    >>> {name: x for name, x in opt.hyperparams().items() if "lr" in name or "decay" in name}
+    >>> {name: x for name, x in opt.hyperparams().items() if x is not None and name.endswith(("lr", "decay"))}
     {'group0.lr': 0.01, 'group1.weight_decay': 0.0, 'weight_decay': 0.1, 'lr': 0.001}
     >>> opt.set(lr=1e-4, **{"group0.lr": 1e-3})
     """
