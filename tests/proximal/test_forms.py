@@ -344,3 +344,25 @@ ERRORS = [
 def test_errors(call: Any, error: Any, text: Any) -> None:
     with pytest.raises(error, match=text):
         call()
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_what_diverges_has_not_converged() -> None:
+    """A step that is too long, and not made shorter: x grows until its squares are infinite."""
+    for every in (1, 10):
+        got = fista(step=4 / np.linalg.norm(MATRIX, 2) ** 2, backtracking=False, every=every)
+        assert (got.status, got.success, got.message) == (2, False, "stopped: infinite or NaN")
+
+
+def test_admm_evaluates_f_at_z() -> None:
+    """With a constraint as f, whose z meets it, and x only about."""
+    data, misfit = np.linspace(-1, 2, 20), proximal.squared(MATRIX)
+    got = proximal.admm(proximal.box(0.0, 1.0), np.zeros(20), proximal.squared(data))
+    assert got.success
+    assert got.fun == pytest.approx(np.sum((got.z - data) ** 2) / 2, rel=1e-4)
+    few = admm(maxiter=5)
+    want = F.value(MATRIX @ few.x) + G.value(few.z)
+    assert few.fun == pytest.approx(float(want), rel=1e-12)
+    denoised = proximal.admm(proximal.group_l1(0.1), MATRIX, misfit, K=proximal.gradient, maxiter=5)
+    assert denoised.fun == pytest.approx(float(proximal.group_l1(0.1).value(denoised.z) + misfit.value(denoised.x)))
+    assert denoised.gap > 0

@@ -10,7 +10,7 @@ from xopt._public import public
 from xopt.proximal._conjugate import Equations
 from xopt.proximal._penalties import zero
 from xopt.proximal._prox import as_prox, real
-from xopt.proximal._run import Balance, Iteration, solved
+from xopt.proximal._run import Balance, Iteration, relative, solved
 from xopt.proximal._space import Leaves, combined, operator, scaled
 from xopt.solvers._options import count
 from xopt.solvers._result import OptimizeResult
@@ -133,6 +133,8 @@ def admm(
 class Admm(Iteration):
     """A run of `admm`."""
 
+    apart = True
+
     def __init__(
         self, f: Any, x0: Any, g: Any, K: Any, A: Any, solve: Any, y0: Any, rho: Any, adaptive: bool, relaxation: Any,
         preconditioner: Any, cg_maxiter: Any, **limits: Any,
@@ -202,7 +204,7 @@ class Admm(Iteration):
         far += [image.square(z), space.square(back_y), space.square(back_z), image.square(y)]
         r, s, Kx2, z2, Ky2, Kz2, y2 = map(math.sqrt, space.look(*far))
         primal, dual = max(Kx2, z2), max(Ky2, rho * Kz2)
-        residual = max(r / primal if primal else r, (rho * s + wrong) / dual if dual else rho * s + wrong)
+        residual = max(relative(r, primal), relative(rho * s + wrong, dual))
         self.left = 0.1 * residual * dual
         self.judge(0.0 if residual <= 4 * max(space.eps, image.eps) else residual)
         self.rho = self.balance.moved(rho, y2, z2)
@@ -217,9 +219,7 @@ class Admm(Iteration):
     def can_gap(self) -> list[str]:
         return [*super().can_gap(), *([] if self.A.identity else ["there is A"])]
 
-    def dual(self) -> tuple[Leaves | None, Leaves | None, Any]:
-        if self.can_gap():
-            return None, None, None
+    def dual(self) -> tuple[Leaves, Leaves, Any]:
         return self.y, self.K.adjoint(self.y), self.value(self.f, self.Kx, self.K.image)
 
     def more(self) -> dict[str, Any]:

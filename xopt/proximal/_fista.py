@@ -9,7 +9,7 @@ from typing import Any
 from xopt._public import public
 from xopt.proximal._penalties import zero
 from xopt.proximal._prox import Prox, as_prox, real
-from xopt.proximal._run import Iteration, solved
+from xopt.proximal._run import Iteration, relative, solved
 from xopt.proximal._space import Leaves, combined, like, scaled
 from xopt.solvers._result import OptimizeResult
 from xopt.solvers._space import checked_value
@@ -221,9 +221,8 @@ class Fista(Iteration):
         if turn < 0:  # own = new - y
             self.t, self.restarts = 1.0, self.restarts + 1
         size, steep, far_off = math.sqrt(size), math.sqrt(steep), math.sqrt(plain)
-        scale = max(size, self.step * steep)
-        residual = far_off / scale if scale else far_off
-        self.judge(0.0 if far_off <= 2 * space.eps * size else residual)
+        residual = relative(far_off, max(size, self.step * steep))
+        self.judge(0.0 if far_off <= 2 * space.eps * size < math.inf else residual)
 
     def accepted(
         self, moved: float, old: float, new: float, along: float, bend: float, slope: float, Kmoved: float
@@ -258,7 +257,7 @@ class Fista(Iteration):
             self.at = self.smooth(self.Kx)
         return [self.at[0], self.value(self.g, self.x, self.space)]
 
-    def dual(self) -> tuple[Leaves | None, Leaves | None, Any]:
+    def dual(self) -> tuple[Leaves, Leaves, Any]:
         if self.at is None:
             self.at = self.smooth(self.Kx)
         return self.at[1], self.K.adjoint(self.at[1]), self.at[0]

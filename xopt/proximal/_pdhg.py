@@ -9,7 +9,7 @@ from typing import Any
 from xopt._public import public
 from xopt.proximal._penalties import zero
 from xopt.proximal._prox import as_prox, real
-from xopt.proximal._run import Balance, Iteration, solved
+from xopt.proximal._run import Balance, Iteration, relative, solved
 from xopt.proximal._space import Leaves, Trees, combined, like, scaled
 from xopt.solvers._result import OptimizeResult
 from xopt.solvers._space import checked_value
@@ -291,8 +291,7 @@ class Pdhg(Iteration):
             if self.smoothness is not None and curved > self.smoothness * moved * (1 + 1e-6):
                 self.smoothness = 1.1 * curved / moved
         first, second = max(self.norm * y2, x2 / tau), max(self.norm * x2, y2 / sigma)
-        primal, dual = p2 / first if first else p2, d2 / second if second else d2
-        residual = max(primal, dual)
+        residual = max(relative(p2, first), relative(d2, second))
         self.x, self.Kx, self.y, self.own, self.known = x, Kx, y, back, None
         self.judge(0.0 if residual <= 4 * max(space.eps, image.eps) else residual)
         if not self.mu:
@@ -306,9 +305,7 @@ class Pdhg(Iteration):
     def can_gap(self) -> list[str]:
         return [*super().can_gap(), *([] if self.h is None else ["there is h"])]
 
-    def dual(self) -> tuple[Leaves | None, Leaves | None, Any]:
-        if self.can_gap():
-            return None, None, None
+    def dual(self) -> tuple[Leaves, Leaves, Any]:
         return self.y, getattr(self, "own", self.back), self.value(self.f, self.Kx, self.K.image)
 
     def more(self) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class Iteration(ABC):
     """The point that is returned."""
     residual = math.inf
     gap = math.nan
+    apart = False
+    """Whether the objective has f at another point than K·x."""
 
     def __init__(self, x0: Any, K: Any, **limits: Any) -> None:
         if limits["callback"] is not None and not callable(limits["callback"]):
@@ -65,7 +67,7 @@ class Iteration(ABC):
         """Return parts of the objective at x, numbers and 0-d arrays."""
 
     @abstractmethod
-    def dual(self) -> tuple[Leaves | None, Leaves | None, Any]:
+    def dual(self) -> tuple[Leaves, Leaves, Any]:
         """Return y, K*·y, and what is f at K·x, for a duality gap."""
 
     @property
@@ -106,9 +108,9 @@ class Iteration(ABC):
 
     def measured(self) -> bool:
         """Find the duality gap; return whether it is small enough."""
-        y, back, at = self.dual()
-        if y is None or back is None or self.can_gap():
+        if self.can_gap():
             return False
+        y, back, at = self.dual()
         image, space = self.K.image, self.space
         slope = [-v for v in back]
         pairs = ((self.f, y, image), (self.g, slope, space))
@@ -118,7 +120,9 @@ class Iteration(ABC):
             assert f.conjugate is not None
             parts.append(f.conjugate(where.tree(_times(where, s, v))))
         a, b, c, d = space.look(*parts)
-        self.gap, self.known = a + b + c + d, a + b
+        self.gap = a + b + c + d
+        if not self.apart:
+            self.known = a + b
         return (
             self.gap_tol is not None and self.gap < math.inf and self.gap <= self.gap_tol * max(abs(a + b), abs(c + d))
         )
@@ -151,6 +155,13 @@ class Iteration(ABC):
 
     def evaluations(self) -> int:
         return self.K.count if not self.K.identity else self.nfev
+
+
+def relative(part: float, whole: float) -> float:
+    """Return a part of a whole; that part where there is no whole, and NaN where it is infinite, which is no end."""
+    if not math.isfinite(whole):
+        return math.nan
+    return part / whole if whole else part
 
 
 def _times(space: Trees, s: Any, x: Leaves) -> Leaves:
