@@ -204,6 +204,49 @@ def test_libraries(lib: Lib, name: str, dtype: str) -> None:
             assert float(f.scaling(given)) == pytest.approx(float(f.scaling(x)), rel=1e-5)
 
 
+def test_data_of_no_weight() -> None:
+    """Weights of 0, where data are missing and elements free: a duality gap is there all the same."""
+    w, x0, b, one = np.asarray([1.0, 0.0, 2.0]), np.zeros(3), np.asarray([3.0, 5.0, -3.0]), np.ones(3)
+    misfit = proximal.squared(b, w)
+    np.testing.assert_allclose(misfit.prox_conjugate(one, 2.0), one - 2 * misfit.prox(one / 2, 0.5), atol=1e-15)
+    assert float(misfit.conjugate(np.asarray([1.0, 0.0, 1.0]))) == 0.5 + 3 + 0.25 - 3
+    assert float(misfit.conjugate(np.asarray([1.0, 0.1, 1.0]))) == np.inf
+    assert [float(misfit.scaling(np.asarray([1.0, y, 1.0]))) for y in (0.0, 0.1)] == [1, 0]
+    free = proximal.l1(np.asarray([1.0, 0.0, 0.5]))
+    assert [float(free.scaling(np.asarray([2.0, y, 0.0]))) for y in (0.0, 1e-20)] == [0.5, 0]
+    assert float(free.conjugate(0 * b)) == 0
+    for got in (
+        proximal.fista(misfit, x0, proximal.l1(1.0)),
+        proximal.pdhg(misfit, x0, proximal.l1(1.0), gap_tol=1e-9),
+    ):
+        assert got.success
+        np.testing.assert_allclose(got.x, [2.0, 0.0, -2.5], atol=1e-4)
+        assert 0 <= got.gap < 1e-5
+
+
+def test_total_variation_forgets_what_was_nan() -> None:
+    f, x = proximal.tv(0.4), X.copy()
+    want = f.prox(X, 1.0)
+    x[0, 0] = np.nan
+    assert np.isnan(f.prox(x, 1.0)).any()
+    np.testing.assert_allclose(f.prox(X, 1.0), want, atol=2e-3)  # both within a gap of 1e-6
+
+
+@pytest.mark.parametrize("name", ["l1", "group_l1", "squared", "box", "zero"])
+def test_arrays_of_no_elements(name: str) -> None:
+    f, x = of(name) if name != "squared" else proximal.squared(), np.zeros((0, 3))
+    assert f.prox(x, 1.0).shape == f.prox_conjugate(x, 1.0).shape == x.shape
+    assert float(f.value(x)) == float(f.conjugate(x)) == 0
+
+
+def test_nan_is_in_no_set() -> None:
+    nan = np.asarray([[np.nan, 0.5]])
+    for f in (proximal.box(0.0), proximal.box(None, 1.0), proximal.simplex()):
+        assert float(f.value(nan)) == np.inf  # type: ignore[misc]
+    for f in (proximal.l1(1.0), proximal.group_l1(1.0), proximal.zero()):
+        assert float(f.conjugate(nan)) == np.inf  # type: ignore[misc]
+
+
 def test_nan_stays() -> None:
     x = np.asarray([[np.nan, 2.0], [1.0, -3.0]])
     for name in ("l1", "box", "zero", "groups of two axes"):
@@ -212,6 +255,17 @@ def test_nan_stays() -> None:
 
 ERRORS = [
     (lambda: proximal.l1(-1.0), ValueError, r"strength: -1.0, but it must be ≥ 0"),
+    (lambda: proximal.l1(np.inf), ValueError, "strength: inf, but it must be ≥ 0 and finite"),
+    (lambda: proximal.l1(-W), ValueError, "strength: an element that is not ≥ 0 and finite"),
+    (lambda: proximal.l1({"a": W, "b": W * np.nan}), ValueError, "strength: an element that is not ≥ 0"),
+    (lambda: proximal.l1(Z), TypeError, "strength: complex, but it must be real"),
+    (lambda: proximal.group_l1(W * np.inf), ValueError, "strength: an element"),
+    (lambda: proximal.squared(B, -W), ValueError, "strength: an element"),
+    (lambda: proximal.box(np.nan), ValueError, "box: lower: NaN"),
+    (lambda: proximal.box(0.0, W * np.nan), ValueError, "box: upper: an element that is not a bound"),
+    (lambda: proximal.group_l1(1.0, axis=(0, -2)).prox(X, 1.0), ValueError, "group_l1: axis"),
+    (lambda: proximal.tv().prox(np.ones(()), 1.0), ValueError, "axes: an array of no dimensions"),
+    (lambda: proximal.gradient(np.ones(())), ValueError, "axes: an array of no dimensions"),
     (lambda: proximal.l1("a").prox(X, 1.0), TypeError, "l1: strength: a str, but x is one of numpy"),
     (lambda: proximal.l1(W).prox(X[:2], 1.0), ValueError, r"l1: strength: shape \(3, 4\), but x has \(2, 4\)"),
     (lambda: proximal.l1(1.0).prox([1.0], 1.0), TypeError, "l1: x: a float"),

@@ -8,12 +8,7 @@ from typing import Any
 from xopt import _arrays
 from xopt._arrays.scalars import is_number
 from xopt._public import public
-from xopt.proximal._prox import Array, Prox, of_arrays, real, total
-
-
-def _strength(name: str, x: Any) -> Any:
-    """Check a strength: a number ≥ 0, or arrays."""
-    return real(name, x) if is_number(x) else x
+from xopt.proximal._prox import Array, Prox, indicator, of_arrays, real, total, weights
 
 
 def floor(xp: Any, x: Array) -> Array:
@@ -50,13 +45,14 @@ def _inside(xp: Any, ratio: Array) -> Any:
 def _ratio(xp: Any, size: Array, strength: Any) -> Array:
     """Return size / strength, 0 where both are 0."""
     bound = strength + xp.zeros_like(size)
-    return xp.where(size == 0, size, size / xp.where(bound == 0, xp.full_like(bound, 1e-30), bound))
+    none = bound == 0
+    return xp.where(none & (size != 0), math.inf, size / xp.where(none, xp.ones_like(bound), bound))
 
 
 def _indicated(xp: Any, size: Array, strength: Any) -> Any:
     """Return 0 where no size is above the strength but by roundings, else infinity."""
     slack = 1 + 16 * float(xp.finfo(size.dtype).eps)
-    return xp.where(xp.any(size > strength * slack), math.inf * total(xp, size + 1), 0 * total(xp, xp.zeros_like(size)))
+    return indicator(xp, xp.any(~(size <= strength * slack)), size)  # NaN is outside, too
 
 
 @public
@@ -110,7 +106,7 @@ def l1(strength: Any = 1.0) -> Prox:
         lambda xp, y, strength: _indicated(xp, xp.abs(y), strength),
         lambda xp, y, strength: _inside(xp, _ratio(xp, xp.abs(y), strength)),
         dual=lambda xp, y, t, strength: _within(xp, y, xp.abs(y), strength),
-        given={"strength": _strength("strength", strength)},
+        given={"strength": weights("strength", strength)},
     )
 
 
@@ -147,10 +143,11 @@ def group_l1(strength: Any = 1.0, axis: int | tuple[int, ...] = 0) -> Prox:
         for a in axes:
             if not -x.ndim <= a < x.ndim:
                 raise ValueError(f"group_l1: axis {a}, but an array has shape {tuple(x.shape)}")
-        if not is_number(strength) and any(a >= -strength.ndim for a in (a % x.ndim - x.ndim for a in axes)):
-            for a in (a % x.ndim - x.ndim for a in axes):
-                if -a <= strength.ndim and strength.shape[a] != 1:
-                    raise ValueError(f"group_l1: strength: shape {tuple(strength.shape)}, but along axis {axis} 1")
+        from_end = {a % x.ndim - x.ndim for a in axes}  # as the axes of a strength are counted, of fewer dimensions
+        if len(from_end) < len(axes):
+            raise ValueError(f"group_l1: axis {axis}, of which two are one in an array of shape {tuple(x.shape)}")
+        if not is_number(strength) and any(-a <= strength.ndim and strength.shape[a] != 1 for a in from_end):
+            raise ValueError(f"group_l1: strength: shape {tuple(strength.shape)}, but along axis {axis} 1")
         return xp.sqrt(xp.sum(abs2(xp, x), axis=axes, keepdims=True))
 
     return of_arrays(
@@ -160,7 +157,7 @@ def group_l1(strength: Any = 1.0, axis: int | tuple[int, ...] = 0) -> Prox:
         lambda xp, y, strength: _indicated(xp, norms(xp, y, strength), strength),
         lambda xp, y, strength: _inside(xp, _ratio(xp, norms(xp, y, strength), strength)),
         dual=lambda xp, y, t, strength: _within(xp, y, norms(xp, y, strength), strength),
-        given={"strength": _strength("strength", strength)},
+        given={"strength": weights("strength", strength)},
         apart=False,
     )
 
@@ -229,7 +226,7 @@ def squared(target: Any = 0.0, strength: Any = 1.0) -> Prox:
     target
         b: a number, an array, or a tree of these like x.
     strength
-        λ > 0: a number, or weights, such as one over the variance of each datum.
+        λ > 0: a number; or weights ≥ 0, such as one over the variance of each datum, and 0 where none is known.
 
     Examples
     --------
@@ -239,17 +236,30 @@ def squared(target: Any = 0.0, strength: Any = 1.0) -> Prox:
     >>> f.prox(np.zeros(2), 1.0), float(f.value(np.zeros(2))), f.gradient(np.zeros(2))
     (array([0.5, 1. ]), 2.5, array([-1., -2.]))
     """
-    weight = real("strength", strength, 0.0) if is_number(strength) else strength
+    number = is_number(strength)
+    strength = real("strength", strength, 0.0) if number else weights("strength", strength)
+
+    def conjugate(xp: Any, y: Array, target: Any, strength: Any) -> Any:
+        size = abs2(xp, y)
+        some = strength + xp.zeros_like(size)
+        none = some == 0  # there f is 0, and f* too or infinite
+        found = total(xp, size / (2 * xp.where(none, xp.ones_like(some), some)) + _product(xp, y, target))
+        return found if is_number(strength) else found + indicator(xp, xp.any(none & (size > 0)), size)
+
+    def scaling(xp: Any, y: Array, target: Any, strength: Any) -> Any:
+        size = abs2(xp, y)
+        return _inside(xp, xp.where(strength > xp.zeros_like(size), 0.0, _ratio(xp, size, 0.0)))
+
     return of_arrays(
         "squared",
         lambda xp, x, t, target, strength: (x + (t * strength) * target) / (1 + t * strength),
         lambda xp, x, target, strength: total(xp, strength * abs2(xp, x - target)) / 2,
-        lambda xp, y, target, strength: total(xp, abs2(xp, y) / (2 * strength) + _product(xp, y, target)),
-        None,
+        conjugate,
+        None if number else scaling,
         lambda xp, x, target, strength: strength * (x - target),
-        dual=lambda xp, y, t, target, strength: (y - t * target) / (1 + t / strength),
-        given={"target": target, "strength": weight},
-        convexity=weight if is_number(weight) else 0.0,
+        dual=lambda xp, y, t, target, strength: (y - t * target) * (strength / (strength + t)),
+        given={"target": target, "strength": strength},
+        convexity=strength if number else 0.0,
     )
 
 

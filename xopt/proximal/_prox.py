@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -106,9 +107,33 @@ def real(name: str, x: Any, above: float | None = None) -> float:
     """Check a number ≥ 0, or above a bound."""
     if not is_number(x) or x != x:
         raise TypeError(f"{name}: {x!r}, but it must be a number")
-    if x < 0 or (above is not None and x <= above):
-        raise ValueError(f"{name}: {x!r}, but it must be {'≥ 0' if above is None else f'> {above:g}'}")
+    if not 0 <= x < math.inf or (above is not None and x <= above):
+        raise ValueError(f"{name}: {x!r}, but it must be {'≥ 0' if above is None else f'> {above:g}'} and finite")
     return float(x)
+
+
+def each(name: str, x: Any, fits: Callable[[Any, Array], Array], what: str) -> Any:
+    """Check the elements of the arrays of a parameter, once; where JAX traces, there are none to see yet."""
+    for p in _tree.flatten(x)[0]:
+        if _arrays.library(p) is None:
+            continue
+        if _arrays.is_complex(p):
+            raise TypeError(f"{name}: complex, but it must be real")
+        xp = _arrays.namespace(p)
+        try:
+            fine = bool(xp.all(fits(xp, _arrays.detached(p))))
+        except TypeError:
+            continue
+        if not fine:
+            raise ValueError(f"{name}: an element that is not {what}")
+    return x
+
+
+def weights(name: str, x: Any) -> Any:
+    """Check a strength: a number ≥ 0, or arrays of such."""
+    if is_number(x):
+        return real(name, x)
+    return each(name, x, lambda xp, p: (p >= 0) & xp.isfinite(p), "≥ 0 and finite")
 
 
 def of_arrays(
@@ -224,6 +249,12 @@ def wide(xp: Any, x: Array) -> Any:
 def total(xp: Any, x: Array) -> Any:
     """Return the sum of a real array, in the widest floats of its device."""
     return xp.sum(x, dtype=wide(xp, x))
+
+
+def indicator(xp: Any, outside: Array, x: Array) -> Array:
+    """Return infinity if this is so, else 0, in the dtype of a sum over a real array."""
+    none = total(xp, xp.zeros_like(x))
+    return xp.where(outside, none + math.inf, none)
 
 
 def added(values: list[Any]) -> Any:

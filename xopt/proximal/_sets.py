@@ -9,7 +9,7 @@ from typing import Any
 from xopt import _arrays
 from xopt._arrays.scalars import is_number
 from xopt._public import public
-from xopt.proximal._prox import Array, Prox, of_arrays, real, total
+from xopt.proximal._prox import Array, Prox, each, indicator, of_arrays, real, total
 from xopt.transforms._projections import Simplex
 
 
@@ -36,6 +36,10 @@ def box(lower: Any = None, upper: Any = None) -> Prox:
     """
     if lower is None and upper is None:
         raise ValueError("box: lower and upper are both None; give one of them")
+    for name, bound in (("lower", lower), ("upper", upper)):
+        if is_number(bound) and bound != bound:
+            raise ValueError(f"box: {name}: NaN, but it must be a bound")
+        each(f"box: {name}", bound, lambda xp, p: p == p, "a bound, but NaN")
     if is_number(lower) and is_number(upper) and lower > upper:
         raise ValueError(f"box: lower={lower!r} is above upper={upper!r}")
 
@@ -47,10 +51,10 @@ def box(lower: Any = None, upper: Any = None) -> Prox:
         return x if upper is None else xp.where(x > upper, upper + xp.zeros_like(x), x)
 
     def value(xp: Any, x: Array, lower: Any, upper: Any) -> Any:
-        out = xp.any(xp.zeros_like(x) > 0) if lower is None else xp.any(x < lower)
-        out = out if upper is None else out | xp.any(x > upper)
-        none = total(xp, xp.zeros_like(x))
-        return xp.where(out, none + math.inf, none)
+        inside = x == x
+        inside = inside if lower is None else inside & (x >= lower)
+        inside = inside if upper is None else inside & (x <= upper)
+        return indicator(xp, ~xp.all(inside), x)
 
     def conjugate(xp: Any, y: Array, lower: Any, upper: Any) -> Any:
         found, none = xp.zeros_like(y), xp.zeros_like(y)
@@ -101,8 +105,7 @@ def simplex(sum: float = 1.0, axis: int | None = None) -> Prox:
     def value(xp: Any, x: Array) -> Any:
         sums = xp.sum(x, axis=axis)
         slack = 16 * float(xp.finfo(x.dtype).eps) * h.total * max(1.0, math.sqrt(math.prod(x.shape)))
-        none = total(xp, xp.zeros_like(x))
-        return xp.where(xp.any(x < 0) | xp.any(xp.abs(sums - h.total) > slack), none + math.inf, none)
+        return indicator(xp, xp.any(x < 0) | ~xp.all(xp.abs(sums - h.total) <= slack), x)
 
     return of_arrays(
         "simplex",

@@ -14,6 +14,8 @@ from xopt.solvers._space import numbers
 
 
 def _axes(x: Array, axes: tuple[int, ...] | None) -> tuple[int, ...]:
+    if not x.ndim:
+        raise ValueError("axes: an array of no dimensions, but differences are taken along one or more")
     if axes is not None and any(not -x.ndim <= a < x.ndim for a in axes):
         raise ValueError(f"axes: {axes}, but an array has shape {tuple(x.shape)}")
     return tuple(range(x.ndim)) if axes is None else tuple(a % x.ndim for a in axes)
@@ -141,8 +143,7 @@ def tv(strength: float = 1.0, axes: tuple[int, ...] | None = None, *, tol: float
         weight = t * strength
         if weight == 0 or not math.prod(x.shape):
             return x
-        dimensions = x.ndim if axes is None else len(axes)
-        step = 1 / (4 * dimensions * weight)
+        step = 1 / (4 * len(_axes(x, axes)) * weight)
         enough = max(tol, 32 * float(xp.finfo(x.dtype).eps))
         p = q = start(xp, x)
         z, theta = x + weight * divergence(p, axes), 1.0
@@ -162,8 +163,9 @@ def tv(strength: float = 1.0, axes: tuple[int, ...] | None = None, *, tol: float
                 theta = 1.0 if turn > 0 else theta
             last, theta = theta, (1 + math.sqrt(1 + 4 * theta * theta)) / 2
             q = p + ((last - 1) / theta) * (p - old)
-        kept.insert(0, p)
-        del kept[4:]
+        if math.isfinite(value + variation):  # else it would spoil what comes next
+            kept.insert(0, p)
+            del kept[4:]
         return z
 
     def value(xp: Any, x: Array, strength: float) -> Any:
