@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -64,6 +64,36 @@ def test_complex_adjoints_are_conjugated(solve: Any) -> None:
         solver(f, x0, g, K=(lambda x: m @ x, lambda y: m.T @ y))  # type: ignore[operator]
     got = [solver(f, x0, g, K=K, tol=1e-9).x for K in (m, (lambda x: m @ x, lambda y: m.conj().T @ y))]  # type: ignore
     np.testing.assert_allclose(*got, atol=1e-12)
+
+
+def test_a_complex_matrix_and_real_x() -> None:
+    """K* is the adjoint for Re⟨K·x, y⟩, so that x stays real: least squares of both parts."""
+    m = MATRIX[:, :9] * (1 + 0.5j) + 1j * MATRIX[:, 9:18]
+    b = DATA * (2 - 1j)
+    want = np.linalg.lstsq(np.vstack([m.real, m.imag]), np.concatenate([b.real, b.imag]), rcond=None)[0]
+    for got in (
+        proximal.fista(proximal.squared(b), np.zeros(9), K=m, tol=1e-10),
+        proximal.pdhg(proximal.squared(b), np.zeros(9), K=m, tol=1e-10),
+        proximal.admm(proximal.zero(), np.zeros(9), proximal.squared(b), A=m, tol=1e-8),
+    ):
+        np.testing.assert_allclose(got.x, want, atol=1e-7)
+
+
+class Parts(NamedTuple):
+    a: Any
+    b: Any
+
+
+def test_tuples_with_names_and_parts_of_f() -> None:
+    """Trees that are namedtuples, with functions for their parts in a tuple, too; f of `fista` as well."""
+    x0, g = Parts(np.zeros(2), np.zeros(3)), (proximal.l1(0.5), proximal.box(None, 2.0))
+    for f in ((proximal.squared(1.0), proximal.squared(3.0)), Parts(proximal.squared(1.0), proximal.squared(3.0))):
+        for got in (proximal.fista(f, x0, g), proximal.pdhg(f, x0, g), proximal.admm(g, x0, f)):
+            assert type(got.x) is Parts
+            np.testing.assert_allclose(got.x.a, 0.5, atol=1e-5)
+            np.testing.assert_allclose(got.x.b, 2.0, atol=1e-5)
+    with pytest.raises(TypeError, match=r"f: separable\(.*no gradient"):
+        proximal.fista((proximal.l1(), proximal.squared()), x0)
 
 
 @EACH
@@ -312,6 +342,13 @@ ERRORS = [
     (lambda: fista(backtracking=False), TypeError, "step: None"),
     (lambda: fista(step=0.0), ValueError, "step: 0.0, but it must be > 0"),
     (lambda: fista(preconditioner=2.0), TypeError, "preconditioner: 2.0"),
+    (lambda: fista(preconditioner=np.full(ZERO.size, np.nan)), ValueError, "preconditioner: an element"),
+    (lambda: fista(preconditioner=np.full(ZERO.size, np.inf)), ValueError, "preconditioner: an element"),
+    (lambda: fista(K=MATRIX * np.nan), ValueError, "K: infinite or NaN"),
+    (lambda: fista(step=np.inf), ValueError, "step: inf, but it must be > 0 and finite"),
+    (lambda: pdhg(h=lambda x: x), TypeError, "h: it must return a pair"),
+    (lambda: pdhg(h=lambda x: (1.0, x, x)), TypeError, "h: it must return a pair"),
+    (lambda: proximal.admm(G, pdhg(maxiter=1), F, A=MATRIX), ValueError, r"x0\.y: shape \(40,\)"),
     (lambda: fista(preconditioner=-np.ones(ZERO.size)), ValueError, "preconditioner: an element"),
     (lambda: proximal.fista(F, ZERO, proximal.simplex(), K=MATRIX, preconditioner=ZERO + 1), TypeError, "simplex"),
     (lambda: fista(maxiter=-1), ValueError, "maxiter"),

@@ -82,7 +82,7 @@ def admm(
         together at most tol·max(‖K*·y‖, ρ‖K*·z‖). None: 1e-6, or none with ``gap_tol``. Less than 4·ε of the dtype
         counts as that; linear systems may not come so far.
     gap_tol
-        As for `pdhg`; without A.
+        As for `pdhg`, of f(K·x): with a constraint as f it is often infinite. Without A.
     every
         Look at residuals, to stop and to adapt, once in so many iterations.
     check_adjoint
@@ -105,7 +105,7 @@ def admm(
     Notes
     -----
     Numbers are brought to the host once in ``every`` iterations, and once in each iteration of conjugate gradients.
-    Memory: 5 vectors like x and 5 like K·x, with conjugate gradients 5 more like x, beside what proxes take.
+    Memory: about 10 vectors like x and 11 like K·x, temporaries among them, beside what proxes take.
 
     References
     ----------
@@ -163,11 +163,11 @@ class Admm(Iteration):
         if self.alpha >= 2:
             raise ValueError(f"relaxation: {self.alpha:g}, but it must be < 2")
         self.balance = Balance(adaptive)
-        y0 = before.get("y") if y0 is None else y0
-        start = [image.xp.zeros_like(v) for v in image.start] if y0 is None else image.leaves(y0, "y0")
+        given, y0 = self.begun(y0)
+        start = [image.xp.zeros_like(v) for v in image.start] if y0 is None else image.leaves(y0, given)
         self.y: Leaves = image.copied(start)
         self.Kx = self.K.first
-        self.z = self.Kx if before.get("z") is None else image.copied(image.leaves(before.z, "z"))
+        self.z = self.Kx if before.get("z") is None else image.copied(image.leaves(before.z, "x0.z"))
         self.left = math.inf
         """What a linear system may be wrong by."""
 

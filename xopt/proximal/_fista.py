@@ -12,7 +12,6 @@ from xopt.proximal._prox import Prox, as_prox, real
 from xopt.proximal._run import Iteration, relative, solved
 from xopt.proximal._space import Leaves, combined, like, scaled
 from xopt.solvers._result import OptimizeResult
-from xopt.solvers._space import checked_value
 
 
 @public
@@ -44,7 +43,7 @@ def fista(
     ----------
     f
         ``f(z)`` returns the value and the gradient at z = K·x, as for `minimize` (of complex z ∂f/∂Re + i·∂f/∂Im); or
-        a smooth function of this module, such as ``squared(b)``.
+        a smooth function of this module, such as ``squared(b)``, or a tuple, a list or a dictionary of these.
     x0
         Where to begin: an array of any library, float32, float64 or complex, or a tree of arrays; or the result of an
         earlier run, whose step is used too. It is not changed.
@@ -99,7 +98,8 @@ def fista(
     Notes
     -----
     Numbers are brought to the host once a try, with ``backtracking=False`` once in ``every`` iterations. Functions must
-    not write into what they are given, nor later into what they returned. Memory: 6 vectors like x and 5 like K·x.
+    not write into what they are given, nor later into what they returned. Memory: about
+    8 vectors like x and 11 like K·x, temporaries among them.
 
     References
     ----------
@@ -133,6 +133,7 @@ class Fista(Iteration):
         self, f: Any, x0: Any, g: Any, K: Any, step: Any, backtracking: bool, restart: bool, momentum: bool,
         preconditioner: Any, **limits: Any,
     ) -> None:  # fmt: skip
+        f = as_prox("f", f) if isinstance(f, tuple | list | dict) else f
         if isinstance(f, Prox) and (f.gradient is None or f.value is None):
             raise TypeError(f"f: {f}, which has no gradient, but f must be smooth; pdhg and admm take it")
         if not isinstance(f, Prox) and not callable(f):
@@ -159,26 +160,13 @@ class Fista(Iteration):
 
     def begin(self) -> None:
         if self.backtracking:
-            self.at = self.smooth(self.Kx)
+            self.at = self.sloped(self.Kx)
             [value] = self.space.look(self.at[0])
             if not math.isfinite(value):
                 raise ValueError(f"x0: the value of f there is {value}")
 
-    def smooth(self, z: Leaves) -> tuple[Any, Leaves]:
-        """Return value and gradient of f, checked."""
-        self.nfev += 1
-        image = self.K.image
-        if isinstance(self.f, Prox):
-            tree = image.tree(z)
-            value, slope = self.value(self.f, z, image), self.f.gradient(tree)  # type: ignore[misc]
-        else:
-            try:
-                value, slope = self.f(image.tree(z))
-            except (TypeError, ValueError) as error:
-                if "unpack" in str(error):
-                    raise TypeError("f: it must return a pair of the value and the gradient") from error
-                raise
-        return checked_value(image.library, value), image.leaves(slope, "gradient")
+    def sloped(self, z: Leaves) -> tuple[Any, Leaves]:
+        return self.smooth(self.f, z, self.K.image, "f")
 
     def iterate(self) -> None:
         space, image = self.space, self.K.image
@@ -189,7 +177,7 @@ class Fista(Iteration):
         else:
             y = combined(self.x, beta, combined(self.x, -1, self.old))
             Ky = y if self.K.identity else combined(self.Kx, beta, combined(self.Kx, -1, self.Kold))
-        value, slope = self.at if beta == 0 and self.at is not None else self.smooth(Ky)
+        value, slope = self.at if beta == 0 and self.at is not None else self.sloped(Ky)
         grad = self.K.adjoint(slope)
         looks = self.backtracking or self.looks()
         while True:
@@ -197,7 +185,7 @@ class Fista(Iteration):
             t: Any = tau if self.weights is None else space.tree(scaled(tau, self.weights))
             new = self.prox(self.g, combined(y, -1, scaled(tau, grad, self.weights)), t, space, "g")
             Knew = self.K.forward(new)
-            at = self.smooth(Knew) if self.backtracking else None
+            at = self.sloped(Knew) if self.backtracking else None
             if not looks:
                 turn = moved = size = steep = 0.0
                 break
@@ -254,16 +242,16 @@ class Fista(Iteration):
 
     def objective(self) -> list[Any]:
         if self.at is None:
-            self.at = self.smooth(self.Kx)
+            self.at = self.sloped(self.Kx)
         return [self.at[0], self.value(self.g, self.x, self.space)]
 
     def dual(self) -> tuple[Leaves, Leaves, Any]:
         if self.at is None:
-            self.at = self.smooth(self.Kx)
+            self.at = self.sloped(self.Kx)
         return self.at[1], self.K.adjoint(self.at[1]), self.at[0]
 
     def more(self) -> dict[str, Any]:
         if self.at is None:
-            self.at = self.smooth(self.Kx)
+            self.at = self.sloped(self.Kx)
         image = self.K.image
         return {"y": image.tree(image.copied(self.at[1])), "step": self.step, "restarts": self.restarts}

@@ -12,7 +12,6 @@ from xopt.proximal._prox import as_prox, real
 from xopt.proximal._run import Balance, Iteration, relative, solved
 from xopt.proximal._space import Leaves, Trees, combined, like, scaled
 from xopt.solvers._result import OptimizeResult
-from xopt.solvers._space import checked_value
 
 FLOOR = 0.3
 """The least σ·‖K‖², as a part of L²·τ."""
@@ -99,7 +98,8 @@ def pdhg(
     -------
     OptimizeResult
         As of `fista`: ``x``, ``fun``, ``gap``, ``residual`` and so on, with ``y`` the dual variable, ``norm``,
-        ``smoothness`` and ``ratio`` as they are at the end, and ``nfev``, how often K was applied.
+        ``smoothness`` and ``ratio`` as they are at the end, and ``nfev``, how often K was applied. A constraint as f is
+        met by K·x to about ``tol``, and ``fun`` may be infinite; as g it is met to the last digit.
 
     Raises
     ------
@@ -108,8 +108,8 @@ def pdhg(
 
     Notes
     -----
-    Numbers are brought to the host once in ``every`` iterations, and some at the beginning, for the norm. Memory: 5
-    vectors like x and 5 like K·x, beside what proxes take.
+    Numbers are brought to the host once in ``every`` iterations, and some at the beginning, for the norm. Memory: about 9
+    vectors like x and 14 like K·x, temporaries among them, beside what proxes take.
 
     References
     ----------
@@ -185,18 +185,17 @@ class Pdhg(Iteration):
         if rho >= most:
             raise ValueError(f"relaxation: {rho:g}, but it must be < {most:g}")
         self.rho = 1.0 if self.mu else rho
-        image, y0 = self.K.image, before.get("y") if y0 is None else y0
+        image, given, y0 = self.K.image, *self.begun(y0)
         zeros = [image.xp.zeros_like(v) for v in image.start]
-        self.y = self.v = zeros if y0 is None else image.copied(image.leaves(y0, "y0"))
+        self.y = self.v = zeros if y0 is None else image.copied(image.leaves(y0, given))
         """The dual variable; v is where the next step begins."""
         self.u = self.x
         self.Kx = self.Ku = self.K.first
-        self.back = self.adjoint(self.v) if y0 is not None else [self.space.xp.zeros_like(v) for v in self.space.start]
-        """K*·v."""
+        self.back = self.own = (
+            self.K.adjoint(self.v) if y0 is not None else [self.space.xp.zeros_like(v) for v in self.space.start]
+        )
+        """K*·v, and K*·y."""
         self.tau = 0.0
-
-    def adjoint(self, y: Leaves) -> Leaves:
-        return self.K.adjoint(y)
 
     def begin(self) -> None:
         if self.norm is None:
@@ -212,9 +211,7 @@ class Pdhg(Iteration):
     def slope(self, x: Leaves) -> Any:
         if self.h is None:
             return 0.0, None
-        value, slope = self.h(self.space.tree(x))
-        self.nfev += 1
-        return checked_value(self.space.library, value), self.space.leaves(slope, "gradient")
+        return self.smooth(self.h, x, self.space, "h")
 
     def probe(self) -> float:
         """Return the curvature of h along its gradient at x0."""
@@ -251,7 +248,7 @@ class Pdhg(Iteration):
         ahead = combined(Kx, theta, combined(Kx, -1, self.Ku))
         start = combined(self.v, 1, scaled(sigma, ahead, self.S))
         y = image.leaves(self.f.prox_conjugate(image.tree(start), self.steps(sigma, self.S, image)), "f.prox")
-        back = self.adjoint(y)
+        back = K.adjoint(y)
         hx = self.slope(x) if self.h is not None and self.rho == 1 else (0.0, None)
         if self.looks():
             self.judged(x, Kx, y, back, tau, sigma, hx)
@@ -306,7 +303,7 @@ class Pdhg(Iteration):
         return [*super().can_gap(), *([] if self.h is None else ["there is h"])]
 
     def dual(self) -> tuple[Leaves, Leaves, Any]:
-        return self.y, getattr(self, "own", self.back), self.value(self.f, self.Kx, self.K.image)
+        return self.y, self.own, self.value(self.f, self.Kx, self.K.image)
 
     def more(self) -> dict[str, Any]:
         image = self.K.image

@@ -313,7 +313,7 @@ def separable(functions: Any) -> Prox:
     def stepped(name: str, x: Any, t: Any = 1.0) -> Any:
         ts = dict.fromkeys(keys, t) if is_number(t) else parts(t, "t")
         found = {k: getattr(own[k], name)(v, ts[k]) for k, v in parts(x).items()}
-        return found if isinstance(x, dict) else type(x)(found.values())
+        return _alike(x, found)
 
     def summed(name: str) -> Callable[[Any], Any] | None:
         each = {k: getattr(f, name) for k, f in own.items()}
@@ -326,7 +326,7 @@ def separable(functions: Any) -> Prox:
 
     def sloped(x: Any) -> Any:
         found = {k: own[k].gradient(v) for k, v in parts(x).items()}  # type: ignore[misc]
-        return found if isinstance(x, dict) else type(x)(found.values())
+        return _alike(x, found)
 
     smooth = all(f.gradient is not None for f in own.values())
     made = Prox(
@@ -338,6 +338,13 @@ def separable(functions: Any) -> Prox:
     made._dual = functools.partial(stepped, "prox_conjugate")
     made._quadratic = all(f._quadratic for f in own.values())
     return made
+
+
+def _alike(x: Any, parts: dict[Any, Any]) -> Any:
+    """Return parts as a dictionary, a tuple or a list like x."""
+    if isinstance(x, dict):
+        return parts
+    return type(x)(*parts.values()) if hasattr(x, "_fields") else type(x)(parts.values())  # of a namedtuple by name
 
 
 def as_prox(name: str, f: Any) -> Prox:

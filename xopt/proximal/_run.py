@@ -54,6 +54,10 @@ class Iteration(ABC):
         self.known: float | None = None
         """The objective at x, where it is known."""
 
+    def begun(self, y0: Any) -> tuple[str, Any]:
+        """Return the dual variable to begin with, if there is one, and what it was given as."""
+        return ("x0.y", self.before.get("y")) if y0 is None else ("y0", y0)
+
     @abstractmethod
     def begin(self) -> None:
         """Do what comes before the first iteration."""
@@ -87,6 +91,17 @@ class Iteration(ABC):
 
     def prox(self, f: Prox, x: Leaves, t: Any, space: Trees, name: str) -> Leaves:
         return space.leaves(f.prox(space.tree(x), t), f"{name}.prox")
+
+    def smooth(self, f: Any, x: Leaves, space: Trees, name: str) -> tuple[Any, Leaves]:
+        """Return the value and the gradient of a smooth function, checked."""
+        self.nfev += 1
+        if isinstance(f, Prox):
+            assert f.gradient is not None
+            return self.value(f, x, space), space.leaves(f.gradient(space.tree(x)), "gradient")
+        found = f(space.tree(x))
+        if not isinstance(found, tuple | list) or len(found) != 2:
+            raise TypeError(f"{name}: it must return a pair of the value and the gradient")
+        return checked_value(space.library, found[0]), space.leaves(found[1], "gradient")
 
     def value(self, f: Prox, x: Leaves, space: Trees) -> Any:
         """Return the value of a function; NaN where it is not known."""
