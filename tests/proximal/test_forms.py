@@ -298,6 +298,18 @@ def test_options_of_pdhg() -> None:
     assert y0.fun < pdhg(maxiter=20, tol=0, ratio=want.ratio).fun
 
 
+@pytest.mark.parametrize("part", [1e-1, 1e-3, 1e-6])
+def test_a_norm_that_is_much_too_small(part: float) -> None:
+    """It is raised before anything overflows, in float32 too: the first steps are taken again."""
+    m, b = MATRIX.astype(np.float32), DATA.astype(np.float32)
+    norm = float(np.linalg.norm(m, 2))
+    f, x0, g = proximal.squared(b), ZERO.astype(np.float32), proximal.l1(STRENGTH)
+    got = proximal.pdhg(f, x0, g, K=m, norm=part * norm, tol=1e-5)
+    assert got.success, got.message
+    assert 0.9 * norm < got.norm < 1.1 * norm
+    assert got.nit <= 1.5 * proximal.pdhg(f, x0, g, K=m, tol=1e-5).nit + 20
+
+
 def test_acceleration() -> None:
     """O(1/k²) for a g that is strongly convex: 4 times the iterations, a sixteenth of the gap, about."""
     rng = np.random.default_rng(7)

@@ -8,7 +8,7 @@ from typing import Any
 
 from xopt._public import public
 from xopt.proximal._penalties import zero
-from xopt.proximal._prox import as_prox, real
+from xopt.proximal._prox import Array, as_prox, real
 from xopt.proximal._run import Balance, Iteration, relative, solved
 from xopt.proximal._space import Leaves, Trees, combined, like, scaled
 from xopt.solvers._result import OptimizeResult
@@ -62,7 +62,8 @@ def pdhg(
     y0
         The dual variable at the beginning, like K·x. None: that of x0, or 0.
     norm
-        ‖K‖. None: by the power method, some applications of K and K*. It is raised where a step shows that it is more.
+        ‖K‖. None: by the power method, some applications of K and K*. It is raised where a step shows that it is more;
+        where it was given, the first ``every`` steps are looked at for that, and taken again.
     smoothness
         With h: L > 0, the Lipschitz constant of ∇h. None: from the steps, raised where one shows more.
     ratio
@@ -108,8 +109,8 @@ def pdhg(
 
     Notes
     -----
-    Numbers are brought to the host once in ``every`` iterations, and some at the beginning, for the norm. Memory: about 9
-    vectors like x and 14 like K·x, temporaries among them, beside what proxes take.
+    Numbers are brought to the host once in ``every`` iterations, and some at the beginning, for the norm. Memory: about
+    9 vectors like x and 14 like K·x, temporaries among them, beside what proxes take.
 
     References
     ----------
@@ -171,6 +172,8 @@ class Pdhg(Iteration):
         before = self.before
         norm, ratio = (before.get(n) if v is None else v for n, v in (("norm", norm), ("ratio", ratio)))
         self.norm = None if norm is None else real("norm", norm, 0.0)
+        self.trials = 0 if norm is None else self.every
+        """How many steps at the beginning are taken again where they show that a norm that was given is too small."""
         self.ratio = 1.0 if ratio is None else real("ratio", ratio, 0.0)
         smoothness = before.get("smoothness") if smoothness is None and h is not None else smoothness
         if smoothness is not None and h is None:
@@ -238,9 +241,14 @@ class Pdhg(Iteration):
         space, image, K = self.space, self.K.image, self.K
         tau, sigma, theta = self.tau, self.ratio * self.tau, 1.0
         slope = self.back if self.h is None else combined(self.back, 1, self.hu[1])
-        start = combined(self.u, -1, scaled(tau, slope, self.T))
-        x = self.prox(self.g, start, self.steps(tau, self.T, space), space, "g")
-        Kx = K.forward(x)
+        while True:
+            start = combined(self.u, -1, scaled(tau, slope, self.T))
+            x = self.prox(self.g, start, self.steps(tau, self.T, space), space, "g")
+            Kx = K.forward(x)
+            if self.nit >= self.trials or self.holds(x, Kx):
+                break
+            self.tau = tau = self.length()
+            sigma = self.ratio * tau
         if self.mu:
             theta = 1 / math.sqrt(1 + 2 * self.mu * tau)
             self.tau, sigma = theta * tau, sigma / theta
@@ -262,6 +270,26 @@ class Pdhg(Iteration):
         if self.h is not None:
             self.hu = hx if rho == 1 else self.slope(self.u)
 
+    def holds(self, x: Leaves, Kx: Leaves) -> bool:
+        """Whether the norm is as large as a step to x shows; if not, raise it."""
+        dx, dKx = combined(self.u, -1, x), combined(self.Ku, -1, Kx)
+        own = dx if self.T is None else [v / w for v, w in zip(dx, self.T, strict=True)]
+        square = self.space.square(x)
+        return not self.raised(*self.space.look(square, *self.moves(own, dx, dKx)))
+
+    def moves(self, own: Leaves, dx: Leaves, dKx: Leaves) -> tuple[Array, Array]:
+        """Return the squares of a step and of what K makes of it, in the norms of the steps."""
+        return self.space.dot(own, dx), self.K.image.dot(dKx, scaled(1.0, dKx, self.S))
+
+    def raised(self, x2: float, moved: float, Kmoved: float) -> bool:
+        """Raise the norm where a step shows that it is more; return whether it did."""
+        assert self.norm is not None
+        small = not moved > (1e3 * self.space.eps) ** 2 * x2  # of roundings
+        if small or not self.norm**2 * moved * (1 + 1e-6) < Kmoved < math.inf:
+            return False
+        self.norm = math.sqrt(Kmoved / moved) * 1.001
+        return True
+
     def judged(self, x: Leaves, Kx: Leaves, y: Leaves, back: Leaves, tau: float, sigma: float, hx: Any) -> None:
         """Look at the residuals: stop, or adapt the ratio, and raise the norm where it is too small."""
         space, image = self.space, self.K.image
@@ -277,16 +305,14 @@ class Pdhg(Iteration):
             curved = space.dot(bend, combined(x, -1, self.u))
         else:
             curved = 0.0
-        far = [space.square(p), image.square(d), space.square(x), image.square(y), space.dot(own, dx)]
-        far += [image.dot(dKx, scaled(1.0, dKx, self.S)), curved]
+        far = [space.square(p), image.square(d), space.square(x), image.square(y), *self.moves(own, dx, dKx), curved]
         *sizes, moved, Kmoved, curved = space.look(*far)
         p2, d2, x2, y2 = map(math.sqrt, sizes)
+        self.raised(sizes[2], moved, Kmoved)
         assert self.norm is not None
-        if moved > (1e3 * space.eps) ** 2 * x2**2 and moved > 0:  # else they are roundings
-            if Kmoved > self.norm**2 * moved * (1 + 1e-6):
-                self.norm = math.sqrt(Kmoved / moved) * 1.001
-            if self.smoothness is not None and curved > self.smoothness * moved * (1 + 1e-6):
-                self.smoothness = 1.1 * curved / moved
+        some = moved > (1e3 * space.eps) ** 2 * sizes[2]  # else they are roundings
+        if some and self.smoothness is not None and curved > self.smoothness * moved * (1 + 1e-6):
+            self.smoothness = 1.1 * curved / moved
         first, second = max(self.norm * y2, x2 / tau), max(self.norm * x2, y2 / sigma)
         residual = max(relative(p2, first), relative(d2, second))
         self.x, self.Kx, self.y, self.own, self.known = x, Kx, y, back, None
