@@ -54,20 +54,20 @@ def lasso() -> Found:
 
 
 @functools.cache
-def picture(size: int = 10) -> tuple[Any, Any]:
+def picture(size: int = 7) -> tuple[Any, Any]:
     """Return an image of pieces with noise, and its matrix of differences, both directions of a pixel together."""
     rng = np.random.default_rng(1)
     i, j = np.mgrid[:size, :size]
-    image = 1.0 * (i > 3) + 0.5 * ((j > 4) & (i < 7)) + 0.1 * rng.standard_normal((size, size))
+    image = 1.0 * (i > 2) + 0.5 * ((j > 3) & (i < 5)) + 0.1 * rng.standard_normal((size, size))
     eye = np.eye(size)
     d = np.diff(eye, axis=0, append=eye[-1:])
     return image, np.stack([np.kron(d, eye), np.kron(eye, d)])
 
 
-def blurred(size: int = 10) -> Any:
+def blurred(size: int = 7) -> Any:
     """Return the matrix of a blur along both axes."""
     k = np.arange(size)
-    row = np.exp(-0.5 * (k[:, None] - k) ** 2)
+    row = np.exp(-1.0 * (k[:, None] - k) ** 2)
     row /= row.sum(axis=1, keepdims=True)
     return np.kron(row, row)
 

@@ -205,17 +205,17 @@ def test_the_duality_gap(solve: Any) -> None:
 
 def test_fista_looks_seldom_with_a_fixed_step() -> None:
     step = 1 / np.linalg.norm(MATRIX, 2) ** 2
-    want = fista(tol=1e-9)
+    want = fista(tol=1e-7)
     for options in ({"every": 1}, {"every": 10}, {"every": 10, "restart": False, "maxiter": 20000}):
         given: Any = options
-        got = fista(step=step, backtracking=False, tol=1e-9, **given)
+        got = fista(step=step, backtracking=False, tol=1e-7, **given)
         assert got.success
         assert got.step == step
         assert got.nit % given["every"] == 0
-        np.testing.assert_allclose(got.x, want.x, atol=1e-6)
+        np.testing.assert_allclose(got.x, want.x, atol=1e-4)
         assert got.restarts > 0 or "restart" in given
-    long = fista(step=100.0, tol=1e-9)  # backtracked to the same
-    np.testing.assert_allclose(long.x, want.x, atol=1e-6)
+    long = fista(step=100.0, tol=1e-7)  # backtracked to the same
+    np.testing.assert_allclose(long.x, want.x, atol=1e-4)
     assert long.step < 1.2 * step / 0.5
     assert fista(momentum=False, maxiter=500).restarts == 0
 
@@ -256,13 +256,13 @@ def test_preconditioned_conjugate_gradients() -> None:
     def inverse(r: A, rho: float) -> A:
         return np.linalg.solve(MATRIX.T @ MATRIX + rho * np.eye(r.size), r)
 
-    plain, quick = (admm(tol=1e-9, check_adjoint=False, preconditioner=p) for p in (None, inverse))
+    plain, quick = (admm(tol=1e-7, check_adjoint=False, preconditioner=p) for p in (None, inverse))
     assert quick.nfev < 2.5 * quick.nit < plain.nfev / 2
-    short = admm(tol=1e-9, check_adjoint=False, cg_maxiter=1)
+    short = admm(tol=1e-7, check_adjoint=False, cg_maxiter=1)
     assert short.nfev < 2.5 * short.nit
     for got in (plain, quick, short):
         assert got.success
-        np.testing.assert_allclose(got.z, lasso().x, atol=1e-7)
+        np.testing.assert_allclose(got.z, lasso().x, atol=1e-5)
 
 
 def test_admm_with_a_solution_of_the_users() -> None:
@@ -272,25 +272,25 @@ def test_admm_with_a_solution_of_the_users() -> None:
         return np.linalg.solve(MATRIX.T @ MATRIX + rho * np.eye(v.size), MATRIX.T @ DATA + rho * v)
 
     misfit = proximal.Prox(lambda x, t: x, lambda x: 0.5 * np.sum((MATRIX @ x - DATA) ** 2))
-    got = proximal.admm(G, ZERO, misfit, solve=solve, tol=1e-9)
+    got = proximal.admm(G, ZERO, misfit, solve=solve, tol=1e-7)
     want = fista(tol=1e-11)
-    np.testing.assert_allclose(got.z, want.x, atol=1e-7)
-    assert got.fun == pytest.approx(want.fun, rel=1e-7)
+    np.testing.assert_allclose(got.z, want.x, atol=1e-5)
+    assert got.fun == pytest.approx(want.fun, rel=1e-6)
     for options in ({"relaxation": 1.0}, {"adaptive": False}, {"rho": 30.0}, {"every": 7}):
         given: Any = options
-        other = proximal.admm(G, ZERO, misfit, solve=solve, tol=1e-9, **given)
+        other = proximal.admm(G, ZERO, misfit, solve=solve, tol=1e-7, **given)
         assert other.nit != got.nit
-        np.testing.assert_allclose(other.z, want.x, atol=1e-6)
+        np.testing.assert_allclose(other.z, want.x, atol=1e-5)
 
 
 def test_options_of_pdhg() -> None:
-    want = pdhg(tol=1e-9)
+    want = pdhg(tol=1e-7)
     for options in ({"relaxation": 1.0}, {"adaptive": False}, {"ratio": 30.0}, {"every": 7}, {"norm": 60.0}):
         given: Any = options
-        other = pdhg(tol=1e-9, maxiter=20000, **given)
+        other = pdhg(tol=1e-7, maxiter=20000, **given)
         assert other.nit != want.nit
-        np.testing.assert_allclose(other.x, want.x, atol=1e-6)
-    small = pdhg(norm=0.5 * np.linalg.norm(MATRIX, 2), tol=1e-9, every=1)  # half of the right one: it is raised
+        np.testing.assert_allclose(other.x, want.x, atol=1e-5)
+    small = pdhg(norm=0.5 * np.linalg.norm(MATRIX, 2), tol=1e-7, every=1)  # half of the right one: it is raised
     assert small.success
     assert small.norm > 0.9 * np.linalg.norm(MATRIX, 2)
     assert want.norm == pytest.approx(np.linalg.norm(MATRIX, 2), rel=0.02)

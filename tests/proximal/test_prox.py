@@ -77,7 +77,7 @@ def test_against_a_minimizer_of_scipy(name: str) -> None:
     f, t = of(name), 0.8
     found = optimize.minimize(
         lambda z: float(f.value(z.reshape(X.shape))) + np.sum((z - X.ravel()) ** 2) / (2 * t), X.ravel(),
-        method="Powell", options={"xtol": 1e-9, "ftol": 1e-14, "maxiter": 40},
+        method="Powell", options={"xtol": 1e-9, "ftol": 1e-14, "maxiter": 20},
     )  # fmt: skip
     p = f.prox(X, t)
     least = float(f.value(p)) + float(np.sum((p - X) ** 2)) / (2 * t)
@@ -181,12 +181,17 @@ ON_LIBRARIES = [(name, "float32") for name in ("l1", "group_l1", "nuclear", "squ
 ON_LIBRARIES += [(name, "complex64") for name in ("l1", "group_l1", "nuclear", "tv")]
 
 
+COMPILED = [("nuclear", "complex64"), ("tv", "float32")]
+
+
 @pytest.mark.parametrize(("name", "dtype"), ON_LIBRARIES)
 def test_libraries(lib: Lib, name: str, dtype: str) -> None:
     if lib.name == "dask":
         pytest.skip("solvers must look at values")
     if lib.guise in ("device2", "no_x64"):
         pytest.skip("as on device1 and without float64")
+    if lib.name == "jax" and (name, dtype) not in COMPILED:
+        pytest.skip("compiles for each shape and dtype; the rest is in solvers and in xopt.Simplex")
     f = {"squared": proximal.squared(0.5, 0.7), "tv": proximal.tv(0.4)}.get(name) or of(name)
     x = (X if dtype == "float32" else Z).astype(dtype)
     given = lib.array(x)

@@ -112,8 +112,9 @@ def tv(strength: float = 1.0, axes: tuple[int, ...] | None = None, *, tol: float
     Notes
     -----
     A prox brings numbers to the host once in 10 iterations. It begins at the dual field that it ended with before, if
-    that was of an array of this shape, dtype and device: in a solver it takes few iterations. Memory: about 8
-    fields of d arrays like x, temporaries among them, of which one is kept. `pdhg` with ``K=gradient`` and `group_l1` minimizes the same without iterations inside.
+    that was of an array of this shape, dtype and device: in a solver it takes few iterations. Memory: about 8 fields of
+    d arrays like x, temporaries among them; one is kept. `pdhg` with ``K=gradient`` and `group_l1` minimizes the same
+    without iterations inside.
 
     References
     ----------
