@@ -716,6 +716,34 @@ FAULTS: dict[str, Fault] = {
         ("tests/arrays/test_libraries.py::test_dask_computes_nothing",),
         library="dask", kinds=("TypeError",),  # when it is recorded
     ),
+    "restart-missed": Fault(
+        "momentum that goes on where it climbs: FISTA waves about the minimum, and needs twice the iterations",
+        (("proximal._fista", "if turn < 0:", "if False and turn < 0:"),),
+        ("tests/proximal/test_solvers.py::test_lasso_in_few_iterations",),
+    ),
+    "adjoint-unlooked": Fault(
+        "a K* that is not the adjoint, and runs that end at another point",
+        (("proximal._space", "if not abs(a - b) <= math.sqrt(eps) * size:", "if abs(a - b) > 10 * size:"),),
+        ("tests/proximal/test_forms.py::test_forms_of_operators",),
+    ),
+    "gap-of-no-bound": Fault(
+        "a duality gap of a dual variable that is not feasible: no bound, and often negative",
+        (("proximal._penalties", "return 1 / xp.where(most > 1, most, xp.ones_like(most))", "return 0 * most + 0.5"),),
+        ("tests/proximal/test_prox.py::test_the_conjugate", "tests/proximal/test_forms.py::test_the_duality_gap"),
+    ),
+    "overflow-as-success": Fault(
+        "found here: a step that is too long, squares that overflow, and a residual that is 0 of infinity",
+        (
+            ("proximal._run", "if not math.isfinite(whole):", "if math.isnan(whole):"),
+            ("proximal._fista", "2 * space.eps * size < math.inf", "2 * space.eps * size"),
+        ),
+        ("tests/proximal/test_forms.py::test_what_diverges_has_not_converged",),
+    ),
+    "tv-poisoned": Fault(
+        "found here: the dual field of an image that was NaN is where the next prox begins",
+        (("proximal._tv", "if math.isfinite(value + variation):", "if True:"),),
+        ("tests/proximal/test_prox.py::test_total_variation_forgets_what_was_nan",),
+    ),
 }
 # fmt: on
 
