@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -250,6 +252,17 @@ def test_nan_is_in_no_set() -> None:
         assert float(f.value(nan)) == np.inf  # type: ignore[misc]
     for f in (proximal.l1(1.0), proximal.group_l1(1.0), proximal.zero()):
         assert float(f.conjugate(nan)) == np.inf  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pickles_and_copies(name: str) -> None:
+    """As a call of the function that made it; one of the user's functions, and parts of a tree, likewise."""
+    f = proximal.separable({"a": of(name), "b": proximal.Prox(np.multiply, np.sum, convexity=0.5)})
+    for g in (pickle.loads(pickle.dumps(f)), copy.deepcopy(f)):
+        assert repr(g) == repr(f)
+        x = {"a": X, "b": B}
+        np.testing.assert_allclose(g.prox(x, 0.5)["a"], f.prox(x, 0.5)["a"], atol=1e-6)  # tv begins elsewhere
+        assert float(g.value(x)) == float(f.value(x))
 
 
 def test_nan_stays() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from xopt import _arrays
 from xopt._arrays.scalars import is_number
 from xopt._public import public
-from xopt.proximal._prox import Array, Prox, indicator, of_arrays, real, total, weights
+from xopt.proximal._prox import Array, Prox, indicator, of_arrays, real, remade, total, weights
 
 
 def floor(xp: Any, x: Array) -> Array:
@@ -56,6 +56,7 @@ def _indicated(xp: Any, size: Array, strength: Any) -> Any:
 
 
 @public
+@remade
 def zero() -> Prox:
     """Return the function that is 0, where nothing else is asked of x.
 
@@ -78,6 +79,7 @@ def zero() -> Prox:
 
 
 @public
+@remade
 def l1(strength: Any = 1.0) -> Prox:
     r"""L1 norm, for sparse x: f(x) = Σ λ·\|x\|.
 
@@ -111,6 +113,7 @@ def l1(strength: Any = 1.0) -> Prox:
 
 
 @public
+@remade
 def group_l1(strength: Any = 1.0, axis: int | tuple[int, ...] = 0) -> Prox:
     """Group L1 norm, for groups that are 0 together: f(x) = Σ λ·‖x_g‖₂ over groups g along axes of an array.
 
@@ -163,6 +166,7 @@ def group_l1(strength: Any = 1.0, axis: int | tuple[int, ...] = 0) -> Prox:
 
 
 @public
+@remade
 def nuclear(strength: float = 1.0) -> Prox:
     """Nuclear norm, for matrices of low rank: f(x) = λ·Σ of the singular values.
 
@@ -212,6 +216,7 @@ def nuclear(strength: float = 1.0) -> Prox:
 
 
 @public
+@remade
 def squared(target: Any = 0.0, strength: Any = 1.0) -> Prox:
     """Half the squared distance from data: ``f(x) = Σ λ/2·|x - b|²``, a misfit or a ridge.
 

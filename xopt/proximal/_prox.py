@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ParamSpec
 
 from xopt import _arrays
 from xopt._arrays import tree as _tree
@@ -13,6 +13,7 @@ from xopt._arrays.scalars import is_number
 from xopt._public import public
 
 Array = Any
+P = ParamSpec("P")
 
 
 @public
@@ -41,6 +42,7 @@ class Prox:
     Notes
     -----
     ``prox_conjugate(y, t)`` is the proximal operator of f*, by Moreau's identity: y - t·prox(y/t, 1/t).
+    Functions of this module can be pickled and copied; one of your own, if its functions can.
 
     References
     ----------
@@ -82,6 +84,8 @@ class Prox:
         """The prox of the conjugate, where it is known better than by Moreau's identity, whose roundings are of t·x."""
         self._quadratic = False
         """Whether the gradient is linear but for a constant."""
+        self._made: tuple[Callable[..., Prox], tuple[Any, ...]] | None = None
+        """The function of this module that made it, and its arguments: what a pickle has."""
 
     def prox_conjugate(self, y: Any, t: float) -> Any:
         """Return the proximal operator of f*: argmin over z of f*(z) + ‖z - y‖²/(2·t)."""
@@ -96,6 +100,21 @@ class Prox:
 
     def __repr__(self) -> str:
         return self._name
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._made or super().__reduce_ex__(protocol)
+
+
+def remade(make: Callable[P, Prox]) -> Callable[P, Prox]:
+    """Let what a public function makes be pickled as a call of it."""
+
+    @functools.wraps(make)
+    def made(*args: P.args, **options: P.kwargs) -> Prox:
+        found = make(*args, **options)
+        found._made = functools.partial(made, *args, **options), ()
+        return found
+
+    return made
 
 
 def lengths(t: Any, spec: Any, count: int) -> list[Any]:
@@ -280,6 +299,7 @@ def lowest(values: list[Any]) -> Any:
 
 
 @public
+@remade
 def separable(functions: Any) -> Prox:
     """Sum of functions of the parts of a tree: f(x) = Σᵢ fᵢ(xᵢ).
 

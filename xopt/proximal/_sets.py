@@ -9,11 +9,12 @@ from typing import Any
 from xopt import _arrays
 from xopt._arrays.scalars import is_number
 from xopt._public import public
-from xopt.proximal._prox import Array, Prox, each, indicator, of_arrays, real, total
+from xopt.proximal._prox import Array, Prox, each, indicator, of_arrays, real, remade, total
 from xopt.transforms._projections import Simplex
 
 
 @public
+@remade
 def box(lower: Any = None, upper: Any = None) -> Prox:
     """Box constraint: lower ≤ x ≤ upper.
 
@@ -77,6 +78,7 @@ def box(lower: Any = None, upper: Any = None) -> Prox:
 
 
 @public
+@remade
 def simplex(sum: float = 1.0, axis: int | None = None) -> Prox:
     """Simplex constraint: x ≥ 0 with a given sum, such as probabilities.
 

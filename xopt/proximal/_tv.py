@@ -8,7 +8,7 @@ from typing import Any
 from xopt import _arrays
 from xopt._public import public
 from xopt.proximal._penalties import abs2
-from xopt.proximal._prox import Array, Prox, of_arrays, real, total
+from xopt.proximal._prox import Array, Prox, of_arrays, real, remade, total
 from xopt.solvers._options import count
 from xopt.solvers._space import numbers
 
@@ -93,6 +93,7 @@ gradient.adjoint = lambda p: -divergence(p)  # type: ignore[attr-defined]
 
 
 @public
+@remade
 def tv(strength: float = 1.0, axes: tuple[int, ...] | None = None, *, tol: float = 1e-6, maxiter: float = 1000) -> Prox:
     r"""Total variation, for images with edges: f(x) = λ·Σ ‖∇x‖₂ over pixels, isotropic; its prox is TV denoising.
 
