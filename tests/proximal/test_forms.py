@@ -373,6 +373,8 @@ ERRORS = [
     (lambda: proximal.fista(F, xopt.OptimizeResult(fun=1.0), G), ValueError, "x0"),
     (lambda: proximal.fista(F, ZERO, 3), TypeError, "g: 3, but it must be a function such as"),
     (lambda: pdhg(accelerate=True), ValueError, "accelerate: True"),
+    (lambda: pdhg(accelerate="x"), TypeError, "accelerate: 'x', but it must be a number"),
+    (lambda: pdhg(accelerate=None), TypeError, "accelerate: None"),
     (lambda: pdhg(relaxation=2.0), ValueError, "relaxation: 2, but it must be < 2"),
     (lambda: pdhg(smoothness=1.0), TypeError, "smoothness: given without h"),
     (lambda: pdhg(h=3), TypeError, "h: 3"),
