@@ -298,7 +298,7 @@ def test_options_of_pdhg() -> None:
     assert y0.fun < pdhg(maxiter=20, tol=0, ratio=want.ratio).fun
 
 
-@pytest.mark.parametrize("part", [1e-1, 1e-3, 1e-6])
+@pytest.mark.parametrize("part", [1e-1, 1e-6])
 def test_a_norm_that_is_much_too_small(part: float) -> None:
     """It is raised before anything overflows, in float32 too: the first steps are taken again."""
     m, b = MATRIX.astype(np.float32), DATA.astype(np.float32)
