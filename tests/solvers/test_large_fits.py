@@ -169,6 +169,36 @@ def test_libraries(lib: Lib, dtype: str) -> None:
             np.testing.assert_allclose(lib.numpy(got.x), want.x, atol=2e-3 if dtype == "float32" else 1e-5)
 
 
+def test_parameters_of_two_dtypes() -> None:
+    """Jᵀ·u of those of float32 is rounded to float32, and may be beside others of float64."""
+    x0 = {"a": np.asarray([2.1], "float32"), "b": np.asarray([1e-3])}
+    fun = lambda x: np.concatenate([np.pi * x["a"] + x["b"] - 1, 0.1 * x["b"]])
+    jvp = lambda x, v: np.concatenate([np.pi * v["a"] + v["b"], 0.1 * v["b"]])
+    vjp = lambda x, u: {"a": (np.pi * u[:1]).astype("float32"), "b": u[:1] + 0.1 * u[1:]}
+    got = steihaug(fun, x0, jac=(jvp, vjp))
+    assert got.success
+    assert got.cost < 1e-12
+    with pytest.raises(ValueError, match="one Jacobian"):
+        steihaug(fun, x0, jac=(jvp, lambda x, u: {"a": 1.01 * vjp(x, u)["a"], "b": vjp(x, u)["b"]}))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_products_that_become_nan(which: int) -> None:
+    """The fit ends where they were known, and does not count as converged."""
+    calls: list[int] = []
+
+    def late(*args: A) -> A:
+        calls.append(0)
+        return (product, adjoint)[which](*args) * (np.nan if len(calls) > 12 else 1)
+
+    given = (late, adjoint) if which == 0 else (product, late)
+    with np.errstate(invalid="ignore"):
+        got = steihaug(broyden, START, jac=given)
+    assert (got.status, got.success) == (-3, False)
+    assert got.nfev < 10
+    np.testing.assert_array_equal(got.fun, broyden(got.x))
+
+
 def test_result_and_callback() -> None:
     seen: list[Any] = []
     got = steihaug(broyden, START, jac=sparse, callback=lambda intermediate_result: seen.append(intermediate_result))

@@ -123,12 +123,16 @@ class Residuals:
         return [self.xp.take(y, self._rows, axis=0) for y in every]
 
     def vector(self, leaves: list[Array]) -> Array:
-        """Return arrays, one a parameter, as a vector."""
+        """Return arrays, one a parameter, as a vector in memory of its own."""
         xp, parts = self.xp, list[Array]()
         for x, inner, d in zip(leaves, self.inner, self.layout.dtypes, strict=True):
             x = xp.reshape(_arrays.detached(x), (*self.lead, math.prod(inner)))
             parts += [_arrays.cast(xp, y, self.dtype) for y in ((xp.real(x), xp.imag(x)) if d.complex else (x,))]
-        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1)
+        return self._owned(parts[0]) if len(parts) == 1 else xp.concat(parts, axis=-1)
+
+    def _owned(self, x: Array) -> Array:
+        """Return an array in memory of its own: a function of the user may write its results into the same each time."""
+        return x if self.layout.library.jits else self.xp.asarray(x, copy=True)
 
     def tree(self, x: Array) -> Any:
         """Put a vector into the structure of the parameters."""
@@ -165,7 +169,7 @@ class Residuals:
             return function(*args)
 
     def checked(self, found: Any) -> Array:
-        """Return what the function returned as a vector of real numbers, or say what does not fit."""
+        """Return what the function returned as a vector of its own, of real numbers, or say what does not fit."""
         xp, layout = self.xp, self.layout
         if layout.library.host and _arrays.library(found) is None:
             found = numbers("fun", found)
@@ -173,7 +177,7 @@ class Residuals:
             raise TypeError(f"fun: returned {named(found)}, but x0 has arrays of {layout.library}")
         if "int" in _arrays.dtype_name(found) or "bool" in _arrays.dtype_name(found):
             found = _arrays.cast(xp, found, self.dtype)
-        f = self._flat(_arrays.detached(found))
+        f = self._owned(self._flat(_arrays.detached(found)))
         if self.m is None:
             self.m = f.shape[-1]
             if not self.m:

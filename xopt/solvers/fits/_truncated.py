@@ -152,7 +152,8 @@ class TruncatedFit:
             raise ValueError("jac: derivatives that are infinite or NaN at x0")
         if across < 0:
             raise ValueError(f"preconditioner: g·P·g = {across}, but it must be positive, for any g")
-        if abs(across - along) > self.eps**0.5 * math.sqrt(square * size):
+        rounded = float(np.finfo("float32").eps) if self.residuals.coarse.any() else self.eps
+        if abs(across - along) > rounded**0.5 * math.sqrt(square * size):
             raise ValueError(
                 f"jac: ⟨f, J·v⟩ is {along:.6g}, but ⟨Jᵀ·f, v⟩ {across:.6g}, for v = Jᵀ·f at x0; they must be of "
                 "one Jacobian"
@@ -200,6 +201,9 @@ class TruncatedFit:
         slope, bend, square = self._look(
             self._dot(self.at.g, step.p), self._dot(step.jp, step.jp), self._dot(step.p, step.p / self._square)
         )
+        if not math.isfinite(slope + bend + square):
+            self.status = NOT_FINITE
+            return
         predicted, size = -slope - 0.5 * bend, math.sqrt(square)
         f, cost = self._evaluated(new)
         fall = self.cost - cost
