@@ -208,6 +208,62 @@ def test_options() -> None:
     assert np.abs(wide.x[:, 0] - WIDE).max() > 1e-4
 
 
+def test_differences_as_of_one() -> None:
+    """Steps are those of a minimization alone, all evaluations are counted, and ``maxfun`` is of these."""
+    seen: list[A] = []
+
+    def fun(x: A) -> A:
+        seen.append(x.copy())
+        return valleys(x, (1.0, 100.0))[0]
+
+    start = np.asarray([[1000.0, 0.001]])
+    for options in ({}, {"eps": 1e-3}, {"eps": [1e-3, 1e-5]}, {"eps": 1e-30}):
+        for jac in ("2-point", "3-point"):
+            whole: Any = {"jac": jac, "maxiter": 0, "options": options}
+            got = many(fun, start, **whole)
+            assert got.nfev == len(seen)
+            mine, seen[:] = np.stack(seen)[:, 0], []
+            one = xopt.minimize(lambda x: fun(x[None, :])[0], start[0], **whole)
+            np.testing.assert_array_equal(mine, np.stack(seen)[:, 0])
+            assert (got.nfev, got.njev) == (one.nfev, one.njev)
+            seen.clear()
+    few = many(fun, start, jac="2-point", options={"maxfun": 30})
+    assert few.nfev == len(seen) == 30
+    for wrong in (0.0, -1e-6, "x", [1e-3] * 3):
+        with pytest.raises(ValueError, match=r"eps: .*, but it must be a number > 0, or one for each of 2 reals"):
+            many(fun, start, jac="2-point", options={"eps": wrong})
+
+
+def test_time_is_that_of_all_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where these go some at a time."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("xopt.solvers.fits._batch._BLOCK", 1)
+
+    def fun(x: A, d: A) -> tuple[A, A]:
+        clock[0] += 1.0
+        return valleys(x, d)
+
+    got = many(fun, START, data=(WIDE, DEEP), options={"max_time": 10.5})
+    assert clock[0] <= 11 + K / 32
+    assert got.status.tolist().count(1) > K // 2
+
+
+def test_lists() -> None:
+    got = many(lambda x: ([*((x - 1) ** 2)], [*(2 * (x - 1))]), np.arange(5.0))
+    np.testing.assert_allclose(got.x, 1)
+
+
+def test_what_torch_cannot_differentiate(lib: Lib) -> None:
+    if lib.name != "torch":
+        pytest.skip("of torch")
+    x0 = lib.array(np.ones((3, 2)), "float32")
+    with pytest.raises(TypeError, match="fun: returned values that do not depend on x"):
+        many(lambda x: (x.detach() ** 2).sum(1), x0, jac=None)
+    with pytest.raises(TypeError, match="fun: returned an array of numpy, but x0 has arrays of torch"):
+        many(lambda x: (x.detach().numpy() ** 2).sum(1), x0, jac=None)
+
+
 def test_lanes_that_are_done_are_put_aside() -> None:
     rows: list[int] = []
 

@@ -131,7 +131,7 @@ class Residuals:
         return self._owned(parts[0]) if len(parts) == 1 else xp.concat(parts, axis=-1)
 
     def _owned(self, x: Array) -> Array:
-        """Return an array in memory of its own: a function of the user may write its results into the same each time."""
+        """Return an array in memory of its own: functions may write what they return into the same each time."""
         return x if self.layout.library.jits else self.xp.asarray(x, copy=True)
 
     def tree(self, x: Array) -> Any:
@@ -158,7 +158,7 @@ class Residuals:
 
     def raw(self, x: Array) -> Array:
         """Return the residuals for a library to differentiate."""
-        return self.of_all(lambda y: [self._flat(self._called(self._fun, y))], x)[0]
+        return self.of_all(lambda y: [self._flat(self._of_library(self._called(self._fun, y)))], x)[0]
 
     def _called(self, function: Callable[..., Any], x: Array) -> Any:
         return self.quietly(function, self.tree(x), *self.given)
@@ -173,8 +173,7 @@ class Residuals:
         xp, layout = self.xp, self.layout
         if layout.library.host and _arrays.library(found) is None:
             found = numbers("fun", found)
-        if _arrays.library(found) is not layout.library:
-            raise TypeError(f"fun: returned {named(found)}, but x0 has arrays of {layout.library}")
+        found = self._of_library(found)
         if "int" in _arrays.dtype_name(found) or "bool" in _arrays.dtype_name(found):
             found = _arrays.cast(xp, found, self.dtype)
         f = self._owned(self._flat(_arrays.detached(found)))
@@ -185,6 +184,11 @@ class Residuals:
         if f.shape[-1] != self.m:
             raise ValueError(f"fun: returned {f.shape[-1]} residuals, but {self.m} before")
         return f
+
+    def _of_library(self, found: Any) -> Array:
+        if _arrays.library(found) is not self.layout.library:
+            raise TypeError(f"fun: returned {named(found)}, but x0 has arrays of {self.layout.library}")
+        return found
 
     def _flat(self, found: Array) -> Array:
         """Return residuals of any shape as a vector; of complex ones the real parts, then the imaginary parts."""
@@ -268,7 +272,7 @@ class DifferenceColumns:
         eps = [float(np.finfo("float32" if coarse else residuals.real).eps) for coarse in residuals.coarse]
         steps = np.asarray(eps) ** (1 / self._points) if step is None else np.full(residuals.n, step)
         like = residuals.layout.leaves[0]
-        self._step = residuals.xp.asarray(steps.astype(residuals.real), **_arrays.beside(like))
+        self.step = residuals.xp.asarray(steps.astype(residuals.real), **_arrays.beside(like))
         self._enlarges = step is None
 
     def __call__(self, x: Array, f: Array) -> list[Array]:
@@ -278,11 +282,11 @@ class DifferenceColumns:
 
     def _column(self, x: Array, f: Array, size_of_f: Array, i: int) -> Array:
         """Return a column; by a larger step where one hardly changes anything, as at a parameter that is nearly 0."""
-        xp, step = self._residuals.xp, self._step[i]
+        xp, step = self._residuals.xp, self.step[i]
         size = xp.abs(x[..., i])
         one = xp.ones_like(size)
         h = step * _safe(xp, size)
-        column = self._slope(x, f, i, h)
+        column = self.slope(x, f, i, h)
         if not self._enlarges:
             return column
         change, right = h * _norm(xp, column), step * size_of_f
@@ -292,9 +296,10 @@ class DifferenceColumns:
         small = (change < 0.3 * right) & (larger > h)
         if not bool(xp.any(small)):
             return column
-        return xp.where(small[..., None], self._slope(x, f, i, xp.where(small, larger, h)), column)
+        return xp.where(small[..., None], self.slope(x, f, i, xp.where(small, larger, h)), column)
 
-    def _slope(self, x: Array, f: Array, i: int, h: Array) -> Array:
+    def slope(self, x: Array, f: Array, i: int, h: Array) -> Array:
+        """Return a column, from differences over h > 0, or over less where bounds are nearer."""
         own, xp, fun = self._residuals, self._residuals.xp, self._residuals
         if own.low is None and self._points == 2:
             other = self._moved(x, i, xp.where(x[..., i] < 0, -h, h))

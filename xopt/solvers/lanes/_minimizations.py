@@ -48,13 +48,14 @@ class Minimizations:
     def __init__(
         self, evaluate: Callable[[Array], tuple[Array, Array]], xp: Any, limits: Limits, maxls: int,
         curvature: Callable[[Array], Curvature], start: Array, low: Array | None, high: Array | None, real: str,
+        began: float,
     ) -> None:  # fmt: skip
         self._evaluate, self.xp, self.limits, self._maxls = evaluate, xp, limits, maxls
         self.low, self.high = low, high
         self.eps = float(np.finfo(real).eps)
         self.x = self._boxed(xp.permute_dims(start, (1, 0)))
         self.nfev = self.njev = 0
-        self.began, self.begun = time.monotonic(), False
+        self._began, self.begun = began, False
         self._curvature = curvature(self.x)
 
     def _boxed(self, x: Array) -> Array:
@@ -143,7 +144,7 @@ class Minimizations:
         if self.nfev >= self.limits.maxfun:
             self._stop(self.running, CALLS)
             return False
-        if time.monotonic() - self.began > self.limits.max_time:
+        if time.monotonic() - self._began > self.limits.max_time:
             self._stop(self.running, TIME)
             return False
         with np.errstate(all="ignore"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -14,13 +15,14 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._arrays.transfer import to_host
 from xopt.solvers._callbacks import annotate, called
+from xopt.solvers._differences import checked_step
 from xopt.solvers._options import count, gathered, limits
 from xopt.solvers._registry import chosen
 from xopt.solvers._result import OptimizeResult
 from xopt.solvers._stopping import CONVERGED, INTERRUPTED, STOPPED
 from xopt.solvers.fits._arguments import bounded, check_arrays
 from xopt.solvers.fits._batch import Batch, Kind
-from xopt.solvers.fits._residuals import SCHEMES, DifferenceColumns, Residuals, named
+from xopt.solvers.fits._residuals import SCHEMES, DifferenceColumns, Residuals, named, numbers
 from xopt.solvers.fits._results import tree_of
 from xopt.solvers.lanes._curvature import Array, Curvature, Matrices, Steps
 from xopt.solvers.lanes._minimizations import ENDS, Ended, Minimizations, nothing
@@ -57,6 +59,8 @@ def solve_many(
     more = args if isinstance(args, tuple) else (args,)
     own = Residuals(lambda *x: fun(*x, *more), layout, True, data, low, high)
     evaluate = _objective(fun, jac, more, own, conjugate, step)
+    cost = evaluate.cost if isinstance(evaluate, DifferencesOfLanes) else 1
+    when, began = when._replace(maxfun=max(1.0, when.maxfun / cost)), time.monotonic()
     history = count("history", given.get("history", 10), 1)
     maxls = count("maxls", given.get("maxls", 40), 1)
 
@@ -65,7 +69,7 @@ def solve_many(
 
     def make(start: Array) -> Minimizations:
         low, high = (None if side is None else own.side(side) for side in (own.low, own.high))
-        return Minimizations(evaluate, own.xp, when, maxls, curvature, start, low, high, own.real)
+        return Minimizations(evaluate, own.xp, when, maxls, curvature, start, low, high, own.real, began)
 
     def width() -> int:
         sizes: list[int] = [math.prod(x.shape[1:]) for x in _tree.flatten(own.given)[0]]
@@ -73,23 +77,49 @@ def solve_many(
 
     kind = Kind(make, lambda x: nothing(own.xp, own.xp.permute_dims(x, (1, 0)), _INTERRUPT), width, _CALLBACK)
     run = Batch(own, own.vector(layout.leaves), kind)
-    call = None if callback is None else called(callback, lambda run: tree_of(own, run.now("x")), _shown)
+
+    def shown(run: Batch, x: Any) -> OptimizeResult:
+        return OptimizeResult(x=x, fun=run.now("value"), nit=run.now("nit"), nfev=cost * run.nfev)
+
+    call = None if callback is None else called(callback, lambda run: tree_of(own, run.now("x")), shown)
     try:
-        return _result(own, run, run.run(call)), None
+        return _result(own, run, cost, run.run(call)), None
     except KeyboardInterrupt as interrupt:
         if not run.begun:
             raise
-        return _result(own, run, _INTERRUPT), interrupt
+        return _result(own, run, cost, _INTERRUPT), interrupt
     except Exception as error:
         if run.begun:
             with suppress(Exception):  # nothing may come in the place of what was raised
-                annotate(error, _result(own, run, _INTERRUPT))
+                annotate(error, _result(own, run, cost, _INTERRUPT))
         raise
 
 
-def _shown(run: Batch, x: Any) -> OptimizeResult:
-    """Return what a callback sees of a run at x."""
-    return OptimizeResult(x=x, fun=run.now("value"), nit=run.now("nit"), nfev=run.nfev)
+class DifferencesOfLanes:
+    """Values, and gradients from differences of them, with the steps of one minimization."""
+
+    def __init__(self, own: Residuals, scheme: str, step: Any) -> None:
+        self._own, self._columns = own, DifferenceColumns(own, scheme, None)
+        given = checked_step(step, own.n)
+        self._given = None if given is None else np.broadcast_to(given, own.n)
+        self.cost = 1 + (SCHEMES[scheme] - 1) * own.n
+        """Evaluations that it takes."""
+
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        own, xp = self._own, self._own.xp
+        value = own(x)
+        one = _one(own, value)
+        with np.errstate(all="ignore"):
+            found = [self._columns.slope(x, value, i, self._step(x[:, i], i))[:, 0] for i in range(own.n)]
+        return one, xp.stack(found, axis=-1)
+
+    def _step(self, x: Array, i: int) -> Array:
+        xp, size = self._own.xp, self._own.xp.abs(x)
+        best = self._columns.step[i] * xp.where(size > 1, size, xp.ones_like(size))
+        if self._given is None:
+            return best
+        step = xp.full_like(x, float(self._given[i]))
+        return xp.where(x + step == x, best, step)
 
 
 def _objective(fun: Any, jac: Any, args: tuple[Any, ...], own: Residuals, conjugate: bool, step: Any) -> Evaluate:
@@ -101,14 +131,7 @@ def _objective(fun: Any, jac: Any, args: tuple[Any, ...], own: Residuals, conjug
     if step is not None and not schemed:
         raise TypeError(f"eps: {step!r}, but with jac={jac!r} no differences are taken")
     if schemed:
-        columns = DifferenceColumns(own, jac, None if step is None else float(step))
-
-        def differences(x: Array) -> tuple[Array, Array]:
-            value = own(x)
-            g = own.xp.stack([c[:, 0] for c in columns(x, value)], axis=-1)
-            return _one(own, value), g
-
-        return differences
+        return DifferencesOfLanes(own, jac, step)
     if jac is False:
         if not library.differentiates:
             raise TypeError(
@@ -163,6 +186,7 @@ def _gradient(own: Residuals, grads: Any, conjugate: bool) -> Array:
     layout, xp, leaves = own.layout, own.xp, list[Array]()
     for k, g in enumerate(_tree.match(layout.spec, grads, "grads")):
         path, shape = layout.path(k, "grads"), (*own.lead, *own.inner[k])
+        g = numbers(path, g) if layout.library.host and isinstance(g, list | tuple) else g
         if _arrays.library(g) is not layout.library:
             raise TypeError(f"{path}: {named(g)}, but x0 has arrays of {layout.library}")
         if tuple(g.shape) != shape:
@@ -176,7 +200,7 @@ def _gradient(own: Residuals, grads: Any, conjugate: bool) -> Array:
     return own.vector(leaves)
 
 
-def _result(own: Residuals, run: Batch, end: int | None) -> OptimizeResult:
+def _result(own: Residuals, run: Batch, cost: int, end: int | None) -> OptimizeResult:
     found: Ended = run.found(end)
     ends = np.asarray(to_host(found.end))
     table = np.zeros(max(_ALL_ENDS) + 1, np.int32)
@@ -187,6 +211,6 @@ def _result(own: Residuals, run: Batch, end: int | None) -> OptimizeResult:
     counts = [(code, int((ends == code).sum())) for code in np.unique(ends)]
     message = "; ".join(f"{many:,} {_ALL_ENDS[int(code)][1]}" for code, many in counts)
     return OptimizeResult(
-        x=tree_of(own, found.x), fun=found.value, jac=tree_of(own, found.gradient), nit=found.nit, nfev=run.nfev,
+        x=tree_of(own, found.x), fun=found.value, jac=tree_of(own, found.gradient), nit=found.nit, nfev=cost * run.nfev,
         njev=run.njev, status=status, success=status == CONVERGED, message=message,
     )  # fmt: skip
