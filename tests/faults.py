@@ -64,6 +64,28 @@ FAULTS: dict[str, Fault] = {
           "(xp.abs(inside - p) > 8 * self.eps * xp.abs(p))"),),
         ("tests/solvers/test_least_squares_batched.py::test_bounds_of_one_fit_and_of_all[lm]",),
     ),
+    "lanes-learn-what-is-held": Fault(
+        "found here: y has the change of the gradient of parameters that are held at a bound, and H is of the others",
+        (("solvers.lanes._minimizations", "y, s = self._freed(y, held), self._freed(s, held)", "pass"),),
+        ("tests/solvers/test_many_minimizations.py::test_steps_within_bounds_learn_of_what_is_free",),
+    ),
+    "lanes-run-to-the-end-of-all": Fault(
+        "a batch that is evaluated whole until the last lane has ended",
+        (("solvers.fits._batch", "_FEWER = 0.7", "_FEWER = -1.0"),),
+        ("tests/solvers/test_many_minimizations.py::test_lanes_that_are_done_are_put_aside",),
+    ),
+    "products-of-two-matrices": Fault(
+        "scipy and many others take rmatvec for the adjoint of matvec, without a look",
+        (("solvers.fits._truncated", "rounded**0.5 * math", "math.inf * math"),),
+        ("tests/solvers/test_large_fits.py::test_errors",),
+    ),
+    "results-in-one-array": Fault(
+        "found here: of functions that write into the same arrays each time, fits converged where they began",
+        (("solvers.fits._residuals", "return x if self.layout.library.jits else self.xp.asarray(x, copy=True)",
+          "return x"),),
+        ("tests/solvers/test_buffers.py::test_fits", "tests/solvers/test_buffers.py::test_products",
+         "tests/solvers/test_buffers.py::test_many_minimizations"),
+    ),
     "bfgs-begins-too-short": Fault(
         "found here: with H of s·y/y·y a multinomial logit took up to three times the evaluations of SciPy's BFGS",
         (("solvers._bfgs", "length = alpha * math.sqrt(square / change)", "length = alpha * along / change"),),

@@ -208,6 +208,26 @@ def test_options() -> None:
     assert np.abs(wide.x[:, 0] - WIDE).max() > 1e-4
 
 
+def test_steps_within_bounds_learn_of_what_is_free() -> None:
+    """Quadratic functions whose parameters pull at each other, and end at a bound or between: SciPy's iterations."""
+    n, k = 12, 40
+    q = np.linalg.qr(RNG.standard_normal((k, n, n)))[0]
+    h = np.einsum("kij,j,klj->kil", q, np.geomspace(1, 1e3, n), q)
+    b = RNG.standard_normal((k, n)) * 30
+    fun = lambda x: ((x * (np.einsum("kij,kj->ki", h, x) / 2 - b)).sum(1), np.einsum("kij,kj->ki", h, x) - b)
+    got = many(fun, np.zeros((k, n)), bounds=(-0.1, 0.1), options={"gtol": 1e-6})
+    assert got.success.all()
+    assert 0.2 < np.mean(np.abs(got.x) == 0.1) < 0.8
+    theirs = []
+    for i in range(0, k, 4):
+        one = lambda x, i=i: (x @ (h[i] @ x / 2 - b[i]), h[i] @ x - b[i])
+        want = scipys(one, np.zeros(n), jac=True, method="L-BFGS-B", bounds=[(-0.1, 0.1)] * n,
+                      options={"gtol": 1e-6, "ftol": 0.0})  # fmt: skip
+        assert got.fun[i] == pytest.approx(want.fun, rel=1e-9)
+        theirs.append(want.nit)
+    assert got.nit.mean() < 1.5 * np.mean(theirs), (got.nit, theirs)
+
+
 def test_differences_as_of_one() -> None:
     """Steps are those of a minimization alone, all evaluations are counted, and ``maxfun`` is of these."""
     seen: list[A] = []
