@@ -315,6 +315,18 @@ def test_what_users_raise_comes_with_what_was_reached() -> None:
     np.testing.assert_array_equal(got.fun, valleys(got.x, (WIDE, DEEP))[0])
 
 
+def test_an_interrupt_of_the_first_evaluation() -> None:
+    """As of one minimization: x0, of which nothing is known."""
+
+    def fun(x: A) -> tuple[A, A]:
+        raise KeyboardInterrupt
+
+    got = many(fun, START)
+    assert (got.status == 3).all()
+    assert np.isnan(got.fun).all()
+    np.testing.assert_array_equal(got.x, START)
+
+
 @pytest.mark.parametrize(
     ("error", "message", "options"),
     [

@@ -85,8 +85,6 @@ def solve_many(
     try:
         return _result(own, run, cost, run.run(call)), None
     except KeyboardInterrupt as interrupt:
-        if not run.begun:
-            raise
         return _result(own, run, cost, _INTERRUPT), interrupt
     except Exception as error:
         if run.begun:
