@@ -30,6 +30,8 @@ def test_every_library(lib: Lib, method: Any, dtype: str, rng: np.random.Generat
     """Least squares |A·x - b|² + |z|⁴, in a tree, with products, and from differences of gradients."""
     if lib.name == "dask":
         pytest.skip("it must not be looked at")
+    if lib.name == "jax" and method in ("newton-cg", "trust-ncg"):
+        pytest.skip("it compiles every operation; with derivatives of its own below")
     draw = lambda *s: np.asarray(rng.standard_normal(s) + (1j * rng.standard_normal(s) if "c" in dtype else 0), dtype)
     matrix, b = draw(9, 3), draw(9)
     start = {"x": draw(3), "z": [draw(2, 1), draw()]}
