@@ -232,6 +232,27 @@ def test_steps_within_bounds_learn_of_what_is_free() -> None:
     assert got.nit.mean() < 1.5 * np.mean(theirs), (got.nit, theirs)
 
 
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+def test_parameters_of_two_dtypes(method: Any) -> None:
+    """Those of float32 move by what float32 can hold, so that lanes end in its rounding noise, and soon."""
+    u, v = RNG.standard_normal((20, 3)) * 1e3, RNG.standard_normal(20)
+
+    def fun(x: A) -> tuple[A, A]:
+        r, q = x["u"].astype("float64") - u, x["v"] - v
+        both = 0.2 * (r.sum(1) + q)
+        value = (r**2).sum(1) + q**2 + 2.5 * both**2
+        return value, {"u": (2 * r + both[:, None]).astype("float32"), "v": 2 * q + both}
+
+    x0 = {"u": np.zeros((20, 3), "float32"), "v": np.zeros(20)}
+    got = many(fun, x0, method=method, options={"maxfun": 5000})
+    assert got.nfev < 500
+    assert (got.status != 1).all()
+    np.testing.assert_allclose(got.x["u"], u, atol=3e-4)  # two spacings of float32
+    value, g = fun(got.x)
+    np.testing.assert_array_equal(got.fun, value)
+    np.testing.assert_array_equal(got.jac["v"], g["v"])
+
+
 def test_differences_as_of_one() -> None:
     """Steps are those of a minimization alone, all evaluations are counted, and ``maxfun`` is of these."""
     seen: list[A] = []

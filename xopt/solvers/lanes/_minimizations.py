@@ -48,11 +48,13 @@ class Minimizations:
     def __init__(
         self, evaluate: Callable[[Array], tuple[Array, Array]], xp: Any, limits: Limits, maxls: int,
         curvature: Callable[[Array], Curvature], start: Array, low: Array | None, high: Array | None, real: str,
-        began: float,
+        coarse: np.ndarray[Any, Any], began: float,
     ) -> None:  # fmt: skip
         self._evaluate, self.xp, self.limits, self._maxls = evaluate, xp, limits, maxls
         self.low, self.high = low, high
-        self.eps = float(np.finfo(real).eps)
+        self.eps = float(np.finfo("float32" if coarse.any() else real).eps)
+        self._coarse = xp.asarray(coarse[:, None], **_arrays.beside(start)) if coarse.any() else None
+        """Which parameters are of float32, where others are not."""
         self.x = self._boxed(xp.permute_dims(start, (1, 0)))
         self.nfev = self.njev = 0
         self._began, self.begun = began, False
@@ -63,6 +65,11 @@ class Minimizations:
             return x
         x = self.xp.where(x < self.low, self.low, x)
         return self.xp.where(x > self.high, self.high, x)
+
+    def _rounded(self, x: Array) -> Array:
+        """Return the point that the functions are given for x."""
+        xp = self.xp
+        return x if self._coarse is None else xp.where(self._coarse, xp.astype(xp.astype(x, xp.float32), x.dtype), x)
 
     def begin(self) -> None:
         """Evaluate the starts."""
@@ -153,7 +160,7 @@ class Minimizations:
 
     def _try(self) -> None:
         xp = self.xp
-        straight = self.x + self.alpha * self.d
+        straight = self._rounded(self.x + self.alpha * self.d)
         new = xp.where(self.running, self._boxed(straight), self.x)
         s = new - self.x
         value, g = self._called(new)

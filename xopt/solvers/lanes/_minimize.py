@@ -69,7 +69,7 @@ def solve_many(
 
     def make(start: Array) -> Minimizations:
         low, high = (None if side is None else own.side(side) for side in (own.low, own.high))
-        return Minimizations(evaluate, own.xp, when, maxls, curvature, start, low, high, own.real, began)
+        return Minimizations(evaluate, own.xp, when, maxls, curvature, start, low, high, own.real, own.coarse, began)
 
     def width() -> int:
         sizes: list[int] = [math.prod(x.shape[1:]) for x in _tree.flatten(own.given)[0]]
