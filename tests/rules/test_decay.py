@@ -33,11 +33,20 @@ def test_what_is_decayed() -> None:
     np.testing.assert_array_equal(parts, z - 0.5 * gz - 0.125 * np.asarray([1.0, 1.0]))
 
 
-def test_signs_do_not_underflow() -> None:
-    p, g = np.asarray([1e-30, -1e-30], "float32"), np.asarray([1e-30, 1e-30], "float32")
+@pytest.mark.parametrize(("phase", "dtype"), [(1.0, "float32"), (0.6 + 0.8j, "complex64")])
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_products_do_not_underflow_or_overflow(size: float, phase: Any, dtype: str) -> None:
+    p, g = (np.asarray(x, dtype) * np.asarray(size * phase, dtype) for x in ([1.0, -1.0], [1.0, 1.0]))
     rule = xopt.SGD(0.5, weight_decay=0.25, decay="cautious")
     got = rule.apply(p, g, rule.init(p))[0]
-    np.testing.assert_allclose(got, [0.375e-30, -1.5e-30], rtol=1e-6)
+    np.testing.assert_allclose(got, size * phase * np.asarray([0.375, -1.5]), rtol=1e-6)
+
+
+def test_phases_that_overflow_when_multiplied() -> None:
+    """Products of parts were inf - inf, and nothing was decayed."""
+    p, g = np.asarray([1e25 + 1e25j], "complex64"), np.asarray([1e25 - 0.5e25j], "complex64")
+    rule = xopt.SGD(0.5, weight_decay=0.5, decay="cautious")
+    np.testing.assert_allclose(rule.apply(p, g, rule.init(p))[0], p - 0.5 * g - 0.25 * p, rtol=1e-6)
 
 
 def test_corrected_is_decoupled_at_the_peak(rng: np.random.Generator) -> None:

@@ -373,8 +373,8 @@ class OptaxRule(_OfTree, Rule):
     takes_value: bool = False
 
 
-del OptaxRule._fields["weight_decay"]  # a rule has it, and transformations see to that themselves
-OptaxRule.weight_decay = None
+del OptaxRule._fields["weight_decay"], OptaxRule._fields["peak_lr"]  # transformations see to decay themselves
+OptaxRule.weight_decay = OptaxRule.peak_lr = None
 
 
 class OptaxTransform(_OfTree, Transform):

@@ -55,11 +55,6 @@ def inner(xp: Any, x: Array, y: Array) -> Array:
     return xp.real(x) * xp.real(y) + xp.imag(x) * xp.imag(y) if is_complex(x) else x * y
 
 
-def along(xp: Any, x: Array, y: Array) -> Array:
-    """Return something with the sign of Re(x̄·y), element by element: signs, multiplied, do not underflow."""
-    return inner(xp, x, y) if is_complex(x) else xp.sign(x) * xp.sign(y)
-
-
 @public
 def sign(xp: Any, x: Array) -> Array:
     """Return -1, 0 or 1, of a complex number its phase x/|x|.
@@ -75,6 +70,11 @@ def sign(xp: Any, x: Array) -> Array:
         return xp.sign(x)
     a = xp.abs(x)
     return x / xp.where(a > 0, a, 1.0)
+
+
+def along(xp: Any, x: Array, y: Array) -> Array:
+    """Return something with the sign of Re(x̄·y), element by element: signs, multiplied, stay in range."""
+    return inner(xp, sign(xp, x), sign(xp, y))
 
 
 @public
