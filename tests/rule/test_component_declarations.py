@@ -561,7 +561,7 @@ def test_a_static_field_of_another_kind() -> None:
 
     class Mixed(Rule):
         lr: Hyper = hyper(default=1.0, ge=0)
-        shares: Any = static(default=(0.5, 0.5), convert=pair)
+        shares: Any = static(default=[1, 1], convert=pair)
 
         @staticmethod
         def update(h: H, xp: Any, p: Array, g: Array) -> Array:
@@ -569,6 +569,8 @@ def test_a_static_field_of_another_kind() -> None:
 
     rule, p = Mixed(0.5, shares=[1, 2]), np.ones(2)
     assert rule.shares == (1.0, 2.0)
+    assert Mixed() == Mixed(shares=(1, 1))
+    assert hash(Mixed()) == hash(Mixed().replace(lr=1.0))
     assert hash(rule) == hash(Mixed(0.5, shares=np.asarray([1, 2])))
     np.testing.assert_array_equal(rule.apply(p, p, rule.init(p))[0], 1 - 0.5 * 3 * p)
     with pytest.raises(ValueError, match=r"Mixed.shares: \[1\], but it must be two numbers"):

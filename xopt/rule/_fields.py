@@ -118,7 +118,8 @@ def static(
         Whether it must be given by name.
     convert
         For values of another kind, such as tables: ``convert(where, value)`` returns what is kept, which must be
-        hashable, or raises a ValueError or TypeError that begins with ``where``. The annotation is free then.
+        hashable, or raises a ValueError or TypeError that begins with ``where``. The default goes through it too, and
+        the annotation is free.
 
     Examples
     --------
@@ -214,6 +215,8 @@ _PLAIN = {"bool": bool, "int": int, "float": float}
 def declared(cls: type, name: str, hint: Any) -> Field:
     value = vars(cls).get(name, MISSING)
     field = value if isinstance(value, Field) else Field(value, True)
+    if field.convert is not None and field.default is not MISSING:
+        return field._replace(default=field.convert(f"{cls.__name__}.{name}", field.default))
     if not field.static or field.convert is not None:
         return field
     if isinstance(hint, str):

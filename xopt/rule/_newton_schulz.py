@@ -6,7 +6,7 @@ They are computed, in Python's floats alone, so that they are the same on every 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import cache
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -28,10 +28,14 @@ def checked(where: str, value: Any) -> Any:
     if isinstance(value, str):
         raise ValueError(wanted)
     try:
+        if isinstance(value, bytes | Mapping | Set):  # which go through list() too
+            raise TypeError
         given = list(value)
         found = [[_number(x) for x in row] for row in (given if given and hasattr(given[0], "__len__") else [given])]
     except TypeError:
         raise TypeError(wanted) from None
+    except OverflowError:
+        raise ValueError(wanted) from None
     if any(len(row) != 3 or not all(map(math.isfinite, row)) for row in found):
         raise ValueError(wanted)
     return tuple(map(tuple, found))

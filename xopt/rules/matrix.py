@@ -53,13 +53,14 @@ class Muon(Rule):
     eps_mode
         ``"add"`` ε to the norm (Jordan, optax, Keras) or take the larger of both: ``"max"`` (torch).
     other
-        Rule for leaves that are no matrices. None: :class:`~xopt.Adam` with this rule's lr, weight_decay and decay, as
-        in optax; that one rate suits both with "match_rms" only.
+        Rule for leaves that are no matrices. None: :class:`~xopt.Adam` with this rule's lr, weight_decay and decay;
+        optax's has the lr too, but a Nesterov step and no decay. One rate suits both with "match_rms" only.
     coefficients
         In the place of a, b, c, others in each step. ``"polar_express"``: the polynomials that are best for singular
         values in [0.001, 1], each for what the one before left (Amsel et al. 2025). ``"cans"``: those that take the
         longest [ℓ, 1] into [0.7, 1.3] in so many steps (Grishina et al. 2025). Or (a, b, c), or such a triple for each
-        step. Where there are fewer than steps, the last is repeated; the two tables have 8.
+        step. Where there are fewer than steps, the last is repeated, and of more the first are
+        used; the two tables have 8.
     safety
         Divide X by this number ≥ 1 before each step, so that rounding errors do not take singular values out of the
         interval; not where the last of ``coefficients`` stands. None: 1.01 with "polar_express", as in the paper, else
