@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from catalog.base import COMMON, COMMON_REFUSED, Peer, Row, fields, public
+from catalog.base import COMMON, COMMON_REFUSED, DECAYS, Peer, Row, fields, public
 
-__all__ = ["COMMON", "COMMON_REFUSED", "PEERS", "ROWS", "TRACED", "Peer", "Row", "fields", "public", "rules"]
+__all__ = ["COMMON", "COMMON_REFUSED", "DECAYS", "PEERS", "ROWS", "TRACED", "Peer", "Row", "fields", "public", "rules"]
 
 _FAMILIES = [importlib.import_module(f"catalog.{m.name}") for m in pkgutil.iter_modules(__path__) if m.name != "base"]
 

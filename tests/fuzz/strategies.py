@@ -150,7 +150,7 @@ def rules(draw: Any, among: Any = ROWS) -> str:
     name = f"xopt.{row.rule.__name__}"
     plain = {"lr": row.lr, **row.base}
     own = plain | draw(st.sampled_from([{}, *row.options]))
-    extra = dict(draw(st.sampled_from([{}, {}, *catalog.COMMON])))
+    extra = dict(draw(st.sampled_from([{}, {}, *catalog.COMMON, *catalog.DECAYS])))
     if draw(st.integers(0, 5)) == 5:
         extra["complex"] = "split"
     if draw(st.integers(0, 7)) == 7:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from catalog import ROWS, fields
+from catalog import DECAYS, ROWS, Row, fields
 from conftest import Lib, walk
 from support.oracles import assert_close, leaves, oracle, problem, run
 
@@ -80,6 +80,16 @@ def test_layers_have_a_peak_of_their_own(rng: np.random.Generator) -> None:
              (("first", 0.5), ("last", 1.0))}  # fmt: skip
     for n in p:
         np.testing.assert_allclose(got[n], p[n] * (1 - share[n]), rtol=1e-14)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.rule.__name__)
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_every_rule(row: Row, dtype: str, rng: np.random.Generator) -> None:
+    params, grads = problem(rng, dtype, 5)
+    for options in DECAYS:
+        rule = row.make(lr=xopt.schedules.cosine(row.lr, steps=5, end=row.lr / 10), **options)
+        got, _ = walk(rule, params, grads)
+        assert_close(got, oracle(row, rule, params, grads), max(row.rtol, 1e-12), 1e-13)
 
 
 EVERYWHERE = [

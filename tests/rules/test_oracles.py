@@ -34,7 +34,8 @@ def test_every_public_rule_has_a_row() -> None:
 
 @pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)
 def test_every_field_is_changed_by_some_row(row: Row) -> None:
-    changed = {n for options in [*row.options, *catalog.COMMON] for n in options} | {"lr", "complex", "like"}
+    tried = [*row.options, *catalog.COMMON, *catalog.DECAYS, {"lr", "complex", "like"}]
+    changed = {n for options in tried for n in options}
     assert changed == set(row.rule._fields)
 
 
@@ -60,7 +61,7 @@ def test_float32(lib: Lib, row: Row, rule: xopt.Rule, rng: np.random.Generator) 
 @pytest.mark.parametrize("row", [row for row in catalog.ROWS if row.results], ids=lambda row: row.rule.__name__)
 def test_results_in_the_state(row: Row, rng: np.random.Generator) -> None:
     params, grads = problem(rng, "float64")
-    for options in [*row.options, *catalog.COMMON]:
+    for options in [*row.options, *catalog.COMMON, *catalog.DECAYS]:
         rule = row.make(**options)
         _, state = walk(rule, params, grads)
         for k, p in enumerate(leaves(params)):
@@ -180,7 +181,7 @@ def test_every_hyperparameter_and_option_matters(row: Row, rng: np.random.Genera
         return np.concatenate([x.ravel() for x in leaves([new, *read])])
 
     seen = {row.make(lr=row.lr * 2): outcome(row.make(lr=row.lr * 2))}
-    for options in [*row.options, *catalog.COMMON]:
+    for options in [*row.options, *catalog.COMMON, *catalog.DECAYS]:
         rule = row.make(**options)
         if rule not in seen:
             now = outcome(rule)

@@ -71,7 +71,8 @@ def test_same_bits(rule: Any, dtype: str, driver: HostDriver, rng: np.random.Gen
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_every_option(row: Row, dtype: str, driver: HostDriver, rng: np.random.Generator) -> None:
     params, smooth = awkward(rng, dtype), [awkward(rng, dtype), awkward(rng, dtype)]
-    for options in [*row.options, *catalog.COMMON]:
+    decays = catalog.DECAYS[:1] if row.rule in (xopt.AdamW, xopt.ScheduleFreeSGD, xopt.ASGD) else []
+    for options in [*row.options, *catalog.COMMON, *decays]:
         for mode in MODES if "complex" in dtype else ("modulus",):
             exact = "complex" not in dtype or mode == "split"
             rule = row.make(complex=mode, **options)

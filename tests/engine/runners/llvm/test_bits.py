@@ -62,7 +62,7 @@ def test_complex_is_within_roundings_of_eager(rule: Any, dtype: str, rng: np.ran
 def test_every_option(row: Row, rng: np.random.Generator) -> None:
     params = awkward(rng, "float32")
     grads = [poison(awkward(rng, "float32"), rng, row.make()), awkward(rng, "float32")]
-    for options in [*row.options, *catalog.COMMON]:
+    for options in [*row.options, *catalog.COMMON, *catalog.DECAYS[:1]]:
         rule = row.make(**options)
         want = trajectory(rule, params, grads, "eager")
         assert all(map(alike(rule), trajectory(rule, params, grads, Llvm(1)), want)), rule
