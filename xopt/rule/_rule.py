@@ -75,7 +75,8 @@ class Rule(Component, FunctionalOptimizer):
         in front of a normalization does not depend on the schedule (AdamC: Defazio 2025, arXiv:2506.02285). Some rules
         have one more value, the decay of their paper, which their own maths does.
     peak_lr
-        With ``decay="corrected"``, and only there: the largest learning rate of the run, > 0.
+        With ``decay="corrected"``, and only there: the largest learning rate of the run, > 0; for a group with rates of
+        its own, the largest of these. :func:`~xopt.layerwise_decay` sees to that, ``{"lr": scaled(...)}`` does not.
     maximize
         Climb instead of descend: the gradient changes its sign before anything else.
     complex
