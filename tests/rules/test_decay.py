@@ -80,6 +80,9 @@ def test_layers_have_a_peak_of_their_own(rng: np.random.Generator) -> None:
              (("first", 0.5), ("last", 1.0))}  # fmt: skip
     for n in p:
         np.testing.assert_allclose(got[n], p[n] * (1 - share[n]), rtol=1e-14)
+    still = walk(xopt.layerwise_decay(rule, ["first"], factor=0.0), p, [g, g, g])[0]
+    np.testing.assert_array_equal(still["first"], p["first"])
+    np.testing.assert_array_equal(still["last"], got["last"])
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.rule.__name__)

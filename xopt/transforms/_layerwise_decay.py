@@ -86,5 +86,10 @@ def layerwise_decay(
     names = [*found]
     if "lr" not in found.values():
         raise ValueError(f"layerwise_decay: {rule!r} has no lr")
-    groups = [(layer, dict.fromkeys(names, scaled(factor ** (len(layers) - i)))) for i, layer in enumerate(layers)]
+    shares = [factor ** (len(layers) - i) for i in range(len(layers))]
+    groups = [
+        # a peak of 0 has no meaning, and without a rate there is no decay
+        (layer, {name: scaled(share) for name in names if share or found[name] == "lr"})
+        for layer, share in zip(layers, shares, strict=True)
+    ]
     return Groups(rule, *groups, unmatched=unmatched)
