@@ -121,6 +121,19 @@ def test_a_preconditioner_saves_products() -> None:
         np.testing.assert_allclose(size * got.x, steihaug(broyden, START, jac=sparse).x, rtol=1e-4)
 
 
+@pytest.mark.parametrize("first", range(2, 30, 3))
+def test_a_preconditioner_that_becomes_nan_ends_the_fit(first: int) -> None:
+    calls: list[int] = []
+
+    def precondition(g: A) -> A:
+        calls.append(1)
+        return g if len(calls) < first else np.nan * g
+
+    got = steihaug(broyden, START, jac=sparse, preconditioner=precondition)
+    assert (got.status, got.success) == (-3, False)
+    np.testing.assert_array_equal(got.fun, broyden(got.x))
+
+
 def test_a_tree() -> None:
     """Of real and complex arrays; an operator sees their numbers one after the other."""
     rng = np.random.default_rng(2)

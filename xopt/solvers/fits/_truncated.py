@@ -276,7 +276,9 @@ class TruncatedFit:
         d, pd, dd, room = -z, 0.0, gamma, self.radius**2
         self._size = 0.0
         for _ in range(2 * min(self.x.shape[0], at.f.shape[0]) + 10):
-            if not 0 < gamma < math.inf or pp >= room:
+            if not math.isfinite(gamma):  # a product that is NaN: so is the step, which ends the fit
+                return TruncatedStep(p + math.nan, jp, math.nan, True)
+            if gamma <= 0 or pp >= room:
                 break
             q = at.forward(d)
             [bend] = self._look(self._dot(q, q))
