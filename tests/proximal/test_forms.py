@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.linalg import aslinearoperator
 
 import xopt
@@ -77,6 +78,17 @@ def test_a_complex_matrix_and_real_x() -> None:
         proximal.admm(proximal.zero(), np.zeros(9), proximal.squared(b), A=m, tol=1e-8),
     ):
         np.testing.assert_allclose(got.x, want, atol=1e-7)
+
+
+def test_sparse_matrices() -> None:
+    """As dense ones, also complex ones with real x."""
+    for m, b in ((MATRIX, DATA), (MATRIX * (1 + 0.5j), DATA * (2 - 1j))):
+        x0 = np.zeros(MATRIX.shape[1])
+        want = proximal.fista(proximal.squared(b), x0, proximal.l1(0.1), K=m)
+        for K in (csr_array(m), coo_array(m), aslinearoperator(m)):
+            got = proximal.fista(proximal.squared(b), x0, proximal.l1(0.1), K=K)
+            np.testing.assert_allclose(got.x, want.x, atol=1e-12)
+            assert got.x.dtype == float
 
 
 class Parts(NamedTuple):

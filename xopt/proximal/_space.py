@@ -13,6 +13,7 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._arrays.scalars import is_number
 from xopt.proximal._prox import wide
+from xopt.solvers._operators import products_of
 from xopt.solvers._space import numbers
 
 Array = Any
@@ -199,13 +200,14 @@ def functions(space: Trees, K: Any, name: str) -> tuple[Callable[[Any], Any], Ca
         return _matrix(space, K, name)
     if isinstance(K, tuple) and len(K) == 2 and all(map(callable, K)):
         return K
-    if callable(getattr(K, "matvec", None)) and callable(getattr(K, "rmatvec", None)):
-        return K.matvec, K.rmatvec
+    pair = products_of(K)
+    if pair is not None:
+        return pair[0], _adjoint(space, pair[1])
     if callable(K) and callable(getattr(K, "adjoint", None)):
         return K, K.adjoint
     raise TypeError(
-        f"{name}: {K!r}, but it must be a pair of functions (K, K*), a matrix, an object with matvec and rmatvec, or a "
-        f"function with an adjoint, such as xopt.proximal.gradient"
+        f"{name}: {K!r}, but it must be a pair of functions (K, K*), a matrix, also a sparse one, an object with matvec "
+        f"and rmatvec, or a function with an adjoint, such as xopt.proximal.gradient"
     )
 
 
@@ -217,13 +219,19 @@ def _matrix(space: Trees, K: Any, name: str) -> tuple[Callable[[Any], Any], Call
     turned = xp.matrix_transpose(K)
     if not _arrays.is_complex(K):
         return lambda x: K @ x, lambda y: turned @ y
-    real = not any(d.complex for d in space.layout.dtypes)
+    return lambda x: K @ x, _adjoint(space, lambda y: xp.conj(turned @ xp.conj(y)))
+
+
+def _adjoint(space: Trees, back: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return the adjoint of a matrix: of ⟨K·x, y⟩ the real part is meant, so that of real x it is real."""
+    if any(d.complex for d in space.layout.dtypes):
+        return back
 
     def adjoint(y: Any) -> Any:
-        back = xp.conj(turned @ xp.conj(y))
-        return xp.real(back) if real else back  # of ⟨K·x, y⟩ the real part is meant
+        found = back(y)
+        return space.xp.real(found) if _arrays.is_complex(found) else found
 
-    return lambda x: K @ x, adjoint
+    return adjoint
 
 
 def like(space: Trees, x: Any, name: str) -> Leaves | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from xopt import _arrays
 from xopt._arrays import tree as _tree
+from xopt.solvers._operators import Product, products_of
 from xopt.solvers.fits._residuals import Residuals, named, numbers
 
 Array = Any
-Product: TypeAlias = Callable[[Array], Array]
 
 
 class Products(Protocol):
@@ -57,7 +57,7 @@ class MatrixProducts:
     def __call__(self, x: Array) -> tuple[Product, Product]:
         own = self._residuals
         found = own.quietly(self._jac, own.tree(x))
-        pair = _operator(found)
+        pair = products_of(found)
         if pair is None:
             j = own.xp.stack(own.columns_of(found), axis=-1)
             return lambda v: j @ v, lambda u: own.xp.matrix_transpose(j) @ u
@@ -74,16 +74,6 @@ class MatrixProducts:
             return _numbers(own, "jac", _parted(own, own.quietly(rmatvec, flat)))
 
         return forward, back
-
-
-def _operator(found: Any) -> tuple[Product, Product] | None:
-    """Return the products of a sparse matrix or of an operator; None for what is neither."""
-    if hasattr(found, "tocsr"):
-        back = found.conj().T
-        return lambda v: found @ v, lambda u: back @ u
-    if hasattr(found, "matvec") and hasattr(found, "rmatvec"):
-        return found.matvec, found.rmatvec
-    return None
 
 
 def products(jac: Any, args: tuple[Any, ...], own: Residuals) -> Products:
