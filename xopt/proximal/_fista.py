@@ -51,9 +51,9 @@ def fista(
         A function such as ``l1(0.1)``; a tuple, a list or a dictionary of these for a tree; or ``prox(x, t)`` alone.
         None: 0.
     K
-        A linear operator: a pair of functions (K, K*) of trees; a matrix, also a sparse one; an object with ``matvec`` and
-        ``rmatvec``, as SciPy and PyLops have; a function with an ``adjoint``, such as `gradient`. None: 1. With K, a step costs one K
-        and one K*, with backtracking too: K·y comes from those at hand.
+        A linear operator: a pair of functions (K, K*) of trees; a matrix, also a sparse one; an object with ``matvec``
+        and ``rmatvec``, as SciPy and PyLops have; a function with an ``adjoint``, such as `gradient`. None: 1. With K, a
+        step costs one K and one K*, with backtracking too: K·y comes from those at hand.
     step
         τ > 0, at the beginning. None: from the curvature along the first step.
     backtracking

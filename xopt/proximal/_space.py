@@ -206,7 +206,7 @@ def functions(space: Trees, K: Any, name: str) -> tuple[Callable[[Any], Any], Ca
     if callable(K) and callable(getattr(K, "adjoint", None)):
         return K, K.adjoint
     raise TypeError(
-        f"{name}: {K!r}, but it must be a pair of functions (K, K*), a matrix, also a sparse one, an object with matvec "
+        f"{name}: {K!r}, but it must be a pair of functions (K, K*), a matrix or a sparse one, an object with matvec "
         f"and rmatvec, or a function with an adjoint, such as xopt.proximal.gradient"
     )
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from xopt import _arrays
 from xopt.solvers import _space
+from xopt.solvers._operators import Product
 from xopt.solvers._result import OptimizeResult
 from xopt.solvers.fits import _losses
 from xopt.solvers.fits._fit import BOTH, CALLBACK, FTOL, GTOL, LEAST, LIMIT, MESSAGES, NOT_FINITE, XTOL, Rules
 from xopt.solvers.fits._linear import Array
-from xopt.solvers.fits._products import Product, Products
+from xopt.solvers.fits._products import Products
 from xopt.solvers.fits._residuals import Residuals
 
 _FIRST = 10.0
