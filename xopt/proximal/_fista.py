@@ -52,7 +52,7 @@ def fista(
         None: 0.
     K
         A linear operator: a pair of functions (K, K*) of trees; a matrix, also a sparse one; an object with ``matvec``
-        and ``rmatvec``, as SciPy and PyLops have; a function with an ``adjoint``, such as `gradient`. None: 1. With K, a
+        and ``rmatvec``, as SciPy and PyLops have; a function with an ``adjoint``, such as `gradient`. None: 1. With K a
         step costs one K and one K*, with backtracking too: K·y comes from those at hand.
     step
         τ > 0, at the beginning. None: from the curvature along the first step.
