@@ -13,7 +13,7 @@ import numpy as np
 from xopt import _arrays
 from xopt._parse import parse_rule
 from xopt.rule import FunctionalOptimizer, State, check_method
-from xopt.rule._names import qualified_names
+from xopt.rule._names import learning_rates, qualified_names
 from xopt.rule._precision import Rounding, StateDType, is_default
 from xopt.schedules import Schedule
 
@@ -119,8 +119,9 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc, unused-ignore
         own: Any = rates["lr"][0].part._value("lr") if "lr" in rates else None
         steered = learning_rate is not None or isinstance(own, int | float)
         if learning_rate is not None and "lr" not in rates:
-            found = ", ".join(n for n in rates if n.endswith("lr")) or "none"
-            raise TypeError(f"learning_rate: {learning_rate!r}, but {rule!r} has no single lr; it has {found}")
+            raise TypeError(
+                f"learning_rate: {learning_rate!r}, but {rule!r} has no single lr; it has {learning_rates(rates)}"
+            )
         if isinstance(learning_rate, Schedule):
             raise TypeError(f"learning_rate: {learning_rate!r} is a schedule of xopt, which belongs into the rule")
         if learning_rate is None:

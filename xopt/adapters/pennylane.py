@@ -9,7 +9,7 @@ import numpy as np
 import pennylane as qml
 
 from xopt.rule import FunctionalOptimizer, State, check_method
-from xopt.rule._names import qualified_names
+from xopt.rule._names import learning_rates, qualified_names
 
 __all__ = ["Optimizer"]
 
@@ -86,8 +86,7 @@ class Optimizer(qml.GradientDescentOptimizer):  # type: ignore[misc, unused-igno
         """The ``lr`` of the rule, a number or a schedule; it may be set to another."""
         rates = qualified_names(self._rule._parts())
         if "lr" not in rates:
-            found = ", ".join(n for n in rates if n.endswith("lr")) or "none"
-            raise AttributeError(f"stepsize: {self._rule!r} has no single lr; it has {found}")
+            raise AttributeError(f"stepsize: {self._rule!r} has no single lr; it has {learning_rates(rates)}")
         return rates["lr"][0].part._value("lr")
 
     @stepsize.setter

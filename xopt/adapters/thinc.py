@@ -11,7 +11,7 @@ import thinc.util
 from xopt._parse import parse_rule
 from xopt.optimizer import Optimizer as Steps
 from xopt.rule import Component, FunctionalOptimizer, check_method
-from xopt.rule._names import qualified_names
+from xopt.rule._names import learning_rates, qualified_names
 
 __all__ = ["Optimizer", "configured"]
 
@@ -97,8 +97,9 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc, unused-ignore]
         self._steered = learn_rate is not None or isinstance(own, int | float)
         """Whether Thinc has the learning rate, and the rule is given it in each step."""
         if learn_rate is not None and "lr" not in rates:
-            found = ", ".join(n for n in rates if n.endswith("lr")) or "none"
-            raise TypeError(f"learn_rate: {learn_rate!r}, but {rule!r} has no single lr; it has {found}")
+            raise TypeError(
+                f"learn_rate: {learn_rate!r}, but {rule!r} has no single lr; it has {learning_rates(rates)}"
+            )
         if self._steered:
             self.learn_rate = own if learn_rate is None else learn_rate
         else:  # to be looked at

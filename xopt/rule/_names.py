@@ -42,6 +42,11 @@ def qualified_names(parts: Iterable[Any]) -> dict[str, tuple[Named, str]]:
     return found
 
 
+def learning_rates(names: Mapping[str, tuple[Named, str]]) -> str:
+    """Say which of the names are those of learning rates."""
+    return ", ".join(name for name, (_, field) in names.items() if field == "lr") or "none"
+
+
 def replaced(
     parts: tuple[Any, ...], values: Mapping[str, Any], known: dict[str, tuple[tuple[int, ...], str]]
 ) -> tuple[Any, ...]:
