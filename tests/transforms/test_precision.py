@@ -438,7 +438,7 @@ def test_a_state_says_it_once() -> None:
         xopt.Precision(SGD, master_weights=True).apply(p, p, state)
     with pytest.raises(ValueError, match="seed=3 does nothing without"):
         SGD.init(p, seed=3)
-    with pytest.raises(ValueError, match="no state that may be kept in 8 bits"):
+    with pytest.raises(ValueError, match="no averages that may be kept in 8 bits"):
         xopt.RMSProp().init(p, state_dtype="int8")
     with pytest.raises(ValueError, match="Precision.rounding"):
         SGD.init(p, rounding="down")  # type: ignore[arg-type]
