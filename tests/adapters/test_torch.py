@@ -551,7 +551,7 @@ def test_hyperparameters_beside_the_rule() -> None:
     opt = adapted(net.parameters(), xopt.AdamW(0.1, weight_decay=0.2), lr=0.5, betas=(0.5, 0.6))
     assert opt.rule == xopt.AdamW(0.5, weight_decay=0.2, b1=0.5, b2=0.6)
     assert opt.param_groups[0]["lr"] == 0.5
-    with pytest.raises(TypeError, match="no hyperparameter 'momentum'; there are weight_decay, lr"):
+    with pytest.raises(TypeError, match="no hyperparameter 'momentum'; there are weight_decay, peak_lr, lr"):
         adapted(net.parameters(), xopt.AdamW(), momentum=0.9)
     with pytest.raises(ValueError, match=r"betas: \(0\.1,\), but it must be a pair of numbers"):
         adapted(net.parameters(), xopt.AdamW(), betas=(0.1,))
