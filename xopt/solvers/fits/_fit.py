@@ -12,7 +12,7 @@ from xopt import _arrays
 from xopt._arrays.transfer import to_host
 from xopt.solvers.fits import _losses
 from xopt.solvers.fits._linear import Array, Dense, Lanes, Linear, norm, orthogonal, times, transposed
-from xopt.solvers.fits._residuals import Columns, Residuals
+from xopt.solvers.fits._residuals import Columns, Residuals, rounded
 from xopt.solvers.fits._steps import Model, diagonal
 
 _FACTOR = 1.0
@@ -117,9 +117,7 @@ class Fit:
     def _boxed(self, x: Array) -> Array:
         own = self.residuals
         x = x.astype(own.real).astype(np.float64) if self.single else x
-        if own.coarse.any():
-            coarse = own.coarse if self.single else self.xp.asarray(own.coarse[:, None], **_arrays.beside(x))
-            x = self.xp.where(coarse, self.xp.astype(self.xp.astype(x, self.xp.float32), x.dtype), x)
+        x = rounded(self.xp, x, own.coarse)
         if self.low is None:
             return x
         x = self.xp.where(x < self.low, self.low, x)

@@ -331,6 +331,14 @@ class DifferenceColumns:
         return xp.stack(columns, axis=-1)
 
 
+def rounded(xp: Any, x: Array, coarse: np.ndarray[Any, Any]) -> Array:
+    """Return numbers as their parameters hold them: the coarse ones in float32. A second axis is one of lanes."""
+    if not coarse.any():
+        return x
+    which = xp.asarray(coarse if x.ndim == 1 else coarse[:, None], **_arrays.beside(x))
+    return xp.where(which, xp.astype(xp.astype(x, xp.float32), x.dtype), x)
+
+
 def _safe(xp: Any, x: Array) -> Array:
     return xp.where(x != 0, x, xp.ones_like(x))
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xopt import _arrays
 from xopt.solvers import _space
 from xopt.solvers._operators import Product
 from xopt.solvers._result import OptimizeResult
@@ -16,7 +15,7 @@ from xopt.solvers.fits import _losses
 from xopt.solvers.fits._fit import BOTH, CALLBACK, FTOL, GTOL, LEAST, LIMIT, MESSAGES, NOT_FINITE, XTOL, Rules
 from xopt.solvers.fits._linear import Array
 from xopt.solvers.fits._products import Products
-from xopt.solvers.fits._residuals import Residuals
+from xopt.solvers.fits._residuals import Residuals, rounded
 
 _FIRST = 10.0
 """The first Δ where x0 is 0, in lengths of the step to the minimum along the gradient."""
@@ -77,9 +76,7 @@ class TruncatedFit:
 
     def _boxed(self, x: Array) -> Array:
         xp, own = self.xp, self.residuals
-        if own.coarse.any():
-            coarse = xp.asarray(own.coarse, **_arrays.beside(x))
-            x = xp.where(coarse, xp.astype(xp.astype(x, xp.float32), x.dtype), x)
+        x = rounded(xp, x, own.coarse)
         if self.low is None:
             return x
         x = xp.where(x < self.low, self.low, x)
@@ -153,8 +150,8 @@ class TruncatedFit:
             raise ValueError("jac: derivatives that are infinite or NaN at x0")
         if across < 0:
             raise ValueError(f"preconditioner: g·P·g = {across}, but it must be positive, for any g")
-        rounded = float(np.finfo("float32").eps) if self.residuals.coarse.any() else self.eps
-        if abs(across - along) > rounded**0.5 * math.sqrt(square * size):
+        eps = float(np.finfo("float32").eps) if self.residuals.coarse.any() else self.eps
+        if abs(across - along) > eps**0.5 * math.sqrt(square * size):
             raise ValueError(
                 f"jac: ⟨f, J·v⟩ is {along:.6g}, but ⟨Jᵀ·f, v⟩ {across:.6g}, for v = Jᵀ·f at x0; they must be of "
                 "one Jacobian"

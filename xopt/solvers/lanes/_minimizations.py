@@ -12,6 +12,7 @@ import numpy as np
 from xopt import _arrays
 from xopt.solvers._descent import PATIENCE
 from xopt.solvers._stopping import CONVERGED, LIMIT, STUCK, Limits
+from xopt.solvers.fits._residuals import rounded
 from xopt.solvers.lanes._curvature import Array, Curvature, dot
 
 DELTA, SIGMA = 1e-4, 0.9
@@ -53,8 +54,7 @@ class Minimizations:
         self._evaluate, self.xp, self.limits, self._maxls = evaluate, xp, limits, maxls
         self.low, self.high = low, high
         self.eps = float(np.finfo("float32" if coarse.any() else real).eps)
-        self._coarse = xp.asarray(coarse[:, None], **_arrays.beside(start)) if coarse.any() else None
-        """Which parameters are of float32, where others are not."""
+        self._coarse = coarse
         self.x = self._boxed(xp.permute_dims(start, (1, 0)))
         self.nfev = self.njev = 0
         self._began, self.begun = began, False
@@ -68,8 +68,7 @@ class Minimizations:
 
     def _rounded(self, x: Array) -> Array:
         """Return the point that the functions are given for x."""
-        xp = self.xp
-        return x if self._coarse is None else xp.where(self._coarse, xp.astype(xp.astype(x, xp.float32), x.dtype), x)
+        return rounded(self.xp, x, self._coarse)
 
     def begin(self) -> None:
         """Evaluate the starts."""
