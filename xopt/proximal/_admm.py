@@ -220,7 +220,7 @@ class Admm(Iteration):
         return [*super().can_gap(), *([] if self.A.identity else ["there is A"])]
 
     def dual(self) -> tuple[Leaves, Leaves, Any]:
-        return self.y, self.K.adjoint(self.y), self.value(self.f, self.Kx, self.K.image)
+        return self.y, self.back_y, self.value(self.f, self.Kx, self.K.image)
 
     def more(self) -> dict[str, Any]:
         image = self.K.image

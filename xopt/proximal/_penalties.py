@@ -9,6 +9,7 @@ from xopt import _arrays
 from xopt._arrays.scalars import is_number
 from xopt._public import public
 from xopt.proximal._prox import Array, Prox, indicator, of_arrays, real, remade, total, weights
+from xopt.rule import abs2
 
 
 def floor(xp: Any, x: Array) -> Array:
@@ -27,11 +28,6 @@ def _within(xp: Any, y: Array, size: Array, strength: Any) -> Array:
     """Make ‖y‖ at most the strength."""
     bound = strength + xp.zeros_like(size)
     return y * xp.where(size > bound, bound / xp.where(size == 0, xp.ones_like(size), size), xp.ones_like(size))
-
-
-def abs2(xp: Any, x: Array) -> Array:
-    """Return |x|²."""
-    return xp.real(x) ** 2 + xp.imag(x) ** 2 if _arrays.is_complex(x) else x * x
 
 
 def _inside(xp: Any, ratio: Array) -> Any:

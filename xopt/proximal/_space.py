@@ -66,7 +66,7 @@ class Trees:
         """Bring numbers to the host, in one transfer; what is there already stays as it is."""
         xp = self.xp
         far = [k for k, x in enumerate(values) if not is_number(x)]
-        arrays = [xp.reshape(_arrays.cast(xp, _array(xp, values[k]), self.wide), (1,)) for k in far]
+        arrays = [xp.reshape(_arrays.cast(xp, _array(values[k]), self.wide), (1,)) for k in far]
         found = list(values)
         for k, x in zip(far, numbers(xp, 0.0, arrays)[1:] if arrays else [], strict=True):
             found[k] = x
@@ -82,7 +82,7 @@ class Trees:
         return found
 
 
-def _array(xp: Any, x: Any) -> Any:
+def _array(x: Any) -> Any:
     return np.asarray(x) if isinstance(x, np.generic) else x
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from xopt import _arrays
 from xopt._public import public
-from xopt.proximal._penalties import abs2
 from xopt.proximal._prox import Array, Prox, of_arrays, real, remade, total
+from xopt.rule import abs2, inner
 from xopt.solvers._options import count
 from xopt.solvers._space import numbers
 
@@ -156,9 +156,8 @@ def tv(strength: float = 1.0, axes: tuple[int, ...] | None = None, *, tol: float
                 slope = gradient(z, axes)
                 norms = xp.sqrt(xp.sum(abs2(xp, slope), axis=0))
                 half, rough = total(xp, abs2(xp, z - x)) / 2, weight * total(xp, norms)
-                inner = total(xp, xp.real(xp.conj(slope) * p)) if _arrays.is_complex(x) else total(xp, slope * p)
-                back = total(xp, _turned(xp, q - p, p - old))
-                found = [xp.reshape(v, (1,)) for v in (half, rough, weight * inner, back)]
+                met, back = total(xp, inner(xp, slope, p)), total(xp, inner(xp, q - p, p - old))
+                found = [xp.reshape(v, (1,)) for v in (half, rough, weight * met, back)]
                 value, variation, reached, turn = numbers(xp, 0.0, found)[1:]
                 if not variation - reached > enough * (value + variation):
                     break
@@ -180,7 +179,3 @@ def _unit(xp: Any, p: Array) -> Array:
     """Bring vectors along the first axis into the ball of radius 1."""
     size = xp.sqrt(xp.sum(abs2(xp, p), axis=0))
     return p / xp.where(size > 1, size, xp.ones_like(size))
-
-
-def _turned(xp: Any, a: Array, b: Array) -> Array:
-    return xp.real(xp.conj(a) * b) if _arrays.is_complex(a) else a * b

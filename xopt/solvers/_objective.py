@@ -21,33 +21,41 @@ def objective(fun: Any, jac: Any, args: Any, layout: Layout, conjugate: bool, st
     if not callable(fun):
         raise TypeError(f"fun: {fun!r}, but it must be a function")
     args = args if isinstance(args, tuple) else (args,)
+    jac = way(jac, step, layout)
+    if isinstance(jac, str):
+        sides = [] if box is None else [box.space.host(side) for _, side in box.named()]
+        return Differences(lambda x: fun(x, *args), layout, jac, step, *sides)
+
+    def both(x: Any) -> tuple[Any, Any]:
+        return pair(fun(x, *args)) if jac is True else (fun(x, *args), jac(x, *args))
+
+    if jac is False:
+        return _differentiated(fun, args, layout)
+    return _conjugated(both, layout) if conjugate else both
+
+
+def way(jac: Any, step: Any, layout: Layout) -> Any:
+    """Return how the gradient is found: True, a function, False where the library differentiates, or a scheme."""
     if jac is None:
         jac = False if layout.library.differentiates else "2-point"
     if isinstance(jac, str) and jac in SCHEMES:
-        sides = [] if box is None else [box.space.host(side) for _, side in box.named()]
-        return Differences(lambda x: fun(x, *args), layout, jac, step, *sides)
+        return jac
     if step is not None:
         raise TypeError(f"eps: {step!r}, but with jac={jac!r} no differences are taken")
-
-    def both(x: Any) -> tuple[Any, Any]:
-        return _pair(fun(x, *args)) if jac is True else (fun(x, *args), jac(x, *args))
-
-    if jac is False and layout.library.differentiates:
-        return _differentiated(fun, args, layout)
-    if jac is False:
+    if jac is False and not layout.library.differentiates:
         raise TypeError(
             f"jac: False, but {layout.library} does not differentiate; return the gradient with the value, give "
             f'jac=function, use arrays of torch or JAX, or take differences with jac="2-point"'
         )
-    if jac is not True and not callable(jac):
+    if not isinstance(jac, bool) and not callable(jac):
         raise TypeError(
             f"jac: {jac!r}, but it must be True (fun returns value and gradient), a function, False (torch or JAX "
             f"differentiates), None, '2-point' or '3-point' (differences of values)"
         )
-    return _conjugated(both, layout) if conjugate else both
+    return jac
 
 
-def _pair(found: Any) -> tuple[Any, Any]:
+def pair(found: Any) -> tuple[Any, Any]:
     if not isinstance(found, tuple | list) or len(found) != 2:
         raise TypeError(
             f"fun: returned a {type(found).__name__}, but with jac=True it must return two things, value and gradient"

@@ -13,6 +13,7 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._arrays.scalars import is_number
 from xopt._arrays.transfer import to_host
+from xopt.solvers._differences import SCHEMES
 from xopt.solvers._options import count, of_gradient
 from xopt.solvers._sides import inward, is_infinite, sides
 from xopt.solvers.fits import _steps
@@ -20,7 +21,7 @@ from xopt.solvers.fits._batch import Batch, Kind
 from xopt.solvers.fits._fit import CALLBACK, Fit, Rules, nothing
 from xopt.solvers.fits._losses import LOSSES
 from xopt.solvers.fits._products import products
-from xopt.solvers.fits._residuals import SCHEMES, Columns, DifferenceColumns, ForwardColumns, GivenColumns, Residuals
+from xopt.solvers.fits._residuals import Columns, DifferenceColumns, ForwardColumns, GivenColumns, Residuals
 from xopt.solvers.fits._truncated import TruncatedFit
 
 STEPS = {"lm": _steps.levenberg, "dogleg": _steps.dogleg}

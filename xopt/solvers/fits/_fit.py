@@ -11,6 +11,7 @@ import numpy as np
 from xopt import _arrays
 from xopt._arrays.transfer import to_host
 from xopt.solvers.fits import _losses
+from xopt.solvers.fits._box import pushed, within
 from xopt.solvers.fits._linear import Array, Dense, Lanes, Linear, norm, orthogonal, times, transposed
 from xopt.solvers.fits._residuals import Columns, Residuals, rounded
 from xopt.solvers.fits._steps import Model, diagonal
@@ -118,10 +119,7 @@ class Fit:
         own = self.residuals
         x = x.astype(own.real).astype(np.float64) if self.single else x
         x = rounded(self.xp, x, own.coarse)
-        if self.low is None:
-            return x
-        x = self.xp.where(x < self.low, self.low, x)
-        return self.xp.where(x > self.high, self.high, x)
+        return within(self.xp, x, self.low, self.high)
 
     def _evaluated(self, x: Array) -> tuple[Array, Array]:
         """Return the residuals, where they are, and the cost."""
@@ -199,16 +197,10 @@ class Fit:
             return norms
         return self.xp.zeros_like(norms) + 1 / self.residuals.side(self.rules.x_scale)
 
-    def _fixed(self, g: Array) -> Array | None:
-        """Say which parameters are at a bound that the cost pushes them against."""
-        if self.low is None:
-            return None
-        return ((self.x <= self.low) & (g > 0)) | ((self.x >= self.high) & (g < 0)) | (self.low == self.high)
-
     def _settle(self) -> None:
         """Stop lanes whose gradient is small: the cosines between the residuals and the columns that are free."""
         xp, g = self.xp, self.at.g
-        fixed = self._fixed(g)
+        fixed = pushed(self.x, g, self.low, self.high)
         size = self.at.norms * xp.sqrt(2 * self.cost)
         none = xp.zeros_like(size)
         cosines = xp.where(size > 0, xp.abs(g) / xp.where(size > 0, size, none + 1), none)
@@ -262,7 +254,7 @@ class Fit:
 
     def _direction(self, g: Array) -> tuple[Array, Array]:
         """Return p and λ; within bounds of the parameters that are free, twice: then of those that hit none."""
-        rules, fixed, (_, r, q, *_) = self.rules, self._fixed(g), self.at
+        rules, fixed, (_, r, q, *_) = self.rules, pushed(self.x, g, self.low, self.high), self.at
         if fixed is None:
             return rules.step(self.linear, Model(r, q, self.scale, self.radius, self.par))
         xp, par, none = self.xp, self.par, self.xp.zeros_like(g)

@@ -12,9 +12,9 @@ from xopt import _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._arrays.transfer import to_host
+from xopt.solvers._differences import SCHEMES
 
 Array = Any
-SCHEMES = {"2-point": 2, "3-point": 3}
 _TINY = 1e-30
 
 

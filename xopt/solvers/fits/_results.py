@@ -11,6 +11,7 @@ from xopt._arrays.transfer import to_host
 from xopt.solvers._result import OptimizeResult
 from xopt.solvers.fits._arguments import beside
 from xopt.solvers.fits._batch import Batch
+from xopt.solvers.fits._box import mask
 from xopt.solvers.fits._fit import MESSAGES, Fit, Found
 from xopt.solvers.fits._residuals import Residuals
 from xopt.solvers.fits._truncated import TruncatedFit
@@ -50,29 +51,19 @@ def result(run: Batch | Fit | TruncatedFit, status: int | None) -> tuple[Optimiz
 def _made(own: Residuals, run: Batch | Fit, found: Found) -> OptimizeResult:
     xp, n, many = own.xp if own.lead else np, own.n, found.f.shape[-1]
     with np.errstate(all="ignore"):
-        low, high = own.box
-        held = 0 if low is None else xp.sum(xp.astype(own.side(low) == own.side(high), found.x.dtype), axis=0)
+        low, high = sides = [None if side is None else own.side(side) for side in own.box]
+        held = 0 if low is None else xp.sum(xp.astype(low == high, found.x.dtype), axis=0)
         free = xp.zeros_like(found.cost) + (many - n) + held
         covariance = 2 * found.cost / xp.where(free > 0, free, xp.full_like(free, math.nan)) * found.inverse
         covariance = xp.where(xp.isfinite(covariance), covariance, xp.full_like(covariance, math.inf))
         errors = xp.sqrt(xp.stack([covariance[j, j, ...] for j in range(n)]))
     return OptimizeResult(
         x=tree_of(own, found.x), cost=plain(own, found.cost), fun=found.f, grad=tree_of(own, found.gradient),
-        optimality=plain(own, found.cosine), active_mask=tree_of(own, _mask(own, xp, found.x)),
+        optimality=plain(own, found.cosine), active_mask=tree_of(own, mask(xp, found.x, *sides)),
         nit=plain(own, found.nit), nfev=run.nfev, njev=run.njev, covariance=_matrix(own, covariance),
         stderr=tree_of(own, errors), status=plain(own, found.status), success=plain(own, found.status > 0),
         message=_message(own, found.status),
     )  # fmt: skip
-
-
-def _mask(own: Residuals, xp: Any, x: Any) -> Any:
-    """Say where parameters are at a bound: -1 at the lower one, 1 at the upper."""
-    none = xp.zeros_like(x)
-    low, high = own.box
-    if low is None:
-        return none
-    low, high = own.side(low), own.side(high)
-    return xp.where(x <= low, none - 1, xp.where(x >= high, none + 1, none))
 
 
 def _message(own: Residuals, status: Any) -> str:

@@ -12,6 +12,7 @@ from xopt.solvers import _space
 from xopt.solvers._operators import Product
 from xopt.solvers._result import OptimizeResult
 from xopt.solvers.fits import _losses
+from xopt.solvers.fits._box import mask, pushed, within
 from xopt.solvers.fits._fit import BOTH, CALLBACK, FTOL, GTOL, LEAST, LIMIT, MESSAGES, NOT_FINITE, XTOL, Rules
 from xopt.solvers.fits._linear import Array
 from xopt.solvers.fits._products import Products
@@ -75,12 +76,7 @@ class TruncatedFit:
         return self.xp.vecdot(a, b)
 
     def _boxed(self, x: Array) -> Array:
-        xp, own = self.xp, self.residuals
-        x = rounded(xp, x, own.coarse)
-        if self.low is None:
-            return x
-        x = xp.where(x < self.low, self.low, x)
-        return xp.where(x > self.high, self.high, x)
+        return within(self.xp, rounded(self.xp, x, self.residuals.coarse), self.low, self.high)
 
     def _conditioned(self, g: Array) -> Array:
         """Return P·g."""
@@ -179,10 +175,8 @@ class TruncatedFit:
 
     def _free(self, g: Array) -> Array | None:
         """Return 0 for parameters at a bound that the cost pushes them against, else 1."""
-        if self.low is None:
-            return None
-        fixed = ((self.x <= self.low) & (g > 0)) | ((self.x >= self.high) & (g < 0)) | (self.low == self.high)
-        return self.xp.astype(~fixed, g.dtype)
+        fixed = pushed(self.x, g, self.low, self.high)
+        return None if fixed is None else self.xp.astype(~fixed, g.dtype)
 
     def _iterate(self) -> bool:
         """Try a step; False if there is nothing left to do."""
@@ -301,14 +295,10 @@ class TruncatedFit:
 
     def result(self, status: int | None = None) -> OptimizeResult:
         """Return what was found; ``status`` is that of a fit that still runs."""
-        own, xp = self.residuals, self.xp
+        own = self.residuals
         status = self.status if status is None or self.status != LIMIT else status
-        none = xp.zeros_like(self.x)
-        mask = none
-        if self.low is not None:
-            mask = xp.where(self.x <= self.low, none - 1, xp.where(self.x >= self.high, none + 1, none))
         return OptimizeResult(
             x=own.tree(self.x), cost=self.cost, fun=self.f, grad=own.tree(self.at.g), optimality=self.cosine,
-            active_mask=own.tree(mask), nit=self.nit, nfev=self.nfev, njev=self.njev, nprod=self.nprod, status=status,
-            success=status > 0, message=MESSAGES[status],
+            active_mask=own.tree(mask(self.xp, self.x, self.low, self.high)), nit=self.nit, nfev=self.nfev,
+            njev=self.njev, nprod=self.nprod, status=status, success=status > 0, message=MESSAGES[status],
         )  # fmt: skip

@@ -12,6 +12,7 @@ import numpy as np
 from xopt import _arrays
 from xopt.solvers._descent import PATIENCE
 from xopt.solvers._stopping import CONVERGED, LIMIT, STUCK, Limits
+from xopt.solvers.fits._box import pushed, within
 from xopt.solvers.fits._residuals import rounded
 from xopt.solvers.lanes._curvature import Array, Curvature, dot
 
@@ -61,10 +62,7 @@ class Minimizations:
         self._curvature = curvature(self.x)
 
     def _boxed(self, x: Array) -> Array:
-        if self.low is None:
-            return x
-        x = self.xp.where(x < self.low, self.low, x)
-        return self.xp.where(x > self.high, self.high, x)
+        return within(self.xp, x, self.low, self.high)
 
     def _rounded(self, x: Array) -> Array:
         """Return the point that the functions are given for x."""
@@ -83,6 +81,8 @@ class Minimizations:
         self.end, self.running = self.nit, none == 0
         self.lowest, self.least, self.worse = none + math.inf, none + math.inf, self.nit
         self._stop(~(xp.isfinite(self.value) & xp.all(xp.isfinite(self.g), axis=0)), NOT_FINITE)
+        self.d, self.alpha, self.lo, self.hi = xp.zeros_like(self.x), none, none, none + math.inf
+        self.tries = self.nit
         self.begun = True
         self._check(self.running)
         self._turn(self.running)
@@ -111,12 +111,6 @@ class Minimizations:
         self._stop(self.value <= self.limits.target, TARGET)
         self._stop(self.nit >= self.limits.maxiter, ITERATIONS)
 
-    def _held(self, x: Array, g: Array) -> Array | None:
-        """Say which parameters are at a bound that they are pushed against: they stay there."""
-        if self.low is None:
-            return None
-        return ((x <= self.low) & (g > 0)) | ((x >= self.high) & (g < 0)) | (self.low == self.high)
-
     def _freed(self, x: Array, held: Array | None) -> Array:
         """Return numbers of parameters that are free, of the others 0."""
         return x if held is None else self.xp.where(held, self.xp.zeros_like(x), x)
@@ -124,7 +118,7 @@ class Minimizations:
     def _turn(self, which: Array) -> None:
         """Choose new directions in some lanes, and begin to search along them."""
         xp, g = self.xp, self.g
-        held = self._held(self.x, g)
+        held = pushed(self.x, g, self.low, self.high)
         g = self._freed(g, held)
         d = -self._freed(self._curvature.times(g), held)
         slope, square = dot(xp, self.g, d), dot(xp, g, g)
@@ -133,11 +127,7 @@ class Minimizations:
         one = xp.ones_like(slope)
         fresh = ~self._curvature.known
         first = xp.where(square > 1, 1 / xp.sqrt(square), one)
-        d, slope = xp.where(fresh, -g, d), xp.where(fresh, -square, slope)
-        alpha = xp.where(fresh, first, one)
-        if not hasattr(self, "d"):
-            self.d, self.alpha, self.lo, self.hi, self.tries = d, alpha, 0 * one, one * math.inf, self.nit * 0
-            return
+        d, alpha = xp.where(fresh, -g, d), xp.where(fresh, first, one)
         self.d, self.alpha = xp.where(which, d, self.d), xp.where(which, alpha, self.alpha)
         self.lo, self.hi = xp.where(which, 0 * one, self.lo), xp.where(which, one * math.inf, self.hi)
         self.tries = xp.where(which, 0 * self.tries, self.tries)
@@ -201,9 +191,9 @@ class Minimizations:
 
     def _accept(self, good: Array, new: Array, value: Array, g: Array, s: Array) -> None:
         xp, limits = self.xp, self.limits
-        y, step, held = g - self.g, s, self._held(new, g)
+        y, step, held = g - self.g, s, pushed(new, g, self.low, self.high)
         if held is not None:  # what is known of H is of the parameters that are free
-            held = held | self._held(self.x, self.g)
+            held = held | pushed(self.x, self.g, self.low, self.high)
             y, s = self._freed(y, held), self._freed(s, held)
         along, tiny = dot(xp, s, y), float(xp.finfo(s.dtype).smallest_normal)
         bent = good & (along > 1e-10 * xp.abs(dot(xp, s, self.g))) & (along > tiny) & (dot(xp, y, y) > tiny)

@@ -15,14 +15,15 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._arrays.transfer import to_host
 from xopt.solvers._callbacks import annotate, called
-from xopt.solvers._differences import checked_step
+from xopt.solvers._differences import SCHEMES, checked_step
+from xopt.solvers._objective import pair, way
 from xopt.solvers._options import count, gathered, limits
 from xopt.solvers._registry import chosen
 from xopt.solvers._result import OptimizeResult
 from xopt.solvers._stopping import CONVERGED, INTERRUPTED, STOPPED
 from xopt.solvers.fits._arguments import bounded, check_arrays
 from xopt.solvers.fits._batch import Batch, Kind
-from xopt.solvers.fits._residuals import SCHEMES, DifferenceColumns, Residuals, named, numbers
+from xopt.solvers.fits._residuals import DifferenceColumns, Residuals, named, numbers
 from xopt.solvers.fits._results import tree_of
 from xopt.solvers.lanes._curvature import Array, Curvature, Matrices, Steps
 from xopt.solvers.lanes._minimizations import ENDS, Ended, Minimizations, nothing
@@ -122,42 +123,21 @@ class DifferencesOfLanes:
 
 def _objective(fun: Any, jac: Any, args: tuple[Any, ...], own: Residuals, conjugate: bool, step: Any) -> Evaluate:
     """Return a function from vectors of all lanes to their values and gradients."""
-    library = own.layout.library
-    if jac is None:
-        jac = False if library.differentiates else "2-point"
-    schemed = isinstance(jac, str) and jac in SCHEMES
-    if step is not None and not schemed:
-        raise TypeError(f"eps: {step!r}, but with jac={jac!r} no differences are taken")
-    if schemed:
+    jac = way(jac, step, own.layout)
+    if isinstance(jac, str):
         return DifferencesOfLanes(own, jac, step)
     if jac is False:
-        if not library.differentiates:
-            raise TypeError(
-                f"jac: False, but {library} does not differentiate; return the gradients with the values, give "
-                f'jac=function, use arrays of torch or JAX, or take differences with jac="2-point"'
-            )
 
         def derived(x: Array) -> tuple[Array, Array]:
-            value, back = library.across(own.raw, x)
+            value, back = own.layout.library.across(own.raw, x)
             return _one(own, value), _arrays.detached(back(own.xp.ones_like(value)))
 
         return derived
-    if jac is not True and not callable(jac):
-        raise TypeError(
-            f"jac: {jac!r}, but it must be True (fun returns values and gradients), a function, False (torch or JAX "
-            f"differentiates), None, '2-point' or '3-point' (differences of values)"
-        )
 
     def both(x: Array) -> list[Array]:
         point = own.tree(x)
         if jac is True:
-            found = own.quietly(fun, point, *own.given, *args)
-            if not isinstance(found, tuple | list) or len(found) != 2:
-                raise TypeError(
-                    f"fun: returned a {type(found).__name__}, but with jac=True it must return two things, values and "
-                    "gradients"
-                )
-            value, grads = found
+            value, grads = pair(own.quietly(fun, point, *own.given, *args))
         else:
             value = own.quietly(fun, point, *own.given, *args)
             grads = own.quietly(jac, point, *own.given, *args)
