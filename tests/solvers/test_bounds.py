@@ -56,6 +56,73 @@ def test_more_garbow_hillstrom_in_boxes() -> None:
     assert worse <= better + 2, (worse, better)
 
 
+@pytest.mark.parametrize("chunk", [3, 2**16])
+def test_a_preconditioner_is_a_change_of_variables(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With P = C², C of powers of 2, the steps in x are those without it in x/C, within bounds/C, to the bit.
+
+    Every box is there, so variables are held and let go, and projections climb.
+    """
+    monkeypatch.setattr(_space, "CHUNK", chunk)
+    steps = 0
+    for problem, x0, lower, upper in mgh.boxes():
+        c = 2.0 ** (np.arange(x0.size) % 5 - 2)
+        scaled = [None if side is None else side / c for side in (lower, upper)]
+        given: Any = {"gtol": 0.0, "ftol": 1e-14}
+
+        def fun(x: Any, problem: Any = problem, lower: Any = lower, upper: Any = upper) -> Any:
+            assert lower is None or (x >= lower).all()
+            assert upper is None or (x <= upper).all()
+            return problem(x)
+
+        def inner(y: Any, fun: Any = fun, c: Any = c) -> Any:
+            value, g = fun(c * y)
+            return value, c * g
+
+        got = xopt.minimize(fun, x0, bounds=(lower, upper), maxiter=30,
+                            options={**given, "preconditioner": lambda g, c=c: c * c * g})  # fmt: skip
+        want = xopt.minimize(inner, x0 / c, bounds=tuple(scaled), maxiter=30, options=given)
+        assert got.nfev == want.nfev
+        np.testing.assert_array_equal(got.x, c * want.x)
+        steps += got.nit
+    assert steps > 500
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_preconditioner_libraries(lib: Lib, dtype: str) -> None:
+    """Of a tree, within bounds: fewer evaluations, and warm by hand the same steps."""
+    if lib.name == "dask":
+        pytest.skip("solvers refuse what is lazy")
+    d = {"a": np.logspace(0, 4, 6), "b": np.logspace(0, 3, 6).reshape(2, 3)}
+    scale = optree.tree_map(lambda x: lib.array(x, dtype), d)
+    xp = lib.module() if lib.name in ("torch", "cupy") else scale["a"].__array_namespace__()
+
+    def fun(x: Any) -> Any:
+        parts = optree.tree_map(lambda s, p: (s * (p - 2) ** 2 / 2, s * (p - 2)), scale, x)
+        value = sum(xp.sum(parts[n][0]) for n in "ab")
+        return value, {n: parts[n][1] for n in "ab"}
+
+    x0 = optree.tree_map(lambda x: 0 * x, scale)
+    precondition = lambda g: optree.tree_map(lambda s, x: x / s, scale, g)
+    kind: Any = {"bounds": (None, 1.5), "options": {"gtol": 1e-3, "maxfun": 300}}
+    plain = xopt.minimize(fun, x0, **kind)
+    kind["options"]["preconditioner"] = precondition
+    helped = xopt.minimize(fun, x0, **kind)
+    assert helped.success
+    assert helped.nfev < plain.nfev
+    for n in "ab":
+        np.testing.assert_array_equal(lib.numpy(helped.x[n]), 1.5)
+    one, other = (xopt.LBFGS(bounds=(None, 3), preconditioner=precondition) for _ in range(2))
+    one.init(x0)
+    for _ in range(3):
+        one.step(fun)
+    other.init(x0)
+    other.load(one.state())
+    for _ in range(2):
+        assert one.step(fun) == other.step(fun)
+        for n in "ab":
+            np.testing.assert_array_equal(lib.numpy(one.x[n]), lib.numpy(other.x[n]))
+
+
 def least_squares(lib: Lib, dtype: str, rng: np.random.Generator) -> Any:
     matrix, b = rng.standard_normal((30, 12)), rng.standard_normal(30)
     A, rhs = lib.array(matrix.astype(dtype)), lib.array(b.astype(dtype))
@@ -498,10 +565,19 @@ def test_what_does_not_fit() -> None:
         (TypeError, r"x0: dtype complex128, but only real numbers have bounds", lambda: run(x=x0 + 0j)),
         (TypeError, r"bounds: given with method 'cg'; 'lbfgs-b' has bounds", lambda: run(method="cg")),
         (TypeError, r"bounds: given with a rule, which xopt.Box behind it keeps", lambda: run(rule=xopt.Adam(0.1))),
+        (ValueError, r"preconditioner: no diagonal matrix", lambda: run(options={"preconditioner": abs})),
         (
-            TypeError,
-            r"options: preconditioner, but for lbfgs-b there are",
-            lambda: run(options={"preconditioner": abs}),
+            ValueError,
+            r"preconditioner: no diagonal matrix",
+            lambda: run(options={"preconditioner": lambda g: np.arange(3) @ g + g}),
+        ),
+        *(
+            (
+                ValueError,
+                r"preconditioner: numbers from .* on its diagonal",
+                lambda d=d: run(options={"preconditioner": lambda g: g * [1, d, 2]}),
+            )
+            for d in (0.0, -1.0, np.inf, np.nan)
         ),
     ]:
         with pytest.raises(error, match=match):

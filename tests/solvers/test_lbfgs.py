@@ -475,7 +475,6 @@ def test_what_does_not_fit() -> None:
     for error, match, call in [
         (ValueError, r"history: 0", lambda: xopt.LBFGS(history=0)),
         (ValueError, r"line_search: 'no'", lambda: xopt.LBFGS(line_search="no")),  # type: ignore[arg-type]
-        (TypeError, r"preconditioner: given with bounds", lambda: xopt.LBFGS(bounds=(0, 1), preconditioner=abs)),
         (ValueError, r"state: x, numbers missing", lambda: other.load({})),
         (ValueError, r"state: vectors missing", lambda: other.load({k: v for k, v in state.items() if k != "vectors"})),
         (

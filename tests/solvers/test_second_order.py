@@ -240,18 +240,45 @@ def test_conjugate_gradients_end_at_maxcg(rng: np.random.Generator) -> None:
             assert got.nhev == 4 * most if most == 1 else 4 < got.nhev <= 4 * most
 
 
-def test_a_preconditioner_saves_products() -> None:
+@pytest.mark.parametrize("method", ["newton-cg", "trust-ncg"])
+def test_a_preconditioner_saves_products(method: Any) -> None:
     d = np.logspace(0, 5, 60)
     fun = lambda x: (d @ (x - 1) ** 2 / 2 + np.sum((x - 1) ** 4), d * (x - 1) + 4 * (x - 1) ** 3)
     hessp = lambda x, p: (d + 12 * (x - 1) ** 2) * p
     plain, helped = (
-        xopt.minimize(fun, np.zeros(60), method="newton-cg", hessp=hessp, options={"gtol": 1e-6, **more})
+        xopt.minimize(fun, np.zeros(60), method=method, hessp=hessp, options={"gtol": 1e-6, **more})
         for more in ({}, {"preconditioner": lambda g: g / d})
     )
     assert plain.success
     assert helped.success
     assert helped.nhev < plain.nhev / 3
     np.testing.assert_allclose(helped.x, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["newton-cg", "trust-ncg"])
+def test_a_preconditioner_is_a_change_of_variables(method: Any) -> None:
+    """With P = C·Cᵀ the steps in x are those without it in y = C⁻¹·x, where ‖d‖ of the region is that of y."""
+    x0, c = np.tile([-1.2, 1.0], 4), np.linalg.cholesky(np.diag(np.arange(1.0, 9)) + 0.5)
+    fun, product = lambda x: (optimize.rosen(x), optimize.rosen_der(x)), optimize.rosen_hess_prod
+    edges = 0
+    for k in (1, 3, 6, 12):
+        more: Any = {"method": method, "maxiter": k}
+        if method == "trust-ncg":
+            more["options"] = {"initial_trust_radius": 0.1}
+        seen: Any = []
+        got = xopt.minimize(
+            fun, x0, hessp=product, callback=lambda x, seen=seen: seen.append(np.linalg.solve(c, x)),
+            **{**more, "options": {**more.get("options", {}), "preconditioner": lambda g: c @ (c.T @ g)}},
+        )  # fmt: skip
+        want = xopt.minimize(
+            lambda y: (fun(c @ y)[0], c.T @ fun(c @ y)[1]), np.linalg.solve(c, x0), **more,
+            hessp=lambda y, p: c.T @ product(c @ y, c @ p),
+        )  # fmt: skip
+        assert got.nhev == want.nhev
+        assert got.nfev == want.nfev
+        np.testing.assert_allclose(got.x, c @ want.x, rtol=1e-7)
+        edges += k == 1 and np.isclose(np.linalg.norm(seen[0] - np.linalg.solve(c, x0)), 0.1, rtol=1e-12)
+    assert edges == (method == "trust-ncg")
 
 
 @pytest.mark.parametrize("method", NAMES)

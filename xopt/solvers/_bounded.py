@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -141,13 +142,22 @@ class Bounded(LimitedMemory):
     are all variables but those at a bound with a slope that pushes against it (Bertsekas 1982), in place of those that
     its generalized Cauchy point finds one after the other. Where the projection climbs, the step goes along d_F itself,
     up to the first bound (Morales & Nocedal 2011).
+
+    A preconditioner is a diagonal P. Then all of this is done with P^(1/2)·g and P^(-1/2)·d in the place of g and d, of
+    which the rows of the memory are.
     """
 
     tables: ClassVar = ["products", "free", "with_gradient"]
 
-    def __init__(self, space: Space, history: int, box: Bounds) -> None:
+    def __init__(
+        self, space: Space, history: int, box: Bounds, preconditioner: Callable[[Any], Any] | None = None
+    ) -> None:
         super().__init__(space, history)
         self.box = box
+        self.root = None if preconditioner is None else _root(space, preconditioner)
+        """The square root of the preconditioner."""
+        self.d: Array = None if preconditioner is None else space.zeros(1, space.size)
+        """The direction, where the row of the memory is another vector."""
         if len(self.chunks) == 1:  # the products of what is free take as much memory as what is multiplied
             self.chunks = space.pieces(max(CHUNK, -(-space.size // 16)))
         self.products = np.zeros((2 * history, 2 * history))
@@ -160,11 +170,25 @@ class Bounded(LimitedMemory):
         space, found = self.space, Asked([], [])
         for c in self.chunks:
             x, g = part(new.x, c), part(new.g, c)
-            g_free = self._mask(x, g, c) * g
+            g_free = self._mask(x, g, c) * self._scaled(g, c)
             zero = 0 * g_free[0]
             found.sums.append(space.row(zero, space.dot(g_free, g_free)))
             found.tops.append(space.row(space.largest(self.box.inside(x, g, c)), zero))
         return found
+
+    def _scaled(self, x: Array, c: slice | None) -> Array:
+        """Return a chunk of P^(1/2)·x."""
+        return x if self.root is None else x * part(self.root, c)
+
+    def _put(self, d: Array, c: slice | None) -> None:
+        """Write a chunk of the direction."""
+        i, row = 2 * self.slot, d
+        if self.root is not None:
+            self.d, row = self.space.put(self.d, 0, c, d), d / part(self.root, c)
+        self.memory = self.space.put(self.memory, i, c, row)
+
+    def _along(self) -> Array:
+        return self.memory[2 * self.slot, :] if self.root is None else self.d[0, :]
 
     def _mask(self, x: Array, g: Array, c: slice | None) -> Array:
         xp = self.space.xp
@@ -174,11 +198,12 @@ class Bounded(LimitedMemory):
         xp, space, dot, i, found = self.space.xp, self.space, self.space.dot, self.slot, Asked([], [])
         for c in self.chunks:
             x, g, before, along = part(new.x, c), part(new.g, c), part(here.g, c), part(d, c)
-            self.memory = space.put_difference(self.memory, 2 * i + 1, c, g, before)
+            scaled = self._scaled(g, c)
+            self.memory = space.put_difference(self.memory, 2 * i + 1, c, scaled, self._scaled(before, c))
             rows, mask = self._rows(c), self._mask(x, g, c)
-            dots = space.row(dot(g, along), dot(g * mask, g), dot(before, along))
+            dots = space.row(dot(g, along), dot(scaled * mask, scaled), dot(before, along))
             pair = dot(rows[2 * i : 2 * i + 2, :], xp.matrix_transpose(rows))
-            found.sums.append(space.joined(dots, xp.reshape(pair, (-1,)), *self._products(rows, mask, g)))
+            found.sums.append(space.joined(dots, xp.reshape(pair, (-1,)), *self._products(rows, mask, scaled)))
             largest = space.largest(self.box.inside(x, g, c))
             found.tops.append(space.row(largest, self.box.steps(part(here.x, c), along, c)))
         return found
@@ -214,7 +239,9 @@ class Bounded(LimitedMemory):
 
     def _refresh(self, here: Vectors, masks: list[Array]) -> None:
         chunks = zip(self.chunks, masks, strict=True)
-        rows = [self.space.joined(*self._products(self._rows(c), f, part(here.g, c))) for c, f in chunks]
+        rows = [
+            self.space.joined(*self._products(self._rows(c), f, self._scaled(part(here.g, c), c))) for c, f in chunks
+        ]
         self._take(self.space.total(rows))
 
     def _take(self, free: Numbers) -> None:
@@ -225,19 +252,18 @@ class Bounded(LimitedMemory):
     def direction(self, here: Vectors, square: float) -> Line:
         weights, scale = self._weights()
         self._choose()
-        i = 2 * self.slot
         for c in self.chunks:
             x, g = part(here.x, c), part(here.g, c)
             d = self._step(weights, scale, g, c) * self._mask(x, g, c)
-            self.memory = self.space.put(self.memory, i, c, self.box.limit(x, d, c))
+            self._put(self.box.limit(x, d, c), c)
         self._written()
-        return Line(self.memory[i, :], math.nan)
+        return Line(self._along(), math.nan)
 
     def _step(self, weights: Numbers, scale: float, g: Array, c: slice | None) -> Array:
-        d = -scale * g
+        d = -scale * self._scaled(g, c)
         if self.order:
             d = d - self.space.dot(self._weights_of_rows(weights), self._rows(c))
-        return d
+        return self._scaled(d, c)
 
     @property
     def scale(self) -> float:
@@ -282,7 +308,7 @@ class Bounded(LimitedMemory):
 
     def instead(self, here: Vectors) -> Line | None:
         """Return d_F with more variables held, until no bound is in its way at once; None if there is no such."""
-        space, box, xp, i = self.space, self.box, self.space.xp, 2 * self.slot
+        space, box, xp = self.space, self.box, self.space.xp
         masks = self._masks(here)
         for _ in range(ROUNDS):
             self._refresh(here, masks)
@@ -295,12 +321,26 @@ class Bounded(LimitedMemory):
                 d = self._step(weights, scale, g, c) * masks[k]
                 held = masks[k]
                 masks[k] = held * self._mask(x, -d, c)
-                self.memory = space.put(self.memory, i, c, d)
+                self._put(d, c)
                 tops.append(space.row(xp.max(held - masks[k]), box.steps(x, d * masks[k], c)))
                 slopes.append(space.row(space.dot(g, d)))
             [slope], (more, steps) = space.total(slopes), space.total(tops, np.max)
             if not more:
-                return (
-                    Line(self.memory[i, :], float(slope), 1 / steps if steps > 0 else math.inf) if slope < 0 else None
-                )
+                return Line(self._along(), float(slope), 1 / steps if steps > 0 else math.inf) if slope < 0 else None
         return None
+
+
+def _root(space: Space, precondition: Callable[[Any], Any]) -> Array:
+    """Return the square root of a diagonal matrix that is given as a function, or say what it is instead."""
+    xp, name = space.xp, "preconditioner"
+    ones = space.zeros(space.size) + 1
+    other = _arrays.cast(xp, xp.arange(space.size, **_arrays.beside(ones)) % 7 - 2, space.dtype)
+    diagonal = space.preconditioned(precondition, space.copied(ones))
+    found = space.preconditioned(precondition, space.copied(other))
+    rest = space.quietly(lambda: found - diagonal * other)
+    _, least, size, off = space.numbers(0.0, [-space.xp.max(-diagonal), space.largest(diagonal), space.largest(rest)])
+    if not 0 < least <= size < math.inf:
+        raise ValueError(f"{name}: numbers from {least} to {size} on its diagonal, but all must be positive and finite")
+    if not off <= 1e3 * space.eps * size:
+        raise ValueError(f"{name}: no diagonal matrix, but within bounds it must be one, such as g ↦ d·g with one d")
+    return xp.sqrt(diagonal)

@@ -17,7 +17,7 @@ from xopt.solvers._inverse_hessian import InverseHessian
 from xopt.solvers._line import Point
 from xopt.solvers._options import Solver
 from xopt.solvers._run import Run
-from xopt.solvers._space import Array, Space, Vectors, space
+from xopt.solvers._space import Array, Space, Vectors, not_positive, space
 from xopt.solvers._stopping import STUCK, Limits, Stop
 
 PATIENCE = 20
@@ -42,7 +42,8 @@ class Descent(Run):
         self.space = made = space(layout) if own is None else own
         self.maxls, self.search, self.preconditioner = maxls, search, preconditioner
         self.box = Bounds(made, (None, None) if bounds is None else bounds) if solver.bounds else None
-        self.method: Direction = solver.direction(made, **({"box": self.box} if solver.bounds else {}), **options)
+        within = {"box": self.box, "preconditioner": preconditioner} if solver.bounds else {}
+        self.method: Direction = solver.direction(made, **within, **options)
         self.told = self.method if isinstance(self.method, Told) else None
         self.better = 0
         self.lowest = self.least = math.inf
@@ -255,14 +256,12 @@ class Descent(Run):
 
     def preconditioned(self, g: Array) -> Array:
         """Return P·g."""
-        if self.preconditioner is None:
-            return g
-        return self.space.gradient(self.preconditioner(self.space.tree(g)), "preconditioner")
+        return self.space.preconditioned(self.preconditioner if self.box is None else None, g)
 
     def _look(self, value: Any, asked: Asked) -> tuple[float, Known]:
         """Bring what was asked to the host, in one transfer."""
         value, *found = self.space.known(value, *asked)
         known = Known(*found)
         if self.preconditioner is not None and known.sums[1] < 0:
-            raise ValueError(f"preconditioner: g·P·g = {known.sums[1]}, but it must be positive, for any g")
+            raise not_positive(known.sums[1])
         return value, known

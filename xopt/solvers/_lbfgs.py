@@ -102,8 +102,6 @@ class LBFGS:
         with self._together():
             options = {"history": history, "maxls": maxls, "line_search": line_search, "preconditioner": preconditioner}
             self._options, self._bounds, self._conjugate = solver_options(options, SOLVERS["lbfgs"]), bounds, conjugate
-            if bounds is not None and preconditioner is not None:
-                raise TypeError("preconditioner: given with bounds, but 'lbfgs-b' has none")
         self._run: Descent | None = None
         self._warm = self._begun = False
 

@@ -127,9 +127,10 @@ def minimize(
         remember. ``maxls`` (40): evaluations of a line search. ``line_search``: ``"hager-zhang"`` (where differences of
         values drown in roundings it looks at slopes: Hager & Zhang 2006), ``"strong-wolfe"`` (for ``"cg"``; the same,
         until the slope is flat on both sides, \|slope\| ≤ σ·\|slope at the start\| with σ = 0.9, for ``"cg"`` 0.1),
-        ``"armijo"`` (backtracking), or a function, see below. ``preconditioner`` (not with bounds): a function g ↦ P·g
-        of trees like x0, linear, symmetric and positive definite, the same throughout, about the inverse of the
-        Hessian, that does not write into g: directions are computed from P·g, as if x were C⁻¹·x with P = C·Cᵀ.
+        ``"armijo"`` (backtracking), or a function, see below. ``preconditioner`` (not for ``"bfgs"`` and
+        ``"trust-exact"``): a function g ↦ P·g of trees like x0, linear, symmetric and positive definite, within bounds
+        diagonal, the same throughout, about the inverse of the Hessian, that does not write into g: directions are
+        computed from P·g, as if x were C⁻¹·x with P = C·Cᵀ; and of ``"trust-ncg"`` the radius is that of C⁻¹·x.
         ``hess_inv0`` (``"bfgs"``): the matrix H to begin with; else it is ‖s‖/‖y‖·I of the last step, where no step has
         been. ``maxcg`` (1,000; ``"newton-cg"``, ``"trust-ncg"``): products of the Hessian an iteration, and no more
         than 20·n. ``initial_trust_radius`` (1), ``max_trust_radius`` (inf; SciPy's is 1,000) and ``eta`` (0.15, < 0.25;
@@ -187,9 +188,10 @@ def minimize(
     Memory, in vectors of the size of x0: 2·history + 4 for ``"lbfgs"`` (2·history for the history; x and the gradient,
     before and after the step), 2 more in an iteration that takes several evaluations, 2 more with a preconditioner; for
     ``"lbfgs-b"`` 2 more than that, and the bounds; 2·n for ``"bfgs"``, 3·n more in its update; 4·n for
-    ``"trust-exact"``; 14 for ``"newton-cg"`` and ``"trust-ncg"``, n more with ``hess``; 5 to 7 for the others; for a
-    rule its state. What ``fun`` returns is copied, and not counted here. JAX, whose arrays cannot be written into,
-    needs some more. A result with ``hess_inv`` keeps the history, which ``del result.hess_inv`` gives back.
+    ``"trust-exact"``; 14 for ``"newton-cg"`` and ``"trust-ncg"``, n more with ``hess``, 3 with a preconditioner; 5 to
+    7 for the others; for a rule its state. What ``fun`` returns is copied, and not counted here. JAX, whose arrays
+    cannot be written into, needs some more. A result with ``hess_inv`` keeps the history, which ``del result.hess_inv``
+    gives back.
 
     References
     ----------

@@ -33,22 +33,26 @@ def truncated(
 ) -> Step | None:  # fmt: skip
     """Return conjugate gradients on H·d = -g until ‖H·d + g‖ ≤ min(1/2, √‖g‖)·‖g‖ (Steihaug 1983).
 
-    Norms are those of P, ``square`` is g·P·g. Where the curvature is not positive, d goes on to the radius; without
-    one, as far as if the curvature had the other sign, which is a way out of saddles. One transfer a product, with P
-    two, so that it is given no infinite numbers. None: the first product is infinite or NaN.
+    Norms of gradients are those of P, ``square`` is g·P·g; that of d within a radius is ‖d‖ = √(d·P⁻¹·d). Where the
+    curvature is not positive, d goes on to the radius; without one, as far as if the curvature had the other sign,
+    which is a way out of saddles. One transfer a product, with P two, so that it is given no infinite numbers. None:
+    the first product is infinite or NaN.
     """
     space, dot = hessian.space, hessian.space.dot
     enough = square * min(0.25, math.sqrt(square))
     p, d, hd, left = -here.z, 0 * here.g, 0 * here.g, square
+    measured = precondition is not None and radius < math.inf
+    mp, md = (-here.g, d) if measured else (p, d)  # P⁻¹·p and P⁻¹·d
     best = Step(d, 0.0, 0.0, 0.0, False)
     for k in range(min(maxcg, 20 * space.size)):
         hp = hessian.along(p)
         curve = dot(p, hp)
         alpha = left / curve
         new, new_h = d + alpha * p, hd + alpha * hp
+        new_m = md + alpha * mp if measured else new
         r = z = here.g + new_h
-        before = [curve, dot(here.g, p) + dot(hd, p), dot(here.g, p), dot(p, p), dot(d, p)]
-        after = [dot(new, new), dot(here.g, new), dot(new, new_h)]
+        before = [curve, dot(here.g, p) + dot(hd, p), dot(here.g, p), dot(p, mp), dot(d, mp)]
+        after = [dot(new, new_m), dot(here.g, new), dot(new, new_h)]
         if precondition is None:
             after.append(dot(r, r))
         known = list(map(float, space.total([space.row(*before, *after)])))
@@ -67,11 +71,12 @@ def truncated(
             z = hessian.called(precondition, r)
             known += list(map(float, space.total([space.row(dot(r, z))])))
         reached, slope, bend, rest = known[5:]
-        d, hd = new, new_h
+        d, hd, md = new, new_h, new_m
         best = Step(d, slope, slope + bend / 2, math.sqrt(reached), False)
         if not rest > enough:
             break
-        p, left = rest / left * p - z, rest
+        p = rest / left * p - z
+        mp, left = rest / left * mp - r if measured else p, rest
     return best
 
 

@@ -38,9 +38,9 @@ class Solver(NamedTuple):
 
     name: str
     direction: Callable[..., Any]
-    """Makes a `Direction` of the space and the options by name, within bounds also of ``box``."""
+    """Makes a `Direction` of the space and the options by name, within bounds also of ``box`` and ``preconditioner``."""
     options: Mapping[str, Option] = {}
-    """Options that not all have; ``preconditioner`` makes P·g, and is not given to ``direction``."""
+    """Options that not all have. ``preconditioner``, which makes P·g, is given to ``direction`` with bounds only."""
     bounds: bool = False
     """Whether it has bounds."""
     hessian: bool = False

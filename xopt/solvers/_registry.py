@@ -34,12 +34,12 @@ SOLVERS = {
     solver.name: solver
     for solver in (
         Solver("lbfgs", LimitedMemory, _PRECONDITIONER | _HISTORY, tol=_BOTH, scipy=_SCIPY),
-        Solver("lbfgs-b", Bounded, _HISTORY, bounds=True, tol=_BOTH, scipy=_SCIPY),
+        Solver("lbfgs-b", Bounded, _PRECONDITIONER | _HISTORY, bounds=True, tol=_BOTH, scipy=_SCIPY),
         Solver("cg", PolakRibiere, _PRECONDITIONER, line_search="strong-wolfe"),
         Solver("gd", Steepest, _PRECONDITIONER),
         Solver("bfgs", BFGS, {"hess_inv0": Option(None, anything)}, parts=False),
         Solver("newton-cg", Newton, _PRECONDITIONER | _PRODUCTS, hessian=True),
-        Solver("trust-ncg", Steihaug, _PRODUCTS | _RADIUS, hessian=True, trust=True),
+        Solver("trust-ncg", Steihaug, _PRECONDITIONER | _PRODUCTS | _RADIUS, hessian=True, trust=True),
         Solver("trust-exact", Exact, _RADIUS, hessian=True, trust=True),
     )
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,6 +86,10 @@ class Space:
         leaves = whole_gradients(self.layout, grads, name)
         vector = self.vector(leaves)
         return vector if len(leaves) > 1 or self.layout.dtypes[0].complex else self.copied(vector)
+
+    def preconditioned(self, precondition: Callable[[Any], Any] | None, g: Array) -> Array:
+        """Return P·g, by a function of the user; without one g itself."""
+        return g if precondition is None else self.gradient(precondition(self.tree(g)), "preconditioner")
 
     def tree(self, vector: Array) -> Any:
         """Put a vector into the structure of the parameters."""
@@ -273,6 +278,11 @@ def whole_gradients(layout: Layout, grads: Any, name: str = "grads") -> list[Any
         if g is None:
             raise ValueError(f"{layout.path(k, name)}: None, but a solver needs every gradient")
     return leaves
+
+
+def not_positive(square: Any) -> ValueError:
+    """Say that g·P·g is negative."""
+    return ValueError(f"preconditioner: g·P·g = {square}, but it must be positive, for any g")
 
 
 def _shaped(layout: Layout, k: int, g: Any, name: str) -> Any:

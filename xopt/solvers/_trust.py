@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ from xopt.solvers._hessian import Hessian
 from xopt.solvers._newton import Step, truncated
 from xopt.solvers._options import Solver
 from xopt.solvers._run import Run
-from xopt.solvers._space import Array, Numbers, Space, Vectors, space
+from xopt.solvers._space import Array, Numbers, Space, Vectors, not_positive, space
 from xopt.solvers._stopping import CONVERGED, STUCK, Limits, Stop
 
 PATIENCE = 40
@@ -27,6 +28,8 @@ class Subproblem(Protocol):
     keeps: bool
     """Whether it needs the whole Hessian, which is then in the result."""
     hessian: Hessian
+    precondition: Callable[[Array], Array] | None
+    """Computes P·g, for a method that has a ``preconditioner``; lengths are then √(d·P⁻¹·d)."""
 
     def at(self, here: Vectors) -> None:
         """Go to a point."""
@@ -40,6 +43,7 @@ class Steihaug:
 
     keeps: ClassVar = False
     hessian: Hessian
+    precondition: Callable[[Array], Array] | None
 
     def __init__(self, space: Space, maxcg: int) -> None:
         self.maxcg = maxcg
@@ -48,7 +52,7 @@ class Steihaug:
         self.hessian.at(here)
 
     def step(self, here: Vectors, square: float, radius: float) -> Step | None:
-        return truncated(self.hessian, here, square, self.maxcg, radius)
+        return truncated(self.hessian, here, square, self.maxcg, radius, self.precondition)
 
 
 class Exact:
@@ -56,6 +60,7 @@ class Exact:
 
     keeps: ClassVar = True
     hessian: Hessian
+    precondition: Callable[[Array], Array] | None
 
     def __init__(self, space: Space) -> None:
         self.space = space
@@ -132,7 +137,7 @@ class TrustRegion(Run):
 
     def __init__(
         self, layout: Layout, solver: Solver, limits: Limits, *, initial_trust_radius: float, max_trust_radius: float,
-        eta: float, **options: Any,
+        eta: float, preconditioner: Callable[[Any], Any] | None = None, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(limits)
         if initial_trust_radius == math.inf:
@@ -143,6 +148,7 @@ class TrustRegion(Run):
             )
         self.space = space(layout)
         self.method: Subproblem = solver.direction(self.space, **options)
+        self.preconditioner = preconditioner
         self.radius, self.widest, self.eta = initial_trust_radius, min(max_trust_radius, _WIDEST), eta
         x = self.space.copied(self.space.vector(layout.leaves))
         self.here = Vectors(x, x, x)
@@ -166,6 +172,7 @@ class TrustRegion(Run):
     def use(self, hessian: Hessian) -> None:
         """Use a Hessian."""
         self.hessian = self.method.hessian = hessian
+        self.method.precondition = self._preconditioned if self.preconditioner else None
 
     def settle(self) -> None:
         if self.best[0] < self.value:
@@ -243,10 +250,16 @@ class TrustRegion(Run):
         made = self.space
         value, grads = self.evaluated(made.library, made.tree(x))
         g = made.gradient(grads)
-        sums, tops = made.quietly(self._asked, x, g, x if d is None else d)
+        here = Vectors(x, g, self._preconditioned(g))
+        sums, tops = made.quietly(self._asked, here, x if d is None else d)
         value, known, largest = made.known(value, [sums], [tops])
-        return value, Vectors(x, g, g), float(known[0]), *map(float, largest)
+        if self.preconditioner is not None and known[0] < 0:
+            raise not_positive(known[0])
+        return value, here, float(known[0]), *map(float, largest)
 
-    def _asked(self, x: Array, g: Array, d: Array) -> tuple[Any, Any]:
-        made = self.space
-        return made.row(made.dot(g, g)), made.row(made.largest(g), made.largest(d), made.largest(x))
+    def _preconditioned(self, g: Array) -> Array:
+        return self.space.preconditioned(self.preconditioner, g)
+
+    def _asked(self, here: Vectors, d: Array) -> tuple[Any, Any]:
+        made, (x, g, z) = self.space, here
+        return made.row(made.dot(g, z)), made.row(made.largest(g), made.largest(d), made.largest(x))
