@@ -115,6 +115,53 @@ def test_by_automatic_differentiation(lib: Lib, method: Any, dtype: str) -> None
     assert xopt.minimize(value, x0, method=method, jac=None, options={"gtol": 1e-7}).nhev == got.nhev
 
 
+@pytest.mark.parametrize("method", ["trust-ncg", "trust-exact"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.func itself
+def test_a_hessian_as_a_tree_of_trees(lib: Lib, method: Any) -> None:
+    """As jax.hessian and torch.func.hessian return it, which are called here; else from blocks."""
+    if lib.name == "dask":
+        pytest.skip("solvers refuse what is lazy")
+    x0 = optree.tree_map(lambda x: lib.array(x), {"a": np.zeros((2, 2)), "b": (np.ones(3), np.ones(1))})
+    xp = lib.module() if lib.name in ("torch", "cupy") else x0["a"].__array_namespace__()
+
+    def value(x: Any) -> Any:
+        a, b, c = x["a"], *x["b"]
+        return xp.sum((a - 2) ** 4) + xp.sum(a**2) * xp.sum((b - 1) ** 2) + xp.sum((b * c - 3) ** 2) + xp.sum(c**2)
+
+    def grad(x: Any) -> Any:
+        a, b, c = x["a"], *x["b"]
+        square, far, r = xp.sum(a**2), xp.sum((b - 1) ** 2), b * c - 3
+        slopes = 2 * (b - 1) * square + 2 * r * c, xp.reshape(2 * xp.sum(r * b), (1,)) + 2 * c
+        return {"a": 4 * (a - 2) ** 3 + 2 * a * far, "b": slopes}
+
+    def blocks(x: Any) -> Any:
+        a, b, c = lib.numpy(x["a"]), *map(lib.numpy, x["b"])
+        flat, r = a.reshape(-1), b * c - 3
+        aa = np.diag(12 * (flat - 2) ** 2) + 2 * np.eye(4) * np.sum((b - 1) ** 2)
+        ab, bc = 4 * flat[:, None] * (b - 1), (2 * b * c + 2 * r)[:, None]
+        bb, cc = 2 * np.eye(3) * (np.sum(flat**2) + c * c), np.full((1, 1), 2 * b @ b + 2)
+        found = {
+            "a": {"a": aa.reshape(2, 2, 2, 2), "b": [ab.reshape(2, 2, 3), np.zeros((2, 2, 1))]},
+            "b": ({"a": ab.T, "b": (bb, bc)}, {"a": np.zeros((1, 2, 2)), "b": (bc.T, cc)}),
+        }
+        return optree.tree_map(lib.array, found)
+
+    own = {"torch": lambda: xp.func.hessian(value), "jax": lambda: lib.module().hessian(value)}
+    want = xopt.minimize(value, x0, method=method, jac=grad, hess=blocks, options={"gtol": 1e-7})
+    got = xopt.minimize(value, x0, method=method, jac=grad, hess=own.get(lib.name, lambda: blocks)(),
+                        options={"gtol": 1e-7})  # fmt: skip
+    assert want.success
+    assert (got.nit, got.nfev) == (want.nit, want.nfev)
+    matrix, found = np.zeros((8, 8)), optree.tree_map(lib.numpy, blocks(want.x))
+    rows = optree.tree_leaves(found)
+    matrix[:4] = np.concatenate([x.reshape(4, -1) for x in rows[:3]], axis=1)
+    matrix[4:7] = np.concatenate([x.reshape(3, -1) for x in rows[3:6]], axis=1)
+    matrix[7:] = np.concatenate([x.reshape(1, -1) for x in rows[6:]], axis=1)
+    np.testing.assert_allclose(lib.numpy(want.hess), matrix, rtol=1e-12, atol=1e-12)
+    for a, b in zip(*map(optree.tree_leaves, (got.x, want.x)), strict=True):
+        np.testing.assert_allclose(lib.numpy(a), lib.numpy(b), rtol=1e-9)
+
+
 @pytest.mark.parametrize("method", ["trust-exact"])
 def test_linear_functions_have_no_curvature(lib: Lib, method: Any) -> None:
     """The graph of the gradient is empty then."""
@@ -323,6 +370,10 @@ def test_what_does_not_fit() -> None:
     tree = lambda **more: xopt.minimize(lambda x: (x["a"] @ x["a"], {"a": 2 * x["a"]}), {"a": np.ones(2)},
                                         method="trust-ncg", **more)  # fmt: skip
     complex_: Any = lambda **more: xopt.minimize(lambda x: (1.0, x), np.ones(2) * 1j, method="trust-ncg", **more)
+    one, pair = np.ones((1, 1)), {"a": np.ones(1), "b": np.ones(1)}
+    nested = lambda found: xopt.minimize(
+        lambda x: (x["a"][0] ** 2, pair), pair, method="trust-ncg", hess=lambda x: found
+    )
     for error, match, call in [
         (TypeError, r"hess: given with method 'lbfgs'; 'newton-cg' or .*exact' uses", lambda: run("lbfgs", hess=eye)),
         (TypeError, r"hessp: given with method 'bfgs'; ", lambda: run("bfgs", hessp=product)),
@@ -338,6 +389,18 @@ def test_what_does_not_fit() -> None:
          lambda: run(hess=lambda x: sparse.csr_array(np.ones((2, 3))))),
         (TypeError, r"hess: returned a NoneType, but x0 has arrays of numpy", lambda: run(hess=lambda x: None)),
         (TypeError, r"hess: dtype complex128", lambda: run(hess=lambda x: 1j * np.eye(3))),
+        (ValueError, r'hess\["b"\]: missing, but x0 and its leaves have it', lambda: nested({"a": {"a": one}})),
+        (ValueError, r'hess\["a"\]\["b"\]: missing', lambda: nested({"a": {"a": one}, "b": {"a": one, "b": one}})),
+        (
+            ValueError,
+            r'hess\["b"\]\["a"\]: shape \(2, 1\), but it must be \(1, 1\)',
+            lambda: nested({"a": {"a": one, "b": one}, "b": {"a": np.ones((2, 1)), "b": one}}),
+        ),
+        (
+            TypeError,
+            r'hess\["a"\]\["a"\]: dtype complex128, but it must be real',
+            lambda: nested({"a": {"a": 1j * one, "b": one}, "b": {"a": one, "b": one}}),
+        ),
         (TypeError, r"hess: returned a list that is no matrix", lambda: run(hess=lambda x: [[1, 2], [3]])),
         (TypeError, r"hess: given, but x0 is complex; give hessp", lambda: complex_(hess=eye)),
         (ValueError, r"hessp: shape \(2,\), but the parameter has \(3,\)", lambda: run(hessp=lambda x, p: p[:2])),

@@ -51,7 +51,7 @@ class Hessian(ABC):
 
 
 class GivenMatrix(Hessian):
-    """``hess(x, *args)``, a matrix of the elements of x in their order."""
+    """``hess(x, *args)``, a matrix of the elements of x in their order, or a tree of trees of blocks."""
 
     dense = True
 
@@ -69,6 +69,8 @@ class GivenMatrix(Hessian):
 
     def _checked(self, found: Any) -> Any:
         space, layout, n = self.space, self.space.layout, self.space.size
+        if self._is_tree(found):
+            return _symmetric(space.xp, self._assembled(found))
         if layout.library.host and isinstance(found, list | tuple):
             found = _numbers(found)
         library = _arrays.library(found)
@@ -82,15 +84,45 @@ class GivenMatrix(Hessian):
         shapes = {(n, n), (*layout.shapes[0], *layout.shapes[0])} if len(layout.shapes) == 1 else {(n, n)}
         if tuple(found.shape) not in shapes:
             raise ValueError(f"hess: shape {tuple(found.shape)}, but x0 has {n} numbers, so it must be {(n, n)}")
+        return _symmetric(space.xp, self._block(found, (n, n), "hess"))
+
+    def _block(self, found: Any, shape: tuple[int, int], name: str) -> Array:
+        """Return an array of the library as a part of the matrix, or say what does not fit."""
+        space, layout = self.space, self.space.layout
         kind = _arrays.dtype_name(found)
         if "float" not in kind and "int" not in kind:
-            raise TypeError(f"hess: dtype {kind}, but it must be real numbers")
+            raise TypeError(f"{name}: dtype {kind}, but it must be real numbers")
         here, there = str(_arrays.device(found)), str(layout.devices[0])
         if here != there:
-            raise ValueError(f"hess: on {here}, but x0 is on {there}")
+            raise ValueError(f"{name}: on {here}, but x0 is on {there}")
         found = np.asarray(found) if layout.library.host else _arrays.detached(found)
-        matrix = space.xp.reshape(_arrays.cast(space.xp, found, space.dtype), (n, n))
-        return _symmetric(space.xp, matrix)
+        return space.xp.reshape(_arrays.cast(space.xp, found, space.dtype), shape)
+
+    def _is_tree(self, found: Any) -> bool:
+        """Whether something may be a tree of trees of blocks, as ``jax.hessian`` and ``torch.func.hessian`` make."""
+        layout = self.space.layout
+        if layout.spec.is_leaf() or _arrays.library(found) is not None or hasattr(found, "__matmul__"):
+            return False
+        leaves, _ = _tree.flatten(found)
+        return bool(leaves) and all(_arrays.library(x) == layout.library for x in leaves)
+
+    def _assembled(self, found: Any) -> Array:
+        """Return the matrix of a tree like x0 of trees like x0 of blocks, which have the shapes of both leaves."""
+        space, layout, rows = self.space, self.space.layout, []
+        like = "x0 and its leaves"
+        for i, (path, row) in enumerate(
+            zip(_tree.paths(layout.spec, "hess"), _tree.match(layout.spec, found, "hess", like), strict=True)
+        ):
+            blocks = []
+            inside = zip(_tree.paths(layout.spec, path), _tree.match(layout.spec, row, path, like), strict=True)
+            for j, (name, block) in enumerate(inside):
+                shape = space.sizes[i], space.sizes[j]
+                whole = (*layout.shapes[i], *layout.shapes[j])
+                if tuple(block.shape) not in {shape, whole}:
+                    raise ValueError(f"{name}: shape {tuple(block.shape)}, but it must be {whole}")
+                blocks.append(self._block(block, shape, name))
+            rows.append(space.xp.concat(blocks, axis=1))
+        return space.xp.concat(rows, axis=0)
 
     def _is_array(self) -> bool:
         return _arrays.library(self._found) is not None

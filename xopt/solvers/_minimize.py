@@ -95,8 +95,9 @@ def minimize(
         JAX, else ``"2-point"``.
     hess
         For ``"newton-cg"``, ``"trust-ncg"`` and ``"trust-exact"``: ``hess(x, *args)`` returns the Hessian, a matrix
-        (n, n) of the n numbers of x in the order of its leaves, or of the shape of x twice; beside NumPy also lists, a
-        sparse matrix or a ``LinearOperator``. The mean of it and its transpose is taken. Not for complex x.
+        (n, n) of the n numbers of x in the order of its leaves, or of the shape of x twice; where x is a tree, a tree
+        of such trees, as ``jax.hessian`` and ``torch.func.hessian`` make them; beside NumPy also lists, a sparse matrix
+        or a ``LinearOperator``. The mean of it and its transpose is taken. Not for complex x.
     hessp
         For the same: ``hessp(x, p, *args)`` returns the product of the Hessian with p. Both are like x; of complex x,
         the Hessian is that over real and imaginary parts. It must be symmetric. With neither, torch and JAX compute the

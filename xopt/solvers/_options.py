@@ -38,7 +38,7 @@ class Solver(NamedTuple):
 
     name: str
     direction: Callable[..., Any]
-    """Makes a `Direction` of the space and the options by name, within bounds also of ``box`` and ``preconditioner``."""
+    """Makes a `Direction` of the space and the options by name, within bounds also of ``box``, ``preconditioner``."""
     options: Mapping[str, Option] = {}
     """Options that not all have. ``preconditioner``, which makes P·g, is given to ``direction`` with bounds only."""
     bounds: bool = False
