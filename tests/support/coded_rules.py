@@ -34,5 +34,6 @@ RULES = [
     coded(xopt.chain(xopt.ClipByGlobalNorm(35.0), xopt.AdamW(lr=0.1), xopt.EMA(0.9)), master_weights=True),
     coded(xopt.Guard(xopt.SGD(lr=0.1, momentum=0.9, dampening=0.1, nesterov=True), "skip"), rounding="kahan"),
     coded(xopt.Accumulate(Reading(), every=2)),
+    coded(xopt.RMSProp(lr=0.1, momentum=0.9, initial=0.3)),
 ]
-IDS = ["Adam", "Lion", "chain", "SGD", "Reading"]
+IDS = ["Adam", "Lion", "chain", "SGD", "Reading", "RMSProp"]

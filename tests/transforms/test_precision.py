@@ -439,7 +439,7 @@ def test_a_state_says_it_once() -> None:
     with pytest.raises(ValueError, match="seed=3 does nothing without"):
         SGD.init(p, seed=3)
     with pytest.raises(ValueError, match="no averages that may be kept in 8 bits"):
-        xopt.RMSProp().init(p, state_dtype="int8")
+        xopt.Adagrad().init(p, state_dtype="int8")
     with pytest.raises(ValueError, match="Precision.rounding"):
         SGD.init(p, rounding="down")  # type: ignore[arg-type]
     bad = ["precision=", "precision={", "precision=[1]", 'precision={"rounding": "down"}', 'precision={"x": 1}']

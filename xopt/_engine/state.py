@@ -15,7 +15,7 @@ from xopt._arrays.layout import Layout
 from xopt._engine.bucket import Bucket
 from xopt._engine.program import trace as _trace
 from xopt._engine.program.contract import ComponentSpec
-from xopt._engine.program.quantize import SCALE, is_scale
+from xopt._engine.program.quantize import SCALE, first_code, is_scale
 from xopt._engine.program.storage import ERROR, USUAL, StoragePolicy
 
 
@@ -116,6 +116,9 @@ class StateSpec:
         first = self.first_value(name, k)
         if hasattr(first, "dtype"):
             return _arrays.copied(library, xp, first, self.slot_dtype(name, k))
+        bucket = self.bucket_of[k]
+        if bucket is not None and name in bucket.plan.codes:
+            first = first_code(first, bucket.plan.codes[name])
         return _arrays.full_like(library, xp, p, self.slot_dtype(name, k), first)
 
     def first_value(self, name: str, k: int) -> Any:

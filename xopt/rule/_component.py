@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Type
 from xopt._arrays import Library
 from xopt._arrays.scalars import value_at
 from xopt._engine.program.contract import ComponentSpec
-from xopt._engine.program.quantize import CODES
 from xopt._public import offered, public
-from xopt.rule._fields import MISSING, Field, check, declared, hyper, number, signature, static
+from xopt.rule._fields import MISSING, Field, check, check_moments, declared, hyper, number, signature, static
 
 if TYPE_CHECKING:
     from xopt._arrays.layout import Layout as Layout
@@ -147,7 +146,7 @@ class Component:
         if "host" in vars(cls):
             cls.metrics = vars(cls).get("metrics", {})
         if "moments" in vars(cls):
-            _check_moments(cls)
+            check_moments(cls.__name__, cls.moments, cls._slots, found)
         cls._asking = _asks(getattr(cls, "update", None)), _asks(cls.reduce)
         own = inspect.signature(cls.__init__) if "__init__" in vars(cls) else None
         shown = own.replace(parameters=list(own.parameters.values())[1:]) if own else signature(found)
@@ -312,8 +311,12 @@ class Component:
         return ComponentSpec(
             key, (cls, *fixed.items()), update, first, fixed, hypers, partial(_resolve, cls, {}, {}), None, reduce,
             cls.host, scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.on_params, cls.elementwise,
-            cls.inputs, cls.gates, cls.clock, cls.refuses, cls.readout, moments=cls.moments, metrics=metrics,
+            cls.inputs, cls.gates, cls.clock, cls.refuses, cls.readout, moments=self._moments(), metrics=metrics,
         )  # fmt: skip
+
+    def _moments(self) -> Moments:
+        """Return the slots that may be kept in 8 bits, with these options."""
+        return self.moments
 
     def _first(self, value: float | str) -> Any:
         """Return the first value of a slot or of a scalar that is carried, from what the class says.
@@ -401,19 +404,3 @@ def _slots_of(cls: type[Component]) -> dict[str, float | str]:
             )
         found[p.name] = p.default
     return found
-
-
-def _check_moments(cls: type[Component]) -> None:
-    """Refuse what is no state of a rule, or could not be kept in 8 bits."""
-    if not isinstance(cls.moments, Mapping):
-        raise TypeError(f"{cls.__name__}.moments: {cls.moments!r}, but it must be a dict, like {{'m': 'signed'}}")
-    for name, kind in cls.moments.items():
-        if name not in cls._slots:
-            known = ", ".join(cls._slots) or "none"
-            raise TypeError(f"{cls.__name__}.moments: {name!r} is no state array of update; it has {known}")
-        if kind not in CODES:
-            raise TypeError(f"{cls.__name__}.moments: {name!r} is {kind!r}, but it must be 'signed' or 'square'")
-        if cls._slots[name] != 0:
-            raise TypeError(
-                f"{cls.__name__}.moments: {name!r} begins with {cls._slots[name]!r}, but it must begin with 0.0"
-            )

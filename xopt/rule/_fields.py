@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import numpy as np
 
 from xopt import _arrays
 from xopt._arrays import Library
+from xopt._engine.program.quantize import CODES
 from xopt._public import public
 
 MISSING: Any = object()
@@ -249,3 +250,18 @@ def signature(fields: dict[str, Field]) -> inspect.Signature:
         default = inspect.Parameter.empty if f.default is MISSING else f.default
         made.append(inspect.Parameter(name, kind, default=default))
     return inspect.Signature(made)
+
+
+def check_moments(name: str, moments: object, slots: Mapping[str, float | str], fields: Mapping[str, Field]) -> None:
+    """Refuse what is no state of a rule, or could not be kept in 8 bits."""
+    if not isinstance(moments, Mapping):
+        raise TypeError(f"{name}.moments: {moments!r}, but it must be a dict, like {{'m': 'signed'}}")
+    for n, kind in moments.items():
+        if n not in slots:
+            raise TypeError(f"{name}.moments: {n!r} is no state array of update; it has {', '.join(slots) or 'none'}")
+        if kind not in CODES:
+            raise TypeError(f"{name}.moments: {n!r} is {kind!r}, but it must be 'signed' or 'square'")
+        value = slots[n]
+        field = fields.get(value) if isinstance(value, str) else None
+        if isinstance(value, str) and not (field and field.static and type(field.default) is float):
+            raise TypeError(f"{name}.moments: {n!r} begins with {value!r}, but it must begin with a number")

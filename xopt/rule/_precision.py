@@ -64,7 +64,7 @@ def checked(rule: Any, link: StoragePrecision) -> StoragePrecision:
         raise ValueError(f"Precision: rounding={link.rounding!r} and master_weights=True; one is enough")
     if link.seed != 0 and link.rounding != "stochastic":
         raise ValueError(f"Precision: seed={link.seed!r} does nothing without rounding='stochastic'")
-    if link.state_dtype == "int8" and not any(other.part.moments for other in rule._all_links()):
+    if link.state_dtype == "int8" and not any(other.part._moments() for other in rule._all_links()):
         raise ValueError(
             f"Precision: state_dtype='int8', but {rule!r} has no averages that may be kept in 8 bits, as Adam, Lion "
             f"and SGD have"

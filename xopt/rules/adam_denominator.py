@@ -247,6 +247,7 @@ class Yogi(Rule):
     initial: float = static(default=1e-6, ge=0)
     initial_m: float = static(default=1e-6)
     bias: Literal["standard", "none"] = "standard"
+    moments: ClassVar[Moments] = {"m": "signed", "v": "square"}
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, m: Array = "initial_m", v: Array = "initial") -> tuple[Array, ...]:

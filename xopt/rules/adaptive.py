@@ -182,6 +182,12 @@ class RMSProp(Rule):
     eps_mode: Literal["outside", "inside"] = "outside"
     form: Literal["lr_outside", "lr_inside"] = "lr_outside"
     initial: float = static(default=0.0, ge=0)
+    moments: ClassVar[Moments] = {"v": "square", "m": "signed"}
+
+    def _moments(self) -> Moments:
+        if not self.centered:  # of the difference of two averages, codes of v leave no digit
+            return self.moments
+        return {} if self.momentum is None else {"m": "signed"}
 
     def _check(self) -> None:
         super()._check()

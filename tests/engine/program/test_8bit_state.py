@@ -350,7 +350,12 @@ def test_codes_without_their_scales(lost: str) -> None:
 
 def test_refusals() -> None:
     p = np.ones(5000)
-    for rule in (xopt.Adagrad(), xopt.Muon(lr=0.1), xopt.chain(xopt.ClipByNorm(1.0), xopt.Rprop())):
+    for rule in (
+        xopt.Adagrad(),
+        xopt.RMSProp(centered=True),
+        xopt.Muon(lr=0.1),
+        xopt.chain(xopt.ClipByNorm(1.0), xopt.Rprop()),
+    ):
         with pytest.raises(ValueError, match="has no averages that may be kept in 8 bits, as Adam, Lion and SGD have"):
             xopt.Optimizer(p, rule, state_dtype="int8")
     for dtype in ("complex64", "complex128"):
@@ -361,6 +366,22 @@ def test_refusals() -> None:
         xopt.to_torch(saved, coded(xopt.Adam()), p, {})
     with pytest.raises(TypeError, match="it keeps its state in 8 bits, which optax does not"):
         xopt.from_optax((), coded(xopt.Adam()), p)
+
+
+def test_averages_that_do_not_begin_with_0(lib: Lib) -> None:
+    """The first value is kept to the last bit of float32, on every runner: the first step is that of float32."""
+    p = lib.array(np.linspace(-1, 1, 5000, dtype="float32"))
+    for rule in (xopt.RMSProp(initial=0.7), xopt.Yogi(initial=0.7, initial_m=-0.3, b1=0.99)):
+        new, _ = coded(rule).apply(p, p, coded(rule).init(p))
+        want, _ = rule.apply(p, p, rule.init(p))
+        np.testing.assert_array_equal(lib.numpy(new), lib.numpy(want))
+
+
+def test_a_difference_of_averages_keeps_its_digits() -> None:
+    """Centered, only the momentum is in codes."""
+    state = coded(xopt.RMSProp(centered=True, momentum=0.9)).init(np.ones(5000, "float32"))
+    kept = {n.removeprefix("0.rmsprop."): x.dtype.name for n, x in state.slots.items() if n.startswith("0.")}
+    assert kept == {"v": "float32", "a": "float32", "m": "int8"}
 
 
 def test_another_layout_of_the_state() -> None:
@@ -438,13 +459,13 @@ def test_readouts_are_given_numbers() -> None:
 
 
 def test_moments_are_checked_where_a_rule_is_made() -> None:
-    def update(h: Any, xp: Any, p: Any, g: Any, m: Any = 0.0, top: Any = 1.0) -> Any:
+    def update(h: Any, xp: Any, p: Any, g: Any, m: Any = 0.0, top: Any = "p") -> Any:
         return -m * top, m + g, top
 
     for moments, message in (
         ({"v": "square"}, r"Own.moments: 'v' is no state array of update; it has m, top"),
         ({"m": "unsigned"}, r"Own.moments: 'm' is 'unsigned', but it must be 'signed' or 'square'"),
-        ({"top": "signed"}, r"Own.moments: 'top' begins with 1.0, but it must begin with 0.0"),
+        ({"top": "signed"}, r"Own.moments: 'top' begins with 'p', but it must begin with a number"),
         (["m"], r"Own.moments: \['m'\], but it must be a dict"),
     ):
         with pytest.raises(TypeError, match=message):

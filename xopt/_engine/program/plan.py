@@ -147,8 +147,9 @@ def fitted_plan(
     storage = chain[at].storage
 
     def stored(codes: dict[str, str]) -> Plan:
-        return plan((*chain[:at], storage.fitted(chain[at], dtype, codes), *chain[at + 1 :]), complex)
+        return plan((*chain[:at], storage.fitted(chain[at], dtype, codes, first), *chain[at + 1 :]), complex)
 
+    first = {spec.slot(n): spec.slots[n] for spec in chain for n in spec.moments}
     usual = stored({})
     codes = storage.codes(chain, usual.live, dtype, size, path)
     return stored(codes) if codes else usual

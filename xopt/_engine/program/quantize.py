@@ -33,6 +33,11 @@ def count(size: int) -> int:
     return -(-size // BLOCK)
 
 
+def first_code(value: float, kind: str) -> float:
+    """Return the code of a number that is the largest of its block."""
+    return math.copysign(127.0 if kind == "signed" else 255.0, value) if value else 0.0
+
+
 def dequantize(xp: Any, code: Any, scale: Any, kind: str) -> Any:
     """Return the numbers that codes stand for: (c/127)²·s with the sign of c, or (c/255)⁴·s."""
     if kind == "signed":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -24,14 +25,22 @@ class StoragePolicy(NamedTuple):
     master_weights: bool = False
     state_dtype: str | None = None
 
-    def fitted(self, spec: ComponentSpec, dtype: _arrays.DType, codes: Mapping[str, str]) -> ComponentSpec:
+    def fitted(
+        self, spec: ComponentSpec, dtype: _arrays.DType, codes: Mapping[str, str], first: Mapping[str, float]
+    ) -> ComponentSpec:
         """Return what keeps what parameters of a dtype need: a master copy, an error, scales, or nothing."""
         slots: dict[str, Any] = {"master": "p"} if self.master_weights and dtype.half else {}
         if self.rounding == "kahan":
             slots = {"error": 0.0}
         noisy = self.rounding == "stochastic" and dtype.half
-        formula = (LABEL, *slots, noisy, dtype.name if "error" in slots or noisy else "", *codes.items())
-        slots |= {_quantize.SCALE.removeprefix(f"{LABEL}.") + n: _scales for n in codes}
+        formula = (
+            LABEL,
+            *slots,
+            noisy,
+            dtype.name if "error" in slots or noisy else "",
+            *((*item, first[item[0]]) for item in codes.items()),
+        )
+        slots |= {_quantize.SCALE.removeprefix(f"{LABEL}.") + n: _scales(abs(first[n])) for n in codes}
         statics = {**spec.statics, "stored": dtype.name, "noisy": noisy, "codes": codes}
         return spec._replace(slots=slots, statics=statics, formula=formula)
 
@@ -95,10 +104,10 @@ class StoragePolicy(NamedTuple):
 USUAL = StoragePolicy()
 
 
-def _scales(h: Any, xp: Any, p: Any) -> Any:
-    """Return the scales of the blocks of a parameter before the first step."""
-    del h
-    return xp.zeros(_quantize.count(math.prod(p.shape)), dtype=xp.float32, **_arrays.beside(p))
+@functools.cache
+def _scales(size: float) -> Callable[[Any, Any, Any], Any]:
+    """Return what makes the scales of the blocks of a parameter, before the first step."""
+    return lambda h, xp, p: xp.full(_quantize.count(math.prod(p.shape)), size, dtype=xp.float32, **_arrays.beside(p))
 
 
 class LeafStorage:
