@@ -207,6 +207,21 @@ def test_map_of_relaxation_times(tmp_path: Path) -> None:
     sys.modules["matplotlib.pyplot"].close("all")
 
 
+def test_fits_of_nist(tmp_path: Path) -> None:
+    """From both starts at least 7 digits of the parameters that are certified, and 6 of their standard errors."""
+    pytest.importorskip("matplotlib").use("Agg")
+    right = load("fit_nist").main(["--library", "numpy", "--output-dir", str(tmp_path)])
+    assert len(right) == 4
+    for both in right.values():
+        assert len(both) == 2
+        for parameters, errors in both:
+            assert parameters > 7
+            assert errors > 6
+    [file] = tmp_path.glob("*.png")
+    assert file.stat().st_size > 20_000
+    sys.modules["matplotlib.pyplot"].close("all")
+
+
 def test_tomography_on_many_ranks(tmp_path: Path) -> None:
     """Ranks with a share of the pictures each find what one process does, but for roundings of float64."""
     pytest.importorskip("scipy")
