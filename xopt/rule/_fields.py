@@ -262,6 +262,6 @@ def check_moments(name: str, moments: object, slots: Mapping[str, float | str], 
         if kind not in CODES:
             raise TypeError(f"{name}.moments: {n!r} is {kind!r}, but it must be 'signed' or 'square'")
         value = slots[n]
-        field = fields.get(value) if isinstance(value, str) else None
-        if isinstance(value, str) and not (field and field.static and type(field.default) is float):
+        field = fields.get(value) if isinstance(value, str) else None  # else a method, that makes zeros
+        if value == "p" or (field and not (field.static and type(field.default) is float)):
             raise TypeError(f"{name}.moments: {n!r} begins with {value!r}, but it must begin with a number")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, H, Hyper, Rule, abs2, hyper, static
+from xopt.rule import Array, H, Hyper, Moments, Rule, abs2, hyper, static
 from xopt.rule._whole_array import at_least, mean, positive, real_zeros, rms
 
 __all__ = ["SM3", "Adafactor"]
@@ -88,6 +88,7 @@ class Adafactor(Rule):
     min_size: int = static(default=1, ge=1)
     eps_mode: Literal["square", "clamp"] = "square"
     elementwise = False
+    moments: ClassVar[Moments] = {"m": "signed"}
 
     def _check(self) -> None:
         super()._check()

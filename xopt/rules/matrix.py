@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, Decay, H, Hyper, RoutedComponent, Rule, abs2, hyper, static
+from xopt.rule import Array, Decay, H, Hyper, Moments, RoutedComponent, Rule, abs2, hyper, static
 from xopt.rule._newton_schulz import Coefficients, checked, table
 from xopt.rule._whole_array import adjoint, at_least, mean, norm, real_zeros
 from xopt.rules.adam import Adam
@@ -129,6 +129,7 @@ class Muon(Rule):
     matrices: Literal["2d", "batched", "out_in", "in_out"] = "2d"
     decay: Decay = static(default="lr", kw_only=True)
     elementwise = False
+    moments: ClassVar[Moments] = {"m": "signed"}
 
     def _defaults(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         none = {} if given.get("coefficients") is None else dict.fromkeys("abc")
@@ -224,6 +225,7 @@ class NorMuon(Muon):
     b2: Hyper = hyper(default=0.95, ge=0, lt=1)
     eps2: Hyper = hyper(default=1e-10, gt=0)
     units: Literal["first", "last"] = "first"
+    moments: ClassVar[Moments] = {"m": "signed"}
 
     @staticmethod
     def neurons(h: H, xp: Any, p: Array) -> Array:

@@ -38,9 +38,9 @@ class StoragePolicy(NamedTuple):
             *slots,
             noisy,
             dtype.name if "error" in slots or noisy else "",
-            *((*item, first[item[0]]) for item in codes.items()),
+            *((*item, first.get(item[0], 0.0)) for item in codes.items()),
         )
-        slots |= {_quantize.SCALE.removeprefix(f"{LABEL}.") + n: _scales(abs(first[n])) for n in codes}
+        slots |= {_quantize.SCALE.removeprefix(f"{LABEL}.") + n: _scales(abs(first.get(n, 0.0))) for n in codes}
         statics = {**spec.statics, "stored": dtype.name, "noisy": noisy, "codes": codes}
         return spec._replace(slots=slots, statics=statics, formula=formula)
 
