@@ -359,7 +359,6 @@ def test_an_interrupt_of_the_first_evaluation() -> None:
         (ValueError, r"method: 'newton-cg', but with batched=True", {"method": "newton-cg"}),
         (TypeError, r"bounds: given with method 'bfgs'", {"method": "bfgs", "bounds": (0, 1)}),
         (TypeError, r"batched: True, but not with a rule", {"rule": xopt.Adam()}),
-        (TypeError, r"batched: True, but not with progress", {"progress": True}),
         (TypeError, r"batched: True, but not with owned", {"owned": True}),
         (TypeError, r"batched: 1, but it must be True or False", {"batched": 1}),
         (TypeError, r"options: line_search, but not with batched=True", {"options": {"line_search": "armijo"}}),

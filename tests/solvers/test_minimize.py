@@ -413,6 +413,35 @@ def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
     assert "4/4" in capsys.readouterr().err
 
 
+def test_progress_of_other_solvers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps and what falls; of many problems how many have ended, also where some are left out as they end."""
+    pytest.importorskip("tqdm")
+
+    def shown(run: Any) -> str:
+        run()
+        return capsys.readouterr().err.split("\r")[-1]
+
+    seen: list[Any] = []
+    fit = lambda **more: xopt.least_squares(lambda x: x**2 - 2, np.ones(3), progress=True, **more)
+    assert "cost=" in shown(fit)
+    assert f"{fit(callback=seen.append).nit}it" in capsys.readouterr().err.replace("it ", "it")
+    assert seen
+    assert "cost=" in shown(lambda: fit(method="steihaug", jac=lambda x: np.diag(2 * x)))
+    x = np.linspace(0, 1, 9)
+    assert "cost=" in shown(lambda: xopt.curve_fit(lambda x, a: np.exp(a * x), x, np.exp(2 * x), progress=True))
+    y = np.linspace(1, 2, 3000)[:, None]
+    squares = lambda x, y: (((x - y) ** 4)[:, 0], 4 * (x - y) ** 3)
+    many = {"batched": True, "data": y, "progress": True}
+    for more in ({}, {"callback": lambda x: None}):
+        assert "3000/3000" in shown(lambda more=more: xopt.minimize(squares, 0 * y, **many, **more))
+        assert "3000/3000" in shown(lambda more=more: xopt.least_squares(lambda x, y: x**2 - y, y, **many, **more))
+    prox = {"g": xopt.proximal.l1(0.1), "maxiter": 3, "tol": 0.0, "progress": True}
+    smooth = lambda x: (np.sum((x - 1) ** 2) / 2, x - 1)
+    assert "3/3" in shown(lambda: xopt.proximal.fista(smooth, np.zeros(3), **prox))
+    for solver in (xopt.proximal.pdhg, xopt.proximal.admm):
+        assert "residual=" in shown(lambda solver=solver: solver(xopt.proximal.squared(1.0), np.zeros(3), **prox))
+
+
 @pytest.mark.parametrize(
     ("method", "history", "vectors", "chunk"),
     [

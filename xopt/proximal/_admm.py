@@ -37,6 +37,7 @@ def admm(
     every: int = 1,
     check_adjoint: bool = True,
     callback: Callable[..., Any] | None = None,
+    progress: bool = False,
 ) -> OptimizeResult:
     r"""Alternating direction method of multipliers: minimize f(K·x) + g(A·x), with f(z) and z = K·x apart.
 
@@ -87,7 +88,7 @@ def admm(
         Look at residuals, to stop and to adapt, once in so many iterations.
     check_adjoint
         Test K* and A* on random arguments at the beginning.
-    callback
+    callback, progress
         As for `minimize`.
 
     Returns
@@ -126,6 +127,7 @@ def admm(
     run = Admm(
         f, x0, g, K, A, solve, y0, rho, adaptive, relaxation, preconditioner, cg_maxiter,
         maxiter=maxiter, tol=tol, gap_tol=gap_tol, every=every, check_adjoint=check_adjoint, callback=callback,
+        progress=progress,
     )  # fmt: skip
     return solved(run)
 

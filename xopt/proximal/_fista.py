@@ -32,6 +32,7 @@ def fista(
     every: int = 1,
     check_adjoint: bool = True,
     callback: Callable[..., Any] | None = None,
+    progress: bool = False,
 ) -> OptimizeResult:
     r"""Accelerated proximal gradient (FISTA) with backtracking and restart: minimize f(K·x) + g(x), f smooth.
 
@@ -78,7 +79,7 @@ def fista(
         With ``backtracking=False``: look once in so many iterations, for stopping and restarts.
     check_adjoint
         Test K* on random x and y at the beginning.
-    callback
+    callback, progress
         As for `minimize`.
 
     Returns
@@ -122,6 +123,7 @@ def fista(
     run = Fista(
         f, x0, g, K, step, backtracking, restart, momentum, preconditioner,
         maxiter=maxiter, tol=tol, gap_tol=gap_tol, every=every, check_adjoint=check_adjoint, callback=callback,
+        progress=progress,
     )  # fmt: skip
     return solved(run)
 

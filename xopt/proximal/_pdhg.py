@@ -39,6 +39,7 @@ def pdhg(
     every: int = 10,
     check_adjoint: bool = True,
     callback: Callable[..., Any] | None = None,
+    progress: bool = False,
 ) -> OptimizeResult:
     r"""Primal-dual hybrid gradient (Chambolle-Pock): minimize f(K·x) + g(x) + h(x); f and g have a prox, h a gradient.
 
@@ -93,7 +94,7 @@ def pdhg(
         Look at residuals, to stop and to adapt, once in so many iterations.
     check_adjoint
         Test K* on random x and y at the beginning.
-    callback
+    callback, progress
         As for `minimize`.
 
     Returns
@@ -142,6 +143,7 @@ def pdhg(
     run = Pdhg(
         f, x0, g, K, h, y0, norm, smoothness, ratio, adaptive, accelerate, relaxation, preconditioner,
         maxiter=maxiter, tol=tol, gap_tol=gap_tol, every=every, check_adjoint=check_adjoint, callback=callback,
+        progress=progress,
     )  # fmt: skip
     return solved(run)
 

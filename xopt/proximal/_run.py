@@ -12,7 +12,7 @@ from xopt import _arrays
 from xopt._arrays.scalars import is_number
 from xopt.proximal._prox import Prox, lowest, real
 from xopt.proximal._space import Leaves, Operator, Trees, operator
-from xopt.solvers._callbacks import annotate, called
+from xopt.solvers._callbacks import annotate, called, counted, progress_bar
 from xopt.solvers._minimize import checked_layout
 from xopt.solvers._options import count
 from xopt.solvers._result import OptimizeResult
@@ -36,7 +36,7 @@ class Iteration(ABC):
     def __init__(self, x0: Any, K: Any, **limits: Any) -> None:
         if limits["callback"] is not None and not callable(limits["callback"]):
             raise TypeError(f"callback: {limits['callback']!r}, but it must be a function")
-        self.callback = limits["callback"]
+        self.callback, self.progress = limits["callback"], limits["progress"]
         self.maxiter: float = math.inf if limits["maxiter"] == math.inf else count("maxiter", limits["maxiter"], 0)
         self.every = count("every", limits["every"], 1)
         tol, gap_tol = limits["tol"], limits["gap_tol"]
@@ -195,17 +195,19 @@ def solved(run: Iteration) -> OptimizeResult:
     call = None if run.callback is None else called(run.callback, _operator.attrgetter("solution"), _shown)
     begun = False
     try:
-        run.begin()
-        begun = True
-        while True:
-            if run.nit >= run.maxiter:
-                raise Stop(LIMIT, f"stopped: maxiter = {run.nit} iterations")
-            run.iterate()
-            run.nit += 1
-            if call is not None and call(run):
-                raise Stop(STOPPED, "stopped: by the callback")
-            if run.stop is not None:
-                raise run.stop
+        with progress_bar(run.progress, run.maxiter) as bar:
+            call = counted(bar, call, lambda run: {"residual": run.residual})
+            run.begin()
+            begun = True
+            while True:
+                if run.nit >= run.maxiter:
+                    raise Stop(LIMIT, f"stopped: maxiter = {run.nit} iterations")
+                run.iterate()
+                run.nit += 1
+                if call is not None and call(run):
+                    raise Stop(STOPPED, "stopped: by the callback")
+                if run.stop is not None:
+                    raise run.stop
     except Stop as stop:
         return run.result(stop.status, stop.message)
     except KeyboardInterrupt:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from typing import Any
 
 from xopt.solvers._result import OptimizeResult
@@ -38,6 +39,27 @@ def called(
 def _is_true(found: Any) -> bool:
     """Whether a callback returned True, of any library; it may return anything else, as in SciPy."""
     return found is True or ("bool" in str(getattr(found, "dtype", "")) and tuple(found.shape) == () and bool(found))
+
+
+def progress_bar(wanted: bool, total: float | None = None) -> AbstractContextManager[Any]:
+    """Return a bar of tqdm, to be shown while a block runs; of None where none is wanted."""
+    bar: Any = importlib.import_module("tqdm.auto").tqdm(total=total) if wanted else None
+    return nullcontext() if bar is None else closing(bar)  # a generator would write into exceptions that pass it
+
+
+def counted(
+    bar: Any, call: Callable[[Any], bool] | None, value: Callable[[Any], dict[str, float]]
+) -> Callable[[Any], bool] | None:
+    """Return what to call with a run after each iteration: what a user wants to be called, and what moves a bar."""
+    if bar is None:
+        return call
+
+    def both(run: Any) -> bool:
+        bar.update()
+        bar.set_postfix({name: f"{x:.6g}" for name, x in value(run).items()})
+        return call is not None and call(run)
+
+    return both
 
 
 def annotate(error: BaseException, result: Any) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import operator
 from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +16,7 @@ from xopt._arrays.layout import Layout
 from xopt._public import public
 from xopt.distributed._ranks import Ranks
 from xopt.rule import FunctionalOptimizer, check_method
-from xopt.solvers._callbacks import annotate, called
+from xopt.solvers._callbacks import annotate, called, counted, progress_bar
 from xopt.solvers._descent import Descent
 from xopt.solvers._differences import Differences, evaluations
 from xopt.solvers._hessian import hessian
@@ -119,7 +118,7 @@ def minimize(
         Called after every iteration with x, or, if its argument is called ``intermediate_result``, with an
         `OptimizeResult` of ``x, fun, nit, nfev``. It ends the run by returning True or raising ``StopIteration``.
     progress
-        Show a bar (needs tqdm).
+        Show a bar (needs tqdm): of iterations; with ``batched`` of problems.
     options
         ``gtol`` (1e-5): stop when no element of the gradient is larger; within bounds, of x - P(x - g), with the
         projection P. ``ftol`` (0): when the value falls by no more, as a part of the larger of it and 1. ``xtol`` (0;
@@ -154,7 +153,7 @@ def minimize(
         Whether the first axis of all arrays of x0 numbers independent problems. Then ``fun`` returns a value for each,
         and gradients with that axis, each has a line search (to the weak conditions of Wolfe) and an end of its own,
         and all that run are evaluated together. For ``"lbfgs"``, ``"lbfgs-b"`` and, for few parameters, ``"bfgs"``;
-        without ``line_search``, ``preconditioner``, ``hess_inv0``, ``progress`` and ``comm``. Bounds are those of one
+        without ``line_search``, ``preconditioner``, ``hess_inv0`` and ``comm``. Bounds are those of one
         problem or of all; parameters at a bound that are pushed against it stay there in a step.
     data
         With ``batched``: a tree of arrays whose first axis numbers the problems, too. Then ``fun(x, data, *args)`` is
@@ -272,12 +271,12 @@ def _solved(
     if not isinstance(batched, bool):
         raise TypeError(f"batched: {batched!r}, but it must be True or False")
     if batched:
-        for name, x in {"a rule": rule, "comm": ranks, "progress": progress or None, "owned": owned or None}.items():
+        for name, x in {"a rule": rule, "comm": ranks, "owned": owned or None}.items():
             if x is not None:
                 raise TypeError(f"batched: True, but not with {name}")
         found, interrupt = solve_many(
             fun, checked_layout(x0), method=method, jac=jac, args=args, conjugate=conjugate, bounds=bounds, data=data,
-            maxiter=maxiter, tol=tol, options=options, callback=callback,
+            maxiter=maxiter, tol=tol, options=options, callback=callback, progress=progress,
         )  # fmt: skip
         if (options or {}).get("disp"):
             print(f"{found.message}\n  {found.nfev} evaluations")
@@ -348,18 +347,15 @@ def _floating(x: Any) -> Any:
 
 
 def _run(run: Run, callback: Any, progress: bool, total: float) -> tuple[OptimizeResult, KeyboardInterrupt | None]:
-    call = None if callback is None else called(callback, operator.attrgetter("x"), _shown)
+    own = None if callback is None else called(callback, operator.attrgetter("x"), _shown)
     begun = False
-    bar: Any = importlib.import_module("tqdm.auto").tqdm(total=total) if progress else None
-    with closing(bar) if bar is not None else nullcontext():
+    with progress_bar(progress, total) as bar:
+        call = counted(bar, own, lambda run: {"fun": float(run.value)})
         try:
             run.begin()
             begun = True
             while True:
                 run.iterate()
-                if bar is not None:
-                    bar.update()
-                    bar.set_postfix(fun=f"{float(run.value):.6g}")
                 enough = call is not None and call(run)
                 if run.together.any(enough) if run.together is not None else enough:
                     raise Stop(STOPPED, "stopped: by the callback")

@@ -68,9 +68,11 @@ class Batch:
         self._fit: Lane | None = None
         self._rows = np.arange(residuals.count)
         self._calls = 0, 0
+        self._bar: Any = None
 
-    def run(self, call: Callable[[Any], bool] | None) -> int | None:
-        """Run all lanes to their end; return what stopped them before."""
+    def run(self, call: Callable[[Any], bool] | None, bar: Any = None) -> int | None:
+        """Run all lanes to their end, which a bar counts; return what stopped them before."""
+        self._bar = bar
         own, xp, all_of = self.residuals, self.residuals.xp, self.residuals.count
         blocks = [self._rows]
         if call is None and own.given and own.layout.library.host:
@@ -87,6 +89,7 @@ class Batch:
                     return self._kind.stopped
                 self._put_aside(fit)
             self._end(fit)
+            self._count(len(self._rows))
         return None
 
     def _index(self, rows: Rows) -> Array:
@@ -107,6 +110,11 @@ class Batch:
         self.residuals.select(self._rows[left])
         fit.keep(self._index(left))
         self._parts, self._rows = parts, self._rows[left]
+        self._count(len(done))
+
+    def _count(self, done: int) -> None:
+        if self._bar is not None:
+            self._bar.update(done)
 
     def _end(self, fit: Lane, status: int | None = None) -> None:
         self._parts.append((self._rows, fit.found(status)))

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 from xopt._public import public
-from xopt.solvers._callbacks import annotate, called
+from xopt.solvers._callbacks import annotate, called, counted, progress_bar
 from xopt.solvers._minimize import checked_layout
 from xopt.solvers._result import OptimizeResult
 from xopt.solvers.fits._arguments import prepared
+from xopt.solvers.fits._batch import Batch
 from xopt.solvers.fits._fit import INTERRUPTED
 from xopt.solvers.fits._residuals import Residuals
 from xopt.solvers.fits._results import plain, result, tree_of
@@ -41,6 +42,7 @@ def least_squares(
     geodesic: bool = False,
     diff_step: float | None = None,
     callback: Callable[..., Any] | None = None,
+    progress: bool = False,
 ) -> OptimizeResult:
     r"""Nonlinear least squares (Levenberg-Marquardt) of one fit, or of many at once, on the library and device of x0.
 
@@ -114,6 +116,8 @@ def least_squares(
     callback
         Called after every step tried with x, or, if its argument is called ``intermediate_result``, with an
         `OptimizeResult` of ``x, cost, nit, nfev``. It ends the run by returning True or raising ``StopIteration``.
+    progress
+        Show a bar (needs tqdm): of steps tried; with ``batched`` of fits that have ended.
 
     Returns
     -------
@@ -190,7 +194,7 @@ def least_squares(
     return solve(
         fun, x0, jac=jac, bounds=bounds, method=method, batched=batched, data=data, args=args, loss=loss,
         f_scale=f_scale, x_scale=x_scale, ftol=ftol, xtol=xtol, gtol=gtol, max_nfev=max_nfev, geodesic=geodesic,
-        preconditioner=preconditioner, diff_step=diff_step, callback=callback,
+        preconditioner=preconditioner, diff_step=diff_step, callback=callback, progress=progress,
     )[0]  # fmt: skip
 
 
@@ -200,13 +204,18 @@ DEFAULTS: dict[str, Any] = least_squares.__kwdefaults__ or {}
 def solve(fun: Any, x0: Any, **options: Any) -> tuple[OptimizeResult, Any]:
     """Do what `least_squares` does; return also (JᵀJ)⁻¹ at the end."""
     given = DEFAULTS | options
-    callback = given.pop("callback")
+    callback, progress = given.pop("callback"), given.pop("progress")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: {callback!r}, but it must be a function")
     run = prepared(fun, checked_layout(x0), **given)
     own = run.residuals
+    call = None if callback is None else called(callback, _point(own), _shown(own))
     try:
-        stopped = run.run(None if callback is None else called(callback, _point(own), _shown(own)))
+        with progress_bar(progress, own.count if isinstance(run, Batch) else None) as bar:
+            if isinstance(run, Batch):
+                stopped = run.run(call, bar)
+            else:
+                stopped = run.run(counted(bar, call, lambda run: {"cost": plain(own, run.now("cost"))}))
     except KeyboardInterrupt:
         if not run.begun:
             raise

@@ -14,7 +14,7 @@ from xopt import _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._arrays.transfer import to_host
-from xopt.solvers._callbacks import annotate, called
+from xopt.solvers._callbacks import annotate, called, progress_bar
 from xopt.solvers._differences import SCHEMES, checked_step
 from xopt.solvers._objective import pair, way
 from xopt.solvers._options import count, gathered, limits
@@ -43,6 +43,7 @@ Evaluate = Callable[[Array], tuple[Array, Array]]
 def solve_many(
     fun: Any, layout: Layout, *, method: Any, jac: Any, args: Any, conjugate: bool, bounds: Any, data: Any,
     maxiter: Any, tol: Any, options: Mapping[str, Any] | None, callback: Callable[..., Any] | None,
+    progress: bool,
 ) -> tuple[OptimizeResult, KeyboardInterrupt | None]:  # fmt: skip
     """Minimize the functions of all lanes."""
     solver = chosen(method, bounds is not None)
@@ -84,7 +85,8 @@ def solve_many(
 
     call = None if callback is None else called(callback, lambda run: tree_of(own, run.now("x")), shown)
     try:
-        return _result(own, run, cost, run.run(call)), None
+        with progress_bar(progress, own.count) as bar:
+            return _result(own, run, cost, run.run(call, bar)), None
     except KeyboardInterrupt as interrupt:
         return _result(own, run, cost, _INTERRUPT), interrupt
     except Exception as error:
