@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -288,3 +289,56 @@ def test_what_users_raise_comes_with_what_was_reached() -> None:
 def test_errors(error: Any, message: str, options: Any) -> None:
     with np.errstate(invalid="ignore"), pytest.raises(error, match=message):
         xopt.least_squares(broyden, START, **{"method": "steihaug", "jac": sparse, **options})
+
+
+def _sparse_forms(lib: Lib) -> list[Any]:
+    """Return functions that make sparse matrices of arrays."""
+    if lib.name == "torch":
+        return [lambda x: x.detach().to_sparse(), lambda x: x.detach().to_sparse_csr()]
+    if lib.name == "jax":
+        return [importlib.import_module("jax.experimental.sparse").BCOO.fromdense]
+    return [lambda x: scipy.sparse.csr_array(lib.numpy(x))] if lib.name == "numpy" else []
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_sparse_matrices_libraries(lib: Lib, dtype: str, rng: np.random.Generator) -> None:
+    """Of torch, JAX or SciPy, as Jacobians and as K of proximal solvers; other methods refuse them by name."""
+    kinds = _sparse_forms(lib)
+    if not kinds or (lib.name == "jax" and "c" not in dtype):
+        pytest.skip("it has none, or compiles every operation")
+    matrix = np.triu(rng.standard_normal((6, 6)), 3) + 3 * np.eye(6)
+    matrix = matrix * (1 + 0.5j) if "c" in dtype else matrix
+    a, y = lib.array(matrix.astype(dtype)), lib.array(np.arange(1, 7).astype(dtype))
+    want = np.linalg.solve(matrix, np.arange(1, 7))
+    residual, start = lambda x: a @ x - y, 0 * y
+    for made in kinds:
+        jac = lambda x, made=made: made(a)
+        got = xopt.least_squares(residual, start, jac=jac, method="steihaug", gtol=1e-12)
+        np.testing.assert_allclose(lib.numpy(got.x), want, rtol=1e-9)
+        f, g = xopt.proximal.squared(y), xopt.proximal.zero()
+        found = [xopt.proximal.fista(f, start, g, K=k, tol=1e-10).x for k in (made(a), a)]
+        np.testing.assert_allclose(*map(lib.numpy, found), rtol=1e-7)
+        with pytest.raises(TypeError, match='jac: a sparse matrix, which method="steihaug" takes'):
+            xopt.least_squares(residual, start, jac=jac)
+        if lib.name == "torch" and "c" not in dtype:
+            with pytest.raises(TypeError, match="hess: a sparse matrix, but only that of SciPy"):
+                xopt.minimize(lambda x: (x @ x, 2 * x), start + 1, method="newton-cg", hess=jac)
+
+
+def test_what_torch_cannot_differentiate(lib: Lib) -> None:
+    """It is said, where a derivative of 0 would be the end of the fit."""
+    if lib.name != "torch":
+        pytest.skip("of torch")
+    x0 = lib.array(np.ones(3), "float32")
+    for method in ("lm", "dogleg", "steihaug"):
+        with pytest.raises(TypeError, match="fun: returned values that do not depend on x"):
+            xopt.least_squares(lambda x: x.detach() ** 2 - 2, x0, method=method)
+    half = xopt.least_squares(lambda x: lib.module().cat([x**2 - 2, x.detach()]), x0)
+    assert half.success
+    with pytest.raises(RuntimeError, match="of the user"):
+        xopt.least_squares(lambda x: _raise(RuntimeError("of the user")), x0)
+
+
+def _raise(error: Exception) -> Any:
+    raise error

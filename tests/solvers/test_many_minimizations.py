@@ -309,6 +309,19 @@ def test_what_torch_cannot_differentiate(lib: Lib) -> None:
         many(lambda x: (x.detach().numpy() ** 2).sum(1), x0, jac=None)
 
 
+def test_a_slope_that_never_falls_ends(rng: np.random.Generator) -> None:
+    """|x| falls by a half in every step, to the smallest numbers there are; many and one end where that is nothing."""
+    x0 = rng.standard_normal((20, 4))
+    got = many(lambda x: (np.abs(x).sum(axis=1), np.sign(x)), x0)
+    assert got.nfev < 1500
+    assert (got.fun < 1e-28).all()
+    for method in ("lbfgs", "bfgs", "lbfgs-b"):
+        one = xopt.minimize(lambda x: (np.abs(x).sum(), np.sign(x)), x0[0], method=method)  # type: ignore[arg-type]
+        assert one.nfev < 1500
+        assert one.fun < 1e-28
+        assert not one.success
+
+
 def test_lanes_that_are_done_are_put_aside() -> None:
     rows: list[int] = []
 

@@ -196,13 +196,13 @@ def operator(space: Trees, K: Any, check: bool, name: str = "K") -> Operator:
 
 def functions(space: Trees, K: Any, name: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """Return K and its adjoint as functions of trees."""
+    pair = products_of(K)
+    if pair is not None:
+        return pair[0], _adjoint(space, pair[1])
     if _arrays.library(K) is not None and hasattr(K, "ndim"):
         return _matrix(space, K, name)
     if isinstance(K, tuple) and len(K) == 2 and all(map(callable, K)):
         return K
-    pair = products_of(K)
-    if pair is not None:
-        return pair[0], _adjoint(space, pair[1])
     if callable(K) and callable(getattr(K, "adjoint", None)):
         return K, K.adjoint
     raise TypeError(

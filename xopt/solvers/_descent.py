@@ -18,7 +18,7 @@ from xopt.solvers._line import Point
 from xopt.solvers._options import Solver
 from xopt.solvers._run import Run
 from xopt.solvers._space import Array, Space, Vectors, not_positive, space
-from xopt.solvers._stopping import STUCK, Limits, Stop
+from xopt.solvers._stopping import NOTHING, STUCK, Limits, Stop
 
 PATIENCE = 20
 
@@ -47,6 +47,8 @@ class Descent(Run):
         self.told = self.method if isinstance(self.method, Told) else None
         self.better = 0
         self.lowest = self.least = math.inf
+        self.nothing = 0.0
+        """A fall of the value that counts for none."""
         self.value, self.known = math.nan, Known(np.zeros(2), np.zeros(1))
         x = made.copied(made.vector(layout.leaves))
         x = x if self.box is None else self.box.project(x)
@@ -107,6 +109,7 @@ class Descent(Run):
         self.check_start(value, self.largest)
         self.value, self.here = self.best = value, new
         self.lowest, self.least = value, self.largest
+        self.nothing = NOTHING * abs(value)
 
     def numbers(self) -> list[float]:
         """Return what the host knows, to restore it."""
@@ -204,7 +207,7 @@ class Descent(Run):
         """Whether there is no minimum, or neither the value nor the gradient has become smaller for long."""
         if self.bottomless:
             return Stop(STUCK, "stopped: the value is -inf, so there is no minimum")
-        if self.value < self.lowest or self.largest < self.least:
+        if self.value < self.lowest - self.nothing or self.largest < self.least:
             self.lowest, self.least = min(self.lowest, self.value), min(self.least, self.largest)
             self.better = self.nit
         elif self.nit - self.better >= PATIENCE:

@@ -13,6 +13,7 @@ from xopt import _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt.solvers._differences import Differences
+from xopt.solvers._operators import is_sparse
 from xopt.solvers._run import Run
 from xopt.solvers._space import Array, Space, Vectors
 
@@ -74,6 +75,8 @@ class GivenMatrix(Hessian):
         if layout.library.host and isinstance(found, list | tuple):
             found = _numbers(found)
         library = _arrays.library(found)
+        if not layout.library.host and is_sparse(found):
+            raise TypeError("hess: a sparse matrix, but only that of SciPy is taken; give hessp, the product with it")
         if layout.library.host and library is None and hasattr(found, "__matmul__"):
             if tuple(getattr(found, "shape", ())) != (n, n):
                 raise ValueError(f"hess: shape {getattr(found, 'shape', None)}, but it must be {(n, n)}")

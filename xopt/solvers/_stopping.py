@@ -7,6 +7,8 @@ import time
 from typing import NamedTuple
 
 CONVERGED, LIMIT, STUCK, INTERRUPTED, STOPPED = 0, 1, 2, 3, 99
+NOTHING = 1e-30
+"""The part of the first value that is no progress: |x|, whose slope stays 1, falls by a half in every step for ever."""
 
 
 class Limits(NamedTuple):

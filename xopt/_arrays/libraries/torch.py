@@ -16,6 +16,7 @@ from xopt._arrays.library import DTYPE, SHAPE, Array, Library, NDArray, bfloat16
 
 _contiguous, _address = operator.methodcaller("is_contiguous"), operator.methodcaller("data_ptr")
 _conj, _neg, _stride = (operator.methodcaller(n) for n in ("is_conj", "is_neg", "stride"))
+_CONSTANT = "fun: returned values that do not depend on x, so that torch cannot differentiate them"
 _FACTS = (DTYPE, SHAPE, operator.attrgetter("device"), operator.attrgetter("layout"))
 
 
@@ -191,7 +192,16 @@ class Own(Library):
 
     def along(self, function: Callable[[Array], Array], x: Array) -> Callable[[Array], Array]:
         jvp = _jvp()
-        return lambda v: jvp(function, (x,), (v,))[1]
+
+        def product(v: Array) -> Array:
+            try:
+                return jvp(function, (x,), (v,), strict=True)[1]
+            except RuntimeError as error:
+                if "strict=True" in str(error):
+                    raise TypeError(_CONSTANT) from None
+                raise
+
+        return product
 
     def across(self, function: Callable[[Array], Array], x: Array) -> tuple[Array, Callable[[Array], Array]]:
         torch = _torch()
@@ -199,7 +209,7 @@ class Own(Library):
             x = x.detach().requires_grad_()
             y = function(x)
         if not y.requires_grad:
-            raise TypeError("fun: returned values that do not depend on x, so that torch cannot differentiate them")
+            raise TypeError(_CONSTANT)
 
         def back(u: Array) -> Array:
             [found] = torch.autograd.grad(y, x, u, retain_graph=True, allow_unused=True, materialize_grads=True)

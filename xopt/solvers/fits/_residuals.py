@@ -13,6 +13,7 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._arrays.transfer import to_host
 from xopt.solvers._differences import SCHEMES
+from xopt.solvers._operators import is_sparse
 
 Array = Any
 _TINY = 1e-30
@@ -217,6 +218,8 @@ class Residuals:
     def _of_leaf(self, j: Any, k: int, path: str) -> list[Array]:
         xp, lead, library, inner = self.xp, self.lead, self.layout.library, self.inner[k]
         size, pairs = math.prod(inner), self.layout.dtypes[k].complex
+        if is_sparse(j):
+            raise TypeError(f'{path}: a sparse matrix, which method="steihaug" takes')
         j = numbers(path, j) if library.host and _arrays.library(j) is None else j
         if _arrays.library(j) is not library:
             raise TypeError(f"{path}: {named(j)}, but x0 has arrays of {library}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from xopt import _arrays
 from xopt.solvers._descent import PATIENCE
-from xopt.solvers._stopping import CONVERGED, LIMIT, STUCK, Limits
+from xopt.solvers._stopping import CONVERGED, LIMIT, NOTHING, STUCK, Limits
 from xopt.solvers.fits._box import pushed, within
 from xopt.solvers.fits._residuals import rounded
 from xopt.solvers.lanes._curvature import Array, Curvature, dot
@@ -79,6 +79,7 @@ class Minimizations:
         none = xp.zeros_like(self.value)
         self.nit = xp.astype(none, xp.int32)
         self.end, self.running = self.nit, none == 0
+        self.nothing = NOTHING * xp.abs(self.value)
         self.lowest, self.least, self.worse = none + math.inf, none + math.inf, self.nit
         self._stop(~(xp.isfinite(self.value) & xp.all(xp.isfinite(self.g), axis=0)), NOT_FINITE)
         self.d, self.alpha, self.lo, self.hi = xp.zeros_like(self.x), none, none, none + math.inf
@@ -103,7 +104,7 @@ class Minimizations:
         flat = self.g if self.low is None else self.x - self._boxed(self.x - self.g)
         largest = xp.max(xp.abs(flat), axis=0)
         self._stop(largest <= self.limits.gtol, GTOL)
-        better = (self.value < self.lowest) | (largest < self.least)
+        better = (self.value < self.lowest - self.nothing) | (largest < self.least)
         self.lowest = xp.where(self.value < self.lowest, self.value, self.lowest)
         self.least = xp.where(largest < self.least, largest, self.least)
         self.worse = xp.where(better, self.worse * 0, self.worse + xp.astype(stepped, self.worse.dtype))
@@ -217,7 +218,7 @@ class Minimizations:
     def keep(self, rows: Array) -> None:
         """Go on with some of the lanes, by their numbers here: those of the objective that were selected."""
         names = ("x", "g", "value", "nit", "end", "running", "d", "alpha", "lo", "hi", "tries",
-                 "lowest", "least", "worse")  # fmt: skip
+                 "lowest", "least", "worse", "nothing")  # fmt: skip
         new = {n: self.xp.take(getattr(self, n), rows, axis=-1) for n in names}
         for n in ("low", "high"):
             side = getattr(self, n)
