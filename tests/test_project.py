@@ -46,7 +46,7 @@ ENGINE = [
     ["runners.tiled"],
     ["runners.llvm", "runners.cuda"],
     ["runners.choose"],
-    ["resolve", "state", "again"],
+    ["resolve", "state", "again", "lazy_rows"],
     ["executor", "block"],
     ["eval_params", "buffers", "jitted"],
 ]

@@ -6,6 +6,7 @@ from xopt import proximal as proximal
 from xopt import random as random
 from xopt import schedules as schedules
 from xopt._arrays.paths import no_decay_1d as no_decay_1d
+from xopt._arrays.rows import SparseRows as SparseRows
 from xopt._config import show_config as show_config
 from xopt._explain import explain as explain
 from xopt._logging import ProgressBar as ProgressBar

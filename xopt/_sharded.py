@@ -11,6 +11,7 @@ import numpy as np
 
 from xopt import _arrays
 from xopt._arrays.layout import AliasGuard, Layout
+from xopt._arrays.rows import SparseRows
 from xopt._arrays.transfer import to_host
 from xopt._arrays.tree import holes
 from xopt._engine import buffers as _buffers
@@ -254,11 +255,20 @@ class ShardedOptimizer(SavedTogether):
             what = f"{len(grads)} of them" if isinstance(grads, list | tuple) else f"a {type(grads).__name__}"
             raise ValueError(f"grads: {what}, but with parts={self._parts} each rank has a list of {many}")
         if self._owned:
-            return [LocalGradient(self._outer.gradients(x)[0]) for x in each]
-        found = [self._exchange.vectors(*self._outer.gradients(x)) for x in each]
+            return [LocalGradient(self._checked(x)[0]) for x in each]
+        found = [self._exchange.vectors(*self._checked(x)) for x in each]
         if self._outer.moved:
             self._moved()
         return found
+
+    def _checked(self, grads: Any) -> tuple[list[Any], Any]:
+        """Return a gradient leaf by leaf, and the addresses; refuse rows, of which each rank would have others."""
+        found, where = self._outer.gradients(grads)
+        for k, g in enumerate(found):
+            if isinstance(g, SparseRows):
+                path = self._whole.path(k, "grads")
+                raise TypeError(f"{path}: SparseRows with lazy=True, which comm= cannot add up; use lazy=False")
+        return found, where
 
     def _with_gradients(self, parts: list[LocalGradient]) -> list[bool]:
         """Say of each parameter whether any rank has a gradient for it."""

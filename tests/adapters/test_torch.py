@@ -258,14 +258,6 @@ def test_a_loss_scale() -> None:
     assert same(net, model())
 
 
-def test_sparse_gradients_are_refused() -> None:
-    table = torch.nn.Embedding(4, 2, sparse=True)
-    opt = adapted(table.parameters(), xopt.SGD(0.1))
-    table(torch.tensor([1])).sum().backward()
-    with pytest.raises(TypeError, match="sparse"):
-        opt.step()
-
-
 def test_a_state_of_other_order_is_loaded_by_name() -> None:
     net = model()
     opt = adapted(net.named_parameters(), xopt.Adam(1e-2))

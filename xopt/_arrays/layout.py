@@ -12,6 +12,7 @@ import numpy as np
 
 from xopt import _arrays
 from xopt._arrays import tree as _tree
+from xopt._arrays.rows import SparseRows, accepted
 
 _base = operator.attrgetter("base")
 _writeable = operator.attrgetter("flags.writeable")
@@ -101,7 +102,11 @@ class Layout:
     def gradients(self, grads: Any, name: str = "grads") -> list[Any]:
         """Return the gradients leaf by leaf, None where there is none, or say which one does not fit and why."""
         found = _tree.match(self.spec, grads, name)
-        return [self.accept(k, g, name) for k, g in enumerate(found)]
+        return [self.gradient(k, g, name) for k, g in enumerate(found)]
+
+    def gradient(self, k: int, g: Any, name: str = "grads") -> Any:
+        """Return the gradient of leaf ``k``: None, an array, or some of its rows, which alone take part in the step."""
+        return accepted(self, k, g, name) if isinstance(g, SparseRows) else self.accept(k, g, name)
 
     def accept(self, k: int, g: Any, name: str = "grads") -> Any:
         """Return the gradient of leaf ``k`` as an array that can be computed with, or say why it does not fit."""
@@ -131,6 +136,7 @@ class Layout:
     def refuse_nonfinite(self, gs: list[Any]) -> None:
         """Raise for the first gradient that is not finite, where a jitted step could not."""
         for k, g in enumerate(gs):
+            g = g.values if isinstance(g, SparseRows) else g
             bad = 0 if g is None else int(self.xp.sum(~self.xp.isfinite(g)))
             if bad:
                 raise FloatingPointError(f"{self.path(k, 'grads')}: {bad:,} elements are not finite")
@@ -160,7 +166,7 @@ class Layout:
             )
         own, other = self.library.layout(p), self.library.layout(x)
         if other != own:
-            raise TypeError(f"{path}: layout {other}, but the parameter has {own}; pass x.to_dense()")
+            raise TypeError(f"{path}: layout {other}, but the parameter has {own}; pass x.to_dense() or SparseRows")
 
     def tree(self, leaves: list[Any]) -> Any:
         """Put one array a parameter back into the structure."""
@@ -267,11 +273,12 @@ class AliasGuard:
             where = self._addresses(found)
             if where is not None:
                 return found, where
-        found = [layout.accept(k, g) for k, g in enumerate(found)]
+        found = [layout.gradient(k, g) for k, g in enumerate(found)]
         held = {id(p): k for k, p in enumerate(layout.leaves)} if layout.library.jits else {}
         for k, g in enumerate(found):
             if g is None:
                 continue
+            g = g.values if isinstance(g, SparseRows) else g
             self._refuse_shared(k, g, held)
             if self._inspector is not None and layout.library.unmapped(g):
                 raise TypeError(

@@ -207,6 +207,34 @@ class Library:
         """Say of parameters what can change without them, such as their memory: of complex ones, if ``wide``, more."""
         return []
 
+    # --- rows
+
+    def traced(self, x: Array) -> bool:
+        """Whether an array stands for values that are not known yet."""
+        return False
+
+    def node(self, kind: type, arrays: tuple[str, ...], fixed: tuple[str, ...]) -> None:
+        """Make a class known to the library as a container of these attributes, if it wants to know."""
+
+    def distinct(self, xp: Any, indices: Array, count: int) -> tuple[Array, Array]:
+        """Return the different ones among indices, which are below ``count``, and which of these each index is."""
+        host = self.to_host(indices)
+        rows, place = np.unique(host, return_inverse=True)
+        place = place.astype(np.int32)  # not every device has int64
+        return self.from_host(xp, rows, host.dtype.name, indices), self.from_host(xp, place, "int32", indices)
+
+    def add_rows(self, xp: Any, table: Array, at: Array, rows: Array) -> Array:
+        """Add rows, one after the other, to those of a new array in C order, perhaps in its memory."""
+        for j in range(rows.shape[0]):
+            table[int(at[j]), ...] = table[int(at[j]), ...] + rows[j, ...]
+        return table
+
+    def put_rows(self, xp: Any, table: Array, at: Array, rows: Array) -> Array:
+        """Put rows in the place of others, each of another one; in its memory, where arrays can be written into."""
+        for j in range(rows.shape[0]):
+            table[int(at[j]), ...] = rows[j, ...]
+        return table
+
     # --- devices
 
     def on_device(self, x: Array) -> Any:
@@ -270,6 +298,20 @@ class NumPyLike(Library):
 
     def contiguous(self, column: list[Array]) -> list[bool]:
         return list(map(_contiguous, column))
+
+    def distinct(self, xp: Any, indices: Array, count: int) -> tuple[Array, Array]:
+        found = xp.unique_inverse(indices)
+        return found.values, found.inverse_indices
+
+    def add_rows(self, xp: Any, table: Array, at: Array, rows: Array) -> Array:
+        width = math.prod(table.shape[1:])  # of many numbers NumPy adds several times as fast where there are no rows
+        places = at.astype(xp.int64)[:, None] * width + xp.arange(width)
+        xp.add.at(table.reshape(-1), places.reshape(-1), rows.reshape(-1))
+        return table
+
+    def put_rows(self, xp: Any, table: Array, at: Array, rows: Array) -> Array:
+        table[at] = rows
+        return table
 
     def moving(self, leaves: list[Array], wide: bool) -> list[Any]:
         strides = list(map(operator.attrgetter("strides"), leaves))

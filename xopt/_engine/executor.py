@@ -11,12 +11,14 @@ import numpy as np
 
 from xopt._arrays import scalars as _scalars
 from xopt._arrays.layout import Layout
+from xopt._arrays.rows import SparseRows
 from xopt._arrays.scalars import after
 from xopt._arrays.tree import holes
 from xopt._engine import metrics as _metrics
 from xopt._engine.again import Again
 from xopt._engine.bucket import Bucket
 from xopt._engine.exclusive import Writing
+from xopt._engine.lazy_rows import LazyRows
 from xopt._engine.program.algebra import Count
 from xopt._engine.program.contract import BucketStep, Chains, ComponentSpec
 from xopt._engine.program.hooks import check_groups
@@ -208,6 +210,11 @@ class Executor:
         arenas and what its runner keeps between steps; ``where`` the addresses of the gradients, if they are known.
         Everything that can fail for what the caller gave has been checked before the first write.
         """
+        if where is None and SparseRows in {*map(type, gs)}:
+            rows = LazyRows(self.layout, self.bucket_of, ps, gs, slots, owned=writing is not None)
+            kept = memory and rows.kept(self.buckets, memory)
+            made = self.run(step, rows.ps, rows.gs, rows.slots, carry, change=change, writing=writing, memory=kept)
+            return rows.spread(made, change)
         first, write = "u" if change else "p", writing is not None
         some = where is None and holes(gs)
         works = self.works(first, ps, gs, slots, memory, where, some)

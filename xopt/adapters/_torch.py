@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from xopt._arrays.rows import SparseRows
 from xopt.rule import FunctionalOptimizer
 from xopt.rule._functional import Wrapper
 from xopt.transforms._groups import Groups
@@ -68,6 +69,13 @@ def hyperparams_of(group: dict[str, Any], hyper: dict[str, Any], needed: Iterabl
             raise TypeError(f"{name}: {x!r} in a parameter group, but it must be a number{more}")
         found[name] = float(x)
     return found
+
+
+def gradient(g: Any, lazy: bool) -> Any:
+    """Return a gradient as rules take it: by rows, if it is sparse in its first axis alone."""
+    if g is None or g.layout is not torch.sparse_coo or g.sparse_dim() != 1:
+        return g
+    return SparseRows(g._indices()[0], g._values(), lazy=lazy)  # also where rows occur several times
 
 
 def scalar(x: Any) -> torch.Tensor:

@@ -14,6 +14,7 @@ from xopt.adapters._torch import (
     BETAS,
     defaults,
     given,
+    gradient,
     hyperparams_of,
     in_order,
     kept,
@@ -59,13 +60,17 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         A rule or a chain. Norms and sums over all arrays are over all parameter groups.
     runner, on_nonfinite, rounding, master_weights, state_dtype, seed, metrics
         As for :class:`xopt.Optimizer`.
+    lazy
+        Of sparse gradients, which ``torch.nn.Embedding(sparse=True)`` and ``EmbeddingBag`` have: whether a step touches
+        nothing but the rows that occur, as ``torch.optim.SparseAdam`` does, or is that of the dense gradient, see
+        :class:`xopt.SparseRows`.
     **hyperparams
         In place of those of the rule, as trainers give them: ``lr=0.1``, ``betas=(0.9, 0.99)``.
 
     Raises
     ------
     TypeError, ValueError
-        What :class:`xopt.Optimizer` raises, at the first step: for a DTensor or a sparse gradient, for a parameter that
+        What :class:`xopt.Optimizer` raises, at the first step: for a DTensor, for a parameter that
         was given another dtype or device after it (``model.double()``; before the first step it may be). For a
         hyperparameter that the rule does not have, at once.
 
@@ -109,9 +114,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         state_dtype: StateDType = None,
         seed: int = 0,
         metrics: Collection[str] = (),
+        lazy: bool = True,
         **hyperparams: Any,
     ) -> None:
         check_method(rule)
+        self._lazy = lazy
         self._rule = rule = given(rule, hyperparams)
         self._inner: Steps | None = None
         self._options: dict[str, Any] = {
@@ -158,7 +165,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         inner = self._changed(self._ready())
         value = loss.detach() if isinstance(loss, torch.Tensor) else loss
         with torch.no_grad():
-            inner.step(self._tree(lambda p: p.grad), value=value)
+            inner.step(self._tree(lambda p: gradient(p.grad, self._lazy)), value=value)
         self._publish_scalars(inner)
         return loss
 
@@ -232,7 +239,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
     def __getstate__(self) -> dict[str, Any]:
         if self.state:
             self._ready()
-        more = {name: getattr(self, name) for name in ("_rule", "_options", "_hyper", "_needed", "_taken")}
+        more = {name: getattr(self, name) for name in ("_rule", "_options", "_hyper", "_needed", "_taken", "_lazy")}
         return {**super().__getstate__(), **more, "_inner": None, "_seen": [], "_own": set(), "_shown": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

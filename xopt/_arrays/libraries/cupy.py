@@ -34,6 +34,12 @@ class Own(NumPyLike):
     def phantom(self, x: Array) -> NDArray | None:
         return described(x.data.ptr, x.shape, x.strides, x.itemsize)
 
+    def add_rows(self, xp: Any, table: Array, at: Array, rows: Array) -> Array:
+        if table.dtype.kind != "c":
+            return super().add_rows(xp, table, at, rows)
+        parts = (super().add_rows(xp, xp.zeros_like(part(table)), at, part(rows)) for part in (xp.real, xp.imag))
+        return table + self.join_complex(xp, *parts)  # nothing adds complex numbers there
+
     def on_device(self, x: Array) -> Any:
         return x.device
 

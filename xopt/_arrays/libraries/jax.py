@@ -52,6 +52,24 @@ class Own(Library):
     def set_row(self, rows: Array, i: int, values: Array) -> Array:
         return _set_row()(rows, i, values)
 
+    def traced(self, x: Array) -> bool:
+        return isinstance(x, _jax().core.Tracer)
+
+    def node(self, kind: type, arrays: tuple[str, ...], fixed: tuple[str, ...]) -> None:
+        _register(kind, arrays, fixed)
+
+    def distinct(self, xp: Any, indices: Array, count: int) -> tuple[Array, Array]:
+        found: tuple[Array, Array] = xp.unique(
+            _rows_of(xp, indices, count), size=indices.shape[0], fill_value=count, return_inverse=True
+        )
+        return found
+
+    def add_rows(self, xp: Any, table: Array, at: Array, rows: Array) -> Array:
+        return table.at[_rows_of(xp, at, table.shape[0])].add(rows, mode="drop")
+
+    def put_rows(self, xp: Any, table: Array, at: Array, rows: Array) -> Array:
+        return table.at[at].set(rows, mode="drop")
+
     def value_and_grad(self, function: Callable[[list[Array]], Any]) -> Callable[[list[Array]], Any]:
         found = _jax().value_and_grad(function)
 
@@ -82,3 +100,24 @@ class Own(Library):
 @functools.cache
 def _set_row() -> Any:
     return _jax().jit(lambda rows, i, values: rows.at[i].set(values), donate_argnums=0)
+
+
+@functools.cache
+def _register(kind: type, arrays: tuple[str, ...], fixed: tuple[str, ...]) -> None:
+    def make(aux: tuple[Any, ...], children: Any) -> Any:
+        new: Any = object.__new__(kind)  # not __init__, which would look at what may be no arrays now
+        for name, x in zip((*arrays, *fixed), (*children, *aux), strict=True):
+            setattr(new, name, x)
+        return new
+
+    def take(x: Any) -> Any:
+        key = _jax().tree_util.GetAttrKey
+        return [(key(n), getattr(x, n)) for n in arrays], tuple(getattr(x, n) for n in fixed)
+
+    _jax().tree_util.register_pytree_with_keys(kind, take, make)
+
+
+def _rows_of(xp: Any, indices: Array, count: int) -> Array:
+    """Return indices of rows; ``count`` for what is none, which JAX drops."""
+    indices = indices if indices.dtype.itemsize >= 4 else indices.astype(xp.int32)
+    return xp.where((indices < 0) | (indices >= count), count, indices)
