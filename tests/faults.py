@@ -48,6 +48,39 @@ class Fault(NamedTuple):
 
 # fmt: off
 FAULTS: dict[str, Fault] = {
+    "rows-that-occur-twice": Fault(
+        "tensorflow #28090, pytorch #1285: of values for one row, all but one are lost",
+        (("_arrays.library", "xp.add.at(table.reshape(-1), places.reshape(-1), rows.reshape(-1))",
+          "table.reshape(-1)[places.reshape(-1)] += rows.reshape(-1)"),),
+        ("tests/optimizer/test_sparse_rows.py::test_lazy_adam_beside_numpy[numpy-plain]",
+         "tests/optimizer/test_sparse_rows_composed.py::test_the_norm_is_that_of_the_sums"),
+    ),
+    "rows-that-do-not-occur": Fault(
+        "tensorflow #464, #6460: with sparse gradients the moments of the whole table decay",
+        (("_arrays.rows", "if given.lazy:", "if False:"),),
+        ("tests/optimizer/test_sparse_rows.py::test_lazy_adam_beside_numpy[numpy-plain]",),
+    ),
+    "lazy-sums": Fault(
+        "a norm over the rows that occur, in the place of that of the parameter",
+        (("_engine.lazy_rows", "if spec.reduce is not None and not _of", "if False and not _of"),),
+        ("tests/optimizer/test_sparse_rows_composed.py::test_what_would_be_wrong_is_refused_and_nothing_moves[cautious]",),
+    ),
+    "lazy-averages": Fault(
+        "an average of parameters of which only some rows follow",
+        (("_engine.lazy_rows", "if spec.readout is not None", "if False"),),
+        ("tests/optimizer/test_sparse_rows_composed.py::test_what_would_be_wrong_is_refused_and_nothing_moves[EMA]",),
+    ),
+    "padding-in-a-norm": Fault(
+        "rows that are dropped, whose values count in the norm",
+        (("_arrays.rows", "real = xp.reshape(rows < count", "real = xp.reshape(rows <= count"),),
+        ("tests/optimizer/test_sparse_rows_composed.py::test_jax_drops_rows_that_are_none_and_compiles_once",),
+        library="jax",
+    ),
+    "rows-out-of-range": Fault(
+        "an index of -1 is the last row, and one past the end is an error of the library, or none",
+        (("_arrays.rows", "if low < 0 or high >= count", "if False"),),
+        ("tests/optimizer/test_sparse_rows_composed.py::test_errors_come_before_anything_is_written",),
+    ),
     "jacobian-of-nan": Fault(
         "found here: derivatives that are NaN counted as a gradient of 0, and a fit as converged",
         (("solvers.fits._fit", "known = xp.all(xp.isfinite(g), axis=0) & ", "known = "),),

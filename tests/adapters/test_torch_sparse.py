@@ -67,6 +67,16 @@ def test_sparse_gradients_as_the_dense_ones() -> None:
         lazy.step()
 
 
+@pytest.mark.parametrize("lazy", [True, False])
+def test_a_batch_of_padding_alone(lazy: bool) -> None:
+    table = torch.nn.Embedding(5, 1, padding_idx=0, sparse=True)
+    before, opt = table.weight.detach().clone(), adapted(table.parameters(), xopt.Adam(0.1), lazy=lazy)
+    table(torch.tensor([[0, 0]])).sum().backward()
+    opt.step()  # where torch's SparseAdam once failed: pytorch #82486
+    assert torch.equal(table.weight, before)
+    assert table.weight.grad._values().numel() == 0
+
+
 def test_other_sparse_gradients_are_refused() -> None:
     p = torch.nn.Parameter(torch.ones(2, 2))
     opt = adapted([p], xopt.SGD(0.1))

@@ -66,6 +66,11 @@ GRADIENTS: dict[str, tuple[Callable[[], Any], type[BaseException], str]] = {
     "string": (lambda: {**gradients(), "s": "x"}, TypeError, r'grads\["s"\]'),
     "list": (lambda: [*gradients().values()], ValueError, "grads"),
     "nothing": (lambda: None, ValueError, "grads"),
+    "lazy rows": (
+        lambda: {**gradients(), "b": xopt.SparseRows(np.zeros(1, int), np.ones(1), lazy=True)},
+        TypeError,
+        r'grads\["b"\]: SparseRows with lazy=True, which comm= cannot add up; use lazy=False',
+    ),
 }
 
 
@@ -97,6 +102,22 @@ def steps(job: Callable[[Any, Rank], Any], rule: Any = RULE, **options: Any) -> 
         assert isinstance(x, tuple), x
         assert x[1] == want
     return [x[0] for x in found]
+
+
+@pytest.mark.parametrize("owned", [False, True])
+def test_rows_on_each_rank_are_added_as_dense_gradients(owned: bool) -> None:
+    def one(comm: Rank, sparse: bool) -> Any:
+        opt = xopt.Optimizer({"w": np.ones((5000, 20)), "b": np.ones(3)}, RULE, comm=comm, owned=owned)
+        for k in range(2):
+            rows, values = np.asarray([comm.rank, 7, 4000 + k, 7]), np.full((4, 20), 1.0 + comm.rank)
+            dense = np.zeros((5000, 20))
+            np.add.at(dense, rows, values)
+            opt.step({"w": xopt.SparseRows(rows, values) if sparse else dense, "b": np.ones(3)})
+        return bits(opt.params)
+
+    found, want = (World(SIZE).run(lambda comm, sparse=sparse: one(comm, sparse)) for sparse in (True, False))
+    assert found == want
+    assert not any(isinstance(x, BaseException) for x in found)
 
 
 @pytest.mark.parametrize("name", GRADIENTS)

@@ -41,10 +41,12 @@ class Path(NamedTuple):
     form: str = "pure"
     """``"pure"``: init, apply, updates. ``"place"``: Optimizer. ``"jit"``: apply under ``jax.jit``. ``"ranks"``:
     Optimizers of several ranks."""
+    rows: bool = False
+    """Whether gradients are given by rows, all of them in another order; lazy, where that is not refused."""
 
     @property
     def name(self) -> str:
-        return "-".join(x for x in (self.library, self.device, self.runner, self.form) if x)
+        return "-".join(x for x in (self.library, self.device, self.runner, self.form, "rows" * self.rows) if x)
 
     @property
     def in_place(self) -> bool:
@@ -54,7 +56,8 @@ class Path(NamedTuple):
     @property
     def family(self) -> str:
         """What differences are grouped by."""
-        return "-".join(x for x in (self.library, self.runner, self.form if self.form in ("jit", "ranks") else "") if x)
+        form = self.form if self.form in ("jit", "ranks") else ""
+        return "-".join(x for x in (self.library, self.runner, form, "rows" * self.rows) if x)
 
 
 REFERENCE = Path("numpy", "", "eager", "pure")
@@ -73,13 +76,14 @@ def paths(library: str) -> list[Path]:
     if library == "numpy":
         forms = [("eager", "place"), ("tiled", "pure"), ("tiled", "place"), ("tiles", "pure"), ("tiles", "place")]
         forms += [("eager", "ranks"), ("tiled", "ranks")]
-        return [Path("numpy", "", *x) for x in forms]
+        return [*(Path("numpy", "", *x) for x in forms), Path("numpy", "", "tiled", "place", rows=True)]
     if library == "llvm":
         tensors = [Path("torch", "", "llvm", "ranks")] if available("torch") else []
         return [*(Path("numpy", "", "llvm", form) for form in ("pure", "place", "ranks")), *tensors]
     if library == "torch":
         forms = [(runner, form) for runner in ("eager", "tiled") for form in ("pure", "place")]
-        return [Path("torch", "", *x) for x in [*forms, ("eager", "ranks"), ("tiled", "ranks")]]
+        found = [Path("torch", "", *x) for x in [*forms, ("eager", "ranks"), ("tiled", "ranks")]]
+        return [*found, Path("torch", "", "eager", "pure", rows=True)]
     if library == "jax":
         return [Path("jax", "", None, form) for form in ("jit", "place", "pure")]
     if library == "ranks":
@@ -248,24 +252,48 @@ class Run:
         self.inputs = (grads, cases.mapped(lambda k, leaf: None, self.case.params))
         before = self.bits(grads)
         try:
-            if self.path.form == "place":
-                found = self.opt.step(grads, **more, **overrides)
-                assert found is self.opt.params, "step does not return the parameters"
-                return {}
-            out = {}
-            words = {**self.sticky, **overrides, **more}
-            if self.bump:
-                words = self.bump.hyper(words)
-                self.params, self.state = self.bump.tree(self.params), self.bump.state(self.state)
-            if self.case.updates:
-                change, _ = self.call("updates", grads, words)
-                out = self.tree("change", change)
-            self.params, self.state = self.call("apply", grads, words)
-            if self.path.library == "dask":  # else each array is computed from the first step on
-                self.params, self.state = importlib.import_module("dask").persist(self.params, self.state)
-            return out
+            if not self.path.rows:
+                return self.taken(grads, more, overrides)
+            now = self.all_bits()
+            try:
+                return self.taken(self.rows(grads, lazy=True), more, overrides)
+            except TypeError as error:
+                if "SparseRows with lazy=True" not in str(error):
+                    raise
+                assert self.all_bits() == now, "what was refused has written"
+            return self.taken(self.rows(grads, lazy=False), more, overrides)
         finally:
             self.touched = "" if self.bits(grads) == before else "the gradients"
+
+    def taken(self, grads: Any, more: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+        """Take a step with these gradients; return what it gave."""
+        if self.path.form == "place":
+            found = self.opt.step(grads, **more, **overrides)
+            assert found is self.opt.params, "step does not return the parameters"
+            return {}
+        out: dict[str, Any] = {}
+        words = {**self.sticky, **overrides, **more}
+        if self.bump:
+            words = self.bump.hyper(words)
+            self.params, self.state = self.bump.tree(self.params), self.bump.state(self.state)
+        if self.case.updates:
+            change, _ = self.call("updates", grads, words)
+            out = self.tree("change", change)
+        self.params, self.state = self.call("apply", grads, words)
+        if self.path.library == "dask":  # else each array is computed from the first step on
+            self.params, self.state = importlib.import_module("dask").persist(self.params, self.state)
+        return out
+
+    def rows(self, grads: Any, lazy: bool) -> Any:
+        """Return gradients by rows."""
+
+        def by_rows(g: Any) -> Any:
+            if g is None or len(g.shape) == 0:
+                return g
+            order = array(self.path, np.random.default_rng(self.case.seed).permutation(g.shape[0]))
+            return xopt.SparseRows(order, g[order], lazy=lazy)
+
+        return optree.tree_map(by_rows, grads, none_is_leaf=True)
 
     def call(self, name: str, grads: Any, words: dict[str, Any]) -> Any:
         """Call apply or updates."""

@@ -155,6 +155,8 @@ def summed(layout: Any, k: int, given: SparseRows) -> tuple[Array, Array]:
     0.
     """
     xp, library, count = layout.xp, layout.library, layout.shapes[k][0]
+    if given.indices.shape[0] == 0:
+        return _arrays.cast(xp, given.indices, xp.int32), given.values
     rows, place = library.distinct(xp, given.indices, count)
     compute = _arrays.dtype_of(library, xp, layout.dtypes[k].compute)
     values = _arrays.cast(xp, given.values, compute)

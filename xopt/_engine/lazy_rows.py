@@ -59,10 +59,9 @@ class LazyRows:
             bucket = bucket_of[k]
             if not isinstance(g, SparseRows):
                 continue
+            self.gs[k] = None
             if bucket is not None:
                 _refuse(bucket.plan, layout.path(k, "grads"))
-            self.gs[k] = None
-            if bucket is not None and g.indices.shape[0]:
                 with layout.library.no_grad():
                     self._take(k, g)
 
@@ -113,9 +112,10 @@ def _refuse(plan: Plan, path: str) -> None:
 @functools.lru_cache(maxsize=512)
 def _reason(plan: Plan) -> str:
     """Say why a chain needs rows without a gradient; nothing if it does not."""
+    whole = next((spec for spec in plan.specs if not spec.elementwise or spec.tree is not None), None)
+    if whole is not None:  # of such a chain nothing is recorded
+        return f"{whole.key} computes with whole arrays"
     for i, spec in enumerate(plan.specs):
-        if not spec.elementwise or spec.tree is not None:
-            return f"{spec.key} computes with whole arrays"
         if spec.readout is not None:
             return f"{spec.key} keeps an average of all rows"
         if spec.gates and spec.slots:
