@@ -50,8 +50,8 @@ class Fault(NamedTuple):
 FAULTS: dict[str, Fault] = {
     "rows-that-occur-twice": Fault(
         "tensorflow #28090, pytorch #1285: of values for one row, all but one are lost",
-        (("_arrays.library", "xp.add.at(table.reshape(-1), places.reshape(-1), rows.reshape(-1))",
-          "table.reshape(-1)[places.reshape(-1)] += rows.reshape(-1)"),),
+        (("_arrays.library", "xp.add.at(table.reshape(-1), places.reshape(-1), rows[again].reshape(-1))",
+          "pass"),),
         ("tests/optimizer/test_sparse_rows.py::test_lazy_adam_beside_numpy[numpy-plain]",
          "tests/optimizer/test_sparse_rows_composed.py::test_the_norm_is_that_of_the_sums"),
     ),

@@ -228,7 +228,7 @@ class Optimizer(Saving, Logged):
         Parameters
         ----------
         grads
-            A tree like the parameters; None leaves its parameter and its state alone.
+            A tree like the parameters; None leaves its parameter and its state alone; :class:`SparseRows` are rows.
         value
             The loss, for rules with a component that asks for it; others take no notice of it.
         **overrides

@@ -304,9 +304,14 @@ class NumPyLike(Library):
         return found.values, found.inverse_indices
 
     def add_rows(self, xp: Any, table: Array, at: Array, rows: Array) -> Array:
-        width = math.prod(table.shape[1:])  # of many numbers NumPy adds several times as fast where there are no rows
-        places = at.astype(xp.int64)[:, None] * width + xp.arange(width)
-        xp.add.at(table.reshape(-1), places.reshape(-1), rows.reshape(-1))
+        # NumPy adds to places that occur several times a number at a time: so only the second values and later ones
+        order, first = xp.arange(len(at)), xp.zeros(len(table), dtype=xp.int64)
+        first[at[::-1]] = order[::-1]
+        again = first[at] != order
+        table[at[~again]] += rows[~again]
+        width = math.prod(table.shape[1:])  # and of many numbers several times as fast where there are no rows
+        places = at[again].astype(xp.int64)[:, None] * width + xp.arange(width)
+        xp.add.at(table.reshape(-1), places.reshape(-1), rows[again].reshape(-1))
         return table
 
     def put_rows(self, xp: Any, table: Array, at: Array, rows: Array) -> Array:

@@ -196,7 +196,7 @@ class FunctionalOptimizer(ABC):
         params, grads
             Trees of one structure, in which lists and tuples may stand for each other, and so may mappings; shapes,
             dtypes, library and device agree leaf by leaf. A gradient of None leaves
-            its parameter and its state alone.
+            its parameter and its state alone; one of :class:`~xopt.SparseRows` has some rows of a table.
         state
             From :meth:`init` or the step before.
         value

@@ -148,7 +148,7 @@ class Own(Library):
         return table.index_put_((at,), rows, accumulate=True)  # which sorts, where the other is a race
 
     def put_rows(self, xp: Any, table: Array, at: Array, rows: Array) -> Array:
-        return table.index_put_((at.to(_torch().int64),), rows)
+        return table.index_copy_(0, at.to(_torch().int64), rows)
 
     def on_device(self, x: Array) -> Any:
         return _torch().cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
