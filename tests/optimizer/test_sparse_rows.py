@@ -12,6 +12,7 @@ from conftest import Lib
 from support.sparse_rows import NUMPY, STEPS, N, Problem, row_by_row
 
 import xopt
+from xopt import _arrays
 
 ADAM = xopt.Adam(lr=0.1, eps=1e-3, eps_mode="hat")
 
@@ -110,6 +111,16 @@ def test_lazy_is_dense_where_rows_without_a_gradient_stay(lib: Lib, name: str) -
     got, want = (both(lib, rule, problem.params, problem.grads(lib, lazy=lazy)) for lazy in (True, False))
     for n, x in want.items():
         close(lib, got[n], x, norms=name in ("clip", "leaf", "novograd"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("row", [(), (3,), (2, 3)], ids=str)
+def test_rows_are_added_in_their_order(dtype: str, row: tuple[int, ...]) -> None:
+    problem = Problem(dtype, row=row, many=40)
+    at, values, _ = problem.steps[0]
+    for name in ("numpy", "cupy"):  # the latter with arrays of NumPy, which it has the methods of
+        got = _arrays.named(name).add_rows(np, np.zeros((N, *row), dtype), at, values)
+        np.testing.assert_array_equal(got, problem.scattered(0))
 
 
 @pytest.mark.parametrize("row", catalog.ROWS, ids=lambda row: row.rule.__name__)

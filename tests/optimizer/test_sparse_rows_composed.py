@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Lib
+from support.runners import one_of
 from support.sparse_rows import NUMPY, STEPS, N, Problem, integers, row_by_row
 
 import xopt
@@ -64,13 +65,15 @@ def test_what_is_right_is_that_of_every_row_alone(name: str, runner: Any) -> Non
         np.testing.assert_array_equal(found["bias"], bias)
 
 
-@pytest.mark.needs("llvm")
-@pytest.mark.parametrize("name", ["weight decay", "groups", "master weights"])
-def test_llvm(name: str) -> None:
+compiled = one_of("llvm", "cuda")
+
+
+@pytest.mark.parametrize("name", ["groups", "master weights"])
+def test_compiled_runners(name: str, compiled: Any) -> None:
     rule, dtype, options = RIGHT[name]
     problem = Problem(dtype)
     params = {n: x.copy() for n, x in problem.params.items()}
-    opt = xopt.Optimizer(params, rule, runner="llvm", **options)
+    opt = xopt.Optimizer(params, rule, runner=compiled, **options)
     for g in problem.grads(NUMPY, lazy=True):
         opt.step(g)
     table, bias = row_by_row(rule, problem, runner="eager", **options)

@@ -37,8 +37,9 @@ class Own(NumPyLike):
     def add_rows(self, xp: Any, table: Array, at: Array, rows: Array) -> Array:
         if table.dtype.kind != "c":
             return super().add_rows(xp, table, at, rows)
-        parts = (super().add_rows(xp, xp.zeros_like(part(table)), at, part(rows)) for part in (xp.real, xp.imag))
-        return table + self.join_complex(xp, *parts)  # nothing adds complex numbers there
+        add = super().add_rows  # which for complex numbers is not there
+        re, im = (add(xp, xp.zeros_like(part(table)), at, part(rows)) for part in (xp.real, xp.imag))
+        return table + self.join_complex(xp, re, im)
 
     def on_device(self, x: Array) -> Any:
         return x.device
