@@ -108,6 +108,7 @@ RULES_IMPORT = {
     "xopt.rule._newton_schulz",
     "xopt.rule._whole_array",
     "xopt.rules.adam",
+    "xopt.rules.shampoo",
 }
 
 

@@ -51,6 +51,8 @@ from xopt.rules.averaging import FTRL as FTRL
 from xopt.rules.averaging import MADGRAD as MADGRAD
 from xopt.rules.factored import SM3 as SM3
 from xopt.rules.factored import Adafactor as Adafactor
+from xopt.rules.kl_shampoo import KLSOAP as KLSOAP
+from xopt.rules.kl_shampoo import KLShampoo as KLShampoo
 from xopt.rules.layerwise import LAMB as LAMB
 from xopt.rules.layerwise import LARS as LARS
 from xopt.rules.layerwise import Fromage as Fromage

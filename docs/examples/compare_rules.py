@@ -145,7 +145,8 @@ FAMILIES = {
     "Adam, other denominators": ("adam_denominator",),
     "Adam, other momentum": ("adam_momentum", "adam_difference"),
     "Sign-based methods": ("sign",),
-    "Norms of arrays, matrices": ("layerwise", "matrix", "shampoo"),
+    "Norms of arrays": ("layerwise",),
+    "Matrices": ("matrix", "shampoo", "kl_shampoo"),
     "Parameter-free methods": ("parameter_free", "schedule_free"),
 }
 COLOURS = "#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"  # Okabe & Ito
@@ -168,7 +169,7 @@ def clip(values):
 
 def draw(results, name):
     problem, families = results["problems"][name], panels(results)
-    columns = 4 if len(families) > 6 else 3
+    columns = 3 if len(families) in (1, 2, 3, 5, 6, 9) else 4
     rows = math.ceil(len(families) / columns)
     figure, grid = plt.subplots(
         rows,

@@ -226,6 +226,7 @@ def slots_of(text: str) -> list[str | None]:
 
 UNSEEN = {
     ("ASGD", "mean"): "a result: no step depends on it",
+    ("KLSOAP", "e"): "without it the rule is SOAP with matrices of one size, which converges as fast",
     ("Muon", "m"): "its steps have one length, and go down without momentum too",
     ("NorMuon", "m"): "as for Muon",
     ("NorMuon", "v"): "without it the rule is Muon but for the length of steps, which is divided out",

@@ -1,7 +1,8 @@
 """float32 beside float64 where a gradient has few directions, is very large or very small.
 
 The oracles of Shampoo and SOAP see the gradients in a basis of the directions that occur, where they have full rank:
-neither formula depends on the basis, and in all other directions nothing moves.
+neither formula depends on the basis, and in all other directions nothing moves. Those of KL-Shampoo and KL-SOAP count
+the directions; they see the gradients as they are.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from catalog.base import A, fields
 from catalog.factored import adafactor, sm3
+from catalog.kl_shampoo import kl_shampoo, kl_soap
 from catalog.matrix import muon
 from catalog.shampoo import along, shampoo, soap
 from catalog.transforms_array import agc, centralize
@@ -44,6 +46,8 @@ RULES = [
     (xopt.SOAP(0.01, vectors=True), soap, BASES),
     (xopt.SOAP(0.01, vectors=True, update_every=3, shampoo_b=0.5), soap, BASES),
     (xopt.SOAP(0.01, 0.5, 0.8, vectors=True, update_every=1), soap, BASES),
+    (xopt.KLShampoo(0.01, vectors=True), kl_shampoo, BASES),
+    (xopt.KLSOAP(0.01, vectors=True), kl_soap, BASES),
     (xopt.Adafactor(0.01), adafactor, PLAIN),
     (xopt.Adafactor(0.01, eps1=1e-50), adafactor, PLAIN),
     (xopt.Adafactor(0.01, eps1=1e-25, eps_mode="clamp"), adafactor, PLAIN),
@@ -67,13 +71,11 @@ def samples() -> dict[str, A]:
     return found
 
 
-def reduced(rule: xopt.Rule, reference: Any, gs: list[A], scale: float) -> A:
+def reduced(rule: xopt.Rule, reference: Any, gs: list[A]) -> A:
     """Run an oracle from 0 in the directions that occur."""
     shape = gs[0].shape
     if not np.any(gs):
         return np.zeros(shape)
-    if isinstance(rule, xopt.SOAP):  # above 1 ε does nothing, and the oracle's own rounding errors would be above ε
-        gs = [g / max(1.0, scale) for g in gs]
     bases = []
     for i in range(len(shape)):
         left, values, _ = np.linalg.svd(np.moveaxis(gs[0], i, 0).reshape(shape[i], -1), full_matrices=False)
@@ -98,7 +100,7 @@ def reference_run(rule: xopt.Rule, reference: Any, gs: list[A]) -> A:
 def test_a_sample_again_and_again(lib: Lib, rule: xopt.Rule, reference: Any, bound: float, scale: float) -> None:
     if lib.name == "dask":
         pytest.skip("dask has no eigenvalues, and dozens of leaves are dozens of graphs")
-    if lib.id == "strict-no_x64" and isinstance(rule, xopt.SOAP):
+    if lib.id == "strict-no_x64" and reference is soap:
         pytest.skip("argsort of array-api-strict makes int64, which that device has not")
     if lib.id in ("strict-device1", "strict-device2") and scale != 1.0:
         pytest.skip("a device with the dtypes of another, which has all scales")
@@ -114,11 +116,24 @@ def test_a_sample_again_and_again(lib: Lib, rule: xopt.Rule, reference: Any, bou
     got, _ = run(lib, rule, zeros, [{n: x.astype("float32") for n, x in g.items()} for g in steps])
     for n in gs:
         one = [g[n] for g in steps]
-        turned = isinstance(rule, xopt.Shampoo | xopt.SOAP)
-        want = reduced(rule, reference, one, scale) if turned else reference_run(rule, reference, one)
+        if reference in (soap, kl_shampoo, kl_soap):
+            # above 1 ε does nothing, and the oracle's own rounding errors would be above ε
+            one = [g / max(1.0, scale) for g in one]
+        want = (reduced if reference in (shampoo, soap) else reference_run)(rule, reference, one)
         size = np.abs(want).max()
         np.testing.assert_allclose(got[n], want, rtol=0, atol=bound * size, err_msg=n)
         assert np.any(want) == np.any(gs[n])
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e20])
+def test_kl_shampoo_takes_no_squares(lib: Lib, scale: float, rng: np.random.Generator) -> None:
+    """Gradients are divided before they are squared: what has no square in float32 makes the steps that 1 makes."""
+    if lib.name == "dask":
+        pytest.skip("dask has no eigenvalues")
+    rule, p = xopt.KLShampoo(0.01, eps=1e-35), {"w": np.zeros((4, 3), "float32")}
+    grads = [{"w": rng.standard_normal((4, 3)) * 2.0**k} for k in range(5)]
+    got, want = (run(lib, rule, p, [{"w": np.asarray(g["w"] * x, "float32")} for g in grads])[0] for x in (scale, 1.0))
+    np.testing.assert_allclose(got["w"], want["w"], rtol=0, atol=BASES * np.abs(want["w"]).max())
 
 
 @pytest.mark.parametrize("scale", [1e-36, 1e-25, 1e19, 1e37])
@@ -144,7 +159,7 @@ def test_norms_whose_squares_have_no_float32(lib: Lib, scale: float, rng: np.ran
 
 
 def test_a_gradient_that_is_not_finite_is_seen() -> None:
-    for rule in (xopt.Shampoo(), xopt.SOAP(vectors=True), xopt.Muon()):
+    for rule in (xopt.Shampoo(), xopt.SOAP(vectors=True), xopt.KLShampoo(), xopt.KLSOAP(vectors=True), xopt.Muon()):
         for bad in (np.nan, np.inf):
             g = np.asarray([[1.0, bad], [2.0, 1.0]])
             p, state = np.ones((2, 2)), rule.init(np.ones((2, 2)))

@@ -68,6 +68,11 @@ def real_zeros(xp: Any, p: Array, shape: tuple[int, ...]) -> Array:
     return zeros(xp, xp.real(p) if is_complex(p) else p, shape)
 
 
+def identity(xp: Any, like: Array, n: int) -> Array:
+    """Make an identity matrix beside an array."""
+    return xp.eye(n, dtype=like.dtype, **_arrays.beside(like))
+
+
 def finite_eigh(xp: Any, x: Array, least: Any = 0.0) -> tuple[Array, Array, Array]:
     """Return eigenvalues, their unit, and eigenvectors of a Hermitian matrix; NaN, not an exception, if not finite.
 
@@ -78,8 +83,7 @@ def finite_eigh(xp: Any, x: Array, least: Any = 0.0) -> tuple[Array, Array, Arra
         raise TypeError("this rule needs eigenvalues of matrices, and the library of the parameters has no linalg.eigh")
     top = xp.max(xp.abs(x))
     fine, unit = xp.isfinite(top), _unit(xp, top, least)
-    eye = xp.eye(x.shape[0], dtype=x.dtype, **_arrays.beside(x))
-    values, vectors = xp.linalg.eigh(xp.where(fine, x / unit, eye))
+    values, vectors = xp.linalg.eigh(xp.where(fine, x / unit, identity(xp, x, x.shape[0])))
     return xp.where(fine, values, xp.full_like(values, math.nan)), unit, vectors
 
 

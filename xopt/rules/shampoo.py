@@ -300,19 +300,27 @@ class SOAP(Rule):
             return xp.zeros_like(p), m, v, s, q
         axes = _axes(h, p)
         bases = _squares(xp, q, axes)
-        back = {i: adjoint(xp, x) for i, x in bases.items()}
-        m = m + h.moving * (1 - h.b1) * (g - m)
-        v = v + h.moving * (1 - h.b2) * (abs2(xp, _turned(xp, g, back)) - v)
-        eps = h.eps if h.eps_mode == "hat" else h.eps * h.c2**0.5
-        u = _turned(xp, _cleared(h, xp, _turned(xp, m, back), m, axes) / (xp.sqrt(v) + eps), bases)
-        if h.normalize:
-            size = _whole_array.rms(xp, u)
-            u = xp.where(size == 0, xp.zeros_like(u), u) / (size + 1e-30)  # XLA makes a/b/c of a bare u: a/(b·c)
+        u, m, v = _adam(h, xp, g, m, v, bases, axes)
         if axes:
             b = h.b2 if h.shampoo_b is None else h.shampoo_b
             s = b * s + (1 - b) * _joined(xp, [_moment(xp, g, i, True) for i in axes])
             q, v = either(_due(h), lambda: _renewed(h, xp, _squares(xp, s, axes), bases, v), lambda: (q, v))
         return -(h.lr * h.c2**0.5 / h.c1) * u, m, v, s, q
+
+
+def _adam(
+    h: H, xp: Any, g: Array, m: Array, v: Array, bases: dict[int, Array], axes: dict[int, int]
+) -> tuple[Array, Array, Array]:
+    """Return the step of Adam in the bases, turned back, and its new moments."""
+    back = {i: adjoint(xp, x) for i, x in bases.items()}
+    m = m + h.moving * (1 - h.b1) * (g - m)
+    v = v + h.moving * (1 - h.b2) * (abs2(xp, _turned(xp, g, back)) - v)
+    eps = h.eps if h.eps_mode == "hat" else h.eps * h.c2**0.5
+    u = _turned(xp, _cleared(h, xp, _turned(xp, m, back), m, axes) / (xp.sqrt(v) + eps), bases)
+    if h.normalize:
+        size = _whole_array.rms(xp, u)
+        u = xp.where(size == 0, xp.zeros_like(u), u) / (size + 1e-30)  # XLA makes a/b/c of a bare u: a/(b·c)
+    return u, m, v
 
 
 def _axes(h: H, p: Array) -> dict[int, int]:
