@@ -104,6 +104,8 @@ RULES_IMPORT = {
     "functools",
     "math",
     "typing",
+    "xopt",
+    "xopt.random",
     "xopt.rule",
     "xopt.rule._newton_schulz",
     "xopt.rule._whole_array",

@@ -64,6 +64,7 @@ from xopt.rules.parameter_free import DAdaptSGD as DAdaptSGD
 from xopt.rules.parameter_free import DoG as DoG
 from xopt.rules.parameter_free import LDoG as LDoG
 from xopt.rules.parameter_free import Prodigy as Prodigy
+from xopt.rules.psgd import PSGDKron as PSGDKron
 from xopt.rules.schedule_free import ScheduleFreeAdamW as ScheduleFreeAdamW
 from xopt.rules.schedule_free import ScheduleFreeSGD as ScheduleFreeSGD
 from xopt.rules.sgd import SGD as SGD

@@ -146,7 +146,7 @@ FAMILIES = {
     "Adam, other momentum": ("adam_momentum", "adam_difference"),
     "Sign-based methods": ("sign",),
     "Norms of arrays": ("layerwise",),
-    "Matrices": ("matrix", "shampoo", "kl_shampoo"),
+    "Matrices": ("matrix", "shampoo", "kl_shampoo", "psgd"),
     "Parameter-free methods": ("parameter_free", "schedule_free"),
 }
 COLOURS = "#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"  # Okabe & Ito

@@ -78,7 +78,7 @@ SKIPS = [
     ),
     Skip(
         "dask has no decompositions and does not sort",
-        lambda case, path: path.library == "dask" and _asks(case, "Shampoo", "SOAP", "Simplex", "Muon"),
+        lambda case, path: path.library == "dask" and _asks(case, "Shampoo", "SOAP", "PSGD", "Simplex", "Muon"),
     ),
     Skip(
         "parameters that nobody may write into: Optimizer refuses them, which a test of its own sees",
@@ -124,7 +124,7 @@ EXCUSES = [
     ),
     Excuse(
         "what overflows in a product of matrices is infinite or NaN by the order of the sum",
-        lambda s: bool(s.name) and _asks(s.case, "Shampoo", "SOAP", "Muon") and _overflowed(s),
+        lambda s: bool(s.name) and _asks(s.case, "Shampoo", "SOAP", "PSGD", "Muon") and _overflowed(s),
     ),
     Excuse(
         "the basis of SOAP is one of many where eigenvalues are equal, and up to signs elsewhere",

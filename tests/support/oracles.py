@@ -38,26 +38,27 @@ def length(lib: Lib) -> int:
     return 4 if lib.name == "dask" else 6 if lib.id == "jax-eager" else STEPS
 
 
-def oracle(row: Row, rule: xopt.Rule, params: Any, grads: list[Any]) -> list[Any]:
+def oracle(row: Row, rule: xopt.Rule, params: Any, grads: list[Any], half: int = 0) -> list[Any]:
     """Run the reference in float64 or complex128; a split complex parameter is a real one with one axis more.
 
-    For a rule of whole arrays it is two parameters.
+    For a rule of whole arrays it is two parameters. These are numbered, in their state, for what is random.
     """
     if not rule.elementwise and rule.complex == "split" and any(map(np.iscomplexobj, leaves(params))):
-        halves = [oracle(row, rule, NEW(f, params), [NEW(f, g) for g in grads]) for f in (np.real, np.imag)]
+        numbered = enumerate((np.real, np.imag))
+        halves = [oracle(row, rule, NEW(f, params), [NEW(f, g) for g in grads], k) for k, f in numbered]
         return [x + 1j * y for x, y in zip(*halves, strict=True)]
     part = lambda x: np.stack([x.real, x.imag], -1) if rule.complex == "split" and np.iscomplexobj(x) else x
     ps, columns = [part(p) for p in leaves(params)], [[part(x) for x in leaves(g)] for g in grads]
     if row.tree:
         out = run_reference(row, rule, ps, columns)
     else:
-        out = [run_reference(row, rule, p, [g[k] for g in columns]) for k, p in enumerate(ps)]
+        out = [run_reference(row, rule, p, [g[k] for g in columns], 2 * k + half) for k, p in enumerate(ps)]
     return [x if x.shape == p.shape else x[..., 0] + 1j * x[..., 1] for x, p in zip(out, leaves(params), strict=True)]
 
 
-def run_reference(row: Row, rule: xopt.Rule, p: Any, gs: list[Any]) -> Any:
+def run_reference(row: Row, rule: xopt.Rule, p: Any, gs: list[Any], leaf: int | None = None) -> Any:
     wide = NEW(lambda x: np.asarray(x, np.complex128 if np.iscomplexobj(x) else np.float64), (p, gs))
-    (p, gs), state = wide, dict[str, Any]()
+    (p, gs), state = wide, dict[str, Any]() if leaf is None else {"leaf": leaf}
     for t, g in enumerate(gs, 1):
         h = {n: v(t) if callable(v) else v for n, v in catalog.fields(rule).items()}
         p = row.reference(p, g, state, t, **h)
