@@ -77,8 +77,8 @@ ROWS = [
             {},
             {"b1": 0.5, "precond_lr": 0.3, "clip": 0.5, "memory_save": "smart_one_diag"},
             {"update_every": 3.0, "initial": 0.5, "clip": None, "memory_save": "all_diag"},
-            {"max_dim": 4, "momentum_into_precond_update": False, "seed": 3},
-            {"vectors": True, "memory_save": "one_diag"},
+            {"max_dim": 4, "vectors": True, "momentum_into_precond_update": False, "seed": 3},
+            {"memory_save": "one_diag"},
         ],
         [
             {"b1": 1.0},

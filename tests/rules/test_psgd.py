@@ -12,6 +12,7 @@ from support.oracles import run
 
 import xopt
 from xopt.random import normal
+from xopt.rules.psgd import _bound
 
 ANNEALED = xopt.schedules.clip(xopt.schedules.exponential(math.exp(-0.5), rate=math.exp(1e-3)), low=1, high=1 / 0.03)
 
@@ -87,6 +88,17 @@ def test_extreme_gradients(lib: Lib, scale: float) -> None:
     for x in got.values():
         assert np.sqrt(np.mean(x**2)) <= 6 * 0.01 * 1.1 * (1 + 1e-5)  # roundings of six steps
         assert np.any(x != 0) == (scale != 0)
+
+
+def test_norms_of_what_large_arrays_sum_to(rng: np.random.Generator) -> None:
+    """At least 1/√2 of the spectral norm of a Hermitian matrix, without its fourth powers, which have no float32."""
+    for size in (1.0, 1e12):
+        for rank in (1, 3, 40):
+            x = rng.standard_normal((30, rank))
+            x = np.asarray(x @ x.T * size, "float32")
+            want = np.linalg.norm(x, 2)
+            assert 0.7 * want <= _bound(np, x) <= want * (1 + 1e-5)  # some dozens of roundings
+        np.testing.assert_allclose(_bound(np, np.full((50, 50), size, "float32")), 50 * size, rtol=1e-5)
 
 
 def test_a_long_time_without_gradients() -> None:

@@ -6,8 +6,8 @@ import math
 from typing import Any, ClassVar, Literal
 
 from xopt import random
-from xopt.rule import Array, Decay, H, Hyper, Rule, hyper, static
-from xopt.rule._whole_array import adjoint, at_least, conj, either, identity, norm, positive, rms, zeros
+from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, static
+from xopt.rule._whole_array import adjoint, at_least, conj, either, identity, positive, rms, zeros
 from xopt.rules.shampoo import _along, _joined, _moment
 
 __all__ = ["PSGDKron"]
@@ -179,7 +179,7 @@ def _fitted(h: H, xp: Any, q: Array, x: Array) -> Array:
     for i, f in enumerate(factors):
         one, two = _moment(xp, a, i, f.ndim == 2), _moment(xp, b, i, f.ndim == 2)
         if f.ndim == 1:
-            found.append(f - h.precond_lr / positive(xp, xp.max(xp.abs(one + two))) * (one - two) * f)
+            found.append(f - h.precond_lr / xp.max(xp.abs(one + two)) * (one - two) * f)
         else:
             found.append(f - h.precond_lr / _bound(xp, one + two) * xp.matmul(xp.triu(one - two), f))
     sizes = [xp.max(xp.abs(f)) for f in found]
@@ -202,9 +202,12 @@ def _solved(xp: Any, factor: Array, x: Array, axis: int) -> Array:
 def _bound(xp: Any, x: Array) -> Array:
     """Return a lower bound of the spectral norm of a Hermitian matrix: one step of the power method.
 
-    It begins with the longest column, or the sum of all that are as long.
+    It begins with the longest column, or the sum of all that are as long. Of numbers up to 1, which are not all small,
+    squares are fine.
     """
-    sizes = norm(xp, x, (0,))
+    top = xp.max(xp.abs(x))
+    x = x / top
+    sizes = xp.sum(abs2(xp, x), axis=0)
     column = xp.sum(xp.where(sizes == xp.max(sizes), x, xp.zeros_like(x)), axis=1)
     y = xp.matmul(x, column)
-    return positive(xp, norm(xp, xp.matmul(x, y / positive(xp, norm(xp, y)))))
+    return top * xp.sqrt(xp.sum(abs2(xp, xp.matmul(x, y))) / xp.sum(abs2(xp, y)))
