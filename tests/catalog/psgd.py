@@ -82,7 +82,7 @@ ROWS = [
         ],
         [
             {"b1": 1.0},
-            {"precond_lr": 1.5},
+            {"precond_lr": 1.0},
             {"clip": 0.0},
             {"update_every": 0.5},
             {"initial": 0.0},

@@ -7,6 +7,7 @@ the directions; they see the gradients as they are.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from catalog.kl_shampoo import kl_shampoo, kl_soap
 from catalog.matrix import muon
 from catalog.shampoo import along, shampoo, soap
 from catalog.transforms_array import agc, centralize
-from conftest import Lib
+from conftest import Lib, walk
 from support.oracles import run
 
 import xopt
@@ -46,7 +47,7 @@ RULES = [
     (xopt.SOAP(0.01, vectors=True), soap, BASES),
     (xopt.SOAP(0.01, vectors=True, update_every=3, shampoo_b=0.5), soap, BASES),
     (xopt.SOAP(0.01, 0.5, 0.8, vectors=True, update_every=1), soap, BASES),
-    (xopt.KLShampoo(0.01, vectors=True), kl_shampoo, BASES),
+    (xopt.KLShampoo(0.01, b2=0.1, vectors=True), kl_shampoo, BASES),
     (xopt.KLSOAP(0.01, vectors=True), kl_soap, BASES),
     (xopt.Adafactor(0.01), adafactor, PLAIN),
     (xopt.Adafactor(0.01, eps1=1e-50), adafactor, PLAIN),
@@ -123,6 +124,17 @@ def test_a_sample_again_and_again(lib: Lib, rule: xopt.Rule, reference: Any, bou
         size = np.abs(want).max()
         np.testing.assert_allclose(got[n], want, rtol=0, atol=bound * size, err_msg=n)
         assert np.any(want) == np.any(gs[n])
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5)])
+def test_eigenvalues_that_fall_for_long(shape: tuple[int, ...]) -> None:
+    """Of directions without gradients: in float32 rounding errors are not whitened until they count."""
+    g = np.asarray(functools.reduce(np.multiply.outer, [np.arange(1.0, n + 1) for n in shape]) * 1e3)
+    rule = xopt.KLShampoo(0.01, b2=0.5, update_every=1000)
+    p = walk(rule, np.zeros(shape, "float32"), [g.astype("float32")] * 60)[0]
+    want = reference_run(rule, kl_shampoo, [g / 1e3] * 60)
+    # a few roundings in each of 60 steps
+    np.testing.assert_allclose(p, want, rtol=0, atol=1e-4 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e20])

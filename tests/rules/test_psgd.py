@@ -101,10 +101,16 @@ def test_norms_of_what_large_arrays_sum_to(rng: np.random.Generator) -> None:
         np.testing.assert_allclose(_bound(np, np.full((50, 50), size, "float32")), 50 * size, rtol=1e-5)
 
 
+def test_factors_are_balanced(rng: np.random.Generator) -> None:
+    q = walk(xopt.PSGDKron(), np.zeros((2, 3)), [rng.standard_normal((2, 3)) * 100 for _ in range(5)])[1].slots
+    sizes = [np.max(np.abs(x)) for x in np.split(q["0.psgdkron.q"], [4])]
+    np.testing.assert_allclose(*sizes, rtol=1e-12)
+
+
 def test_a_long_time_without_gradients() -> None:
     p = np.zeros((3, 2), "float32")
-    # noise alone would double the factors in every step
-    _, state = walk(xopt.PSGDKron(precond_lr=1.0), p, [p] * 150)
+    # noise alone would nearly double the factors in every step
+    _, state = walk(xopt.PSGDKron(precond_lr=0.9), p, [p] * 200)
     np.testing.assert_array_equal(state.slots["0.psgdkron.q"], xopt.PSGDKron().init(p).slots["0.psgdkron.q"])
 
 

@@ -77,8 +77,8 @@ class KLShampoo(Rule):
     three axes it divides by some λ that are new already. As there, m has no bias correction.
 
     What :class:`~xopt.SOAP` says about gradients of a low rank goes for this rule: what may be rounding error of m' is
-    taken for 0, and libraries give the same numbers where the first gradient has the full rank. A NaN in the gradient
-    makes the array NaN. dask has no eigenvalues.
+    taken for 0, and libraries give the same numbers where the first gradient has the full rank. Of more than two axes λ
+    swings up if β₂ is less than 1 - 2/k. A NaN in the gradient makes the array NaN. dask has no eigenvalues.
 
     References
     ----------

@@ -34,7 +34,7 @@ class PSGDKron(Rule):
     b1
         β₁ in [0, 1).
     precond_lr
-        μ in [0, 1].
+        μ in [0, 1).
     clip
         Largest root mean square of u, > 0; None: as it comes.
     update_every
@@ -94,7 +94,7 @@ class PSGDKron(Rule):
 
     lr: Hyper = hyper(default=1e-3, ge=0)
     b1: Hyper = hyper(default=0.9, ge=0, lt=1)
-    precond_lr: Hyper = hyper(default=0.1, ge=0, le=1)
+    precond_lr: Hyper = hyper(default=0.1, ge=0, lt=1)
     clip: Hyper | None = hyper(default=1.1, gt=0, optional=True)
     update_every: Hyper = hyper(default=1.0, ge=1)
     initial: float = static(default=1.0, gt=0)
@@ -192,11 +192,9 @@ def _solved(xp: Any, factor: Array, x: Array, axis: int) -> Array:
     """Return Q⁻ᴴ·x along an axis."""
     if factor.ndim == 1:
         return _along(xp, 1 / conj(xp, factor), x, axis)
-    # solvers raise an error for what is not finite; then a is not finite either
-    fine = xp.isfinite(xp.max(xp.abs(factor)))
-    matrix = xp.where(fine, adjoint(xp, factor), identity(xp, factor, factor.shape[0]))
     rows = xp.moveaxis(x, axis, 0)
-    return xp.moveaxis(xp.reshape(xp.linalg.solve(matrix, xp.reshape(rows, (rows.shape[0], -1))), rows.shape), 0, axis)
+    found = xp.linalg.solve(adjoint(xp, factor), xp.reshape(rows, (rows.shape[0], -1)))
+    return xp.moveaxis(xp.reshape(found, rows.shape), 0, axis)
 
 
 def _bound(xp: Any, x: Array) -> Array:
