@@ -32,7 +32,7 @@ FLOORS = [
     ["random"],
     ["_engine", "schedules", "nn"],
     ["rule"],
-    ["rules", "transforms", "_parse", "_logging"],
+    ["rules", "transforms", "_parse", "_logging", "_curvature"],
     ["checkpoint", "distributed"],
     ["optimizer", "_explain", "_config", "_sharded_files"],
     ["solvers", "_torch_files", "_flax_files", "_sharded_saving"],
@@ -48,7 +48,7 @@ ENGINE = [
     ["runners.choose"],
     ["resolve", "state", "again", "lazy_rows"],
     ["executor", "block"],
-    ["eval_params", "buffers", "jitted"],
+    ["eval_params", "buffers", "jitted", "curvature"],
 ]
 
 

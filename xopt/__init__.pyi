@@ -8,6 +8,7 @@ from xopt import schedules as schedules
 from xopt._arrays.paths import no_decay_1d as no_decay_1d
 from xopt._arrays.rows import SparseRows as SparseRows
 from xopt._config import show_config as show_config
+from xopt._curvature import hutchinson as hutchinson
 from xopt._explain import explain as explain
 from xopt._logging import ProgressBar as ProgressBar
 from xopt._logging import flat_metrics as flat_metrics
@@ -49,6 +50,7 @@ from xopt.rules.adaptive import RMSProp as RMSProp
 from xopt.rules.averaging import ASGD as ASGD
 from xopt.rules.averaging import FTRL as FTRL
 from xopt.rules.averaging import MADGRAD as MADGRAD
+from xopt.rules.curvature import Sophia as Sophia
 from xopt.rules.factored import SM3 as SM3
 from xopt.rules.factored import Adafactor as Adafactor
 from xopt.rules.kl_shampoo import KLSOAP as KLSOAP
@@ -92,6 +94,7 @@ from xopt.transforms._groups import Freeze as Freeze
 from xopt.transforms._groups import Groups as Groups
 from xopt.transforms._groups import scaled as scaled
 from xopt.transforms._layerwise_decay import layerwise_decay as layerwise_decay
+from xopt.transforms._low_rank import LowRank as LowRank
 from xopt.transforms._masked import Masked as Masked
 from xopt.transforms._precision import Precision as Precision
 from xopt.transforms._projections import L1 as L1

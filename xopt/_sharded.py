@@ -15,6 +15,7 @@ from xopt._arrays.rows import SparseRows
 from xopt._arrays.transfer import to_host
 from xopt._arrays.tree import holes
 from xopt._engine import buffers as _buffers
+from xopt._engine import curvature as _curvature
 from xopt._engine.eval_params import evaluated
 from xopt._engine.exclusive import Writing
 from xopt._engine.executor import Executor, StepInputs
@@ -243,6 +244,25 @@ class ShardedOptimizer(SavedTogether):
             self._whole.library.written(self._whole.leaves)
             writing.torn = False
         return self._tree
+
+    def _observe(self, curvature: Any) -> None:
+        """Take estimates of all ranks, which are sent as gradients are."""
+        ranks, writing = self._ranks, self._executor.writing
+        with ranks:
+            each = curvature if self._parts is not None and isinstance(curvature, list | tuple) else [curvature]
+            trees = [self._whole.tree(_curvature.as_gradients(self._all, x)) for x in each]
+            parts = self._given(trees[0] if self._parts is None else trees)
+            some = any(holes(part.arrays) for part in parts)
+        missing = ranks.agree(None, digest_of(repr(self._taken)), int(some), lambda: {"step": self._taken + 1})
+        has, writing.entered = self._with_gradients(parts) if missing else None, False
+        try:
+            found = self._reduced(parts, has)
+            found = self._layout.spec.flatten_up_to(found) if self._owned else found
+            self._take_curvature(_curvature.of_gradients(self._executor, found))
+        except BaseException as error:
+            if not writing.entered:
+                ranks.tell(error)
+            raise
 
     def _given(self, grads: Any) -> list[LocalGradient]:
         """Return the gradients that this rank has: one, or one for each of its parts."""

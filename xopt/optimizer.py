@@ -12,6 +12,7 @@ from xopt import _arrays
 from xopt._arrays import tree as _tree
 from xopt._arrays.layout import AliasGuard, Layout
 from xopt._arrays.scalars import after
+from xopt._curvature import CurvatureUpdates
 from xopt._engine import buffers as _buffers
 from xopt._engine.block import block
 from xopt._engine.exclusive import ExclusiveAccess
@@ -32,7 +33,7 @@ from xopt.transforms._wrappers import Guard, OnNonFinite
 
 
 @public
-class Optimizer(Saving, Logged):
+class Optimizer(Saving, Logged, CurvatureUpdates):
     """An optimizer for one tree of parameters, updated in place: a rule and its state.
 
     Parameters

@@ -18,7 +18,7 @@ _MASK = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
-__all__ = ["normal", "threefry2x32", "words"]
+__all__ = ["normal", "signs", "threefry2x32", "words"]
 
 
 def threefry2x32(xp: Any, key: tuple[int, int], x0: Array, x1: Array) -> tuple[Array, Array]:
@@ -156,6 +156,48 @@ def noise(xp: Any, like: Array, *key: Any) -> Array:
     return xp.reshape(hashed(xp, _counters(xp, like, math.prod(like.shape)), key, like.dtype), like.shape)
 
 
+def _of_stream(xp: Any, index: Array, stream: Any) -> Array:
+    """Return the number of a stream beside each counter; it may be an array."""
+    if hasattr(stream, "dtype"):
+        return xp.zeros_like(index) + xp.astype(stream, index.dtype)
+    return xp.full_like(index, int(stream) & _MASK)
+
+
+def signs(like: Array, key: tuple[int, int], stream: Any) -> Array:
+    r"""Return 1 and -1 at random, in the shape and dtype of an array; complex numbers are 1, i, -1 and -i.
+
+    Number i depends on (key, stream, i) and on whether it is complex, and is the same on every library.
+
+    Parameters
+    ----------
+    like
+        An array of real or complex floating-point numbers.
+    key
+        Two integers of 32 bits.
+    stream
+        An integer from 0 to 2³² - 1, or a 0-d array of one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xopt.random import signs
+    >>> signs(np.zeros(6), (0, 1), 2)
+    array([-1.,  1.,  1.,  1., -1.,  1.])
+    """
+    xp, count = _arrays.namespace(like), math.prod(like.shape)
+    many = 2 * count if _arrays.is_complex(like) else count
+    index = _counters(xp, like, -(-many // 64))
+    found = xp.stack(threefry2x32(xp, key, index, _of_stream(xp, index, stream)), axis=-1)
+    shifts = xp.astype(_counters(xp, like, 32), found.dtype)
+    bits = (xp.reshape(found, (-1, 1)) >> shifts[None, :]) & constant(xp, found, 1)
+    bits = xp.reshape(bits, (-1,))[:many]
+    if not _arrays.is_complex(like):
+        return xp.reshape(1 - 2 * xp.astype(bits, like.dtype), like.shape)
+    bits = xp.astype(xp.reshape(bits, (*like.shape, 2)), xp.real(like).dtype)
+    sign, turned = 1 - 2 * bits[..., 0], bits[..., 1]
+    return _library(like).join_complex(xp, sign * (1 - turned), sign * turned)
+
+
 def normal(like: Array, key: tuple[int, int], stream: Any) -> Array:
     r"""Return standard normal numbers in the shape and dtype of an array; complex ones have E\|z\|² = 1.
 
@@ -180,8 +222,7 @@ def normal(like: Array, key: tuple[int, int], stream: Any) -> Array:
     """
     xp = _arrays.namespace(like)
     index = _counters(xp, like, math.prod(like.shape))
-    counter = xp.zeros_like(index) + xp.astype(stream, index.dtype) if hasattr(stream, "dtype") else None
-    counter = xp.full_like(index, int(stream) & _MASK) if counter is None else counter
+    counter = _of_stream(xp, index, stream)
     real = (xp.real(like) if _arrays.is_complex(like) else like).dtype
     u, v = ((xp.astype(x, real) + 1) * 2.0**-32 for x in threefry2x32(xp, key, index, counter))
     size, angle = xp.sqrt(-xp.log(u)), 2 * math.pi * v

@@ -35,7 +35,9 @@ import xopt
 # The problems are those that every rule is tested on: ``tests/support/shared_problems.py`` has them, and
 # ``tests/support/convergence.txt`` the rules. Mini-batches have 64 samples, and there the rate falls to 0 in a cosine;
 # elsewhere it is constant, and gradients are exact. Rules that are to need no schedule get none, nor does FTRL, which
-# takes all parameters to 0 with its rate; rules that are to need no rate are run with lr = 1 alone.
+# takes all parameters to 0 with its rate; rules that are to need no rate are run with lr = 1 alone. Sophia is given an
+# estimate of the curvature before every tenth step, on the samples of that step, which costs as much as two more
+# gradients here.
 
 PROBLEMS = {  # name: (title, steps, samples of a mini-batch or None, seeds)
     "rosenbrock": ("Rosenbrock's valley, 2 parameters", 500, None, 1),
@@ -57,7 +59,12 @@ def curve(rule, problem, steps, batch, seed):
     with np.errstate(all="ignore"):
         for step in range(steps + 1):
             if step:
-                opt.step(problem(opt.params, rng.integers(problem.rows, size=batch) if batch else None)[1])
+                rows = rng.integers(problem.rows, size=batch) if batch else None
+                if rule.curvature and step % 10 == 1:
+                    from support.shared_problems import curvature
+
+                    opt.update_curvature(curvature(problem, opt.params, step, rows))
+                opt.step(problem(opt.params, rows)[1])
             if step in shown:
                 params = opt.eval_params() if rule.readout else opt.params
                 gap = (float(problem(params)[0]) - problem.least) / first
@@ -146,7 +153,7 @@ FAMILIES = {
     "Adam, other momentum": ("adam_momentum", "adam_difference"),
     "Sign-based methods": ("sign",),
     "Norms of arrays": ("layerwise",),
-    "Matrices": ("matrix", "shampoo", "kl_shampoo", "psgd"),
+    "Matrices, curvature": ("matrix", "shampoo", "kl_shampoo", "psgd", "curvature"),
     "Parameter-free methods": ("parameter_free", "schedule_free"),
 }
 COLOURS = "#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"  # Okabe & Ito

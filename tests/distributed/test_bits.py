@@ -104,6 +104,7 @@ COMPOSED = {
         xopt.ClipByGlobalNorm(1.0), xopt.Groups(xopt.Adam(lr=0.1), ("long", {"lr": 0.01}), ("b", xopt.Freeze))
     ),
     "muon": xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Groups(xopt.Adam(lr=0.1), ("small", xopt.Muon(lr=0.1)))),
+    "low rank": xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.LowRank(xopt.Adam(lr=0.1), 3, update_every=2)),
     "noise": xopt.chain(xopt.AddNoise(0.1), xopt.Adam(lr=0.1), xopt.EMA(0.9)),
     "loss": xopt.LossScale(xopt.Adam(lr=0.1), initial=4.0),
     "accumulate": xopt.Accumulate(xopt.Prodigy(), 2),
@@ -312,3 +313,47 @@ def test_state_dict_and_averages() -> None:
         return {n: x for n, x in found.items() if n not in ("params", "state")}, bits(found["state"]), inside
 
     assert World(3).run(run) == [run(None)] * 3
+
+
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "int8"}, {"complex": "modulus"}, {"complex": "split"}])
+def test_estimates_of_the_curvature(options: dict[str, Any]) -> None:
+    """One rank has an estimate in turn, and the others none, or not of all parameters."""
+    complex = options.get("complex")
+    rule = xopt.Sophia(0.1, 0.5, 0.5, gamma=0.3, complex=complex or "modulus")
+    keeping = {n: x for n, x in options.items() if n != "complex"}
+    dtype = "complex64" if complex else "float32"
+
+    def steps(opt: Any, rank: int, size: int) -> Any:
+        for t in range(1, STEPS + 1):
+            for what, take in (("h", opt.update_curvature), ("g", opt.step)):
+                x = gradients(t + 10 * (what == "h"), dtype)
+                x = {n: y.real for n, y in x.items()} if what == "h" and complex == "modulus" else x
+                x["b"] = None if what == "h" else x["b"]
+                take(x if t % size == rank else dict.fromkeys(x))
+        return settled(opt)
+
+    want = steps(xopt.Optimizer(tree(dtype), rule, **keeping), 0, 1)
+    assert want != alone(rule, dtype, SHAPES, **keeping)  # which has no estimates
+    for size in (2, 3):
+        job = lambda comm: steps(xopt.Optimizer(tree(dtype), rule, comm=comm, **keeping), comm.rank, comm.size)
+        assert all(x == want for x in World(size).run(job))
+
+
+@pytest.mark.parametrize("total", ["sum", "mean"])
+def test_estimates_are_added_up_as_gradients_are(total: Any) -> None:
+    shapes = {"b": (7,)}
+    rule = xopt.Sophia(0.1, b2=0.0)
+
+    def job(comm: Rank) -> Any:
+        opt = xopt.Optimizer(tree("float32", shapes), rule, comm=comm, total=total)
+        opt.update_curvature({"b": np.full(7, 2.0 + comm.rank, np.float32)})
+        words = ""
+        try:
+            opt.update_curvature({"b": np.zeros(8 if comm.rank else 7, np.float32)})
+        except (ValueError, RuntimeError) as error:
+            words = str(error)
+        return opt.state_dict()["state"]["0.sophia.hessian"]["b"].tolist(), words
+
+    for found, words in World(2).run(job):
+        assert found == [5.0 if total == "sum" else 2.5] * 7
+        assert 'curvature["b"]: shape (8,), but the parameter has (7,)' in words

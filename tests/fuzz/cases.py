@@ -87,6 +87,13 @@ class Perturb(NamedTuple):
     __repr__ = _shown
 
 
+class Estimate(NamedTuple):
+    """Take an estimate of the curvature; ``kind`` is one of gradients."""
+
+    kind: str = "normal"
+    __repr__ = _shown
+
+
 class Case(NamedTuple):
     """A composition."""
 

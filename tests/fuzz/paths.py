@@ -18,7 +18,7 @@ from conftest import MODULES, available
 
 import xopt
 from fuzz import cases
-from fuzz.cases import Array, Case, Evaluate, Leaf, Perturb, Resume, Set, Step
+from fuzz.cases import Array, Case, Estimate, Evaluate, Leaf, Perturb, Resume, Set, Step
 from xopt._engine.program import quantize as _quantize
 from xopt._engine.runners.tiled.runner import Tiled
 
@@ -370,10 +370,32 @@ class Run:
                 new.load(self.opt.save(File(folder) / "run.safetensors", fsync=False))
         self.opt = new
 
+    def estimate(self, event: Estimate, number: int) -> Any:
+        """Make an estimate of the curvature: real, but of complex parameters that are split."""
+
+        def one(k: int, leaf: Leaf) -> Any:
+            x = cases.numbers(self.case, number + 1, k, leaf, event.kind)
+            if x is None:
+                return None
+            x = x if "complex='split'" in self.case.rule else x.real
+            return array(self.path, self.bump.array(x) if self.bump else x)
+
+        return cases.mapped(one, self.case.params)
+
+    def observe(self, event: Estimate, number: int) -> None:
+        """Take an estimate of the curvature."""
+        if self.path.form == "place":
+            self.opt.update_curvature(self.estimate(event, number))
+        else:
+            rule = self.rule._with(self.sticky)
+            self.state = rule.update_curvature(self.params, self.estimate(event, number), self.state)
+
     def do(self, event: Any, number: int) -> dict[str, Any]:
         """Do what an event says; return what it gave."""
         if isinstance(event, Step):
             return self.step(event, number)
+        if isinstance(event, Estimate):
+            self.observe(event, number)
         if isinstance(event, Set):
             self.set(event)
             if self.path.form == "place":

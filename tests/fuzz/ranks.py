@@ -13,7 +13,7 @@ from support.ranks import World
 
 import xopt
 from fuzz import cases, paths
-from fuzz.cases import Evaluate, Perturb, Resume, Set, Step
+from fuzz.cases import Estimate, Evaluate, Perturb, Resume, Set, Step
 from xopt._arrays import tree as _tree
 
 RANKS = 3
@@ -88,6 +88,11 @@ class RanksRun(paths.Run):
     def set(self, event: Set) -> None:
         self.all(lambda rank: self.opts[rank.rank].set(**self.hyper(event.values)))
         self.sticky |= self.hyper(event.values)
+
+    def observe(self, event: Estimate, number: int) -> None:
+        none = cases.mapped(lambda k, leaf: None, self.case.params)
+        found = self.estimate(event, number)
+        self.all(lambda rank: self.opts[rank.rank].update_curvature(none if rank.rank else found))
 
     def resume(self, event: Resume) -> None:
         def fresh(rank: Any) -> Any:

@@ -100,14 +100,23 @@ def test_on_every_library(lib: Lib, text: str) -> None:
     rule, here = convergence.rule_of(text, 2.0**cell.power), exact.to(lib.array)
     steps, params = allowed(cell.steps[0] or 0), here.start
     steps = min(steps, 3) if lib.name == "dask" else steps
+
+    def curvature(t: int, params: Any) -> Any:
+        found = shared.curvature(exact, {n: lib.numpy(x) for n, x in params.items()}, t)
+        return {n: lib.array(x) for n, x in found.items()}
+
     if lib.guise == "plain":
         opt = xopt.Optimizer(params, rule)
-        for _ in range(steps):
+        for t in range(steps):
+            if rule.curvature and t % 10 == 0:
+                opt.update_curvature(curvature(t, params))
             params = opt.step(here({n: x.detach() if lib.name == "torch" else x for n, x in opt.params.items()})[1])
     else:
         step = lambda p, s: rule.apply(p, here(p)[1], s)
         step, state = lib.module().jit(step) if lib.guise == "jit" else step, rule.init(params)
-        for _ in range(steps):
+        for t in range(steps):
+            if rule.curvature and t % 10 == 0:
+                state = rule.update_curvature(params, curvature(t, params), state)
             params, state = step(params, state)
     left = float(exact({n: lib.numpy(x) for n, x in params.items()})[0]) / float(exact(exact.start)[0])
     want = next(islice(convergence.gaps(rule, exact), steps, None)) if not rule.readout else left

@@ -177,6 +177,9 @@ def test_every_hyperparameter_and_option_matters(row: Row, rng: np.random.Genera
 
     def outcome(rule: xopt.Rule) -> Any:
         new, state = walk(rule, params, grads)
+        if rule.curvature:
+            state = rule.update_curvature(new, NEW(lambda g: np.asarray(1e4 * np.abs(g)), grads[-1]), state)
+            new, state = rule.apply(new, grads[-1], state)
         read = [x for n, x in state.slots.items() if n.split(".")[-1] in row.results]
         return np.concatenate([x.ravel() for x in leaves([new, *read])])
 
@@ -212,7 +215,7 @@ def test_every_state_array_changes_and_none_is_idle(row: Row, rule: xopt.Rule, r
                      for k, x in enumerate(last.slots[name])]  # fmt: skip
             new.append(rule.apply(p, grads[0], last._replace(slots={**last.slots, name: shake}))[0])
         now = rule.apply(p, grads[0], last)[0]
-        moved = [any(np.all(x[k] != now[k]) for x in new) for k in owners]
+        moved = [np.all(np.any([x[k] != now[k] for x in new], axis=0)) for k in owners]
         assert all(moved), f"{name} never changes, nor does anything hang on it"
 
 

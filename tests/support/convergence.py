@@ -76,13 +76,16 @@ def rule_of(text: str, lr: Any) -> xopt.Rule:
 def gaps(rule: xopt.Rule, problem: shared.Problem, dtype: str = "float64") -> Iterator[float]:
     """Yield how far the value is above the least one, as a part of the first distance: before every step, in place.
 
-    The gradient is computed in the dtype, the value in double precision, of the parameters that are to be evaluated.
+    Rules that ask for the curvature are given an estimate before every tenth step. The gradient is computed in the
+    dtype, the value in double precision, of the parameters that are to be evaluated.
     """
     here = problem.astype(dtype).to(np.array)
     opt = xopt.Optimizer(here.start, rule)
     first = float(problem(problem.start)[0]) - problem.least
     while True:
         with np.errstate(all="ignore"):
+            if rule.curvature and opt.steps_taken % 10 == 0:
+                opt.update_curvature(shared.curvature(problem, opt.params, opt.steps_taken))
             value, grads = here(opt.params)
             if dtype == "float32" or rule.readout:
                 value, _ = problem(opt.eval_params())

@@ -108,12 +108,15 @@ class Layout:
         """Return the gradient of leaf ``k``: None, an array, or some of its rows, which alone take part in the step."""
         return accepted(self, k, g, name) if isinstance(g, SparseRows) else self.accept(k, g, name)
 
-    def accept(self, k: int, g: Any, name: str = "grads") -> Any:
-        """Return the gradient of leaf ``k`` as an array that can be computed with, or say why it does not fit."""
+    def accept(self, k: int, g: Any, name: str = "grads", dtype: Any = None) -> Any:
+        """Return the gradient of leaf ``k`` as an array that can be computed with, or say why it does not fit.
+
+        ``dtype`` is what it must have; None: that of the parameter.
+        """
         if g is None:
             return None
         g = _plain(g)
-        self.same(name, k, g, self.raw_dtypes[k])
+        self.same(name, k, g, self.raw_dtypes[k] if dtype is None else dtype)
         return self.library.resolved(g)
 
     def refuse_apart(self, first: int, k: int, what: str) -> None:

@@ -114,10 +114,10 @@ class StateSpec:
             return None
         xp, library, p = self.layout.xp, self.layout.library, self.layout.leaves[k]
         first, bucket = self.first_value(name, k), self.bucket_of[k]
-        if bucket is not None and name in bucket.plan.codes:
-            first = 0.0 if hasattr(first, "dtype") else first_code(first, bucket.plan.codes[name])
         if hasattr(first, "dtype"):
             return _arrays.copied(library, xp, first, self.slot_dtype(name, k))
+        if bucket is not None and name in bucket.plan.codes:
+            first = first_code(first, bucket.plan.codes[name])
         return _arrays.full_like(library, xp, p, self.slot_dtype(name, k), first)
 
     def first_value(self, name: str, k: int) -> Any:

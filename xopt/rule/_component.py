@@ -41,30 +41,10 @@ class RoutedComponent(NamedTuple):
 
 
 _RESERVED = {
-    "t",
-    "leaf",
-    "update",
-    "replace",
-    "init",
-    "apply",
-    "updates",
-    "params",
-    "grads",
-    "state",
-    "runner",
-    "scope",
-    "steady",
-    "carry",
-    "on_params",
-    "elementwise",
-    "inputs",
-    "value",
-    "readout",
-    "decay_by",
-    "moments",
-    "metrics",
-    "eval_params",
-}
+    "t", "leaf", "update", "replace", "init", "apply", "updates", "params", "grads", "state", "runner", "scope",
+    "steady", "carry", "on_params", "elementwise", "inputs", "value", "readout", "curvature", "update_curvature",
+    "decay_by", "moments", "metrics", "eval_params",
+}  # fmt: skip
 
 
 @public
@@ -104,6 +84,9 @@ class Component:
     readout: ClassVar[Callable[..., Array] | None] = None
     """``readout(h, xp, p, *slots) -> array``: the parameters to evaluate, of those that are trained; elementwise. It
     names the slots that it needs; ``h`` has no results of ``host`` but what is carried."""
+    curvature: ClassVar[Callable[..., Any] | None] = None
+    """``curvature(h, xp, x, *slots) -> slots``: what becomes of the slots that it names when an estimate ``x`` of the
+    diagonal of the Hessian comes between steps, by ``update_curvature``; elementwise."""
     moments: ClassVar[Moments] = {}
     """Slots that begin with 0 and may be kept in 8 bits (``state_dtype="int8"``): averages of numbers of both signs, or
     averages of squares. A subclass with another ``update`` says so anew."""
@@ -143,10 +126,13 @@ class Component:
             cls._slots = _slots_of(cls)
             cls.moments = vars(cls).get("moments", {})  # of another formula, those of the base may be anything
             cls.steady = vars(cls).get("steady")
+            cls.curvature = vars(cls).get("curvature")
         if "host" in vars(cls):
             cls.metrics = vars(cls).get("metrics", {})
         if "moments" in vars(cls):
             check_moments(cls.__name__, cls.moments, cls._slots, found)
+        if cls.curvature is not None:
+            _check_curvature(cls)
         cls._asking = _asks(getattr(cls, "update", None)), _asks(cls.reduce)
         own = inspect.signature(cls.__init__) if "__init__" in vars(cls) else None
         shown = own.replace(parameters=list(own.parameters.values())[1:]) if own else signature(found)
@@ -311,7 +297,8 @@ class Component:
         return ComponentSpec(
             key, (cls, *fixed.items()), update, first, fixed, hypers, partial(_resolve, cls, {}, {}), None, reduce,
             cls.host, scope, carry, cls.inexact, order, self._enter(), *cls._asking, cls.on_params, cls.elementwise,
-            cls.inputs, cls.gates, cls.clock, cls.refuses, cls.readout, moments=self._moments(), metrics=metrics,
+            cls.inputs, cls.gates, cls.clock, cls.refuses, cls.readout, cls.curvature, moments=self._moments(),
+            metrics=metrics,
         )  # fmt: skip
 
     def _moments(self) -> Moments:
@@ -404,3 +391,13 @@ def _slots_of(cls: type[Component]) -> dict[str, float | str]:
             )
         found[p.name] = p.default
     return found
+
+
+def _check_curvature(cls: type[Component]) -> None:
+    """Refuse a hook for estimates of the curvature that names no state of the rule."""
+    names = list(inspect.signature(cls.curvature).parameters)[3:]  # type: ignore[arg-type]
+    if not names or not {*names} <= {*cls._slots} or not cls.elementwise:
+        raise TypeError(
+            f"{cls.__name__}.curvature must take (h, xp, x) and then state arrays of update, which is elementwise; "
+            f"those are {', '.join(cls._slots) or 'none'}"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
@@ -10,6 +10,7 @@ from xopt._engine.program.contract import Chains, ComponentSpec
 from xopt._public import public
 from xopt.rule import _precision as _precision
 from xopt.rule._component import Component, Layout, routed
+from xopt.rule._curvature import TakesCurvature
 from xopt.rule._names import Named, named
 from xopt.rule._precision import Rounding, StateDType
 from xopt.rule._steady import weighted
@@ -39,7 +40,7 @@ class State(NamedTuple):
 
 
 @public
-class FunctionalOptimizer(ABC):
+class FunctionalOptimizer(TakesCurvature):
     """What rules and chains have in common: ``init``, ``apply`` and ``updates``."""
 
     __slots__ = ()

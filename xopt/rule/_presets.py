@@ -9,7 +9,18 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 Like: TypeAlias = Literal[
-    "torch", "optax", "keras", "mlx", "moonshot", "chainer", "thinc", "tensorflow1", "sklearn", "autograd", None
+    "torch",
+    "optax",
+    "keras",
+    "mlx",
+    "moonshot",
+    "authors",
+    "chainer",
+    "thinc",
+    "tensorflow1",
+    "sklearn",
+    "autograd",
+    None,
 ]
 """Whose conventions a rule has; None is xopt."""
 
@@ -73,6 +84,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "AdaBelief": _optax("adabelief"),
         "Yogi": _optax("yogi"),
         "Lion": _optax("lion", weight_decay=1e-3),
+        "Sophia": _optax("contrib.sophia", b1=0.965, eps=1e-8, bias="standard", weight_decay=1e-4),
         "SignSGD": _optax("sign_sgd"),
         "LAMB": _optax("lamb"),
         "LARS": _optax("lars", decay="l2"),
@@ -120,6 +132,9 @@ PRESETS: dict[str, dict[str, Preset]] = {
     },
     "moonshot": {
         "Muon": _("Moonlight's Muon", form="sum", weight_decay=0.1),
+    },
+    "authors": {
+        "Sophia": _("SophiaG", b1=0.965, gamma=0.04, eps=1e-15, eps_mode="add", weight_decay=0.1),
     },
     "chainer": {
         "SGD": _("chainer.optimizers.MomentumSGD", lr=1e-2, momentum=0.9, form="lr_inside"),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from xopt._arrays.layout import Layout
+from xopt._engine import curvature as _curvature
 from xopt._engine.eval_params import evaluated
 from xopt._engine.executor import Executor
 from xopt._engine.metrics import shaped
@@ -41,6 +42,16 @@ def stepped(
     ps, slots, carry = executor.run(step, layout.leaves, gs, slots, state.carry, change=change)
     found = {} if metrics is None else shaped(executor.metrics(carry), layout)
     return layout.params(ps), (step.t, {n: layout.tree(column) for n, column in slots.items()}, carry), found
+
+
+def observed(chains: ChainsOf, params: Any, curvature: Any, state: Any) -> dict[str, Any]:
+    """Return the slots with an estimate of the curvature."""
+    layout = Layout(params)
+    executor = Executor(chains(layout), layout)
+    slots = executor.state.check(state)
+    made = _curvature.observed(executor, state.step, slots, state.carry, _curvature.checked(executor, curvature))
+    new = {n: [y if x is None else x for x, y in zip(made[n], slots[n], strict=True)] for n in made}
+    return {**state.slots, **{n: layout.tree(column) for n, column in new.items()}}
 
 
 def averaged(chains: ChainsOf, params: Any, state: Any) -> Any:

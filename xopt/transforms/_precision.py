@@ -37,7 +37,7 @@ class Precision(Wrapper):
         complex numbers can be ``"float32"`` only. ``"int8"`` keeps averages of gradients and of their squares in codes
         of 8 bits, of parameters with 4096 elements or more; all other state is not changed by it. They are those of
         SGD, Lion, Signum, LARS, NovoGrad; Adam, AdamW, Adamax, NAdam, RAdam, AdaBelief, Yogi, LaProp, ADOPT, AdEMAMix,
-        Adan, MARS, StableAdamW, LAMB, RMSProp, Adadelta, DAdaptAdam, Prodigy, ScheduleFreeAdamW; Muon, NorMuon,
+        Adan, MARS, StableAdamW, LAMB, Sophia, RMSProp, Adadelta, DAdaptAdam, Prodigy, ScheduleFreeAdamW; Muon, NorMuon,
         Adafactor; ``moments`` of a rule says which they are. Sums (Adagrad), averages of which a difference is taken
         (RMSProp's, centered) or that hardly change in a step (AdEMAMix's slow one) are not among them. Averages of
         parameters (:class:`~xopt.EMA`), state that begins as a copy of them (of schedule-free rules, say) and gradients

@@ -73,6 +73,7 @@ def compose(
             assert spec.reduce is not None
             more = {"grad": grad} if spec.asks_sum else {}
             return LeafUpdate(x), spec.reduce(hs[i], xp, p, x, **own, **more)
+        own |= {n: new[key] for n, key in spec.borrows.items()}
         out = spec.update(hs[i], xp, p, x, **own, **({"grad": grad} if spec.asks else {}))
         x, *rest = out if isinstance(out, tuple) else (out,)
         if len(rest) != len(spec.slots):

@@ -59,6 +59,8 @@ class ComponentSpec(NamedTuple):
     """The sum that must be 0 for every leaf."""
     readout: Callable[..., Any] | None = None
     """What makes the parameters to evaluate of those that are trained and of the state."""
+    curvature: Callable[..., Any] | None = None
+    """What it makes of its slots when an estimate of the curvature comes."""
     storage: Any = None
     """Of the one that says how parameters and state are kept: a `StoragePolicy`."""
     given: Mapping[str, Any] = {}
@@ -69,6 +71,8 @@ class ComponentSpec(NamedTuple):
     """Of one that takes the arrays of all its leaves at once: a `TreeUpdate`."""
     metrics: Mapping[str, str] = {}
     """Which of its scalars are shown, by the names of these metrics."""
+    borrows: Mapping[str, str] = {}
+    """What ``update`` is given besides: new slots of components in front, by the names that they have there."""
 
     def slot(self, name: str) -> str:
         """Return the key of a slot in the state: ``"0.adam.m"``."""

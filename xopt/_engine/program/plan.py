@@ -149,7 +149,7 @@ def fitted_plan(
     def stored(codes: dict[str, str]) -> Plan:
         return plan((*chain[:at], storage.fitted(chain[at], dtype, codes, first), *chain[at + 1 :]), complex)
 
-    first = {spec.slot(n): x for spec in chain for n, x in spec.slots.items() if isinstance(x, float)}
+    first = {spec.slot(n): x for spec in chain for n, x in spec.slots.items()}
     usual = stored({})
     codes = storage.codes(chain, usual.live, dtype, size, path)
     return stored(codes) if codes else usual

@@ -26,21 +26,25 @@ class StoragePolicy(NamedTuple):
     state_dtype: str | None = None
 
     def fitted(
-        self, spec: ComponentSpec, dtype: _arrays.DType, codes: Mapping[str, str], first: Mapping[str, float]
+        self, spec: ComponentSpec, dtype: _arrays.DType, codes: Mapping[str, str], first: Mapping[str, Any]
     ) -> ComponentSpec:
-        """Return what keeps what parameters of a dtype need: a master copy, an error, scales, or nothing."""
+        """Return what keeps what parameters of a dtype need: a master copy, an error, scales, or nothing.
+
+        ``first`` has the first values of slots, numbers or functions.
+        """
         slots: dict[str, Any] = {"master": "p"} if self.master_weights and dtype.half else {}
         if self.rounding == "kahan":
             slots = {"error": 0.0}
         noisy = self.rounding == "stochastic" and dtype.half
+        numbers = {n: 0.0 if callable(first[n]) else first[n] for n in codes}
         formula = (
             LABEL,
             *slots,
             noisy,
             dtype.name if "error" in slots or noisy else "",
-            *((*item, first.get(item[0], 0.0)) for item in codes.items()),
+            *((n, kind, numbers[n]) for n, kind in codes.items()),
         )
-        slots |= {_quantize.SCALE.removeprefix(f"{LABEL}.") + n: _scales(abs(first.get(n, 0.0))) for n in codes}
+        slots |= {_quantize.SCALE.removeprefix(f"{LABEL}.") + n: _scales(first[n]) for n in codes}
         statics = {**spec.statics, "stored": dtype.name, "noisy": noisy, "codes": codes}
         return spec._replace(slots=slots, statics=statics, formula=formula)
 
@@ -104,10 +108,15 @@ class StoragePolicy(NamedTuple):
 USUAL = StoragePolicy()
 
 
-@functools.cache
-def _scales(size: float) -> Callable[[Any, Any, Any], Any]:
-    """Return what makes the scales of the blocks of a parameter, before the first step."""
-    return lambda h, xp, p: xp.full(_quantize.count(math.prod(p.shape)), size, dtype=xp.float32, **_arrays.beside(p))
+@functools.lru_cache(maxsize=1024)
+def _scales(first: Any) -> Callable[[Any, Any, Any], Any]:
+    """Return what makes the scales of the blocks of a slot, from what makes the slot or is its first value."""
+
+    def scales(h: Any, xp: Any, p: Any) -> Any:
+        like, size = (first(h, xp, p), 0.0) if callable(first) else (p, abs(first))
+        return xp.full(_quantize.count(math.prod(like.shape)), size, dtype=xp.float32, **_arrays.beside(p))
+
+    return scales
 
 
 class LeafStorage:
