@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -330,6 +332,22 @@ def test_an_array_of_jax_before_0_6_is_one_of_jax() -> None:
     """Its class says that it is in jaxlib, and has no base in jax."""
     old = type("ArrayImpl", (), {"__module__": "jaxlib.xla_extension", "shape": (), "dtype": np.dtype("f4")})
     assert _arrays.library(old()) is _arrays.named("jax")
+
+
+def test_threads_are_given_the_same_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they ask for it first at the same time: arrays of two would belong to two libraries."""
+    inside = threading.Barrier(4, timeout=30)
+
+    class Slow(_arrays.Library):
+        def __init__(self, name: str) -> None:
+            inside.wait()
+            super().__init__(name)
+
+    monkeypatch.setattr(_arrays, "_Unknown", Slow)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(_arrays.named, ["first seen by many"] * 4))
+    assert all(library is found[0] for library in found)
+    assert _arrays.named("first seen by many") is found[0]
 
 
 @pytest.mark.parametrize("name", [*_arrays.KNOWN, "unheard"])

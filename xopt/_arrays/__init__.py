@@ -23,6 +23,7 @@ from xopt._arrays.library import Array as Array
 from xopt._arrays.library import Library as Library
 from xopt._arrays.library import NDArray as NDArray
 from xopt._arrays.library import bfloat16 as bfloat16
+from xopt._arrays.once import once
 
 NUMPY: Library = Own("numpy")
 KNOWN = tuple(sorted(module.name for module in pkgutil.iter_modules(_libraries.__path__)))
@@ -36,7 +37,7 @@ class _Unknown(Library):
     known = False
 
 
-@functools.cache
+@once
 def named(name: str) -> Library:
     """Return the library whose package has this name."""
     if name == NUMPY.name:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Iterator
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from xopt import _arrays
+from xopt._arrays.once import once
 
 _LARGE = 1 << 30
 """Bytes of a message; some versions of MPI count them in 31 bits."""
 
 
-@functools.cache
+@once
 def _key(mpi: Any) -> int:
     key: int = mpi.Comm.Create_keyval()
     return key

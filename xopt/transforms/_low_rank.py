@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 from xopt import random
+from xopt._arrays.once import once
 from xopt._engine.program.contract import ComponentSpec
 from xopt._engine.program.plan import plan
 from xopt.rule import (
@@ -267,7 +268,7 @@ def _random(h: H, xp: Any, g: Array, old: Array) -> Array:
     return xp.linalg.qr(random.normal(old, (h.seed, h.leaf), h.t))[0]
 
 
-@functools.cache
+@once
 def _kind(cls: Any, rank: int, side: str, whole: bool) -> type[Component]:
     """Return the class of components that keep state of the shape of what is projected.
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import functools
 import importlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from xopt._arrays.library import Array, Library, NDArray, numbers_of_bits
+
+_registering = threading.Lock()
+_registered: set[type] = set()
+"""What JAX knows as a pytree."""
 
 
 def _jax() -> Any:
@@ -56,7 +61,8 @@ class Own(Library):
         return isinstance(x, _jax().core.Tracer)
 
     def node(self, kind: type, arrays: tuple[str, ...], fixed: tuple[str, ...]) -> None:
-        _register(kind, arrays, fixed)
+        if kind not in _registered:
+            _register(kind, arrays, fixed)
 
     def distinct(self, xp: Any, indices: Array, count: int) -> tuple[Array, Array]:
         found: tuple[Array, Array] = xp.unique(
@@ -102,8 +108,9 @@ def _set_row() -> Any:
     return _jax().jit(lambda rows, i, values: rows.at[i].set(values), donate_argnums=0)
 
 
-@functools.cache
 def _register(kind: type, arrays: tuple[str, ...], fixed: tuple[str, ...]) -> None:
+    """Make a class known to JAX, which refuses it a second time."""
+
     def make(aux: tuple[Any, ...], children: Any) -> Any:
         new: Any = object.__new__(kind)  # not __init__, which would look at what may be no arrays now
         for name, x in zip((*arrays, *fixed), (*children, *aux), strict=True):
@@ -114,7 +121,10 @@ def _register(kind: type, arrays: tuple[str, ...], fixed: tuple[str, ...]) -> No
         key = _jax().tree_util.GetAttrKey
         return [(key(n), getattr(x, n)) for n in arrays], tuple(getattr(x, n) for n in fixed)
 
-    _jax().tree_util.register_pytree_with_keys(kind, take, make)
+    with _registering:
+        if kind not in _registered:
+            _jax().tree_util.register_pytree_with_keys(kind, take, make)
+            _registered.add(kind)
 
 
 def _rows_of(xp: Any, indices: Array, count: int) -> Array:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from typing import Any
 
 from xopt._arrays.layout import Layout
+from xopt._arrays.once import once
 
 _NAMES = ("eager", "tiled", "llvm", "cuda")
 
 
-@functools.cache
+@once
 def backend(name: str) -> Any:
     """Return the runner of a name, of which there is one."""
     if name == "eager":
