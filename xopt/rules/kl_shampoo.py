@@ -52,8 +52,8 @@ class KLShampoo(Rule):
     eps
         ε > 0, in the unit of the gradient.
     initial
-        First value of every eigenvalue, > 0, in the unit of the gradient to the power of 2/k; None: the mean of |g|² to
-        the power of 1/k, of the first gradient that is not 0.
+        First value of every eigenvalue, > 0, in the unit of the gradient to the power of 2/k; None: the mean of \|g\|²
+        to the power of 1/k, of the first gradient that is not 0.
     update_every
         The bases are turned every so many steps, ≥ 1.
     max_dim
