@@ -77,6 +77,21 @@ def test_a_batch_of_padding_alone(lazy: bool) -> None:
     assert table.weight.grad._values().numel() == 0
 
 
+def test_lazy_is_looked_at_and_kept() -> None:
+    table = torch.nn.Embedding(5, 2, sparse=True)
+    with pytest.raises(TypeError, match="lazy: 1, but it must be True or False"):
+        adapted(table.parameters(), xopt.SGD(0.1), lazy=1)
+    opt = adapted(table.parameters(), xopt.SGD(0.1))
+    table(torch.tensor([1])).sum().backward()
+    state = opt.__getstate__()
+    del state["_lazy"]  # a pickle of xopt before this was there
+    old = type(opt).__new__(type(opt))
+    old.__setstate__(state)
+    before = table.weight.detach().clone()
+    old.step()
+    assert torch.equal(table.weight.detach() != before, torch.tensor([[row == 1] * 2 for row in range(5)]))
+
+
 def test_other_sparse_gradients_are_refused() -> None:
     p = torch.nn.Parameter(torch.ones(2, 2))
     opt = adapted([p], xopt.SGD(0.1))

@@ -118,6 +118,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         **hyperparams: Any,
     ) -> None:
         check_method(rule)
+        if not isinstance(lazy, bool):
+            raise TypeError(f"lazy: {lazy!r}, but it must be True or False")
         self._lazy = lazy
         self._rule = rule = given(rule, hyperparams)
         self._inner: Steps | None = None
@@ -247,7 +249,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
         for p, own in state["state"].items():
             loaded[p] = {n: tensor(x, p) for n, x in own.items()} if isinstance(own, dict) else own
         self._inner, self._seen, self._own, self._loaded = None, [], set(), True
-        super().__setstate__({**state, "state": loaded})
+        super().__setstate__({"_lazy": True, **state, "state": loaded})
 
     def _ready(self) -> Steps:
         """Return what takes the steps, made of the parameters as they are and the state that there is."""
