@@ -167,7 +167,7 @@ def test_errors_come_before_anything_is_written(lib: Lib, lazy: bool) -> None:
             TypeError,
             r"\.indices: dtype float32, but indices must be integers",
         ),
-        (xopt.SparseRows(integers(lib, [0]), wide, lazy=lazy), TypeError, ": dtype float16, but the parameter has fl"),
+        (xopt.SparseRows(integers(lib, [0]), wide, lazy=lazy), TypeError, r"\.values: dtype float16, but the para"),
     ]:
         if wide is given.values and lib.name == "strict":
             continue

@@ -48,8 +48,8 @@ class Problem:
 NUMPY = Lib("numpy", "plain")
 
 
-def integers(lib: Lib, x: Any) -> Any:
-    return (Lib("torch", "plain") if lib.name == "torch" else lib).array(np.asarray(x, "int32"))
+def integers(lib: Lib, x: Any, dtype: str = "int32") -> Any:
+    return (Lib("torch", "plain") if lib.name == "torch" else lib).array(np.asarray(x, dtype))
 
 
 def row_by_row(rule: Any, problem: Problem, **options: Any) -> Any:

@@ -143,6 +143,12 @@ def detached(x: Any) -> Any:
     return x if found is None else found.detached(x)
 
 
+def plain(x: Any) -> Any:
+    """Return the array in a scalar of NumPy, which makes such of 0-d results, and in an array of another class."""
+    odd = isinstance(x, np.generic | np.ndarray) and type(x) is not np.ndarray and on_host(x)
+    return np.asarray(x) if odd else x
+
+
 def dtype_of(library: Library, xp: Any, dtype: str) -> Any:
     """Return what a library calls a dtype."""
     found = library.dtype(xp, dtype)

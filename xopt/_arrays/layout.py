@@ -12,7 +12,7 @@ import numpy as np
 
 from xopt import _arrays
 from xopt._arrays import tree as _tree
-from xopt._arrays.rows import SparseRows, accepted
+from xopt._arrays.rows import SparseRows, accepted, summed
 
 _base = operator.attrgetter("base")
 _writeable = operator.attrgetter("flags.writeable")
@@ -41,7 +41,7 @@ class Layout:
         self.library = libraries[0] or _arrays.NUMPY if libraries else _arrays.NUMPY
         self.given = self.leaves
         """The parameters as they came; those of classes of their own are computed with as arrays."""
-        self.leaves = list(map(_plain, self.leaves))
+        self.leaves = list(map(_arrays.plain, self.leaves))
         self.xp: Any = _arrays.namespace(self.leaves[0]) if self.leaves else np
         self.shapes = [tuple(x.shape) for x in self.leaves]
         self.sizes = [math.prod(shape) for shape in self.shapes]
@@ -115,7 +115,7 @@ class Layout:
         """
         if g is None:
             return None
-        g = _plain(g)
+        g = _arrays.plain(g)
         self.same(name, k, g, self.raw_dtypes[k] if dtype is None else dtype)
         return self.library.resolved(g)
 
@@ -139,22 +139,26 @@ class Layout:
     def refuse_nonfinite(self, gs: list[Any]) -> None:
         """Raise for the first gradient that is not finite, where a jitted step could not."""
         for k, g in enumerate(gs):
-            g = g.values if isinstance(g, SparseRows) else g
+            g = summed(self, k, g)[1] if isinstance(g, SparseRows) else g  # which may overflow
             bad = 0 if g is None else int(self.xp.sum(~self.xp.isfinite(g)))
             if bad:
                 raise FloatingPointError(f"{self.path(k, 'grads')}: {bad:,} elements are not finite")
 
-    def same(self, name: str, k: int, x: Any, dtype: Any, shape: tuple[int, ...] | None = None) -> None:
-        """Check that an array has the library, shape, dtype and device that go with parameter ``k``."""
+    def same(self, name: str, k: int, x: Any, dtype: Any, shape: tuple[int, ...] | None = None, part: str = "") -> None:
+        """Check that an array, or a part of what stands for one, has what goes with parameter ``k``.
+
+        That is the library, the device, and this dtype and shape.
+        """
         shape = self.shapes[k] if shape is None else shape
         p, library = self.leaves[k], _arrays.library(x)
         fits = library == self.library and tuple(x.shape) == shape and x.dtype == dtype
         if fits and not self.library.graphs and self.library.device(x) == self.devices[k]:
             return
-        path = self.path(k, name)
+        path = self.path(k, name) + part
         if library != self.library:
             got = f"an array of {library}" if library else _what(x)
-            raise TypeError(f"{path}: {got}, but the parameter is an array of {self.library}")
+            hint = "; pass a dense gradient" if isinstance(x, SparseRows) else ""
+            raise TypeError(f"{path}: {got}, but the parameter is an array of {self.library}{hint}")
         if self.library.reason(x):
             raise TypeError(f"{path}: {self.library.reason(x)}")
         if tuple(x.shape) != shape:
@@ -169,7 +173,8 @@ class Layout:
             )
         own, other = self.library.layout(p), self.library.layout(x)
         if other != own:
-            raise TypeError(f"{path}: layout {other}, but the parameter has {own}; pass x.to_dense() or SparseRows")
+            hint = "" if part else " or SparseRows"
+            raise TypeError(f"{path}: layout {other}, but the parameter has {own}; pass x.to_dense(){hint}")
 
     def tree(self, leaves: list[Any]) -> Any:
         """Put one array a parameter back into the structure."""
@@ -183,12 +188,6 @@ class Layout:
                 for x, p, y in zip(self.given, self.leaves, leaves, strict=True)
             ]
         return self.tree(leaves)
-
-
-def _plain(x: Any) -> Any:
-    """Return the array in a scalar of NumPy, which makes such of 0-d results, and in an array of another class."""
-    odd = isinstance(x, np.generic | np.ndarray) and type(x) is not np.ndarray and _arrays.on_host(x)
-    return np.asarray(x) if odd else x
 
 
 def _what(x: Any) -> str:

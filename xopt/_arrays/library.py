@@ -216,6 +216,10 @@ class Library:
     def node(self, kind: type, arrays: tuple[str, ...], fixed: tuple[str, ...]) -> None:
         """Make a class known to the library as a container of these attributes, if it wants to know."""
 
+    def places(self, xp: Any, indices: Array) -> Array:
+        """Return integers in a dtype that takes part in everything, and that the number of rows of a table fits."""
+        return indices
+
     def distinct(self, xp: Any, indices: Array, count: int) -> tuple[Array, Array]:
         """Return the different ones among indices, which are below ``count``, and which of these each index is."""
         host = self.to_host(indices)

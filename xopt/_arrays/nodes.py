@@ -11,6 +11,8 @@ from typing import Any
 
 import optree
 
+from xopt._arrays.rows import SparseRows
+
 SPACE = "xopt"
 _Taken = tuple[Any, Any, tuple[Any, ...]]
 
@@ -102,7 +104,7 @@ def _make_sequence(frame: _Frame, children: Any) -> Any:
 def _is_node_of_jax(x: Any) -> bool:
     """Whether JAX, if it was imported, takes this for a container: no library is imported for that."""
     jax = sys.modules.get("jax")
-    return jax is not None and not jax.tree_util.all_leaves([x])
+    return jax is not None and not isinstance(x, SparseRows) and not jax.tree_util.all_leaves([x])
 
 
 def _take_apart(x: Any) -> _Taken:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import Any
 
 from xopt import _arrays
@@ -83,10 +85,14 @@ class SparseRows:
             library = _arrays.library(x)
             if library is None:
                 raise TypeError(f"SparseRows: {name} is a {type(x).__name__}, but it must be an array")
-            library.node(SparseRows, ("indices", "values"), ("lazy",))
         if not isinstance(lazy, bool):
             raise TypeError(f"SparseRows: lazy={lazy!r}, but it must be True or False")
         self.indices, self.values, self.lazy = indices, values, lazy
+        if "jax" in sys.modules:  # which takes arrays of NumPy, too
+            _arrays.named("jax").node(SparseRows, ("indices", "values"), ("lazy",))
+
+    def __reduce__(self) -> Any:
+        return functools.partial(SparseRows, lazy=self.lazy), (self.indices, self.values)
 
     def __repr__(self) -> str:
         return f"SparseRows(indices of shape {_shape(self.indices)}, values {_shape(self.values)}, lazy={self.lazy})"
@@ -98,43 +104,35 @@ def _shape(x: Any) -> Any:
 
 def accepted(layout: Any, k: int, given: SparseRows, name: str = "grads") -> Any:
     """Return the gradient of leaf ``k`` of a `Layout`, as an array or with ``lazy`` by rows; or say what is wrong."""
-    path, p = layout.path(k, name), layout.leaves[k]
+    path, p, xp = layout.path(k, name), layout.leaves[k], layout.xp
     library: Library = layout.library
-    shape, indices, values = layout.shapes[k], given.indices, given.values
+    shape, indices, values = layout.shapes[k], _arrays.plain(given.indices), _arrays.plain(given.values)
     if library.lazy:
         raise TypeError(f"{path}: SparseRows, which arrays of {library} cannot have; pass a dense gradient")
     if not shape:
         raise ValueError(f"{path}: SparseRows, but the parameter is a scalar and has no rows")
-    if _arrays.library(indices) != library:
-        raise TypeError(
-            f"{path}.indices: an array of {_arrays.library(indices)}, but the parameter is an array of {library}"
-        )
+    layout.same(name, k, indices, indices.dtype, tuple(indices.shape), ".indices")
     kind = _arrays.dtype_name(indices)
-    if "int" not in kind:
+    if not kind.startswith(("int", "uint")):
         raise TypeError(f"{path}.indices: dtype {kind}, but indices must be integers")
     if len(indices.shape) != 1:
         raise ValueError(f"{path}.indices: shape {_shape(indices)}, but it must have one axis")
-    if _arrays.device(indices) != layout.devices[k]:
-        raise ValueError(
-            f"{path}.indices: on device {_arrays.device_name(indices)}, but the parameter is on "
-            f"{_arrays.device_name(p)}"
-        )
     wanted = (indices.shape[0], *shape[1:])
     if _arrays.library(values) == library and _shape(values) != wanted:
         raise ValueError(
             f"{path}.values: shape {_shape(values)}, but of {wanted[0]} rows of a parameter of shape {shape} it is "
             f"{wanted}"
         )
-    layout.same(name, k, values, layout.raw_dtypes[k], wanted)
-    values = library.detached(library.resolved(values))
+    layout.same(name, k, values, layout.raw_dtypes[k], wanted, ".values")
+    indices, values = library.places(xp, indices), library.detached(library.resolved(values))
     _check_range(layout, indices, shape[0], path)
-    if given.lazy:
+    if given.lazy and shape[0]:
         return SparseRows(indices, values, lazy=True)
     with library.no_grad():
-        compute = getattr(layout.xp, layout.dtypes[k].compute)
-        dense = _arrays.full_like(library, layout.xp, library.detached(p), layout.dtypes[k].compute, 0)
-        dense = library.add_rows(layout.xp, dense, indices, _arrays.cast(layout.xp, values, compute))
-        return _arrays.cast(layout.xp, dense, layout.raw_dtypes[k])
+        compute = getattr(xp, layout.dtypes[k].compute)
+        dense = _arrays.full_like(library, xp, library.detached(p), layout.dtypes[k].compute, 0)
+        dense = library.add_rows(xp, dense, indices, _arrays.cast(xp, values, compute))
+        return _arrays.cast(xp, dense, layout.raw_dtypes[k])
 
 
 def _check_range(layout: Any, indices: Array, count: int, path: str) -> None:
@@ -156,7 +154,7 @@ def summed(layout: Any, k: int, given: SparseRows) -> tuple[Array, Array]:
     """
     xp, library, count = layout.xp, layout.library, layout.shapes[k][0]
     if given.indices.shape[0] == 0:
-        return _arrays.cast(xp, given.indices, xp.int32), given.values
+        return given.indices, given.values
     rows, place = library.distinct(xp, given.indices, count)
     compute = _arrays.dtype_of(library, xp, layout.dtypes[k].compute)
     values = _arrays.cast(xp, given.values, compute)

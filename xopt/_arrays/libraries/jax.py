@@ -64,6 +64,9 @@ class Own(Library):
         if kind not in _registered:
             _register(kind, arrays, fixed)
 
+    def places(self, xp: Any, indices: Array) -> Array:
+        return indices if indices.dtype.itemsize >= 4 else indices.astype(xp.int32)
+
     def distinct(self, xp: Any, indices: Array, count: int) -> tuple[Array, Array]:
         found: tuple[Array, Array] = xp.unique(
             _rows_of(xp, indices, count), size=indices.shape[0], fill_value=count, return_inverse=True
@@ -129,5 +132,4 @@ def _register(kind: type, arrays: tuple[str, ...], fixed: tuple[str, ...]) -> No
 
 def _rows_of(xp: Any, indices: Array, count: int) -> Array:
     """Return indices of rows; ``count`` for what is none, which JAX drops."""
-    indices = indices if indices.dtype.itemsize >= 4 else indices.astype(xp.int32)
     return xp.where((indices < 0) | (indices >= count), count, indices)

@@ -137,18 +137,20 @@ class Own(Library):
         views = [list(map(_conj, leaves)) if wide else None, list(map(_stride, leaves))]
         return [*shapes_and_dtypes(leaves), *views, self.addresses(leaves)]
 
+    def places(self, xp: Any, indices: Array) -> Array:
+        return indices.to(_torch().int64)
+
     def distinct(self, xp: Any, indices: Array, count: int) -> tuple[Array, Array]:
-        found: tuple[Array, Array] = _torch().unique(indices.to(_torch().int64), return_inverse=True)
+        found: tuple[Array, Array] = _torch().unique(indices, return_inverse=True)
         return found
 
     def add_rows(self, xp: Any, table: Array, at: Array, rows: Array) -> Array:
-        at = at.to(_torch().int64)
         if table.device.type == "cpu":
             return table.index_add_(0, at, rows)
         return table.index_put_((at,), rows, accumulate=True)  # which sorts, where the other is a race
 
     def put_rows(self, xp: Any, table: Array, at: Array, rows: Array) -> Array:
-        return table.index_copy_(0, at.to(_torch().int64), rows)
+        return table.index_copy_(0, at, rows)
 
     def on_device(self, x: Array) -> Any:
         return _torch().cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
