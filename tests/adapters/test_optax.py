@@ -383,3 +383,19 @@ def test_errors() -> None:
     other = transformation(xopt.SGD(momentum=0.9))
     with pytest.raises(ValueError, match="the state belongs to another rule"):
         other.update(GRADS, state, first())
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_gradients_by_rows(lazy: bool) -> None:
+    params = {"table": jnp.ones((5, 2)), "bias": jnp.ones(2)}
+    rows = xopt.SparseRows(jnp.asarray([1, 3, 1]), jnp.arange(6.0).reshape(3, 2), lazy=lazy)
+    grads, rule = {"table": rows, "bias": jnp.ones(2)}, xopt.chain(xopt.ClipByGlobalNorm(1.0), xopt.Adam(0.1))
+    tx = transformation(rule)
+    state = tx.init(params)
+    with pytest.raises(ValueError, match=r"params: missing, but SparseRows need them; call update\(grads, state, par"):
+        tx.update(grads, state)
+    updates, state = tx.update(grads, state, params)
+    want = rule.apply(params, grads, rule.init(params))[0]
+    for n, x in optax.apply_updates(params, updates).items():
+        np.testing.assert_allclose(x, want[n], rtol=1e-6)  # a sum and a difference more
+    assert np.all(updates["table"][1] != 0)

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from xopt._arrays import tree as _tree
+from xopt._arrays.rows import SparseRows
 from xopt._engine.program.contract import ComponentSpec
 from xopt.rule import Array, FunctionalOptimizer, H, Rule, State, Transform, check_method, static
 from xopt.rule._precision import Rounding, StateDType, StoragePrecision, is_default
@@ -102,6 +103,8 @@ def transformation(
             return updates, state._replace(step=state.step + 1)
         grads, state = jax.tree.map(_strong, updates), jax.tree.map(_of_jax, state)
         if params is None:
+            if any(map(_by_rows, jax.tree.leaves(updates, is_leaf=_by_rows))):
+                raise ValueError("params: missing, but SparseRows need them; call update(grads, state, params)")
             if rule._reads_params(grads, state):
                 raise ValueError(f"params: missing, but {rule!r} computes with them; call update(grads, state, params)")
             params = grads
@@ -118,6 +121,10 @@ def _strong(x: Any) -> Any:
     """Return an array of JAX of a dtype that does not give way, so that a state keeps its types from step to step."""
     x = jnp.asarray(x)
     return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
+
+
+def _by_rows(x: Any) -> bool:
+    return isinstance(x, SparseRows)
 
 
 def _of_jax(x: Any) -> Any:
@@ -137,7 +144,7 @@ def _alike(grads: Any, params: Any) -> tuple[Any, Any]:
 
 
 def _in_one_dtype(g: Any, p: Any) -> tuple[Any, Any]:
-    if g is None or g.dtype == p.dtype or not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (g, p)):
+    if g is None or _by_rows(g) or g.dtype == p.dtype or not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (g, p)):
         return g, p
     wide = jnp.promote_types(p.dtype, jnp.float32)
     return g.astype(wide), p.astype(wide)
