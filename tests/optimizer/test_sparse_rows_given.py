@@ -85,7 +85,7 @@ def test_a_sum_that_overflows_is_not_finite(lib: Lib, lazy: bool) -> None:
     table = lib.array(np.ones((4, 1), "float32"))
     values = lib.array(np.full((2, 1), 3e38, "float32"))
     opt = xopt.Optimizer(table, xopt.SGD(0.1), on_nonfinite="raise")
-    with pytest.raises(FloatingPointError, match="grads: 1 elements are not finite"), np.errstate(over="ignore"):
+    with pytest.raises(FloatingPointError, match="grads: 1 elements are not finite"):
         opt.step(xopt.SparseRows(integers(lib, [1, 1]), values, lazy=lazy))
     np.testing.assert_array_equal(lib.numpy(opt.params), 1)
 

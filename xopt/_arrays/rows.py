@@ -56,8 +56,8 @@ class SparseRows:
     On a GPU a step waits for the indices, because it looks at their range and, of CuPy and torch, at how many differ.
     There, on CuPy and JAX, the order in which the values of one row are added may change from run to run.
 
-    Under ``jax.jit`` a step is compiled anew for another k. A lazy step of torch's SparseAdam is that of
-    ``Adam(eps_mode="hat")``.
+    To JAX it is a node with two arrays: what maps over the tree computes with the indices, too. Under ``jax.jit`` a
+    step is compiled anew for another k. A lazy step of torch's SparseAdam is that of ``Adam(eps_mode="hat")``.
 
     References
     ----------
