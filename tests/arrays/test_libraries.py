@@ -174,6 +174,25 @@ def test_optimizer_on_jax_compiles_once_and_spares_the_arrays_of_the_caller(jax:
 
 
 @pytest.mark.needs("jax")
+def test_a_step_outside_of_jit_compiles_nothing_again(jax: Any, caplog: Any) -> None:
+    """Of a rule that computes something every so many steps too: its branches are new functions in each."""
+    rule, p = xopt.Shampoo(update_every=2, max_dim=1), jax.numpy.ones(3)
+    state = rule.init(p)
+    with jax.log_compiles():
+        for k in range(6):
+            caplog.clear()
+            p, state = rule.apply(p, p, state)
+            assert caplog.records == [] or k < 2
+    jitted = jax.jit(rule.apply)
+    for _ in range(3):
+        p, state = jitted(p, p, state)
+    q, other = np.ones(3), rule.init(np.ones(3))
+    for _ in range(9):
+        q, other = rule.apply(q, q, other)
+    np.testing.assert_allclose(p, q, rtol=1e-12)
+
+
+@pytest.mark.needs("jax")
 def test_jax_transformations(jax: Any) -> None:
     """scan, vmap and eval_shape go through a step as through anything else."""
     jnp = jax.numpy

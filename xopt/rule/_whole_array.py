@@ -100,7 +100,7 @@ def positive(xp: Any, x: Array) -> Array:
 def either(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
     """Return what one of two functions makes: arrays of the same shapes.
 
-    The condition is looked at, but on JAX, which may be tracing it. It depends on the step alone.
+    The condition is looked at, unless it is traced. It depends on the step alone.
     """
     library = _arrays.library(condition)
     return (yes() if condition else no()) if library is None else library.either(condition, yes, no)

@@ -48,7 +48,9 @@ class Own(Library):
         return _jax().device_put(made, like.sharding) if like.committed else made
 
     def either(self, condition: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
-        return _jax().lax.cond(condition, yes, no)  # it may be traced
+        if self.traced(condition):
+            return _jax().lax.cond(condition, yes, no)
+        return super().either(condition, yes, no)  # lax.cond compiles both, each time anew
 
     def jit(self, function: Callable[..., Any], given: tuple[int, ...]) -> Callable[..., Any]:
         compiled: Callable[..., Any] = _jax().jit(function, donate_argnums=given)
