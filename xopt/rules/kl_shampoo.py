@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
-from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, static
+from xopt.rule import Array, Decay, H, Hyper, Moments, Rule, abs2, hyper, static
 from xopt.rule._whole_array import (
     adjoint,
     at_least,
@@ -108,6 +108,7 @@ class KLShampoo(Rule):
     vectors: bool = False
     decay: Decay = static(default="lr", kw_only=True)
     elementwise = False
+    moments: ClassVar[Moments] = {"m": "signed"}
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:
@@ -193,6 +194,7 @@ class KLSOAP(SOAP):
     """
 
     initial: Hyper | None = hyper(default=None, gt=0)
+    moments: ClassVar[Moments] = {"m": "signed", "v": "square"}
 
     @staticmethod
     def values(h: H, xp: Any, p: Array) -> Array:

@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar, Literal
 
 from xopt import random
-from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, static
+from xopt.rule import Array, Decay, H, Hyper, Moments, Rule, abs2, hyper, static
 from xopt.rule._whole_array import adjoint, at_least, conj, either, identity, positive, rms, zeros
 from xopt.rules.shampoo import _along, _joined, _moment
 
@@ -105,6 +105,7 @@ class PSGDKron(Rule):
     seed: int = static(default=0, ge=0, le=2**32 - 1)
     decay: Decay = static(default="lr", kw_only=True)
     elementwise = False
+    moments: ClassVar[Moments] = {"m": "signed"}
     carry: ClassVar = {"since": 0.0}
 
     @staticmethod

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from xopt.rule import Array, Decay, H, Hyper, Rule, abs2, hyper, is_complex, static
+from xopt.rule import Array, Decay, H, Hyper, Moments, Rule, abs2, hyper, is_complex, static
 from xopt.rule import _whole_array as _whole_array
 from xopt.rule._whole_array import (
     adjoint,
@@ -95,6 +95,7 @@ class Shampoo(Rule):
     max_dim: int = static(default=1024, ge=1)
     graft: Literal["none", "sgd"] = "none"
     elementwise = False
+    moments: ClassVar[Moments] = {"m": "signed"}
 
     def _first(self, value: float | str) -> Any:
         absent = (self.momentum is None and value == "average") or (self.update_every == 1 and value == "roots")
@@ -266,6 +267,7 @@ class SOAP(Rule):
     bias: Literal["standard", "none"] = "standard"
     decay: Decay = static(default="lr", kw_only=True)
     elementwise = False
+    moments: ClassVar[Moments] = {"m": "signed", "v": "square"}
 
     @staticmethod
     def host(h: H, xp: Any) -> dict[str, Any]:

@@ -38,10 +38,11 @@ class Precision(Wrapper):
         of 8 bits, of parameters with 4096 elements or more; all other state is not changed by it. They are those of
         SGD, Lion, Signum, LARS, NovoGrad; Adam, AdamW, Adamax, NAdam, RAdam, AdaBelief, Yogi, LaProp, ADOPT, AdEMAMix,
         Adan, MARS, StableAdamW, LAMB, Sophia, RMSProp, Adadelta, DAdaptAdam, Prodigy, ScheduleFreeAdamW; Muon, NorMuon,
-        Adafactor; ``moments`` of a rule says which they are. Sums (Adagrad), averages of which a difference is taken
-        (RMSProp's, centered) or that hardly change in a step (AdEMAMix's slow one) are not among them. Averages of
-        parameters (:class:`~xopt.EMA`), state that begins as a copy of them (of schedule-free rules, say) and gradients
-        that are added up (:class:`~xopt.Accumulate`) stay in the dtype of the arithmetic, because they would stall.
+        Adafactor, Shampoo, SOAP, KLShampoo, KLSOAP, PSGDKron; ``moments`` of a rule says which they are. Sums
+        (Adagrad), averages of which a difference is taken (RMSProp's, centered) or that hardly change in a step
+        (AdEMAMix's slow one) are not among them. Averages of parameters (:class:`~xopt.EMA`), state that begins as a
+        copy of them (of schedule-free rules, say) and gradients that are added up (:class:`~xopt.Accumulate`) stay in
+        the dtype of the arithmetic, because they would stall.
     seed
         Of stochastic rounding: 0 to 2³² - 1.
 

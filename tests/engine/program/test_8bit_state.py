@@ -252,13 +252,15 @@ def quadratic(size: int) -> tuple[Any, Any]:
 
 CODED = [row.rule for row in catalog.ROWS if row.rule.moments]
 RATES = {"Adadelta": 8.0, "LARS": 8.0, "LAMB": 1 / 16, "NovoGrad": 1 / 8, "DAdaptAdam": 1.0, "Prodigy": 1.0, "SGD": 1.0}
+RATES |= dict.fromkeys(("SOAP", "KLSOAP"), 0.03)
+"""Those at which 400 steps bring the bowl's loss down; of others 0.01."""
 MORE: dict[Any, Any] = {
     xopt.SGD: {"momentum": 0.9},
     xopt.LARS: {"momentum": 0.9},
     xopt.Adafactor: {"b1": 0.9, "relative_step": False, "scale_parameter": False},
+    xopt.Shampoo: {"momentum": 0.9, "b2": 0.9, "update_every": 10},
 }
 """What makes rules keep averages that else do not."""
-"""Those at which 400 steps bring the bowl's loss down; of others 0.01."""
 
 
 def converged(rule: type[xopt.Rule], steps: int) -> dict[Any, float]:
