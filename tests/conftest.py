@@ -6,6 +6,7 @@ import doctest
 import importlib
 import importlib.util
 import inspect
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -200,6 +201,11 @@ def _spared(item: Any, lib: Lib) -> bool:
         return options or ("row" in params and item.originalname != "test_float64")
     if lib.name == "numpy":
         return False
+    if lib.name == "jax" and "row" in params and getattr(params["row"], "large", False):
+        if item.originalname not in ("test_float64", "test_complex", "test_a_gradient_that_is_not_finite"):
+            return True  # what the engine does around the rule, others show
+        if params.get("mode") == "split" or params.get("bad") == math.inf:
+            return True
     if lib.id == "jax-eager" and not item.nodeid.partition("[")[0].endswith(EAGER):
         return True
     if lib.id == "jax-jit" and item.originalname == "test_on_every_library":  # test_float64 has its rules under jit

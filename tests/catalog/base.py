@@ -103,6 +103,8 @@ class Row(NamedTuple):
     """Libraries that lack a function which the rule needs."""
     results: tuple[str, ...] = ()
     """Slots that are read from outside, like a mean of the parameters: compared with the state of the oracle."""
+    large: bool = False
+    """Whether its steps are slow, and XLA takes seconds to compile them: it has fewer shapes, and tests on JAX."""
     base: dict[str, Any] = {}
     """Keyword arguments for all options that do not say otherwise, where the defaults are for thousands of steps."""
 

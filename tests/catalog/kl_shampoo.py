@@ -118,6 +118,7 @@ ROWS = [
         0.05,
         base={"max_dim": 4, "update_every": 3},  # as for SOAP: no basis that is the library's choice
         lacking=("dask",),
+        large=True,
     ),
     Row(
         xopt.KLSOAP,
@@ -144,5 +145,6 @@ ROWS = [
         0.05,
         base={"max_dim": 4, "update_every": 3},
         lacking=("dask",),
+        large=True,
     ),
 ]

@@ -94,5 +94,6 @@ ROWS = [
         ],
         0.05,
         lacking=("dask",),
+        large=True,
     ),
 ]

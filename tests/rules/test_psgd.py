@@ -14,6 +14,7 @@ import xopt
 from xopt.random import normal
 from xopt.rules.psgd import _bound
 
+PLAIN = xopt.PSGDKron(0.01)
 ANNEALED = xopt.schedules.clip(xopt.schedules.exponential(math.exp(-0.5), rate=math.exp(1e-3)), low=1, high=1 / 0.03)
 
 
@@ -78,7 +79,7 @@ def test_extreme_gradients(lib: Lib, scale: float) -> None:
     if lib.name == "dask":
         pytest.skip("dask cannot solve equations")
     g = np.asarray([[1, 2, 3], [2, 4, 6], [-1, -2, -3], [0, 0, 0]], "float32") * np.float32(scale)  # of rank 1
-    rule, params = xopt.PSGDKron(0.01), {"w": np.zeros((4, 3), "float32"), "one": np.zeros((1, 1), "float32")}
+    rule, params = PLAIN, {"w": np.zeros((4, 3), "float32"), "one": np.zeros((1, 1), "float32")}
     grads = [{"w": g, "one": g[:1, :1]}] * 6
     first = rule.init(params).slots["0.psgdkron.q"]["w"]
     got, state = run(lib, rule, params, grads)

@@ -21,7 +21,9 @@ def leaves(x: Any) -> list[Any]:
     return optree.tree_leaves(x)  # type: ignore[no-any-return]
 
 
-def problem(rng: np.random.Generator, dtype: str, steps: int = STEPS, lib: Lib | None = None) -> tuple[Any, list[Any]]:
+def problem(
+    rng: np.random.Generator, dtype: str, steps: int = STEPS, lib: Lib | None = None, fewer: bool = False
+) -> tuple[Any, list[Any]]:
     """Parameters and gradients: of many sizes, one all zero, zero at places, one parameter that starts at zero."""
     params = tree(rng, dtype, lib=lib)
     params["tall"][:] = 0
@@ -30,12 +32,17 @@ def problem(rng: np.random.Generator, dtype: str, steps: int = STEPS, lib: Lib |
         grads[3] = NEW(np.zeros_like, grads[3])
     for g in grads:
         g["wide"]["b"][:2] = 0
+    if fewer:  # one of each number of axes
+        for x in (params, *grads):
+            del x["wide"]["w"]
+            for name in {"one", "turned", "strided"} & {*x}:
+                del x[name]
     return params, grads
 
 
-def length(lib: Lib) -> int:
-    """Return how many steps to test: few where each operation is slow by itself."""
-    return 4 if lib.name == "dask" else 6 if lib.id == "jax-eager" else STEPS
+def length(lib: Lib, row: Row | None = None) -> int:
+    """Return how many steps to test: few where each operation, or each step, is slow by itself."""
+    return 4 if lib.name == "dask" else 6 if lib.id == "jax-eager" else 12 if row is not None and row.large else STEPS
 
 
 def oracle(row: Row, rule: xopt.Rule, params: Any, grads: list[Any], half: int = 0) -> list[Any]:
