@@ -27,3 +27,15 @@ def test_the_kronecker_product_is_the_covariance(rule: type[xopt.Rule], dtype: s
     want = np.kron(left @ left.conj().T, (right.conj().T @ right).T)
     # the mean of a hundred samples or so; without the division by lengths it would be 6 times as large
     assert np.linalg.norm(np.kron(*s) - want) < 0.4 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("rule", [xopt.KLShampoo(1.0), xopt.SOAP(1.0), xopt.KLSOAP(1.0)], ids=repr)
+def test_gradients_that_become_larger_at_once(rule: xopt.Rule) -> None:
+    """By 1e6: the eigenvalues are those of the steps before, v is not."""
+    before, state = walk(rule, np.zeros((1, 1)), [np.ones((1, 1))] * 500)
+    after, state = rule.apply(before, np.full((1, 1), 1e6), state)
+    step = 1 + 0.05 * (1e6 - 1) if isinstance(rule, xopt.KLShampoo) else 0.05 / 0.05**0.5  # (1-b1)/(1-b2)^(1/2)
+    np.testing.assert_allclose(before - after, step, rtol=1e-4)  # m before is 1, beside 5e4
+    clipped = xopt.chain(xopt.ClipByGlobalNorm(1.0), rule)
+    before, state = walk(clipped, np.zeros((1, 1)), [np.ones((1, 1))] * 500)
+    np.testing.assert_allclose(before - clipped.apply(before, np.full((1, 1), 1e6), state)[0], 1.0, rtol=1e-5)

@@ -80,6 +80,11 @@ class KLShampoo(Rule):
     taken for 0, and libraries give the same numbers where the first gradient has the full rank. Of more than two axes λ
     swings up if β₂ is less than 1 - 2/k. A NaN in the gradient makes the array NaN. dask has no eigenvalues.
 
+    A step is divided by eigenvalues of the gradients before it. Where these become k times as large at once, the first
+    step is 1 + (1-β₁)·(k-1) times as long as others, which clipping (:class:`~xopt.ClipByGlobalNorm`) prevents; that
+    of :class:`~xopt.SOAP` and :class:`~xopt.KLSOAP` is not. λ of an array with one axis or none holds squares:
+    gradients above 1e18 overflow in float32.
+
     References
     ----------
     W. Lin, S. C. Lowe, F. Dangel, R. Eschenhagen, Z. Xu, R. B. Grosse (2025), Understanding and improving Shampoo and
@@ -173,7 +178,8 @@ class KLSOAP(SOAP):
     8·(rows² + columns²) bytes per float32 matrix; ``e`` (real), the eigenvalues of all axes end to end.
 
     Columns of Qᵢ are not sorted. The authors' code has no bias correction (``bias="none"``) and an ε beside √v
-    (``eps_mode="hat"``); see :class:`~xopt.KLShampoo` for what it does otherwise.
+    (``eps_mode="hat"``); see :class:`~xopt.KLShampoo` for what it does otherwise. v holds squares: gradients above 1e18
+    overflow in float32.
 
     References
     ----------
