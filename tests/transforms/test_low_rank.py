@@ -181,6 +181,29 @@ def test_optimizer_is_the_pure_form(
     assert not np.array_equal(opt.params["wide"], params["wide"])
 
 
+@pytest.mark.parametrize("names", ["abc", "bca", "cab"])
+def test_parameters_in_any_order(names: str, rng: np.random.Generator) -> None:
+    p = {n: rng.standard_normal(shape) for n, shape in zip(names, ((3, 5), (4,), (6, 4)), strict=True)}
+    method = rule()
+    got, state = method.apply(p, p, method.init(p))
+    assert_close(got, algorithm_2(method, p, [p]), 1e-9, 1e-10)
+    assert [state.slots["0.adam.m"][n].shape for n in names] == [(2, 5), (4,), (6, 2)]
+
+
+@pytest.mark.parametrize("rank", [3, 90], ids=["projected", "whole"])
+def test_8_bits_of_averages_that_begin_elsewhere(runner: Any, rank: int, rng: np.random.Generator) -> None:
+    p, g = (rng.standard_normal((70, 90)).astype(np.float32) for _ in range(2))
+    for inside in (xopt.RMSProp(0.1, initial=0.5), xopt.Yogi(0.1, initial=0.01)):
+        method = xopt.LowRank(inside, rank, scale=1.0)
+        begun = method.init(p, state_dtype="int8")
+        first = {n: y for n, y in begun.slots.items() if n.endswith(".v")}
+        assert sorted(float(y.max()) for y in first.values()) == [np.float32(inside.initial), 255]
+        opt = xopt.Optimizer(p.copy(), method, runner=runner, state_dtype="int8")
+        opt.step(g)
+        want = method.apply(p, g, method.init(p))[0]
+        np.testing.assert_allclose(opt.params, want, rtol=0, atol=1e-6)  # the first step reads nothing but first values
+
+
 def test_maximize_and_schedules(rng: np.random.Generator) -> None:
     params, grads = draws(rng)
     lr = xopt.schedules.polynomial(0.1, end=0.0, steps=STEPS)

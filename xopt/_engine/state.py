@@ -14,9 +14,9 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._engine.bucket import Bucket
 from xopt._engine.program import trace as _trace
-from xopt._engine.program.contract import ComponentSpec
+from xopt._engine.program.contract import ComponentSpec, Filled
 from xopt._engine.program.quantize import SCALE, first_code, is_scale
-from xopt._engine.program.storage import ERROR, USUAL, StoragePolicy
+from xopt._engine.program.storage import ERROR, USUAL, StoragePolicy, first_number
 
 
 class StateSpec:
@@ -50,12 +50,16 @@ class StateSpec:
         bucket = self.bucket_of[k]
         return bucket is not None and bucket.split
 
+    def _declared(self, name: str) -> Any:
+        spec = self._owner[name]
+        return spec.slots[name.removeprefix(f"{spec.key}.")]
+
     def _first(self, name: str, k: int) -> Any:
         """Return the first value of a slot of parameter ``k``: a number, ``"p"``, a new array, or None for no slot."""
         spec = self._owner[name]
         if spec.tree is not None:
             return spec.tree.like[name.removeprefix(f"{spec.key}.")] if k == spec.tree.home else None
-        value = spec.slots[name.removeprefix(f"{spec.key}.")]
+        value = self._declared(name)
         if not callable(value):
             return value
         if (name, k) not in self._likes:
@@ -114,10 +118,12 @@ class StateSpec:
             return None
         xp, library, p = self.layout.xp, self.layout.library, self.layout.leaves[k]
         first, bucket = self.first_value(name, k), self.bucket_of[k]
+        if bucket is not None and name in bucket.plan.codes:
+            number, kind = first_number(self._declared(name)), bucket.plan.codes[name]
+            like = first if hasattr(first, "dtype") else p
+            return _arrays.full_like(library, xp, like, self.slot_dtype(name, k), first_code(number, kind))
         if hasattr(first, "dtype"):
             return _arrays.copied(library, xp, first, self.slot_dtype(name, k))
-        if bucket is not None and name in bucket.plan.codes:
-            first = first_code(first, bucket.plan.codes[name])
         return _arrays.full_like(library, xp, p, self.slot_dtype(name, k), first)
 
     def first_value(self, name: str, k: int) -> Any:
@@ -153,8 +159,9 @@ class StateSpec:
 
     def follows(self, name: str) -> bool:
         """Whether the first value of a slot hangs on the parameter, or what it holds does."""
-        first = self._owner[name].slots[name.removeprefix(f"{self._owner[name].key}.")]
-        return (isinstance(first, str) or callable(first) or name == ERROR) and not is_scale(name)
+        first = self._declared(name)
+        made = callable(first) and not isinstance(first, Filled)
+        return (isinstance(first, str) or made or name == ERROR) and not is_scale(name)
 
     def new_step(self, taken: int = 0) -> Any:
         """Return the number of steps taken: a Python int, on JAX an int32 array, so that a jitted step traces once."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 from xopt import random
 from xopt._arrays.once import once
-from xopt._engine.program.contract import ComponentSpec
+from xopt._engine.program.contract import ComponentSpec, Filled
 from xopt._engine.program.plan import plan
 from xopt.rule import (
     Array,
@@ -23,7 +23,7 @@ from xopt.rule import (
 )
 from xopt.rule._component import Layout
 from xopt.rule._names import replaced
-from xopt.rule._whole_array import adjoint, conj, either, real_zeros, zeros
+from xopt.rule._whole_array import adjoint, conj, either, zeros
 from xopt.transforms._groups import _check_rule, _method, _places
 
 __all__ = ["LowRank"]
@@ -276,11 +276,13 @@ def _kind(cls: Any, rank: int, side: str, whole: bool) -> type[Component]:
     """
 
     def _base_spec(self: Any, key: str, order: tuple[int, ...]) -> ComponentSpec:
-        spec: ComponentSpec = super(made, self)._base_spec(key, order)
-        _check(cls.__name__, spec)
-        slots = {n: functools.partial(_first, x, rank, side) for n, x in spec.slots.items()}
-        return spec._replace(slots=slots, enter=spec.enter if whole else None)  # `Projection` enters
+        usual: ComponentSpec = super(made, self)._base_spec(key, order)
+        slots = {n: Filled(x, shape) for n, x in usual.slots.items() if not isinstance(x, str)}
+        spec = usual._replace(slots=slots, enter=usual.enter if whole else None)  # `Projection` enters
+        _check(cls.__name__, usual, spec)
+        return spec
 
+    shape = functools.partial(_projected, rank=rank, side=side)
     made = cast(type[Component], type(cls.__name__, (cls,), {"_base_spec": _base_spec, "__module__": __name__}))
     return made
 
@@ -293,17 +295,12 @@ def _inside(part: Component, rank: int, side: str, whole: bool) -> Component:
     return new
 
 
-def _first(value: float, rank: int, side: str, h: H, xp: Any, p: Array) -> Array:
-    """Return the first value of a slot in the shape of what is projected."""
-    return real_zeros(xp, p, _projected(tuple(p.shape), rank, side)) + value
-
-
-def _check(name: str, spec: ComponentSpec) -> None:
+def _check(name: str, usual: ComponentSpec, spec: ComponentSpec) -> None:
     """Refuse a component that cannot be given what is projected in the place of a gradient."""
     why = ""
     if not spec.elementwise:
         why = "takes whole arrays"
-    elif spec.on_params or spec.readout or "p" in spec.slots.values():
+    elif spec.on_params or spec.readout or "p" in usual.slots.values():
         why = "keeps or changes parameters"
     elif spec.asks or spec.asks_sum:
         why = "asks for the gradient"

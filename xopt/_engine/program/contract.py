@@ -10,9 +10,23 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from xopt import _arrays
 from xopt._arrays import Library
 from xopt._engine.program.algebra import Value, merged, same
 from xopt._engine.program.trace import Program
+
+
+class Filled(NamedTuple):
+    """The first value of a slot of another shape than the parameter: one number everywhere."""
+
+    number: float
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+    """The shape of the slot, from that of the parameter."""
+
+    def __call__(self, h: Any, xp: Any, p: Any) -> Any:
+        """Make it, with real numbers."""
+        like = xp.real(p) if _arrays.is_complex(p) else p
+        return xp.full(self.shape(tuple(p.shape)), self.number, dtype=like.dtype, **_arrays.beside(p))
 
 
 class ComponentSpec(NamedTuple):
@@ -25,7 +39,7 @@ class ComponentSpec(NamedTuple):
     update: Callable[..., Any]
     slots: Mapping[str, Any]
     """The state that ``update`` takes after g, with its first values: a number; ``"p"``, a copy of the parameter; of a
-    component that computes with whole arrays also a function of (h, xp, p)."""
+    component that computes with whole arrays also a function of (h, xp, p), and `Filled` of any."""
     statics: Mapping[str, Any]
     hypers: tuple[str, ...]
     resolve: Callable[..., dict[str, Any]]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from xopt import _arrays
 from xopt._engine.program import quantize as _quantize
-from xopt._engine.program.contract import ComponentSpec
+from xopt._engine.program.contract import ComponentSpec, Filled
 from xopt._engine.program.rounding import round_to, stochastic_round
 from xopt._engine.program.trace import Tracer
 from xopt.random import noise
@@ -36,7 +36,7 @@ class StoragePolicy(NamedTuple):
         if self.rounding == "kahan":
             slots = {"error": 0.0}
         noisy = self.rounding == "stochastic" and dtype.half
-        numbers = {n: 0.0 if callable(first[n]) else first[n] for n in codes}
+        numbers = {n: first_number(first[n]) for n in codes}
         formula = (
             LABEL,
             *slots,
@@ -108,13 +108,19 @@ class StoragePolicy(NamedTuple):
 USUAL = StoragePolicy()
 
 
+def first_number(first: Any) -> float:
+    """Return the number that a slot in codes begins with."""
+    return first.number if isinstance(first, Filled) else 0.0 if callable(first) else first
+
+
 @functools.lru_cache(maxsize=1024)
 def _scales(first: Any) -> Callable[[Any, Any, Any], Any]:
     """Return what makes the scales of the blocks of a slot, from what makes the slot or is its first value."""
 
     def scales(h: Any, xp: Any, p: Any) -> Any:
-        like, size = (first(h, xp, p), 0.0) if callable(first) else (p, abs(first))
-        return xp.full(_quantize.count(math.prod(like.shape)), size, dtype=xp.float32, **_arrays.beside(p))
+        shape = first(h, xp, p).shape if callable(first) else p.shape
+        size = abs(first_number(first))
+        return xp.full(_quantize.count(math.prod(shape)), size, dtype=xp.float32, **_arrays.beside(p))
 
     return scales
 
