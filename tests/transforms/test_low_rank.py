@@ -224,11 +224,23 @@ def test_set_and_names() -> None:
         opt.set(rank=3)
 
 
+def test_a_parameter_without_a_first_gradient_does_not_stand_still(lib: Lib) -> None:
+    if lib.name == "dask":
+        pytest.skip("dask lacks singular vectors of such arrays")
+    method, p = rule(), {"a": lib.array(np.ones((3, 5))), "b": lib.array(np.ones((5, 3)))}
+    nothing = {"a": None, "b": lib.array(np.zeros((5, 3)))}
+    state = method.apply(p, nothing, method.init(p))[1]
+    moved = method.apply(p, p, state)[0]
+    for x in (lib.numpy(moved["a"]), lib.numpy(moved["b"]).T):
+        assert ((x != 1) == [[True] * 5, [True] * 5, [False] * 5]).all()  # in the first directions
+
+
 def test_a_gradient_that_is_not_finite() -> None:
     method, p = rule(update_every=1), np.ones((3, 4))
     state = method.apply(p, np.eye(3, 4) + 1.0, method.init(p))[1]
-    _, after = method.apply(p, np.full((3, 4), np.nan), state)
-    np.testing.assert_array_equal(after.slots["0.lowrank.basis"], state.slots["0.lowrank.basis"])
+    for bad in (np.nan, np.inf, 0.0):
+        _, after = method.apply(p, np.full((3, 4), bad), state)
+        np.testing.assert_array_equal(after.slots["0.lowrank.basis"], state.slots["0.lowrank.basis"])
     guarded = xopt.Guard(method, "skip")
     x, _ = guarded.apply(p, np.full((3, 4), np.nan), guarded.init(p))
     np.testing.assert_array_equal(x, p)
@@ -241,6 +253,9 @@ def test_what_is_refused() -> None:
         (lambda: xopt.LowRank(xopt.AdamW(), 2), "AdamW with weight_decay.* put AddDecay.*behind LowRank"),
         (lambda: xopt.LowRank(xopt.Adam(weight_decay=0.1), 2), "Adam with weight_decay"),
         (lambda: xopt.LowRank(xopt.Adam, 2), "LowRank: Adam, but it must be a rule"),  # type: ignore[arg-type]
+        (lambda: xopt.LowRank(xopt.Accumulate(xopt.Adam(), 2), 2), "Accumulate is for a whole tree; put .* LowRank"),
+        (lambda: xopt.LowRank(rule(), 3).init(p), "LowRank: LowRank takes whole arrays"),
+        (lambda: xopt.chain(rule(), xopt.L1(0.1)).init(p), "L1 behind LowRank .* leave LowRank out"),
         (lambda: xopt.LowRank(xopt.Adam(), 0), "LowRank.rank: 0.0 is out of range"),
         (lambda: xopt.LowRank(xopt.Adam(), 2, seed=1), "seed=1 does nothing without projection='random'"),
         (lambda: xopt.LowRank(xopt.LAMB(), 2).init(p), "LowRank: LAMB computes with the parameters"),

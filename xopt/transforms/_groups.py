@@ -315,7 +315,8 @@ def _check_rule(label: str, what: Any, other: str = "a rule") -> None:
         got = str(error).removeprefix("rule: ").replace("a rule", other, 1)
         raise TypeError(f"{label}: {got}") from None
     if not isinstance(what, Component | Chain):
-        raise TypeError(f"{label}: {type(what).__name__} is for a whole tree; put it around Groups")
+        around = label if label == "LowRank" else "Groups"
+        raise TypeError(f"{label}: {type(what).__name__} is for a whole tree; put it around {around}")
 
 
 def _of(name: str, value: Any, old: Any) -> Any:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
-from xopt import random
+from xopt import _arrays, random
 from xopt._arrays.once import once
 from xopt._engine.program.contract import ComponentSpec, Filled
 from xopt._engine.program.plan import plan
@@ -23,7 +23,7 @@ from xopt.rule import (
 )
 from xopt.rule._component import Layout
 from xopt.rule._names import replaced
-from xopt.rule._whole_array import adjoint, conj, either, zeros
+from xopt.rule._whole_array import adjoint, conj, either
 from xopt.transforms._groups import _check_rule, _method, _places
 
 __all__ = ["LowRank"]
@@ -73,7 +73,8 @@ class LowRank(Component, FunctionalOptimizer):
     decay="independent"), Scale(lr))`` is AdamW. A transform in front, or in the chain inside, sees the gradient, or R.
 
     The sign of each column of P is that at which its largest element is positive; the authors' code leaves it to the
-    library. Where two singular values are equal, P is the library's choice. P stays where a gradient is not finite.
+    library. Where two singular values are equal, P is the library's choice. P stays where a gradient is None, zero or
+    not finite; before the first one that is not, it has the first r unit vectors.
     Singular vectors cost more than a step, some m²·n operations in one of k steps. These parameters are computed by the
     library's own functions, on every runner. dask has no such singular vectors.
 
@@ -218,8 +219,9 @@ class Projection(Component):
 
     @staticmethod
     def directions(h: H, xp: Any, p: Array) -> Array:
-        """Return what is there before the first step."""
-        return zeros(xp, p, (p.shape[_axis(p.shape, h.rank, h.side) or 0], h.rank))
+        """Return the first unit vectors, which are used until there is a gradient to take others from."""
+        axis = _axis(p.shape, h.rank, h.side) or 0
+        return xp.eye(p.shape[axis], h.rank, dtype=p.dtype, **_arrays.beside(p))
 
     @staticmethod
     def update(h: H, xp: Any, p: Array, g: Array, basis: Array = "directions") -> tuple[Array, ...]:
@@ -248,13 +250,17 @@ class BackProjection(Component):
         return h.scale * (xp.matmul(basis, g) if left else xp.matmul(g, adjoint(xp, basis)))
 
 
+for _part in (Projection, BackProjection):
+    _part.__name__ = "LowRank"  # in errors
+
+
 def _singular(h: H, xp: Any, g: Array, old: Array) -> Array:
     """Return the first left singular vectors, each with the sign at which its largest element is positive."""
     if not hasattr(xp.linalg, "svd"):
         raise TypeError("LowRank needs singular vectors, and the library of the parameters has no linalg.svd")
     top = xp.max(xp.abs(g))
-    fine = xp.isfinite(top)
-    unit = xp.where(fine & (top > 0), top, xp.ones_like(top))
+    fine = xp.isfinite(top) & (top > 0)
+    unit = xp.where(fine, top, xp.ones_like(top))
     found = xp.linalg.svd(xp.where(fine, g / unit, xp.ones_like(g)), full_matrices=False)[0][:, : h.rank]
     size = xp.abs(found)
     largest = xp.sum(xp.where(size == xp.max(size, axis=0, keepdims=True), found, xp.zeros_like(found)), axis=0)
