@@ -220,8 +220,22 @@ def test_set_and_names() -> None:
     assert opt.rule == xopt.LowRank(xopt.Adam(0.2, 0.8, 0.7), RANK, update_every=EVERY, scale=0.5)
     assert repr(opt.rule) == "LowRank(Adam(lr=0.2, b1=0.8, b2=0.7), rank=2, update_every=3, scale=0.5)"
     assert (opt.hyperparams()["scale"], opt.hyperparams()["lr"]) == (0.5, 0.2)
+    two = xopt.Optimizer({"a": np.ones((4, 6))}, xopt.Groups(rule(), ("a", xopt.LowRank(xopt.Lion(0.1), 2))))
+    two.set(**{"0.group0.lowrank.scale": 0.5})
+    assert (two.hyperparams()["0.lowrank.scale"], two.hyperparams()["0.group0.lowrank.scale"]) == (0.25, 0.5)
     with pytest.raises(TypeError, match="'rank' is a static field"):
         opt.set(rank=3)
+
+
+@pytest.mark.parametrize("around", [lambda r: r, lambda r: xopt.chain(xopt.ClipByValue(9.0), r)])
+def test_scale_of_a_group(around: Any, rng: np.random.Generator) -> None:
+    p = {n: rng.standard_normal((3, 5)) for n in "ab"}
+    method = xopt.Groups(around(rule()), ("b", {"scale": 1.0}))
+    x, _ = method.apply(p, p, method.init(p))
+    assert method != around(rule())
+    for n, scale in (("a", 0.25), ("b", 1.0)):
+        one = rule(scale=scale)
+        np.testing.assert_array_equal(x[n], one.apply(p[n], p[n], one.init(p[n]))[0])
 
 
 def test_a_parameter_without_a_first_gradient_does_not_stand_still(lib: Lib) -> None:

@@ -97,6 +97,8 @@ class Component:
     the step divided by -lr times it. None: there is no such number, and ``L1`` and ``L2`` may not stand behind."""
     _penalty: ClassVar[str] = ""
     """Of a penalty: the hyperparameter that is multiplied by ``steady`` of all components in front."""
+    _holder: ClassVar[str] = ""
+    """Of one that is several components for a leaf: what the label of that with its hyperparameters ends with."""
     inputs: ClassVar[tuple[str, ...]] = ()
     """What the caller of a step must give beside the gradients, to be found in ``h``: ``("value",)`` is the loss."""
 

@@ -332,7 +332,7 @@ def _overrides(
     label: str, base: tuple[Component, ...], what: Mapping[str, Any], fields: dict[str, Field]
 ) -> tuple[dict[str, Any], list[_Target]]:
     """Check the hyperparameters of a group; find whose they are, and add to ``fields`` what they are."""
-    labels = {link.path: link.key for link in named(base, _places("", base))}
+    labels = {link.path: link.key + link.part._holder for link in named(base, _places("", base))}
     values, targets = {}, []
     for name, value in what.items():
         try:

@@ -94,6 +94,7 @@ class LowRank(Component, FunctionalOptimizer):
     {'0.lowrank.basis': (100, 8), '0.adam.m': (8, 300), '0.adam.v': (8, 300)}
     """
 
+    _holder = ".up"
     _rule: FunctionalOptimizer
     rank: int = static(ge=1)
     update_every: int = static(default=200, ge=1)
@@ -161,7 +162,7 @@ class LowRank(Component, FunctionalOptimizer):
         return _low_rank(_method(parts), self._given)
 
     def _label(self) -> str:
-        return ""
+        return "lowrank"
 
     def _route(self, layout: Layout, k: int) -> Sequence[RoutedComponent] | None:
         parts = self._rule._parts()
