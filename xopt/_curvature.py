@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
+
 from xopt import _arrays, random
 from xopt._arrays.layout import Layout
 from xopt._engine import curvature as _curvature
@@ -81,22 +83,29 @@ def hutchinson(
     >>> np.mean(found, axis=0)
     array([3., 5.])
     """
-    for name, x, least in (("seed", seed, 0), ("step", step, 0)):
-        whole = isinstance(x, int) and not isinstance(x, bool)
-        if not (whole or (name == "step" and getattr(x, "shape", None) == ())):
+    if not callable(hessp):
+        raise TypeError(f"hessp: a {type(hessp).__name__}, but it must be a function of u that returns H·u")
+    for name, x in (("seed", seed), ("step", step)):
+        whole = isinstance(x, int | np.integer) and not isinstance(x, bool)
+        array = name == "step" and getattr(x, "shape", None) == () and "int" in str(x.dtype)
+        if not (whole or array):
             raise TypeError(f"{name}: {x!r}, but it must be a whole number")
-        if whole and not least <= x < 2**32:
+        if whole and not 0 <= x < 2**32:
             raise ValueError(f"{name}: {x}, but it must be from 0 to 2³² - 1")
+    seed = int(seed)
     if complex not in ("modulus", "split"):
         raise ValueError(f'complex: {complex!r}, but it must be "modulus" or "split"')
     layout = Layout(params)
+
+    def probe(k: int) -> Any:
+        return _probe(layout, k, (seed, k), step, complex == "split")
+
     with layout.library.no_grad():
-        us = [_probe(layout, k, (seed, k), step, complex == "split") for k in range(len(layout.leaves))]
-    found = layout.gradients(hessp(layout.tree(us)), "hessp(u)")
+        u = layout.tree([probe(k) for k in range(len(layout.leaves))])
+    found = layout.gradients(hessp(u), "hessp(u)")
+    del u  # hessp may have written into it, so it is made anew
     with layout.library.no_grad():
-        return layout.tree(
-            [None if x is None else _product(layout, u, x, complex) for u, x in zip(us, found, strict=True)]
-        )
+        return layout.tree([None if x is None else _product(layout, probe(k), x, complex) for k, x in enumerate(found)])
 
 
 def _probe(layout: Layout, k: int, key: tuple[int, int], step: Any, split: bool) -> Any:

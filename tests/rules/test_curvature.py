@@ -341,17 +341,30 @@ def test_hutchinson_on_every_library(lib: Lib, rng: np.random.Generator) -> None
     assert_close(NEW(lib.numpy, got), leaves(want), 1e-14, 1e-15)
 
 
+def test_a_product_may_write_into_the_vector() -> None:
+    matrix, p = np.asarray([[2.0, 1.0], [1.0, 3.0]]), np.zeros(2)
+    for t in range(4):
+        got = xopt.hutchinson(lambda u: np.matmul(matrix, u.copy(), out=u), p, seed=np.int64(3), step=t)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(got, xopt.hutchinson(lambda u: matrix @ u, p, seed=3, step=t))
+
+
 def test_hutchinson_refuses() -> None:
     p, same = {"w": np.zeros(2)}, lambda u: u
     for words, error, match in [
         ({"seed": -1}, ValueError, "seed: -1, but it must be from 0"),
         ({"seed": 2**32}, ValueError, "seed: 4294967296"),
+        ({"seed": np.int64(-1)}, ValueError, "seed: -1, but it must be from 0"),
         ({"step": 0.5}, TypeError, "step: 0.5, but it must be a whole number"),
+        ({"step": np.asarray(0.5)}, TypeError, r"step: array\(0.5\), but it must be a whole number"),
+        ({"step": np.True_}, TypeError, "step: .*True.*, but it must be a whole number"),
+        ({"step": np.int64(-1)}, ValueError, "step: -1, but it must be from 0"),
         ({"seed": True}, TypeError, "seed: True"),
         ({"complex": "polar"}, ValueError, "complex: 'polar'"),
     ]:
         with pytest.raises(error, match=match):
             xopt.hutchinson(same, p, **words)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="hessp: a ndarray, but it must be a function of u that returns H·u"):
+        xopt.hutchinson(np.eye(2), p)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r'hessp\(u\)\["w"\]: shape \(3,\), but the parameter has \(2,\)'):
         xopt.hutchinson(lambda u: {"w": np.zeros(3)}, p)
 
