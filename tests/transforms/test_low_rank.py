@@ -181,6 +181,18 @@ def test_optimizer_is_the_pure_form(
     assert not np.array_equal(opt.params["wide"], params["wide"])
 
 
+def test_weight_decay_stands_behind(rng: np.random.Generator) -> None:
+    """With a rank that leaves all parameters whole, what errors and docs advise is AdamW."""
+    params, grads = draws(rng)
+    lr = xopt.schedules.polynomial(0.1, end=0.0, steps=STEPS)
+    inside = xopt.LowRank(xopt.Adam(lr=1.0), 64)
+    a, b = xopt.AdamW(lr, weight_decay=0.3), xopt.chain(inside, xopt.AddDecay(0.3, "independent"), xopt.Scale(lr))
+    x, y, s, t = params, params, a.init(params), b.init(params)
+    for g in grads:
+        (x, s), (y, t) = a.apply(x, g, s), b.apply(y, g, t)
+    assert_close(x, leaves(y), 1e-12, 1e-13)
+
+
 @pytest.mark.parametrize("names", ["abc", "bca", "cab"])
 def test_parameters_in_any_order(names: str, rng: np.random.Generator) -> None:
     p = {n: rng.standard_normal(shape) for n, shape in zip(names, ((3, 5), (4,), (6, 4)), strict=True)}
@@ -264,7 +276,7 @@ def test_a_gradient_that_is_not_finite() -> None:
 def test_what_is_refused() -> None:
     p = np.ones((3, 4))
     for make, words in [
-        (lambda: xopt.LowRank(xopt.AdamW(), 2), "AdamW with weight_decay.* put AddDecay.*behind LowRank"),
+        (lambda: xopt.LowRank(xopt.AdamW(), 2), "AdamW with weight_decay.*: AdamW is chain.LowRank.*AddDecay.*Scale"),
         (lambda: xopt.LowRank(xopt.Adam(weight_decay=0.1), 2), "Adam with weight_decay"),
         (lambda: xopt.LowRank(xopt.Adam, 2), "LowRank: Adam, but it must be a rule"),  # type: ignore[arg-type]
         (lambda: xopt.LowRank(xopt.Accumulate(xopt.Adam(), 2), 2), "Accumulate is for a whole tree; put .* LowRank"),

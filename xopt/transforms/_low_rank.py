@@ -125,8 +125,8 @@ class LowRank(Component, FunctionalOptimizer):
         for part in rule._parts():
             if getattr(part, "weight_decay", None) is not None:
                 raise ValueError(
-                    f"LowRank: {type(part).__name__} with weight_decay, which must see the whole parameter: put "
-                    f'AddDecay(w, decay="independent") behind LowRank, and Adam in the place of AdamW'
+                    f"LowRank: {type(part).__name__} with weight_decay, which must see the whole parameter: AdamW is "
+                    f'chain(LowRank(Adam(lr=1.0), {rank}), AddDecay(w, decay="independent"), Scale(lr))'
                 )
 
     def __repr__(self) -> str:
