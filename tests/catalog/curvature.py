@@ -19,7 +19,7 @@ def sophia(p: A, g: A, s: S, t: int, *, lr: Any, b1: Any, b2: Any, gamma: Any, e
     s["m"] = b1 * s.get("m", np.zeros_like(p)) + (1 - b1) * g
     s["hessian"] = h
     m = s["m"] if bias == "none" else s["m"] / (1 - b1**t)
-    d = np.maximum(gamma * h, eps) if eps_mode == "max" else gamma * h + eps
+    d = np.maximum(gamma * h, eps) if eps_mode == "max" else np.maximum(gamma * h, 0) + eps
     if np.iscomplexobj(m):  # clipped to modulus 1
         size = np.abs(m)
         return p - lr * np.where(size > d, m / np.where(size > 0, size, 1), m / np.where(d > 0, d, 1))

@@ -88,8 +88,6 @@ def test_sophia_is_algorithm_3(lib: Lib, dtype: str, complex: Any, rng: np.rando
     rtol, atol = (1e-12, 1e-13) if dtype in ("float64", "complex128") else (2e-5, 4e-6)
     for options in OPTIONS if lib.id == "numpy-plain" else OPTIONS[-2:-1]:
         method = rule(complex=complex, **options)
-        if options.get("eps_mode") == "add":
-            found = [NEW(np.abs, x) for x in found] if "complex" not in dtype else found
         given = [placed(lib, x, dtype) for x in (params, *grads, *found)]
         jit = {"jit": lib.module().jit} if lib.guise == "jit" else {}
         got, _ = pure(method, given[0], given[1 : STEPS + 1], given[STEPS + 1 :], **jit)
@@ -231,6 +229,14 @@ def test_8_bits(runner: Any, rng: np.random.Generator) -> None:
     for n, y in before.items():
         np.testing.assert_array_equal(state.slots[n], y, n)
     np.testing.assert_allclose(method.apply(p, g, state)[0], got, atol=0.1 * 0.05)  # of steps no larger than 0.1
+
+
+@pytest.mark.parametrize("mode", ["max", "add"])
+def test_no_gradient_and_negative_curvature_is_no_step(runner: Any, mode: Any) -> None:
+    opt = xopt.Optimizer(np.ones(3), rule(eps_mode=mode), runner=runner)
+    opt.update_curvature(np.asarray([-1.0, -1.0, 1.0]))
+    opt.step(np.asarray([0.0, 2.0, 0.0]))
+    np.testing.assert_allclose(opt.params, [1.0, 0.9, 1.0], rtol=1e-15)
 
 
 def test_half_precision_parameters_take_both(rng: np.random.Generator) -> None:

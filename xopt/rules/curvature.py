@@ -31,7 +31,8 @@ class Sophia(Rule):
     eps
         ε > 0, in the unit of the gradient.
     eps_mode
-        ``"max"``: as above; ``"add"``: γ·hessian + ε in the place of the maximum (the authors' code).
+        ``"max"``: as above; ``"add"``: max(γ·hessian, 0) + ε in its place (the authors' code, whose estimates are
+        never negative).
     bias
         ``"none"``, or ``"standard"``: m/(1-β₁ᵗ) in the place of m (optax).
     weight_decay
@@ -83,7 +84,8 @@ class Sophia(Rule):
     def update(h: H, xp: Any, p: Array, g: Array, m: Array = 0.0, hessian: Array = 0.0) -> tuple[Array, ...]:
         m = h.b1 * m + (1 - h.b1) * g
         top = m if h.bias == "none" else m / (1 - h.b1**h.t)
-        d = xp.maximum(h.gamma * hessian, h.eps) if h.eps_mode == "max" else h.gamma * hessian + h.eps
+        d = h.gamma * hessian
+        d = xp.maximum(d, h.eps) if h.eps_mode == "max" else xp.maximum(d, 0.0) + h.eps
         return -h.lr * (top / xp.maximum(d, xp.abs(top))), m, hessian
 
     @staticmethod
