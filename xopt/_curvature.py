@@ -87,7 +87,7 @@ def hutchinson(
         raise TypeError(f"hessp: a {type(hessp).__name__}, but it must be a function of u that returns H·u")
     for name, x in (("seed", seed), ("step", step)):
         whole = isinstance(x, int | np.integer) and not isinstance(x, bool)
-        array = name == "step" and getattr(x, "shape", None) == () and "int" in str(x.dtype)
+        array = name == "step" and getattr(x, "shape", None) == () and "int" in str(getattr(x, "dtype", ""))
         if not (whole or array):
             raise TypeError(f"{name}: {x!r}, but it must be a whole number")
         if whole and not 0 <= x < 2**32:
