@@ -278,6 +278,48 @@ def test_a_gradient_that_is_not_finite() -> None:
     assert np.isfinite(method.apply(p, np.zeros((3, 4)), method.init(p))[0]).all()
 
 
+WHOLE: list[Any] = [
+    xopt.Muon(0.1),
+    xopt.NorMuon(0.1),
+    xopt.Adafactor(0.1, relative_step=False, scale_parameter=False, b1=0.9),
+    xopt.SM3(0.1),
+    xopt.Shampoo(0.1, momentum=0.9),
+    xopt.SOAP(0.1, update_every=2, max_dim=5),  # the other axis has gradients of rank 3, and directions of rounding
+    xopt.KLSOAP(0.1, update_every=2, max_dim=5),
+    xopt.PSGDKron(0.1),
+    xopt.chain(xopt.Centralize(), xopt.Muon(0.1)),
+]
+
+
+@pytest.mark.parametrize("inner", WHOLE, ids=lambda r: type(r).__name__)
+def test_rules_of_whole_arrays(lib: Lib, inner: Any, rng: np.random.Generator) -> None:
+    """They take the steps that they take for a parameter with the gradient R, with state of its shape."""
+    if lib.name == "dask" or (lib.name == "jax" and not isinstance(inner, xopt.Muon)):
+        pytest.skip("dask lacks singular vectors of such arrays, and JAX compiles each of them")
+    w, gs = rng.standard_normal((5, 9)), rng.standard_normal((4, 5, 9))
+    method = xopt.LowRank(inner, 3, update_every=2, scale=0.5)
+    p = lib.array(w)
+    state = method.init(p)
+    small = np.zeros((3, 9))
+    other = inner.init(small)
+    shapes = sorted(x.shape for x in leaves(other.slots))
+    assert sorted(x.shape for x in leaves(state.slots)) == sorted([*shapes, (5, 3)])
+    for t, g in enumerate(gs):
+        if t % 2 == 0:
+            basis = directions(g, 0, t + 1, method)
+        step, other = inner.updates(small, basis.T @ g, other)
+        w = w + 0.5 * basis @ step
+        p, state = method.apply(p, lib.array(g), state)
+        np.testing.assert_allclose(lib.numpy(p), w, rtol=1e-7, atol=1e-9)
+    params = {"w": np.zeros((70, 90), "f4"), "v": np.zeros(5, "f4")}
+    opt = xopt.Optimizer(params, method, state_dtype="int8" if isinstance(inner, xopt.Muon) else None)
+    opt.step({"w": rng.standard_normal((70, 90)).astype("f4"), "v": np.ones(5, "f4")})
+    again = pickle.loads(pickle.dumps(opt))
+    grads = {"w": rng.standard_normal((70, 90)).astype("f4"), "v": np.ones(5, "f4")}
+    for a, b in zip(leaves(opt.step(grads)), leaves(again.step(grads)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_what_is_refused() -> None:
     p = np.ones((3, 4))
     for make, words in [
@@ -285,12 +327,16 @@ def test_what_is_refused() -> None:
         (lambda: xopt.LowRank(xopt.Adam(weight_decay=0.1), 2), "Adam with weight_decay"),
         (lambda: xopt.LowRank(xopt.Adam, 2), "LowRank: Adam, but it must be a rule"),  # type: ignore[arg-type]
         (lambda: xopt.LowRank(xopt.Accumulate(xopt.Adam(), 2), 2), "Accumulate is for a whole tree; put .* LowRank"),
-        (lambda: xopt.LowRank(rule(), 3).init(p), "LowRank: LowRank takes whole arrays"),
+        (lambda: xopt.LowRank(rule(), 3).init(p), "LowRank: LowRank projects already"),
         (lambda: xopt.chain(rule(), xopt.L1(0.1)).init(p), "L1 behind LowRank .* leave LowRank out"),
         (lambda: xopt.LowRank(xopt.Adam(), 0), "LowRank.rank: 0.0 is out of range"),
         (lambda: xopt.LowRank(xopt.Adam(), 2, seed=1), "seed=1 does nothing without projection='random'"),
         (lambda: xopt.LowRank(xopt.LAMB(), 2).init(p), "LowRank: LAMB computes with the parameters"),
-        (lambda: xopt.LowRank(xopt.Muon(), 2).init(p), "LowRank: Muon takes whole arrays"),
+        (lambda: xopt.LowRank(xopt.Adafactor(), 2), "LowRank: Adafactor computes with the parameters"),
+        (
+            lambda: xopt.LowRank(xopt.chain(xopt.AdaptiveGradientClip(), xopt.Muon()), 2),
+            "LowRank: AdaptiveGradientClip computes with the parameters",
+        ),
         (lambda: xopt.LowRank(xopt.ScheduleFreeSGD(), 2).init(p), "ScheduleFreeSGD keeps or changes parameters"),
         (lambda: xopt.LowRank(xopt.Sophia(), 2).init(p), "Sophia takes estimates of the curvature"),
         (lambda: xopt.LowRank(xopt.chain(xopt.Adam(), xopt.Cautious()), 2).init(p), "Cautious asks for the gradient"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
 
 from xopt import _arrays, random
 from xopt._arrays.once import once
@@ -23,7 +25,7 @@ from xopt.rule import (
 )
 from xopt.rule._component import Layout
 from xopt.rule._names import replaced
-from xopt.rule._whole_array import adjoint, conj, either
+from xopt.rule._whole_array import adjoint, conj, either, zeros
 from xopt.transforms._groups import _check_rule, _method, _places
 
 __all__ = ["LowRank"]
@@ -44,8 +46,9 @@ class LowRank(Component, FunctionalOptimizer):
     Parameters
     ----------
     rule
-        A rule or a chain. It sees R in the place of the gradient, and no parameter: rules that compute with these,
-        element by element or not, are refused, and so is weight decay.
+        A rule or a chain, of whole arrays too (Muon, SOAP). It sees R in the place of the gradient, and no parameter:
+        rules that compute with these are refused (LAMB; Adafactor, but for ``scale_parameter=False``), and so is
+        weight decay.
     rank
         r ≥ 1.
     update_every
@@ -128,6 +131,8 @@ class LowRank(Component, FunctionalOptimizer):
                     f"LowRank: {type(part).__name__} with weight_decay, which must see the whole parameter: AdamW is "
                     f'chain(LowRank(Adam(lr=1.0), {rank}), AddDecay(w, decay="independent"), Scale(lr))'
                 )
+            if not part.elementwise and _reads_parameters(part):
+                raise TypeError(_refusal(type(part).__name__, "computes with the parameters"))
 
     def __repr__(self) -> str:
         return f"LowRank({self._rule!r}, {super().__repr__().removeprefix('LowRank(')}"
@@ -284,10 +289,12 @@ def _kind(cls: Any, rank: int, side: str, whole: bool) -> type[Component]:
 
     def _base_spec(self: Any, key: str, order: tuple[int, ...]) -> ComponentSpec:
         usual: ComponentSpec = super(made, self)._base_spec(key, order)
-        slots = {n: Filled(x, shape) for n, x in usual.slots.items() if not isinstance(x, str)}
+        slots = {n: _first(x, shape) for n, x in usual.slots.items() if not isinstance(x, str)}
         spec = usual._replace(slots=slots, enter=usual.enter if whole else None)  # `Projection` enters
-        _check(cls.__name__, usual, spec)
-        return spec
+        _check(cls, usual, spec)
+        if usual.elementwise or whole:
+            return spec
+        return spec._replace(update=functools.partial(_without_parameters, usual.update))
 
     shape = functools.partial(_projected, rank=rank, side=side)
     made = cast(type[Component], type(cls.__name__, (cls,), {"_base_spec": _base_spec, "__module__": __name__}))
@@ -302,18 +309,55 @@ def _inside(part: Component, rank: int, side: str, whole: bool) -> Component:
     return new
 
 
-def _check(name: str, usual: ComponentSpec, spec: ComponentSpec) -> None:
+class _Like(NamedTuple):
+    """A slot that a rule makes beside a parameter, beside an array of another shape."""
+
+    make: Callable[..., Any]
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+
+    def __call__(self, h: H, xp: Any, p: Array) -> Any:
+        return self.make(h, xp, zeros(xp, p, self.shape(tuple(p.shape))))
+
+
+def _first(value: Any, shape: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Any:
+    """Return the first value of a slot in the shape of what is projected."""
+    return value if value is None else _Like(value, shape) if callable(value) else Filled(value, shape)
+
+
+def _without_parameters(update: Callable[..., Any], h: H, xp: Any, p: Array, g: Array, **slots: Array) -> Any:
+    """Call a rule of whole arrays that needs of parameters nothing but their shape, which is that of ``g``."""
+    return update(h, xp, xp.zeros_like(g), g, **slots)
+
+
+def _reads_parameters(part: Component) -> bool:
+    """Whether steps of a component of whole arrays hang on the parameter: two steps from two places are compared."""
+    rule: Any = _method((part,))
+    rng, steps = np.random.default_rng(0), []
+    grads = rng.standard_normal((2, 3, 4))
+    for p in (np.zeros((3, 4)), rng.standard_normal((3, 4))):
+        state = rule.init(p)
+        for g in grads:
+            step, state = rule.updates(p, g, state)
+            steps.append(step)
+    return not all(np.array_equal(a, b) for a, b in zip(steps[:2], steps[2:], strict=True))
+
+
+def _check(cls: type[Component], usual: ComponentSpec, spec: ComponentSpec) -> None:
     """Refuse a component that cannot be given what is projected in the place of a gradient."""
     why = ""
-    if not spec.elementwise:
-        why = "takes whole arrays"
+    if issubclass(cls, Projection | BackProjection):
+        why = "projects already"
     elif spec.on_params or spec.readout or "p" in usual.slots.values():
         why = "keeps or changes parameters"
     elif spec.asks or spec.asks_sum:
         why = "asks for the gradient"
     elif spec.curvature:
         why = "takes estimates of the curvature"
-    elif plan((spec,), False).reads("p", "u"):
+    elif spec.elementwise and plan((spec,), False).reads("p", "u"):
         why = "computes with the parameters"
     if why:
-        raise TypeError(f"LowRank: {name} {why}, but inside of LowRank there is nothing but what is projected")
+        raise TypeError(_refusal(cls.__name__, why))
+
+
+def _refusal(name: str, why: str) -> str:
+    return f"LowRank: {name} {why}, but inside of LowRank there is nothing but what is projected"
