@@ -300,6 +300,8 @@ def test_errors() -> None:
         adapted(xopt.chain(xopt.SGD(), xopt.ReduceOnPlateau()))
     with pytest.raises(TypeError, match="LossScale scales the loss, which Keras does by itself"):
         adapted(xopt.LossScale(xopt.Adam()))
+    with pytest.raises(TypeError, match="Sophia asks for estimates of the curvature, and Keras gives none"):
+        adapted(xopt.Sophia())
     two = xopt.Groups(xopt.SGD(0.1), ("**/bias", xopt.Adam(0.2)))
     with pytest.raises(TypeError, match=r"learning_rate: 0\.1, but .* has no single lr; it has sgd\.lr, adam\.lr"):
         adapted(two, 0.1)

@@ -308,6 +308,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "parameter-free": (lambda: xopt.Prodigy(), "Prodigy looks at all gradients.*; LDoG finds a rate for each array"),
     "skip": (lambda: xopt.Guard(xopt.SGD(), "skip"), 'Guard looks at all gradients.*; "zero" takes 0'),
     "raise": (lambda: xopt.Guard(xopt.SGD(), "raise"), 'Guard looks at all gradients.*; "zero" takes 0'),
+    "curvature": (lambda: xopt.Sophia(), "Sophia asks for estimates of the curvature, and Thinc gives none"),
     "scale": (lambda: xopt.LossScale(xopt.SGD()), "LossScale looks at all gradients.*; PyTorch layers of Thinc have"),
     "loss": (lambda: xopt.chain(xopt.SGD(), xopt.ReduceOnPlateau()), "ReduceOnPlateau needs the loss, and Thinc gives"),
     "noise": (lambda: xopt.chain(xopt.AddNoise(0.1), xopt.SGD()), "AddNoise draws the random numbers of an array by"),

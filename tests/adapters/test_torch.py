@@ -258,6 +258,33 @@ def test_a_loss_scale() -> None:
     assert same(net, model())
 
 
+def test_estimates_of_the_curvature() -> None:
+    """By parameter, in groups, to the same bits as in xopt.Optimizer."""
+    torch.manual_seed(0)
+    values = [torch.randn(3, 4), torch.randn(5), torch.randn(2)]
+    ours, theirs = ([x.clone().requires_grad_() for x in values] for _ in range(2))
+    rule = xopt.Sophia(lr=0.1, b1=0.5, b2=0.5, gamma=1.0)
+    opt = adapted([{"params": ours[:2]}, {"params": ours[2:]}], rule)
+    other = xopt.Optimizer([theirs[:2], theirs[2:]], rule)
+    for t in range(4):
+        estimates = [torch.rand_like(x) for x in values]
+        if t % 2 == 0:
+            opt.update_curvature({ours[0]: estimates[0], ours[2]: estimates[2]})
+            other.update_curvature([[estimates[0], None], [estimates[2]]])
+        grads = [torch.randn_like(x) for x in values]
+        for p, g in zip(ours, grads, strict=True):
+            p.grad = g.clone()
+        opt.step()
+        other.step([[g.clone() for g in grads[:2]], [grads[2].clone()]])
+    for p, q in zip(ours, theirs, strict=True):
+        assert torch.equal(p, q)
+    assert opt.state[ours[0]]["sophia.hessian"].abs().sum() > 0
+    with pytest.raises(KeyError, match="curvature: a tensor that is no parameter"):
+        opt.update_curvature({values[0]: values[0]})
+    with pytest.raises(TypeError, match="no rule here takes estimates of the curvature"):
+        adapted(ours, xopt.Adam()).update_curvature({ours[0]: values[0]})
+
+
 def test_a_state_of_other_order_is_loaded_by_name() -> None:
     net = model()
     opt = adapted(net.named_parameters(), xopt.Adam(1e-2))

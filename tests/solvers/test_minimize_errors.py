@@ -236,6 +236,11 @@ def test_what_does_not_fit() -> None:
         (TypeError, r"gtol: 'x'", lambda: run(options={"gtol": "x"})),
         (ValueError, r"history: 0, but it must be ≥ 1", lambda: run(options={"history": 0})),
         (TypeError, r"maxiter: 1.5", lambda: run(maxiter=1.5)),
+        (
+            TypeError,
+            r"Sophia asks for estimates of the curvature, and minimize gives none",
+            lambda: run(rule=xopt.Sophia()),
+        ),
     ]:
         with pytest.raises(error, match=match):
             call()

@@ -12,7 +12,7 @@ import numpy as np
 
 from xopt import _arrays
 from xopt._parse import parse_rule
-from xopt.rule import FunctionalOptimizer, State, check_method
+from xopt.rule import FunctionalOptimizer, State, check_method, refuse_curvature
 from xopt.rule._names import learning_rates, qualified_names
 from xopt.rule._precision import Rounding, StateDType, is_default
 from xopt.schedules import Schedule
@@ -102,6 +102,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc, unused-ignore
                 f"JAX or of PyTorch"
             )
         check_method(rule)
+        refuse_curvature(rule, "Keras")
         for link in rule._all_links():
             if link.label == "lossscale":
                 raise TypeError("rule: LossScale scales the loss, which Keras does by itself: loss_scale_factor=...")

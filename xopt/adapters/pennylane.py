@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pennylane as qml
 
-from xopt.rule import FunctionalOptimizer, State, check_method
+from xopt.rule import FunctionalOptimizer, State, check_method, refuse_curvature
 from xopt.rule._names import learning_rates, qualified_names
 
 __all__ = ["Optimizer"]
@@ -66,6 +66,7 @@ class Optimizer(qml.GradientDescentOptimizer):  # type: ignore[misc, unused-igno
 
     def __init__(self, rule: FunctionalOptimizer) -> None:
         check_method(rule)
+        refuse_curvature(rule, "PennyLane")
         self._rule = rule
         self._state: State | None = None
         self._trained: list[int] = []

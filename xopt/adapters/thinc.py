@@ -10,7 +10,7 @@ import thinc.util
 
 from xopt._parse import parse_rule
 from xopt.optimizer import Optimizer as Steps
-from xopt.rule import Component, FunctionalOptimizer, check_method
+from xopt.rule import Component, FunctionalOptimizer, check_method, refuse_curvature
 from xopt.rule._names import learning_rates, qualified_names
 
 __all__ = ["Optimizer", "configured"]
@@ -85,6 +85,7 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, rule: FunctionalOptimizer, learn_rate: Any = None) -> None:
         check_method(rule)
+        refuse_curvature(rule, "Thinc")
         for link in rule._all_links():
             _check(link.part)
         self._rule = rule

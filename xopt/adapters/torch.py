@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -180,6 +180,23 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
             self._inner = None
             self.state.clear()
         return found
+
+    def update_curvature(self, curvature: Mapping[torch.Tensor, torch.Tensor]) -> None:
+        """Take estimates of the diagonal of the Hessian: :meth:`xopt.Optimizer.update_curvature`.
+
+        ``curvature`` has them by parameter, ``{p: estimate}``; parameters that are not there keep what they have.
+
+        Raises
+        ------
+        KeyError
+            For what is no parameter of this optimizer.
+        """
+        inner = self._changed(self._ready())
+        known = {p for group in self.param_groups for p in group["params"]}
+        if not known >= {*curvature}:
+            raise KeyError("curvature: a tensor that is no parameter of this optimizer")
+        with torch.no_grad():
+            inner.update_curvature(self._tree(curvature.get))
 
     @property
     def metrics(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from xopt.rule._functional import FunctionalOptimizer as FunctionalOptimizer
 from xopt.rule._functional import RunnerName as RunnerName
 from xopt.rule._functional import State as State
 from xopt.rule._functional import check_method as check_method
+from xopt.rule._functional import refuse_curvature as refuse_curvature
 from xopt.rule._rule import Chain as Chain
 from xopt.rule._rule import Decay as Decay
 from xopt.rule._rule import Rule as Rule

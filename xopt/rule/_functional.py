@@ -334,6 +334,17 @@ def check_method(rule: object) -> None:
         raise TypeError(f"rule: {got}, but it must be a rule or a chain{hint}")
 
 
+@public
+def refuse_curvature(rule: FunctionalOptimizer, where: str) -> None:
+    """Refuse a rule that asks for estimates of the curvature, where there is no way to give them."""
+    for link in rule._all_links():
+        if link.part.curvature is not None:
+            raise TypeError(
+                f"rule: {type(link.part).__name__} asks for estimates of the curvature, and {where} gives none; "
+                f"xopt.Optimizer takes them, by update_curvature"
+            )
+
+
 class Wrapper(FunctionalOptimizer):
     """A rule with a component in front of everything."""
 

@@ -15,7 +15,7 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.layout import Layout
 from xopt._public import public
 from xopt.distributed._ranks import Ranks
-from xopt.rule import FunctionalOptimizer, check_method
+from xopt.rule import FunctionalOptimizer, check_method, refuse_curvature
 from xopt.solvers._callbacks import annotate, called, counted, progress_bar
 from xopt.solvers._descent import Descent
 from xopt.solvers._differences import Differences, evaluations
@@ -285,6 +285,7 @@ def _solved(
         raise TypeError("data: goes with batched=True; one minimization has args")
     if rule is not None:
         check_method(rule)
+        refuse_curvature(rule, "minimize")
     given = gathered(solver, options, maxiter, tol)
     when, layout, step = limits(given), checked_layout(x0), given.get("eps")
     together = joined(ranks, layout, solver, total, owned, given)
