@@ -186,8 +186,12 @@ def test_every_array_of_the_state_changes(row: Row, rng: np.random.Generator) ->
     draw = lambda: [rng.standard_normal((4, 3)), rng.standard_normal(5)]
     for options in row.options:
         rule, params = row.make(**options), draw()
-        first = rule.init(params)
-        _, last = walk(rule, params, [draw() for _ in range(5)])
+        first = start = rule.init(params)
+        if row.rule.curvature is not None:  # which comes between steps
+            start = rule.update_curvature(params, draw(), start)
+        last = start
+        for _ in range(5):
+            params, last = rule.apply(params, draw(), last)
         for name, column in first.slots.items():
             if row.rule._slots.get(name.rpartition(".")[2]) != "p":
                 now = last.slots[name]
