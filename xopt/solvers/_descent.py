@@ -18,7 +18,7 @@ from xopt.solvers._line import Point
 from xopt.solvers._options import Solver
 from xopt.solvers._run import Run
 from xopt.solvers._space import Array, Space, Vectors, not_positive, space
-from xopt.solvers._stopping import NOTHING, STUCK, Limits, Stop
+from xopt.solvers._stopping import STUCK, Limits, Progress, Stop
 
 PATIENCE = 20
 
@@ -45,10 +45,7 @@ class Descent(Run):
         within = {"box": self.box, "preconditioner": preconditioner} if solver.bounds else {}
         self.method: Direction = solver.direction(made, **within, **options)
         self.told = self.method if isinstance(self.method, Told) else None
-        self.better = 0
-        self.lowest = self.least = math.inf
-        self.nothing = 0.0
-        """A fall of the value that counts for none."""
+        self.progress = Progress()
         self.value, self.known = math.nan, Known(np.zeros(2), np.zeros(1))
         x = made.copied(made.vector(layout.leaves))
         x = x if self.box is None else self.box.project(x)
@@ -108,15 +105,15 @@ class Descent(Run):
         value, self.known = self._look(value, asked)
         self.check_start(value, self.largest)
         self.value, self.here = self.best = value, new
-        self.lowest, self.least = value, self.largest
-        self.nothing = NOTHING * abs(value)
+        self.progress.begin(value, self.largest)
 
     def numbers(self) -> list[float]:
         """Return what the host knows, to restore it."""
         alpha, slope = self.last or (math.nan, math.nan)
+        down = self.progress
         return [
-            self.value, self.square, self.largest, alpha, slope, self.nit, self.nfev, self.lowest, self.least,
-            self.better, self.bottomless,
+            self.value, self.square, self.largest, alpha, slope, self.nit, self.nfev, down.lowest, down.least,
+            down.better, self.bottomless,
         ]  # fmt: skip
 
     def restore(self, x: Array, g: Array, given: Any) -> None:
@@ -128,10 +125,11 @@ class Descent(Run):
         numbers: list[float] = found.tolist()
         if not np.isfinite(np.delete(found, [1, 3, 4])).all():
             raise ValueError(f"state: numbers are {numbers}, but the value and what is counted must be finite")
-        self.value, square, largest, alpha, slope, nit, nfev, self.lowest, self.least, better, bottomless = numbers
+        self.value, square, largest, alpha, slope, nit, nfev, lowest, least, better, bottomless = numbers
         self.known = Known(np.asarray([0.0, square]), np.asarray([largest]))
         self.last = None if math.isnan(alpha) else (alpha, slope)
-        self.nit, self.nfev, self.better = int(nit), int(nfev), int(better)
+        self.nit, self.nfev = int(nit), int(nfev)
+        self.progress.lowest, self.progress.least, self.progress.better = lowest, least, int(better)
         self.here = Vectors(x, g, self.preconditioned(g))
         self.best, self.bottomless = (self.value, self.here), bool(bottomless)
         self.end = self._hopeless()
@@ -207,10 +205,7 @@ class Descent(Run):
         """Whether there is no minimum, or neither the value nor the gradient has become smaller for long."""
         if self.bottomless:
             return Stop(STUCK, "stopped: the value is -inf, so there is no minimum")
-        if self.value < self.lowest - self.nothing or self.largest < self.least:
-            self.lowest, self.least = min(self.lowest, self.value), min(self.least, self.largest)
-            self.better = self.nit
-        elif self.nit - self.better >= PATIENCE:
+        if self.progress.stalled(self.value, self.largest, self.nit) >= PATIENCE:
             return Stop(STUCK, f"stopped: {PATIENCE} steps lowered neither value nor gradient in this precision")
         return None
 

@@ -17,9 +17,6 @@ def is_sparse(found: Any) -> bool:
 
 def products_of(found: Any) -> tuple[Product, Product] | None:
     """Return the products of a sparse matrix, or of an operator, and of its adjoint; None for what is neither."""
-    if hasattr(found, "tocsr"):
-        back = found.conj().T
-        return lambda v: found @ v, lambda u: back @ u
     if is_sparse(found):
         found = _arrays.detached(found)
         turned = found.transpose(0, 1) if hasattr(found, "layout") else found.T

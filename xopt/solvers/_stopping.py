@@ -42,6 +42,25 @@ class Limits(NamedTuple):
         return None
 
 
+class Progress:
+    """What value and gradient have come down to, and in which iteration."""
+
+    def __init__(self) -> None:
+        self.lowest = self.least = math.inf
+        self.better = 0
+        self._nothing = 0.0
+
+    def begin(self, value: float, largest: float) -> None:
+        """Note the start."""
+        self.lowest, self.least, self._nothing = value, largest, NOTHING * abs(value)
+
+    def stalled(self, value: float, largest: float, nit: int) -> int:
+        """Note a point; return for how many iterations neither the value nor the gradient has become smaller."""
+        if value < self.lowest - self._nothing or largest < self.least:
+            self.lowest, self.least, self.better = min(self.lowest, value), min(self.least, largest), nit
+        return nit - self.better
+
+
 class Stop(Exception):
     """Why a run ended."""
 

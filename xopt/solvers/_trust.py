@@ -15,7 +15,7 @@ from xopt.solvers._newton import Step, truncated
 from xopt.solvers._options import Solver
 from xopt.solvers._run import Run
 from xopt.solvers._space import Array, Numbers, Space, Vectors, not_positive, space
-from xopt.solvers._stopping import CONVERGED, NOTHING, STUCK, Limits, Stop
+from xopt.solvers._stopping import CONVERGED, STUCK, Limits, Progress, Stop
 
 PATIENCE = 40
 _WIDEST = 1e300
@@ -157,10 +157,7 @@ class TrustRegion(Run):
         """Whether the model is that of an earlier point."""
         self.end: Stop | None = None
         self.best = math.inf, self.here
-        self.lowest = self.least = math.inf
-        self.nothing = 0.0
-        """A fall of the value that counts for none."""
-        self.better = 0
+        self.progress = Progress()
         self.matrix: Array = None
 
     @property
@@ -187,8 +184,7 @@ class TrustRegion(Run):
         self.value, self.here, self.square, self.largest, *_ = self._evaluate(self.here.x)
         self.check_start(self.value, self.largest)
         self.best = self.value, self.here
-        self.lowest, self.least = self.value, self.largest
-        self.nothing = NOTHING * abs(self.value)
+        self.progress.begin(self.value, self.largest)
 
     def iterate(self) -> None:
         if self.end is not None:
@@ -233,10 +229,8 @@ class TrustRegion(Run):
         return float((self.value - value) / -step.change)
 
     def _hopeless(self, moved: float, size: float) -> Stop | None:
-        if self.value < self.lowest - self.nothing or self.largest < self.least:
-            self.lowest, self.least = min(self.lowest, self.value), min(self.least, self.largest)
-            self.better = self.nit
-        elif self.nit - self.better >= PATIENCE or moved <= self.space.eps / 16 * size:
+        stalled = self.progress.stalled(self.value, self.largest, self.nit)
+        if stalled >= PATIENCE or (stalled and moved <= self.space.eps / 16 * size):
             return Stop(STUCK, "stopped: no step lowers value or gradient in this precision")
         return None
 
