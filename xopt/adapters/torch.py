@@ -192,8 +192,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
             For what is no parameter of this optimizer.
         """
         inner = self._changed(self._ready())
-        known = {p for group in self.param_groups for p in group["params"]}
-        if not known >= {*curvature}:
+        if not {*self._every()} >= {*curvature}:
             raise KeyError("curvature: a tensor that is no parameter of this optimizer")
         with torch.no_grad():
             inner.update_curvature(self._tree(curvature.get))

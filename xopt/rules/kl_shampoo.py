@@ -11,7 +11,6 @@ from xopt.rule._whole_array import (
     at_least,
     digits,
     either,
-    finite_eigh,
     identity,
     mean,
     positive,
@@ -19,7 +18,19 @@ from xopt.rule._whole_array import (
     rms,
     zeros,
 )
-from xopt.rules.shampoo import SOAP, _adam, _along, _axes, _cleared, _due, _joined, _moment, _squares, _turned
+from xopt.rules.shampoo import (
+    SOAP,
+    _adam,
+    _along,
+    _axes,
+    _cleared,
+    _due,
+    _eigenvectors,
+    _joined,
+    _moment,
+    _squares,
+    _turned,
+)
 
 __all__ = ["KLSOAP", "KLShampoo"]
 
@@ -124,15 +135,13 @@ class KLShampoo(Rule):
         """Return the first eigenvalues of all axes, end to end."""
         return real_zeros(xp, p, (sum(p.shape or (1,)),))
 
-    @staticmethod
-    def matrices(h: H, xp: Any, p: Array) -> Array:
-        """Return the first matrices of all axes, end to end."""
-        return zeros(xp, p, (sum(n * n for n in _axes(h, p).values()),))
+    matrices = staticmethod(SOAP.matrices)
 
     @staticmethod
     def bases(h: H, xp: Any, p: Array) -> Array:
         """Return the first bases, end to end."""
-        return _identities(xp, p, _axes(h, p))
+        axes = _axes(h, p)
+        return _joined(xp, [identity(xp, p, n) for n in axes.values()]) if axes else zeros(xp, p, (0,))
 
     @staticmethod
     def update(
@@ -207,10 +216,7 @@ class KLSOAP(SOAP):
         """Return the first eigenvalues of all axes, end to end; of an array that is not turned, none."""
         return real_zeros(xp, p, (sum(p.shape) if _axes(h, p) else 0,))
 
-    @staticmethod
-    def bases(h: H, xp: Any, p: Array) -> Array:
-        """Return the first bases, end to end."""
-        return _identities(xp, p, _axes(h, p))
+    bases = staticmethod(KLShampoo.bases)
 
     @staticmethod
     def update(
@@ -225,10 +231,6 @@ class KLSOAP(SOAP):
             b = h.b2 if h.shampoo_b is None else h.shampoo_b
             s, q, e = _learned(h, xp, g, b, _values(h, xp, e, g), s, q, axes)
         return -(h.lr * h.c2**0.5 / h.c1) * u, m, v, s, q, e
-
-
-def _identities(xp: Any, p: Array, axes: dict[int, int]) -> Array:
-    return _joined(xp, [identity(xp, p, n) for n in axes.values()]) if axes else zeros(xp, p, (0,))
 
 
 def _values(h: H, xp: Any, e: Array, g: Array) -> list[Array]:
@@ -286,10 +288,7 @@ def _others(axis: int, ndim: int) -> tuple[int, ...]:
 def _renewed(h: H, xp: Any, moments: dict[int, Array], bases: dict[int, Array]) -> Array:
     """Return the eigenvectors in step 1, then a step of the power iteration."""
 
-    def first() -> Array:
-        return _joined(xp, [xp.flip(finite_eigh(xp, s)[2], axis=1) for s in moments.values()])
-
     def later() -> Array:
         return _joined(xp, [xp.linalg.qr(xp.matmul(moments[i], x))[0] for i, x in bases.items()])
 
-    return either(h.t == 1, first, later)
+    return either(h.t == 1, lambda: _eigenvectors(xp, moments), later)

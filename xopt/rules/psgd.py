@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from xopt import random
 from xopt.rule import Array, Decay, H, Hyper, Moments, Rule, abs2, hyper, static
 from xopt.rule._whole_array import adjoint, at_least, conj, either, identity, positive, rms, zeros
-from xopt.rules.shampoo import _along, _joined, _moment
+from xopt.rules.shampoo import _along, _cut, _joined, _moment
 
 __all__ = ["PSGDKron"]
 
@@ -131,7 +131,7 @@ class PSGDKron(Rule):
         u = x = xp.reshape(m / (1 - h.b1**h.t), p.shape or (1,))
         seen = x if h.momentum_into_precond_update else xp.reshape(g, x.shape)
         q = either(h.due > 0, lambda: _fitted(h, xp, q, seen), lambda: q)
-        factors = _cut(h, xp, q, x)
+        factors = _cut(xp, q, x.shape, _full(h, x.shape))
         for factor in factors, [_adjoint(xp, f) for f in factors]:
             for i, f in enumerate(factor):
                 u = _along(xp, f, u, i)
@@ -154,23 +154,13 @@ def _full(h: H, shape: tuple[int, ...]) -> list[bool]:
     ]
 
 
-def _cut(h: H, xp: Any, q: Array, x: Array) -> list[Array]:
-    found, start = [], 0
-    for n, full in zip(x.shape, _full(h, x.shape), strict=True):
-        size = n * n if full else n
-        one = q[start : start + size]
-        found.append(xp.reshape(one, (n, n)) if full else one)
-        start += size
-    return found
-
-
 def _adjoint(xp: Any, factor: Array) -> Array:
     return conj(xp, factor) if factor.ndim == 1 else adjoint(xp, factor)
 
 
 def _fitted(h: H, xp: Any, q: Array, x: Array) -> Array:
     """Return the factors after a step of relative gradient descent, which multiplies each by a triangle near I."""
-    factors = _cut(h, xp, q, x)
+    factors = _cut(xp, q, x.shape, _full(h, x.shape))
     a, b = x, random.normal(x, (h.seed, h.leaf), h.t)
     for i, f in enumerate(factors):
         a, b = _along(xp, f, a, i), _solved(xp, f, b, i)

@@ -120,10 +120,13 @@ class Shampoo(Rule):
         if 0 in p.shape:
             return xp.zeros_like(p), s, q, m
         u = g = xp.reshape(g, p.shape or (1,))
-        moments = _joined(xp, [_moment(xp, g, i, n <= h.max_dim) for i, n in enumerate(g.shape)])
+        full = [n <= h.max_dim for n in g.shape]
+        moments = _joined(xp, [_moment(xp, g, i, whole) for i, whole in enumerate(full)])
         s = s + moments if h.b2 is None else h.b2 * s + (1 - h.b2) * moments
-        q = either(_due(h), lambda: _joined(xp, [_root(h, xp, x, g.ndim) for x in _cut(h, xp, s, g)]), lambda: q)
-        for i, root in enumerate(_cut(h, xp, q, g)):
+        q = either(
+            _due(h), lambda: _joined(xp, [_root(h, xp, x, g.ndim) for x in _cut(xp, s, g.shape, full)]), lambda: q
+        )
+        for i, root in enumerate(_cut(xp, q, g.shape, full)):
             u = _along(xp, root, u, i)
         if h.graft == "sgd":
             size = norm(xp, u)
@@ -144,11 +147,13 @@ def _sizes(h: H, shape: tuple[int, ...]) -> list[int]:
     return [n * n if n <= h.max_dim else n for n in shape or (1,)]
 
 
-def _cut(h: H, xp: Any, x: Array, g: Array) -> list[Array]:
+def _cut(xp: Any, x: Array, shape: tuple[int, ...], full: list[bool]) -> list[Array]:
+    """Cut what lies end to end into a matrix for each axis, or its diagonal where that is all that is kept."""
     found, start = [], 0
-    for n, size in zip(g.shape, _sizes(h, g.shape), strict=True):
+    for n, whole in zip(shape, full, strict=True):
+        size = n * n if whole else n
         one = x[start : start + size]
-        found.append(xp.reshape(one, (n, n)) if n <= h.max_dim else one)
+        found.append(xp.reshape(one, (n, n)) if whole else one)
         start += size
     return found
 
@@ -354,11 +359,16 @@ def _cleared(h: H, xp: Any, turned: Array, m: Array, axes: dict[int, int]) -> Ar
     return xp.where(xp.abs(turned) < noise, xp.zeros_like(turned), turned)
 
 
+def _eigenvectors(xp: Any, moments: dict[int, Array]) -> Array:
+    """Return those of each matrix end to end, that of the largest eigenvalue first."""
+    return _joined(xp, [xp.flip(finite_eigh(xp, s)[2], axis=1) for s in moments.values()])
+
+
 def _renewed(h: H, xp: Any, moments: dict[int, Array], bases: dict[int, Array], v: Array) -> tuple[Array, Array]:
     """Return the eigenvectors in step 1, then a step of the power iteration; v is sorted as its columns are."""
 
     def first() -> tuple[Array, Array]:
-        return _joined(xp, [xp.flip(finite_eigh(xp, s)[2], axis=1) for s in moments.values()]), v
+        return _eigenvectors(xp, moments), v
 
     def later() -> tuple[Array, Array]:
         found, sorted_v = [], v

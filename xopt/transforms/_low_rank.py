@@ -148,7 +148,7 @@ class LowRank(Component, FunctionalOptimizer):
 
     def replace(self, **changes: Any) -> LowRank:
         """Return a copy with other values of some fields."""
-        return _low_rank(self._rule, {**self._given, **changes})
+        return LowRank._of((self._rule,), {**self._given, **changes})
 
     def _parts(self) -> tuple[Component, ...]:
         return (self,)
@@ -164,7 +164,7 @@ class LowRank(Component, FunctionalOptimizer):
         return tuple(_places("", self._rule._parts()))
 
     def _with_inner(self, parts: tuple[Component, ...]) -> LowRank:
-        return _low_rank(_method(parts), self._given)
+        return LowRank._of((_method(parts),), dict(self._given))
 
     def _label(self) -> str:
         return "lowrank"
@@ -187,10 +187,6 @@ class LowRank(Component, FunctionalOptimizer):
             *inside,
             RoutedComponent((len(parts),), "lowrank.up", up),
         ]
-
-
-def _low_rank(rule: FunctionalOptimizer, given: Mapping[str, Any]) -> LowRank:
-    return LowRank(rule, **given)
 
 
 def _axis(shape: tuple[int, ...], rank: int, side: str) -> int | None:
