@@ -114,15 +114,12 @@ def test_every_library(lib: Lib, method: Any, dtype: str, rng: np.random.Generat
     assert optree.tree_structure(got.jac) == optree.tree_structure(x0)
 
 
-@pytest.mark.parametrize("writes", [None, False], ids=["asked", "read-only"])
 @pytest.mark.parametrize("bounds", [None, (-9.0, 0.5)])
-def test_a_library_that_is_not_known(lib: Lib, writes: Any, bounds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is asked what it can do, and not taken for JAX; the steps are those of NumPy."""
+def test_arrays_that_cannot_be_written_into(lib: Lib, bounds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not taken for those of JAX; the steps are those of others."""
     if lib.name != "strict":
-        pytest.skip("one that stands for those that are not known")
+        pytest.skip("one that stands for those that cannot")
     monkeypatch.setattr("xopt._arrays.libraries.array_api_strict.Own.writes", False)
-    if writes is not None:
-        monkeypatch.setattr(_space.Space, "_can_write", lambda self: writes)
     x0, seen = lib.array(np.asarray([-1.2, 1.0, 3.0], "float32")), []
     weights = lib.array(np.asarray([1.0, 10.0, 100.0], "float32"))
 

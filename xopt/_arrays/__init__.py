@@ -24,6 +24,7 @@ from xopt._arrays.library import Library as Library
 from xopt._arrays.library import NDArray as NDArray
 from xopt._arrays.library import bfloat16 as bfloat16
 from xopt._arrays.once import once
+from xopt._arrays.unknown import Unknown as _Unknown
 
 NUMPY: Library = Own("numpy")
 KNOWN = tuple(sorted(module.name for module in pkgutil.iter_modules(_libraries.__path__)))
@@ -31,10 +32,6 @@ KNOWN = tuple(sorted(module.name for module in pkgutil.iter_modules(_libraries._
 _ROOTS = {"jaxlib": "jax"} | {name: name for name in KNOWN}
 """Packages that have arrays of these: JAX has its class in another one, and before 0.6 says so."""
 _seen: dict[type, Library | None] = {np.ndarray: NUMPY}
-
-
-class _Unknown(Library):
-    known = False
 
 
 @once
@@ -68,7 +65,11 @@ def _find_library(x: object, kind: type) -> Library | None:
         root = base.__module__.partition(".")[0]
         if root in _ROOTS:
             return named(_ROOTS[root])
-    return named(kind.__module__.partition(".")[0]) if hasattr(x, "__array_namespace__") else None
+    if not hasattr(x, "__array_namespace__"):
+        return None
+    found = named(kind.__module__.partition(".")[0])
+    found.meet(x)
+    return found
 
 
 def on_host(x: object) -> bool:
@@ -104,7 +105,7 @@ def is_complex(x: Array) -> bool:
 def device(x: Array) -> Any:
     """Return the device of an array, or None where it is not ours to compare."""
     found = library(x)
-    return x.device if found is None else found.device(x)
+    return getattr(x, "device", None) if found is None else found.device(x)
 
 
 def beside(x: Array) -> dict[str, Any]:

@@ -36,19 +36,19 @@ class Library:
     """Whether its arrays are surely arrays and nothing else, such as a container."""
     host: ClassVar[bool] = False
     """Whether it is NumPy, the library of the host."""
-    writes: ClassVar[bool] = False
-    """Whether arrays can be written into."""
+    writes: bool = False
+    """Whether arrays can be written into, also through parts of them."""
     jits: ClassVar[bool] = False
     """Whether it compiles steps itself: what changes from step to step must be arrays, and arrays may be given away."""
-    lazy: ClassVar[bool] = False
-    """Whether nothing is computed before it is asked for."""
+    lazy: bool = False
+    """Whether nothing is computed before the end: a step, or a solver, cannot look at values."""
     differentiates: ClassVar[bool] = False
     """Whether it computes gradients of functions."""
     graphs: ClassVar[bool] = False
     """Whether arrays remember what they were computed from, and count how often they were written."""
     cuda: ClassVar[bool] = False
     """Whether arrays may lie on a CUDA GPU, where a kernel can be given their address."""
-    random_dtype: ClassVar[str] = "uint32"
+    random_dtype: str = "uint32"
     """The integers that random numbers are computed in: 32 bits that wrap, or more of them."""
 
     def __init__(self, name: str) -> None:
@@ -60,6 +60,9 @@ class Library:
     def __reduce__(self) -> tuple[Any, ...]:
         return _named, (self.name,)  # there is one of each
 
+    def meet(self, x: Array) -> None:
+        """Find out what is not known of the library, on the first array of each of its classes."""
+
     # --- arrays
 
     def namespace(self, x: Array) -> Any:
@@ -68,7 +71,12 @@ class Library:
 
     def device(self, x: Array) -> Any:
         """Return the device of an array, or None where it is not ours to compare."""
-        return x.device
+        return getattr(x, "device", None)
+
+    def beside(self, x: Array) -> dict[str, Any]:
+        """Say where to make an array, so that it is on the device of another one: an argument of ``xp.zeros``."""
+        place = self.device(x)
+        return {} if place is None else {"device": place}
 
     def dtype(self, xp: Any, name: str) -> Any:
         """Return what the library calls a dtype; None if it has none."""
@@ -106,7 +114,7 @@ class Library:
 
     def full_like(self, xp: Any, p: Array, kind: Any, value: Any) -> Array:
         """Make an array of one value beside another one: its shape and device, C order, never part of a graph."""
-        return xp.full(tuple(p.shape), value, dtype=kind, device=p.device)
+        return xp.full(tuple(p.shape), value, dtype=kind, **self.beside(p))
 
     def copied(self, xp: Any, p: Array, kind: Any) -> Array:
         """Copy an array: its shape and device, C order, never part of a graph."""
@@ -114,7 +122,7 @@ class Library:
 
     def empty(self, xp: Any, shape: Sequence[int], dtype: Any, like: Array) -> Array:
         """Allocate an array in C order on the device of another one."""
-        return xp.empty(tuple(shape), dtype=dtype, device=like.device)
+        return xp.empty(tuple(shape), dtype=dtype, **self.beside(like))
 
     def join_complex(self, xp: Any, re: Array, im: Array) -> Array:
         """Make a complex array of two real ones; where it can be, without the NaN that inf · 1j has."""
@@ -122,7 +130,7 @@ class Library:
 
     def constant(self, xp: Any, like: Array, value: int) -> Any:
         """Make an integer that mixes with ``like``, without a transfer to a device where a host scalar will do."""
-        return xp.asarray(value, dtype=like.dtype, device=self.device(like))
+        return xp.asarray(value, dtype=like.dtype, **self.beside(like))
 
     # --- the host
 
@@ -132,11 +140,18 @@ class Library:
 
     def to_host(self, x: Array) -> Any:
         """Return an array as one of NumPy, perhaps in the same memory; bfloat16 perhaps as 16-bit integers."""
-        return np.from_dlpack(x)
+        try:
+            return np.from_dlpack(x)
+        except Exception as error:  # in whichever way it refuses
+            if not hasattr(x, "__array__"):
+                raise TypeError(
+                    f"an array of {self}, which cannot be brought to the host: it must have __dlpack__ or __array__"
+                ) from error
+            return np.asarray(x)
 
     def from_host(self, xp: Any, x: NDArray, dtype: str, like: Array) -> Array:
         """Return an array of NumPy beside another one; ``dtype`` says what it holds: bfloat16 comes as integers."""
-        return xp.asarray(numbers_of_bits(x, dtype), device=self.device(like))
+        return xp.asarray(numbers_of_bits(x, dtype), **self.beside(like))
 
     def shared(self, x: NDArray, dtype: str) -> Array:
         """Return an array in the memory of one of NumPy."""
@@ -229,15 +244,24 @@ class Library:
 
     def add_rows(self, xp: Any, table: Array, at: Array, rows: Array) -> Array:
         """Add rows, one after the other, to those of a new array in C order, perhaps in its memory."""
+        if not self.writes:
+            return self._by_host(np.add.at, table, at, rows)
         for j in range(rows.shape[0]):
             table[int(at[j]), ...] = table[int(at[j]), ...] + rows[j, ...]
         return table
 
     def put_rows(self, xp: Any, table: Array, at: Array, rows: Array) -> Array:
         """Put rows in the place of others, each of another one; in its memory, where arrays can be written into."""
+        if not self.writes:
+            return self._by_host(np.ndarray.__setitem__, table, at, rows)
         for j in range(rows.shape[0]):
             table[int(at[j]), ...] = rows[j, ...]
         return table
+
+    def _by_host(self, change: Callable[..., Any], table: Array, at: Array, rows: Array) -> Array:
+        made = np.array(self.to_host(table))
+        change(made, np.asarray(self.to_host(at)), np.asarray(self.to_host(rows)))
+        return self.from_host(self.namespace(table), made, made.dtype.name, table)
 
     # --- devices
 
@@ -352,6 +376,14 @@ def bfloat16() -> Any:
 def numbers_of_bits(x: NDArray, dtype: str) -> NDArray:
     """Return what integers stand for, if they stand for numbers of a dtype that NumPy itself has not."""
     return x if hasattr(np, dtype) else x.view(ml_dtype(dtype))
+
+
+def exported(x: Array) -> NDArray | None:
+    """Return the memory of an array that it lends by DLPack; None if it lends none."""
+    try:
+        return np.from_dlpack(x)
+    except Exception:  # in whichever way it refuses
+        return None
 
 
 def described(pointer: int, shape: Any, strides: Any, size: int) -> NDArray | None:

@@ -98,7 +98,7 @@ class LazyRows:
         table = _arrays.detached(table)
         if zero:
             table = xp.zeros_like(table)
-        elif not self._owned and not library.jits:
+        elif not self._owned and library.writes:
             table = xp.asarray(table, copy=True)
         return library.put_rows(xp, table, self._rows[k], rows)
 

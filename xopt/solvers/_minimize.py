@@ -331,7 +331,9 @@ def checked_layout(x0: Any, name: str = "x0") -> Layout:
         x0 = _tree.unflatten(spec, [_floating(x) if _is_whole(x) else x for x in leaves])
     layout = Layout(x0, name=name)
     if layout.library.lazy:
-        raise TypeError(f"{name}: an array of dask, which computes nothing until the end; a solver must look at values")
+        raise TypeError(
+            f"{name}: an array of {layout.library}, which computes nothing until the end; a solver must look at values"
+        )
     return layout
 
 
