@@ -21,6 +21,8 @@ LIBRARIES = {
     "torch": [TORCH, "pytorch-optimizer>=4.1", "keras>=3.10"],
     "jax": ["jax>=0.5", "optax>=0.2.5", "keras>=3.10", "thinc>=9.1", "autograd>=1.7"],
     "dask": ["dask[array]>=2025.1"],
+    "dpnp": ["dpnp>=0.20", "intel-opencl-rt"],
+    "cubed": ["cubed>=0.27"],
     "llvm": [TORCH],  # not a library, but the compiled runner of two
     "cupy": [
         "cupy-cuda13x[ctk]>=14" if GPU else "cupy-cuda13x>=14",  # without a GPU it imports, and that is tested

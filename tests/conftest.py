@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +19,18 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 
+if _intel := sorted(Path(sys.prefix).glob("lib*/**/libintelocl.so")):  # SYCL's CPU device is in this package
+    os.environ.setdefault("OCL_ICD_FILENAMES", str(_intel[0]))
+os.environ.setdefault("SYCL_CACHE_PERSISTENT", "1")  # else each process compiles each function of dpnp anew
+
 import numpy as np
 import pytest
 
 pytest.register_assert_rewrite("support")
 
-LIBRARIES = ("numpy", "strict", "torch", "jax", "dask", "cupy", "llvm")
+LIBRARIES = ("numpy", "strict", "torch", "jax", "dask", "dpnp", "cubed", "cupy", "llvm")
+OWN_TESTS = ("llvm", "dpnp", "cubed")
+"""What has tests of its own, marked `needs`, and is not given those of every library."""
 MODULES = {"llvm": "llvmlite", "strict": "array_api_strict"}
 
 
@@ -172,7 +179,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "lib" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--library", default=None)
-        names = [name for name in ([chosen] if chosen else LIBRARIES) if available(name) and name != "llvm"]
+        names = [name for name in ([chosen] if chosen else LIBRARIES) if available(name) and name not in OWN_TESTS]
         libs = [Lib(name, guise) for name in names for guise in _guises(name)]
         marks = {"cupy": [pytest.mark.cuda]}
         metafunc.parametrize("lib", [pytest.param(x, id=x.id, marks=marks.get(x.name, [])) for x in libs])
@@ -238,7 +245,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             keep.append(item)
             continue
         needs = {m.args[0] for m in item.iter_markers("needs")}
-        by_library = "lib" in getattr(item, "fixturenames", ()) and chosen != "llvm"
+        by_library = "lib" in getattr(item, "fixturenames", ()) and chosen not in OWN_TESTS
         wanted = by_library or (chosen in needs) or (chosen == "numpy" and not needs)
         (keep if wanted else drop).append(item)
     items[:] = keep

@@ -124,7 +124,7 @@ def test_only_the_file_of_a_library_knows_it() -> None:
     """Nobody else compares names of libraries or imports one, but adapters, checkpoints of torch and presets."""
     home, formats = PACKAGE / "_arrays" / "libraries", {"checkpoint._torch", "rule._presets"}
     known = {path.stem for path in home.glob("[!_]*.py")}
-    assert {"numpy", "torch", "cupy", "jax", "dask", "array_api_strict"} <= known
+    assert {"numpy", "torch", "cupy", "jax", "dask", "dpnp", "cubed", "array_api_strict"} <= known
     compat = {p.parent for p in PACKAGE.rglob("*.py") if "array_api_compat" in p.read_text(encoding="utf-8")}
     assert compat == {home}
     for name, tree in folders.modules().items():

@@ -15,7 +15,6 @@ from xopt._arrays import tree as _tree
 from xopt._arrays.rows import SparseRows, accepted, summed
 
 _base = operator.attrgetter("base")
-_writeable = operator.attrgetter("flags.writeable")
 
 
 class Layout:
@@ -80,14 +79,15 @@ class Layout:
                 f"{self.path(k)}: a NumPy scalar ({type(x).__name__}), which cannot be written into; "
                 f"pass numpy.asarray(x), or use rule.apply"
             )
-        if isinstance(x, np.ndarray) and not x.flags.writeable:
+        library = _arrays.library(x)
+        if library is not None and not library.all_writable([x]):
             raise ValueError(
                 f"{self.path(k)}: a read-only array, and Optimizer writes into it; pass a copy, or use rule.apply"
             )
 
     def check_writable(self) -> None:
         """Refuse parameters that were made read-only since."""
-        if self.library.host and not all(map(_writeable, self.leaves)):
+        if not self.library.all_writable(self.leaves):
             for k, x in enumerate(self.leaves):
                 self._check_writable(k, x)
 

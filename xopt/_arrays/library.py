@@ -86,6 +86,10 @@ class Library:
         """Say why an array cannot be computed with as one; nothing if it can."""
         return ""
 
+    def all_writable(self, column: list[Array]) -> bool:
+        """Whether none of these arrays was made read-only."""
+        return True
+
     def is_part(self, x: Array) -> bool:
         """Whether an array is known to be a part of a larger one, of which other processes have the rest."""
         return False

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from xopt._arrays.library import Array, NDArray, NumPyLike, ml_dtype, shapes_and_dtypes
+
+_writeable = operator.attrgetter("flags.writeable")
 
 
 class Own(NumPyLike):
@@ -23,6 +26,9 @@ class Own(NumPyLike):
 
     def dtype(self, xp: Any, name: str) -> Any:
         return getattr(np, name, None) or ml_dtype(name)
+
+    def all_writable(self, column: list[Array]) -> bool:
+        return all(map(_writeable, column))
 
     def ordered(self, x: Array, matrix: bool) -> Array:
         # NumPy's complex loops round otherwise where the stride is negative, and its sums follow the memory
