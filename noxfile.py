@@ -23,6 +23,7 @@ LIBRARIES = {
     "dask": ["dask[array]>=2025.1"],
     "dpnp": ["dpnp>=0.20", "intel-opencl-rt"],
     "cubed": ["cubed>=0.27"],
+    "ndonnx": ["ndonnx>=0.23", "onnxruntime>=1.22", "array-api-strict>=2.3", "scikit-learn", "matplotlib"],
     "llvm": [TORCH],  # not a library, but the compiled runner of two
     "cupy": [
         "cupy-cuda13x[ctk]>=14" if GPU else "cupy-cuda13x>=14",  # without a GPU it imports, and that is tested
@@ -124,7 +125,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into docs/_build/html, and run its examples."""
-    examples = [TORCH, "jax", "optax", "keras", "thinc>=9.1", "pennylane>=0.45"]
+    examples = [TORCH, "jax", "optax", "keras", "thinc>=9.1", "pennylane>=0.45", *LIBRARIES["ndonnx"]]
     session.install(LAZY, *group("docs"), *examples, "-e", ".[demo]")
     env = {**THREADS, "KERAS_BACKEND": "jax"}
     session.run("sphinx-build", "-n", "-W", "-b", "html", "docs", "docs/_build/html", env=env)

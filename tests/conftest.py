@@ -28,8 +28,8 @@ import pytest
 
 pytest.register_assert_rewrite("support")
 
-LIBRARIES = ("numpy", "strict", "torch", "jax", "dask", "dpnp", "cubed", "cupy", "llvm")
-OWN_TESTS = ("llvm", "dpnp", "cubed")
+LIBRARIES = ("numpy", "strict", "torch", "jax", "dask", "dpnp", "cubed", "ndonnx", "cupy", "llvm")
+OWN_TESTS = ("llvm", "dpnp", "cubed", "ndonnx")
 """What has tests of its own, marked `needs`, and is not given those of every library."""
 MODULES = {"llvm": "llvmlite", "strict": "array_api_strict"}
 

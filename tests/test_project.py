@@ -135,7 +135,7 @@ def test_only_the_file_of_a_library_knows_it() -> None:
             assert not (named and isinstance(node, ast.Compare | ast.Dict | ast.Match)), (name, named)
         roots = {x.partition(".")[0] for x in folders.imports(tree)}
         own = {name.rpartition(".")[2].lstrip("_")} if name.startswith("adapters.") else set()
-        own |= {"jax"} if own == {"optax"} else set()
+        own |= {"jax"} if own == {"optax"} else {"ndonnx"} if own == {"onnx"} else set()
         assert not roots & (known - {"numpy"} - own), name
 
 

@@ -15,6 +15,7 @@ NEEDS = {
     "optax": ["jax"],
     "torch": ["torch"],
     "thinc": ["jax"],
+    "onnx": ["ndonnx"],
     "pennylane": ["clients"],  # which has no --library
 }
 """The sessions of each adapter."""

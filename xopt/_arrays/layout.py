@@ -163,7 +163,8 @@ class Layout:
             raise TypeError(f"{path}: {self.library.reason(x)}")
         if tuple(x.shape) != shape:
             owner = "the parameter has" if shape == self.shapes[k] else "the rule keeps"
-            raise ValueError(f"{path}: shape {tuple(x.shape)}, but {owner} {shape}")
+            hint = "; None is a size that is not known before it runs: reshape it" if None in x.shape else ""
+            raise ValueError(f"{path}: shape {tuple(x.shape)}, but {owner} {shape}{hint}")
         if x.dtype != dtype:
             owner = "the parameter has" if dtype == p.dtype else "the rule keeps"
             raise TypeError(f"{path}: dtype {_arrays.dtype_name(x)}, but {owner} {str(dtype).rpartition('.')[2]}")

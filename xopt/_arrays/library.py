@@ -39,7 +39,9 @@ class Library:
     writes: bool = False
     """Whether arrays can be written into, also through parts of them."""
     jits: ClassVar[bool] = False
-    """Whether it compiles steps itself: what changes from step to step must be arrays, and arrays may be given away."""
+    """Whether it compiles steps itself, and arrays may be given away to them."""
+    records: ClassVar[bool] = False
+    """Whether a step may be recorded once and run many times: what changes from step to step must be arrays."""
     lazy: bool = False
     """Whether nothing is computed before the end: a step, or a solver, cannot look at values."""
     differentiates: ClassVar[bool] = False

@@ -59,7 +59,7 @@ class ScalarResolver:
         ``dtype`` is that of the array of this library that it was; None where it was a number.
         """
         layout, host = self._layout, np.asarray(value, np.float64)
-        if layout.library.jits:
+        if layout.library.records:
             return layout.xp.asarray(host, dtype=self.wide)
         if dtype is not None and not layout.library.host and (self.as_saved or not self._host):
             kind = layout.xp.float32 if dtype == "float32" else self.wide
@@ -166,7 +166,7 @@ class ScalarResolver:
     def _stored(self, x: Any) -> Any:
         """Return a scalar as it is carried to the next step: a number or an array."""
         x = x.array if isinstance(x, Value) else x
-        if self._layout.library.jits:
+        if self._layout.library.records:
             return self._layout.xp.asarray(x, dtype=self.wide)
         return x
 

@@ -166,7 +166,7 @@ class StateSpec:
     def new_step(self, taken: int = 0) -> Any:
         """Return the number of steps taken: a Python int, on JAX an int32 array, so that a jitted step traces once."""
         xp = self.layout.xp
-        return xp.asarray(min(taken, 2**31 - 1), dtype=xp.int32) if self.layout.library.jits else taken
+        return xp.asarray(min(taken, 2**31 - 1), dtype=xp.int32) if self.layout.library.records else taken
 
     def check(self, state: Any) -> dict[str, list[Any]]:
         """Return the slots of a state leaf by leaf, or say what does not fit this chain and these parameters."""
@@ -176,7 +176,7 @@ class StateSpec:
         _same_keys("state.slots", state.slots, self.live)
         _same_keys("state.carry", state.carry, self.carried)
         step = state.step
-        traced = self.layout.library.jits and getattr(step, "shape", None) == () and "int" in str(step.dtype)
+        traced = self.layout.library.records and getattr(step, "shape", None) == () and "int" in str(step.dtype)
         if isinstance(step, bool) or not (isinstance(step, int) or traced):
             raise TypeError(f"state.step: {step!r}, but the number of steps taken is an int")
         if isinstance(step, int) and step < 0:

@@ -25,6 +25,7 @@ class Own(Library):
     packages = ("jax",)
     served = "eager, under jit in Optimizer"
     jits = True
+    records = True
     differentiates = True
 
     def device(self, x: Array) -> Any:
