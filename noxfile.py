@@ -21,6 +21,7 @@ LIBRARIES = {
     "torch": [TORCH, "pytorch-optimizer>=4.1", "keras>=3.10"],
     "jax": ["jax>=0.5", "optax>=0.2.5", "keras>=3.10", "thinc>=9.1", "autograd>=1.7"],
     "dask": ["dask[array]>=2025.1"],
+    "mlx": ["mlx[cpu]>=0.32"],
     "dpnp": ["dpnp>=0.20", "intel-opencl-rt"],
     "cubed": ["cubed>=0.27"],
     "ndonnx": ["ndonnx>=0.23", "onnxruntime>=1.22", "array-api-strict>=2.3", "scikit-learn", "matplotlib"],

@@ -28,10 +28,10 @@ import pytest
 
 pytest.register_assert_rewrite("support")
 
-LIBRARIES = ("numpy", "strict", "torch", "jax", "dask", "dpnp", "cubed", "ndonnx", "cupy", "llvm")
+LIBRARIES = ("numpy", "strict", "torch", "jax", "dask", "mlx", "dpnp", "cubed", "ndonnx", "cupy", "llvm")
 OWN_TESTS = ("llvm", "dpnp", "cubed", "ndonnx")
 """What has tests of its own, marked `needs`, and is not given those of every library."""
-MODULES = {"llvm": "llvmlite", "strict": "array_api_strict"}
+MODULES = {"llvm": "llvmlite", "strict": "array_api_strict", "mlx": "mlx.core"}
 
 
 class Lib:
@@ -43,6 +43,12 @@ class Lib:
 
     def module(self) -> Any:
         return importlib.import_module(MODULES.get(self.name, self.name))
+
+    def functions(self, x: Any) -> Any:
+        """Return the namespace that a user's functions are written in; of MLX, whose float64 exp is bad, ours."""
+        if self.name == "mlx":
+            return importlib.import_module("xopt._arrays").namespace(x)
+        return self.module() if self.name in ("torch", "cupy") else x.__array_namespace__()
 
     def array(self, x: Any, dtype: str | None = None) -> Any:
         """Make an array of this library; skip the test where it has no such dtype."""
@@ -59,6 +65,8 @@ class Lib:
             return made.requires_grad_() if self.guise == "grad" else made
         if self.name == "jax":
             return self.module().numpy.asarray(x, dtype=getattr(self.module().numpy, dtype))
+        if self.name == "mlx":
+            return self._mlx(x, dtype)
         if dtype == "bfloat16":
             pytest.skip(f"{self.name} has no bfloat16")
         if self.name == "dask":
@@ -73,6 +81,12 @@ class Lib:
         except ValueError:
             pytest.skip(f"device {self.guise} has no {dtype}")
 
+    def _mlx(self, x: Any, dtype: str) -> Any:
+        if dtype == "complex128":
+            pytest.skip("mlx has no complex128")
+        mx = self.module()
+        return mx.array(x.astype("float32") if dtype == "bfloat16" else x, getattr(mx, dtype.replace("bool", "bool_")))
+
     def numpy(self, x: Any) -> Any:
         """Bring an array back; bfloat16 as float32."""
         if self.name == "dask":
@@ -82,6 +96,8 @@ class Lib:
             x = x.float() if str(x.dtype) == "torch.bfloat16" else x
         if self.name == "cupy":
             x = x.get()
+        if str(x.dtype) == "mlx.core.bfloat16":
+            x = x.astype(self.module().float32)
         made = np.from_dlpack(x) if self.name == "strict" else np.asarray(x)
         return made.astype(np.float32) if made.dtype.name == "bfloat16" else made
 
@@ -129,7 +145,7 @@ def _guises(name: str) -> list[str]:
 
 def available(name: str) -> bool:
     """Whether a library can be used here: for CuPy, whether there is a GPU too."""
-    if importlib.util.find_spec(MODULES.get(name, name)) is None:
+    if importlib.util.find_spec(MODULES.get(name, name).partition(".")[0]) is None:
         return False
     if name != "cupy":
         return True

@@ -266,7 +266,7 @@ def test_every_library(lib: Lib, batched: bool, sigma: str, dtype: str) -> None:
         return
     if sigma == "covariance" and batched:
         pytest.skip("of one curve")
-    xp = lib.module() if lib.name in ("torch", "cupy") else t.__array_namespace__()
+    xp = lib.functions(t)
     f = lambda t, a, b, c: a * xp.exp(-b * t) + c
 
     def derivative(t: Any, a: Any, b: Any, c: Any) -> Any:

@@ -354,7 +354,7 @@ def test_every_library(lib: Lib, options: str, dtype: str) -> None:
             xopt.least_squares(print, x0, batched=True)  # type: ignore[arg-type]
         return
     t, y = lib.array(T.astype(dtype)), lib.array(Y.astype(dtype))
-    xp = lib.module() if lib.name in ("torch", "cupy") else t.__array_namespace__()
+    xp = lib.functions(t)
 
     def fun(x: Any) -> Any:
         return x[:, :1] * xp.exp(-x[:, 1:2] * t) + x[:, 2:] - y
@@ -397,7 +397,7 @@ def test_lanes_that_are_not_finite_on_every_library(lib: Lib) -> None:
     spoilt = Y.copy()
     spoilt[2, 5] = np.nan
     t, y = lib.array(T), lib.array(spoilt)
-    xp = lib.module() if lib.name in ("torch", "cupy") else t.__array_namespace__()
+    xp = lib.functions(t)
     got = xopt.least_squares(
         lambda x: x[:, :1] * xp.exp(-x[:, 1:2] * t) + x[:, 2:] - y, lib.array(X0), batched=True, bounds=(-2, 3.5)
     )

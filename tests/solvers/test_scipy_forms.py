@@ -178,7 +178,7 @@ def test_gradients_of_other_shapes(lib: Lib, rule: Any) -> None:
         ((1,), [(), (1, 1)]),
     ]:
         x0 = lib.array(np.ones(shape, "float32"))
-        xp = lib.module() if lib.name in ("torch", "cupy") else x0.__array_namespace__()
+        xp = lib.functions(x0)
         plain = lambda x, xp=xp: (xp.sum((x - 0.25) ** 2), 2 * (x - 0.25))
         want = lib.numpy(xopt.minimize(plain, x0, rule, maxiter=20).x)
         for other in others:
@@ -239,7 +239,7 @@ def test_steps_of_differences_suit_the_dtype(lib: Lib, dtype: str, jac: Any, pow
         pytest.skip("minimize refuses it")
     point = np.asarray([0.5, -3.0, 40.0, 0.0], dtype)
     x0 = lib.array(point)
-    xp = lib.module() if lib.name in ("torch", "cupy") else x0.__array_namespace__()
+    xp = lib.functions(x0)
     want = np.cos(point.astype(float)) + point.astype(float)
     eps = float(np.finfo(dtype).eps)
     got = xopt.minimize(lambda x: xp.sum(xp.sin(x) + 0.5 * x * x), x0, jac=jac, maxiter=0)
@@ -288,7 +288,7 @@ def test_differences_of_trees_and_complex_numbers(lib: Lib) -> None:
     if lib.name == "dask":
         pytest.skip("minimize refuses it")
     x0 = {"z": lib.array(np.asarray([3 + 4j, 1 - 1j], "complex64")), "r": lib.array(np.ones((2, 1), "float32"))}
-    xp = lib.module() if lib.name in ("torch", "cupy") else x0["r"].__array_namespace__()
+    xp = lib.functions(x0["r"])
     calls: list[Any] = []
 
     def fun(p: Any) -> Any:

@@ -138,6 +138,10 @@ class Library:
         """Make an integer that mixes with ``like``, without a transfer to a device where a host scalar will do."""
         return xp.asarray(value, dtype=like.dtype, **self.beside(like))
 
+    def dot(self, a: Array, b: Array) -> Array:
+        """Return a·b, of vectors and matrices that may be long."""
+        return a @ b
+
     # --- the host
 
     def host_view(self, x: Array) -> NDArray | None:

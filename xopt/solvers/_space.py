@@ -136,7 +136,7 @@ class Space:
 
     def dot(self, a: Array, b: Array) -> Array:
         """Return a·b, of vectors and matrices."""
-        return a @ b
+        return self.library.dot(a, b)
 
     def row(self, *numbers: Array) -> Any:
         """Make a vector of 0-d arrays, for `joined`, `known` and `total`."""

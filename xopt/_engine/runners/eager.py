@@ -222,6 +222,8 @@ def sums(work: BucketStep, values: StepScalars, index: int) -> dict[str, Any]:
     """Return the sums that component ``index`` asks for, a vector over the leaves, in float64 where there is one."""
     xp, found = work.xp, []
     real = _arrays.widest_real(xp, _arrays.device(work.loads["p"][0]), work.real) if work.loads["p"] else work.real
+    if not hasattr(xp, _arrays.COMPLEX_OF[real]) and any(_arrays.is_complex(x) for x in work.loads["p"]):
+        real = work.real
     with work.library.no_grad():
         program = spelled(work.plan.sums[index]) if work.plan.elementwise else None
         scalars = () if program is None else values.scalars(program)

@@ -292,7 +292,7 @@ class Fit:
         half, tenth = zero + 0.5, zero + 0.1
         shrink = xp.where(fall >= 0, half, 0.5 * slope / xp.where(bottom != 0, bottom, zero - 1))
         shrink = xp.where(xp.isfinite(shrink) & (shrink > tenth), xp.where(shrink < half, shrink, half), tenth)
-        first = (self.turns == 1) & (size < self.radius)
+        first = (size < self.radius) & (self.turns == 1)
         radius = xp.where(first, size, self.radius)
         low = shrink * xp.where(radius < 10 * size, radius, 10 * size)
         wide = (ratio >= 0.75) | (par == 0)
