@@ -375,7 +375,7 @@ def test_an_interrupt_of_the_first_evaluation() -> None:
         (TypeError, r"batched: True, but not with owned", {"owned": True}),
         (TypeError, r"batched: 1, but it must be True or False", {"batched": 1}),
         (TypeError, r"options: line_search, but not with batched=True", {"options": {"line_search": "armijo"}}),
-        (TypeError, r"options: preconditioner, but not", {"options": {"preconditioner": lambda g: g}}),
+        (TypeError, r"options: hess_inv0, but not with", {"method": "bfgs", "options": {"hess_inv0": np.eye(2)}}),
         (TypeError, r"options: nonsense, but for lbfgs there are", {"options": {"nonsense": 1}}),
         (TypeError, r"jac: False, but numpy does not differentiate", {"jac": False}),
         (TypeError, r"jac: 'cs', but it must be True", {"jac": "cs"}),

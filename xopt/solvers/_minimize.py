@@ -153,8 +153,9 @@ def minimize(
         Whether the first axis of all arrays of x0 numbers independent problems. Then ``fun`` returns a value for each,
         and gradients with that axis, each has a line search (to the weak conditions of Wolfe) and an end of its own,
         and all that run are evaluated together. For ``"lbfgs"``, ``"lbfgs-b"`` and, for few parameters, ``"bfgs"``;
-        without ``line_search``, ``preconditioner``, ``hess_inv0`` and ``comm``. Bounds are those of one
-        problem or of all; parameters at a bound that are pushed against it stay there in a step.
+        without ``line_search``, ``hess_inv0`` and ``comm``; a ``preconditioner`` is of all lanes, and given the rows
+        of ``data`` too. Bounds are those of one problem or of all; parameters at a bound that are pushed against it
+        stay there in a step.
     data
         With ``batched``: a tree of arrays whose first axis numbers the problems, too. Then ``fun(x, data, *args)`` is
         given the rows of those that still run, as by `least_squares`.
@@ -177,8 +178,8 @@ def minimize(
     Values are brought to the host once an evaluation, with all products that the method needs; with ``xtol`` once more
     an iteration; for ``"newton-cg"`` and ``"trust-ncg"`` once more a product of the Hessian, with a preconditioner
     twice; for ``"trust-exact"`` 2·n numbers a Hessian; with bounds once at the start, and a few times where a projected
-    step would climb, which is rare; for a rule once in ``every`` steps; with ``batched`` how many still run. An
-    interrupt (Ctrl-C) ends the run, with status 3.
+    step would climb, which is rare; for a rule once in ``every`` steps; with ``batched`` how many still run, and
+    with a preconditioner two numbers more. An interrupt (Ctrl-C) ends the run, with status 3.
 
     A line search is ``search(along, start, first, *, tol, maxls, sigma, longest)``: ``along(alpha)`` evaluates and
     returns a point with ``alpha``, ``value`` and ``slope``, as ``start`` is one; ``first`` is the length to try first,

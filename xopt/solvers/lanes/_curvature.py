@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from xopt import _arrays
@@ -13,7 +14,9 @@ class Curvature(Protocol):
     """An approximation H of the inverse Hessian of every lane."""
 
     known: Array
-    """Of which lanes it is more than the identity."""
+    """Of which lanes it is more than the identity, or than a preconditioner."""
+    least: Array | None
+    """The least q·P·q that was met, which must not be negative; None without a preconditioner P."""
 
     def times(self, g: Array) -> Array:
         """Return H·g."""
@@ -35,6 +38,8 @@ def dot(xp: Any, a: Array, b: Array) -> Array:
 
 class Matrices:
     """H of BFGS, (n, n) for each lane; before its first step H is s·y/y·y."""
+
+    least = None
 
     def __init__(self, xp: Any, x: Array) -> None:
         self.xp, self._n = xp, x.shape[0]
@@ -67,10 +72,11 @@ class Matrices:
 
 
 class Steps:
-    """The last steps of each lane, from which H·g is computed by L-BFGS's two loops."""
+    """The last steps of each lane, from which H·g is computed by L-BFGS's two loops, around γ·P."""
 
-    def __init__(self, xp: Any, x: Array, history: int) -> None:
-        self.xp, none = xp, xp.zeros_like(x)
+    def __init__(self, xp: Any, x: Array, history: int, precondition: Callable[[Array], Array] | None = None) -> None:
+        self.xp, none, self._precondition = xp, xp.zeros_like(x), precondition
+        self.least = None if precondition is None else xp.zeros_like(none[0, 0])
         self._s, self._y = [none] * history, [none] * history
         self._inverse = [none[0, ...]] * history
         """1/s·y, or 0 where there is no such step."""
@@ -82,14 +88,25 @@ class Steps:
         for s, y, inverse in reversed(memory):
             shares.append(inverse * dot(xp, s, g))
             g = g - shares[-1] * y
-        g = self._scale * g
+        g = self._scale * self._preconditioned(g)
         for (s, y, inverse), share in zip(memory, reversed(shares), strict=True):
             g = g + (share - inverse * dot(xp, y, g)) * s
         return g
 
+    def _preconditioned(self, g: Array) -> Array:
+        """Return P·g."""
+        if self._precondition is None:
+            return g
+        found, xp = self._precondition(g), self.xp
+        square = xp.min(dot(xp, g, found))
+        self.least = xp.where(square < self.least, square, self.least)
+        return found
+
     def learn(self, which: Array, s: Array, y: Array) -> None:
         xp = self.xp
-        along, square = dot(xp, s, y), dot(xp, y, y)
+        if self._precondition is not None:  # which is not asked of what is not finite
+            y = xp.where(which, y, xp.zeros_like(y))
+        along, square = dot(xp, s, y), dot(xp, y, self._preconditioned(y))
         one = xp.ones_like(along)
         along, square = xp.where(which, along, one), xp.where(which, square, one)
 

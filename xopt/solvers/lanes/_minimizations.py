@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xopt import _arrays
+from xopt._arrays.transfer import to_host
 from xopt.solvers._descent import PATIENCE
+from xopt.solvers._space import not_positive
 from xopt.solvers._stopping import CONVERGED, LIMIT, NOTHING, STUCK, Limits
 from xopt.solvers.fits._box import pushed, within
 from xopt.solvers.fits._residuals import rounded
@@ -118,20 +120,35 @@ class Minimizations:
 
     def _turn(self, which: Array) -> None:
         """Choose new directions in some lanes, and begin to search along them."""
-        xp, g = self.xp, self.g
+        xp, g, curvature = self.xp, self.g, self._curvature
         held = pushed(self.x, g, self.low, self.high)
         g = self._freed(g, held)
-        d = -self._freed(self._curvature.times(g), held)
+        if curvature.least is not None:
+            g = xp.where(which, g, xp.zeros_like(g))
+        d = -self._freed(curvature.times(g), held)
         slope, square = dot(xp, self.g, d), dot(xp, g, g)
         wrong = which & ~(xp.isfinite(slope) & (slope < 0))
-        self._curvature.forget(wrong)
+        curvature.forget(wrong)
         one = xp.ones_like(slope)
-        fresh = ~self._curvature.known
+        fresh = ~curvature.known
+        if curvature.least is None:
+            d = xp.where(fresh, -g, d)
+        else:
+            d = self._begun_anew(wrong, g, d, held)
+            square = -dot(xp, g, d)  # where it is fresh, g·P·g
         first = xp.where(square > 1, 1 / xp.sqrt(square), one)
-        d, alpha = xp.where(fresh, -g, d), xp.where(fresh, first, one)
+        alpha = xp.where(fresh, first, one)
         self.d, self.alpha = xp.where(which, d, self.d), xp.where(which, alpha, self.alpha)
         self.lo, self.hi = xp.where(which, 0 * one, self.lo), xp.where(which, one * math.inf, self.hi)
         self.tries = xp.where(which, 0 * self.tries, self.tries)
+
+    def _begun_anew(self, wrong: Array, g: Array, d: Array, held: Array | None) -> Array:
+        """Return directions, -P·g in lanes that were wrong; refuse a preconditioner that is not positive."""
+        xp, least = self.xp, self._curvature.least
+        least, again = np.asarray(to_host(xp.stack([least, xp.astype(xp.any(wrong), d.dtype)])))
+        if least < 0:
+            raise not_positive(float(least))
+        return -self._freed(self._curvature.times(g), held) if again else d
 
     def iterate(self) -> bool:
         """Evaluate a point of every lane that runs; False if there is nothing left to do."""

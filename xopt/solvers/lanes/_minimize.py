@@ -17,7 +17,7 @@ from xopt._arrays.transfer import to_host
 from xopt.solvers._callbacks import annotate, called, progress_bar
 from xopt.solvers._differences import SCHEMES, checked_step
 from xopt.solvers._objective import pair, way
-from xopt.solvers._options import count, gathered, limits
+from xopt.solvers._options import count, gathered, limits, of_gradient
 from xopt.solvers._registry import chosen
 from xopt.solvers._result import OptimizeResult
 from xopt.solvers._stopping import CONVERGED, INTERRUPTED, STOPPED
@@ -35,7 +35,7 @@ _ALL_ENDS = {
     _CALLBACK: (STOPPED, "stopped: by the callback"),
     _INTERRUPT: (INTERRUPTED, "stopped: interrupted"),
 }
-_NOT = {"line_search", "preconditioner", "hess_inv0"}
+_NOT = {"line_search", "hess_inv0"}
 """Options of the same methods that lanes do not have."""
 Evaluate = Callable[[Array], tuple[Array, Array]]
 
@@ -65,9 +65,10 @@ def solve_many(
     when, began = when._replace(maxfun=max(1.0, when.maxfun / cost)), time.monotonic()
     history = count("history", given.get("history", 10), 1)
     maxls = count("maxls", given.get("maxls", 40), 1)
+    precondition = _preconditioner(own, of_gradient("preconditioner", given.get("preconditioner")), low is not None)
 
     def curvature(x: Array) -> Curvature:
-        return Matrices(own.xp, x) if solver.name == "bfgs" else Steps(own.xp, x, history)
+        return Matrices(own.xp, x) if solver.name == "bfgs" else Steps(own.xp, x, history, precondition)
 
     def make(start: Array) -> Minimizations:
         low, high = (None if side is None else own.side(side) for side in (own.low, own.high))
@@ -162,10 +163,40 @@ def _one(own: Residuals, value: Array) -> Array:
     return _arrays.detached(value)[:, 0]
 
 
-def _gradient(own: Residuals, grads: Any, conjugate: bool) -> Array:
+def _preconditioner(own: Residuals, given: Any, diagonal: bool) -> Callable[[Array], Array] | None:
+    """Return a function of vectors of lanes, lanes last, after a look whether it is diagonal, if it must be."""
+    if given is None:
+        return None
+    xp, name = own.xp, "preconditioner"
+
+    def rows(g: Array) -> list[Array]:
+        return [_gradient(own, own.quietly(given, own.tree(g), *own.given), False, name)]
+
+    def precondition(g: Array) -> Array:
+        return xp.permute_dims(own.of_all(rows, xp.permute_dims(g, (1, 0)))[0], (1, 0))
+
+    if diagonal:
+        ones = xp.ones((own.n, own.count), dtype=own.dtype, **_arrays.beside(own.layout.leaves[0]))
+        other = _arrays.cast(xp, xp.arange(own.n, **_arrays.beside(ones)) % 7 - 2, own.dtype)[:, None] * ones
+        scales, found = precondition(ones), precondition(other)
+        sizes = xp.max(scales, axis=0)
+        off = xp.max(xp.max(xp.abs(found - scales * other), axis=0) / sizes)
+        least, most, off = np.asarray(to_host(xp.stack([xp.min(scales), xp.max(sizes), off])))
+        if not 0 < least <= most < math.inf:
+            raise ValueError(
+                f"{name}: numbers from {least} to {most} on its diagonals, but all must be positive and finite"
+            )
+        if not off <= 1e3 * np.finfo("float32" if own.coarse.any() else own.real).eps:
+            raise ValueError(
+                f"{name}: no diagonal matrices, but within bounds they must be, such as g ↦ d·g with one d"
+            )
+    return precondition
+
+
+def _gradient(own: Residuals, grads: Any, conjugate: bool, name: str = "grads") -> Array:
     layout, xp, leaves = own.layout, own.xp, list[Array]()
-    for k, g in enumerate(_tree.match(layout.spec, grads, "grads")):
-        path, shape = layout.path(k, "grads"), (*own.lead, *own.inner[k])
+    for k, g in enumerate(_tree.match(layout.spec, grads, name)):
+        path, shape = layout.path(k, name), (*own.lead, *own.inner[k])
         g = numbers(path, g) if layout.library.host and isinstance(g, list | tuple) else g
         if _arrays.library(g) is not layout.library:
             raise TypeError(f"{path}: {named(g)}, but x0 has arrays of {layout.library}")
