@@ -18,7 +18,7 @@ from xopt import _arrays
 PAGE = Path(__file__).parents[2] / "docs" / "libraries.md"
 MODULES = {
     "numpy": "numpy", "torch": "torch", "jax": "jax.numpy", "dask": "dask.array", "strict": "array_api_strict",
-    "dpnp": "dpnp", "cubed": "cubed", "ndonnx": "ndonnx",
+    "mlx": "mlx.core", "dpnp": "dpnp", "cubed": "cubed", "ndonnx": "ndonnx",
 }  # fmt: skip
 """What makes arrays, by the name of the test session."""
 
@@ -115,7 +115,8 @@ class Library:
 
 
 COLUMNS = (
-    "in place", "lazy", "recorded", "float64", "complex", "bfloat16", "matrices", "save", "minimize", "gradients", "least squares", "ranks",
+    "in place", "lazy", "recorded", "float64", "complex", "bfloat16", "matrices", "save", "minimize", "gradients",
+    "least squares", "ranks",
 )  # fmt: skip
 
 

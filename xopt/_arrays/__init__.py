@@ -110,8 +110,8 @@ def device(x: Array) -> Any:
 
 def beside(x: Array) -> dict[str, Any]:
     """Say where to make an array, so that it is on the device of another one: an argument of ``xp.zeros`` and so on."""
-    place = device(x)
-    return {} if place is None else {"device": place}
+    found = library(x)
+    return {"device": x.device} if found is None else found.beside(x)
 
 
 def device_name(x: Array) -> str:

@@ -60,7 +60,8 @@ class ScalarResolver:
         """
         layout, host = self._layout, np.asarray(value, np.float64)
         if layout.library.records:
-            return layout.xp.asarray(host, dtype=self.wide)
+            near = {} if layout.like is None else _arrays.beside(layout.like)
+            return layout.xp.asarray(host, dtype=self.wide, **near)
         if dtype is not None and not layout.library.host and (self.as_saved or not self._host):
             kind = layout.xp.float32 if dtype == "float32" else self.wide
             return layout.xp.asarray(host, dtype=kind, **_arrays.beside(layout.like))
