@@ -92,6 +92,7 @@ def test_what_is_the_same_is_no_change(lib: Lib) -> None:
 
 @pytest.mark.parametrize("runner", ["eager", "tiled", pytest.param("llvm", marks=pytest.mark.needs("llvm"))])
 @pytest.mark.parametrize("change", ["shape", "dtype", "resize"])
+@pytest.mark.filterwarnings("ignore:Setting the (shape|dtype) on a NumPy array:DeprecationWarning")  # since 2.5
 def test_a_numpy_array_that_is_another_one_in_place(runner: Any, change: str) -> None:
     """A resized array has other memory: the compiled loop wrote where the old one had been."""
     p = {"a": np.ones(2), "w": np.ones((2, 3))}
