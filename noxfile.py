@@ -92,14 +92,14 @@ def tests(session: nox.Session, library: str) -> None:
 @nox.session(python=["3.12", "3.13", "3.14"])
 def pythons(session: nox.Session) -> None:
     """Test on later Pythons with the newest NumPy: `nox -s pythons-3.13 -- tests/rules` for some tests."""
-    session.install("--upgrade", "--upgrade-strategy", "eager", "numpy", *group("test"), "-e", ".")
+    session.install("--upgrade", "--upgrade-strategy", "eager", "numpy", *group("test"), "-e", ".[demo]")
     session.run("pytest", "--library", "numpy", *WORKERS, *session.posargs, env=THREADS | HANGS)
 
 
 @nox.session
 def oldest(session: nox.Session) -> None:
     """Test with the oldest NumPy that is supported: `nox -s oldest -- tests/rules` for some tests."""
-    session.install("numpy==2.0.*", *group("test"), "-e", ".")
+    session.install("numpy==2.0.*", *group("test"), "-e", ".[demo]")
     session.run("pytest", "--library", "numpy", *WORKERS, *session.posargs, env=THREADS | HANGS)
 
 
