@@ -388,6 +388,15 @@ def numbers_of_bits(x: NDArray, dtype: str) -> NDArray:
     return x if hasattr(np, dtype) else x.view(ml_dtype(dtype))
 
 
+def hypot(xp: Any, x: Array, y: Array) -> Array:
+    """Return the root of x² + y² without squares of either, for libraries that have no such function."""
+    x, y = xp.abs(x), xp.abs(y)
+    most, least = xp.maximum(x, y), xp.minimum(x, y)
+    differ = most > least  # else both are 0 or infinite, perhaps, or one is NaN
+    ratio = xp.where(differ, least / xp.where(differ, most, xp.ones_like(most)), xp.ones_like(most))
+    return most * xp.sqrt(1 + ratio * ratio)
+
+
 def exported(x: Array) -> NDArray | None:
     """Return the memory of an array that it lends by DLPack; None if it lends none."""
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xopt._arrays.library import Array, Library, NDArray
+from xopt._arrays.library import Array, Library, NDArray, hypot
 
 BLOCK = 256
 """Numbers that MLX adds one after the other; its float32 sum of 2²⁵ ones is 2²⁴."""
@@ -81,11 +81,7 @@ class Namespace:
         return x.astype(dtype)
 
     def hypot(self, x: Array, y: Array) -> Array:
-        mx = self._mx
-        x, y = mx.abs(x), mx.abs(y)
-        most, least = mx.maximum(x, y), mx.minimum(x, y)
-        ratio = mx.where(most > least, least / mx.where(most > 0, most, mx.ones_like(most)), mx.ones_like(most))
-        return mx.where(most == 0, most, most * mx.sqrt(1.0 + ratio * ratio))
+        return hypot(self, x, y)
 
     def sign(self, x: Array) -> Array:
         return self._mx.where(self._mx.isnan(x), x, self._mx.sign(x))

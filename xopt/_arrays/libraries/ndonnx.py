@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from xopt._arrays.library import Array, Library
+from xopt._arrays.library import Array, Library, hypot
 
 
 class Own(Library):
@@ -46,12 +46,7 @@ class _Namespace:
         return getattr(self._own, name)
 
     def hypot(self, x: Array, y: Array) -> Array:
-        xp = self._own
-        x, y = xp.abs(x), xp.abs(y)
-        large, small = xp.maximum(x, y), xp.minimum(x, y)
-        fine = large > small  # else they are equal, perhaps 0 or infinite, or one is NaN
-        ratio = xp.where(fine, small / xp.where(fine, large, 1), 1)
-        return large * xp.sqrt(1 + ratio * ratio)
+        return hypot(self._own, x, y)
 
 
 @functools.cache
