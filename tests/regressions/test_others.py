@@ -132,7 +132,7 @@ def test_sizes_that_int32_does_not_hold() -> None:
     stored: list[int] = []
     launch = lambda function, queue, grid, threads, words: stored.extend(words[2 : 2 + int(words[1])].tolist())
     driver = SimpleNamespace(launch=launch, function=lambda *args: None)
-    xp = SimpleNamespace(empty=lambda shape, dtype, device: Far(*shape, at=64), int64=np.int64)
+    xp = SimpleNamespace(empty=lambda shape, dtype, device=None: Far(*shape, at=64), int64=np.int64)
     work = SimpleNamespace(
         library=named("cupy"),
         xp=xp,

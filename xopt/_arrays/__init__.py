@@ -59,7 +59,8 @@ def _find_library(x: object, kind: type) -> Library | None:
         return None if other else NUMPY
     if issubclass(kind, np.generic):
         return NUMPY
-    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+    # of the class first: a lazy parameter of torch raises where it is asked for its shape
+    if not all(hasattr(kind, name) or hasattr(x, name) for name in ("shape", "dtype")):
         return None
     for base in kind.__mro__:
         root = base.__module__.partition(".")[0]

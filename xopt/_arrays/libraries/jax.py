@@ -33,8 +33,9 @@ class Own(Library):
 
     def beside(self, x: Array) -> dict[str, Any]:
         # on a mesh: a copy for each device, else what is made lies on one, and a step is compiled anew for the second
-        spread = not self.traced(x) and x.committed and len(x.sharding.device_set) > 1
-        return {"device": _replicated(x.sharding)} if spread else {}
+        if self.traced(x) or len(x.sharding.device_set) == 1 or not hasattr(x.sharding, "mesh"):
+            return {}
+        return {"device": _jax().sharding.NamedSharding(x.sharding.mesh, _jax().sharding.PartitionSpec())}
 
     def full_like(self, xp: Any, p: Array, kind: Any, value: Any) -> Array:
         return xp.full_like(p, value, dtype=kind)  # sharded like the parameter
@@ -112,14 +113,6 @@ class Own(Library):
     def across(self, function: Callable[[Array], Array], x: Array) -> tuple[Array, Callable[[Array], Array]]:
         y, back = _jax().vjp(function, x)
         return y, lambda u: back(u)[0]
-
-
-def _replicated(sharding: Any) -> Any:
-    """Return the sharding of a whole copy on each device of another one."""
-    kinds = _jax().sharding
-    if isinstance(sharding, kinds.NamedSharding):
-        return kinds.NamedSharding(sharding.mesh, kinds.PartitionSpec())
-    return sharding.with_memory_kind(sharding.memory_kind) if sharding.is_fully_replicated else None
 
 
 @functools.cache

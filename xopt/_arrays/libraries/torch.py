@@ -24,6 +24,11 @@ def _torch() -> Any:
     return importlib.import_module("torch")
 
 
+def _fake(x: Array) -> bool:
+    """Whether this is a FakeTensor, which must not be asked where it lies."""
+    return hasattr(x, "fake_mode")
+
+
 class Own(Library):
     packages = ("torch",)
     served = "like NumPy on CPU, cuda on GPUs, eager elsewhere"
@@ -37,6 +42,10 @@ class Own(Library):
         return importlib.import_module("array_api_compat.torch")
 
     def reason(self, x: Array) -> str:
+        if isinstance(x, _torch().nn.parameter.UninitializedTensorMixin):
+            return "a parameter of a lazy module, which has no shape yet; call the module once before"
+        if str(x.layout) not in ("torch.strided", "torch.jagged"):
+            return f"a tensor in the layout {x.layout}, but a parameter must be dense; pass x.to_dense()"
         if not hasattr(x, "to_local"):
             return ""
         return (
@@ -72,13 +81,14 @@ class Own(Library):
         return value
 
     def host_view(self, x: Array) -> NDArray | None:
-        if x.device.type != "cpu" or not self.is_plain(x):
+        if x.device.type != "cpu" or not self.is_plain(x) or (x.dtype == _torch().bfloat16 and bfloat16() is None):
             return None
-        x = x.detach()
-        if x.dtype != _torch().bfloat16:
-            view: NDArray = x.numpy()
-            return view
-        return None if bfloat16() is None else x.view(_torch().int16).numpy().view(bfloat16())
+        half, x = x.dtype == _torch().bfloat16, x.detach()
+        try:
+            view: NDArray = (x.view(_torch().int16) if half else x).numpy()
+        except RuntimeError:  # one that stands for others, under vmap, or for one without memory, a FakeTensor
+            return None
+        return view.view(bfloat16()) if half else view
 
     def to_host(self, x: Array) -> Any:
         x = self.resolved(x.detach())
@@ -106,7 +116,8 @@ class Own(Library):
         return list(map(_contiguous, column))
 
     def addresses(self, column: list[Array]) -> list[int]:
-        return list(map(_address, column))
+        plain = {*map(type, column)} <= {_torch().Tensor, _torch().nn.Parameter}
+        return list(map(_address, column if plain else [x for x in column if not _fake(x)]))
 
     def facts(self, column: list[Array]) -> list[Any]:
         if any(map(_conj, column)) or any(map(_neg, column)):
@@ -122,11 +133,13 @@ class Own(Library):
 
     def unmapped(self, x: Array) -> bool:
         try:
-            return bool(x.numel() > 0 and x.data_ptr() == 0)
+            return bool(x.numel() > 0 and (_fake(x) or x.data_ptr() == 0))
         except RuntimeError:  # of what stands for a tensor
             return True
 
     def phantom(self, x: Array) -> NDArray | None:
+        if _fake(x):
+            return None
         try:
             size = x.element_size()
             return described(x.data_ptr(), x.shape, tuple(s * size for s in x.stride()), size)
@@ -135,7 +148,14 @@ class Own(Library):
 
     def moving(self, leaves: list[Array], wide: bool) -> list[Any]:
         views = [list(map(_conj, leaves)) if wide else None, list(map(_stride, leaves))]
-        return [*shapes_and_dtypes(leaves), *views, self.addresses(leaves)]
+        return [*shapes_and_dtypes(leaves), *views, self._memory(leaves)]
+
+    def _memory(self, leaves: list[Array]) -> list[int]:
+        """Return where tensors lie; nothing of those that stand for others."""
+        try:
+            return self.addresses(leaves)
+        except RuntimeError:
+            return []
 
     def places(self, xp: Any, indices: Array) -> Array:
         return indices.to(_torch().int64)
