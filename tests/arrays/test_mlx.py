@@ -150,6 +150,7 @@ PEERS = [
     (xopt.Adagrad, "Adagrad", {}),
     (xopt.Adadelta, "AdaDelta", {}),
     (xopt.Adamax, "Adamax", {}),
+    (xopt.Muon, "Muon", {}),
 ]
 
 
@@ -167,4 +168,6 @@ def test_peers(mx: Any, rule: Any, name: str, options: Any, rng: np.random.Gener
     for g in grads:
         x, state = mine.apply(x, {"w": MLX.array(g, dtype)}, state)
         y = peer.apply_gradients({"w": MLX.array(g, dtype)}, y)
-    np.testing.assert_allclose(MLX.numpy(x["w"]), MLX.numpy(y["w"]), rtol=1e-12, atol=1e-13)
+    # its products of matrices take their factors, such as 2.0315, in float32
+    rtol, atol = (1e-5, 1e-5) if name == "Muon" else (1e-12, 1e-13)
+    np.testing.assert_allclose(MLX.numpy(x["w"]), MLX.numpy(y["w"]), rtol=rtol, atol=atol)
