@@ -375,3 +375,37 @@ def test_there_is_one_of_each_library(name: str) -> None:
     assert str(library) == name
     assert library.known == (name != "unheard")
     assert pickle.loads(pickle.dumps(library)) is copy.deepcopy(library) is library
+
+
+# ---- sparse
+
+
+class COO:
+    """What an array of PyData's sparse looks like."""
+
+    shape, dtype, device = (3,), np.dtype(float), "cpu"
+
+    def __array_namespace__(self) -> Any:
+        return np
+
+
+COO.__module__ = "sparse.numba_backend._coo.core"
+
+
+def test_sparse_arrays_are_refused_by_name() -> None:
+    x, plain, rule = COO(), np.zeros(3), xopt.Adam()
+    opt = xopt.Optimizer({"a": plain}, rule)
+    calls = {
+        "params": lambda: rule.init(x),
+        'params["a"]': lambda: xopt.Optimizer({"a": x}, rule),
+        'grads["a"]': lambda: opt.step({"a": x}),
+        "grads": lambda: rule.apply(plain, x, rule.init(plain)),
+        "x0": lambda: xopt.minimize(lambda v: (v.sum(), v), x),
+    }
+    for path, call in calls.items():
+        with pytest.raises(TypeError) as found:
+            call()
+        assert str(found.value) == (
+            f"{path}: a sparse array; pass x.todense(), and a gradient that has few rows as xopt.SparseRows"
+        )
+    assert opt.state.step == 0

@@ -156,9 +156,15 @@ class Layout:
             return
         path = self.path(k, name) + part
         if library != self.library:
+            if library and library.reason(x):
+                raise TypeError(f"{path}: {library.reason(x)}")
             got = f"an array of {library}" if library else _what(x)
             hint = "; pass a dense gradient" if isinstance(x, SparseRows) else ""
             raise TypeError(f"{path}: {got}, but the parameter is an array of {self.library}{hint}")
+        own, other = self.library.layout(p), self.library.layout(x)
+        if other != own:
+            hint = "" if part else " or SparseRows"
+            raise TypeError(f"{path}: layout {other}, but the parameter has {own}; pass x.to_dense(){hint}")
         if self.library.reason(x):
             raise TypeError(f"{path}: {self.library.reason(x)}")
         if tuple(x.shape) != shape:
@@ -172,10 +178,6 @@ class Layout:
             raise ValueError(
                 f"{path}: on device {_arrays.device_name(x)}, but the parameter is on {_arrays.device_name(p)}"
             )
-        own, other = self.library.layout(p), self.library.layout(x)
-        if other != own:
-            hint = "" if part else " or SparseRows"
-            raise TypeError(f"{path}: layout {other}, but the parameter has {own}; pass x.to_dense(){hint}")
 
     def tree(self, leaves: list[Any]) -> Any:
         """Put one array a parameter back into the structure."""

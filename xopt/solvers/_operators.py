@@ -12,7 +12,7 @@ Product: TypeAlias = Callable[[Any], Any]
 
 def is_sparse(found: Any) -> bool:
     """Whether something is a sparse matrix: of SciPy, CuPy or JAX, or a sparse tensor of torch."""
-    return "sparse" in str(getattr(found, "layout", "")) or hasattr(found, "tocsr") or hasattr(found, "todense")
+    return ".sparse_" in str(getattr(found, "layout", "")) or hasattr(found, "tocsr") or hasattr(found, "todense")
 
 
 def products_of(found: Any) -> tuple[Product, Product] | None:
