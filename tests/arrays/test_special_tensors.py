@@ -98,14 +98,67 @@ def test_tensors_without_memory(torch: Any, rule: Any) -> None:
     assert runners == ["tiled", "eager", "eager"]
 
 
+def test_vmap_over_gradients_alone(torch: Any) -> None:
+    """Members that start from the same parameters and state."""
+    p, grads, rule = torch.ones(3), torch.arange(6.0).reshape(2, 3), xopt.Adam(lr=0.1)
+    state = rule.init(p)
+    found = torch.func.vmap(lambda g: rule.apply(p, g, state)[0])(grads)
+    for k in range(2):
+        torch.testing.assert_close(found[k], rule.apply(p, grads[k], state)[0], rtol=1e-6, atol=0)
+
+
+def test_gradients_through_a_step_are_refused(torch: Any) -> None:
+    """Which would be 0."""
+    p, rule = torch.ones(3), xopt.SGD(lr=0.1)
+    message = "a tensor of torch.func.grad or jvp, .* take the step outside of them"
+    with pytest.raises(TypeError, match=f"^params: {message}"):
+        torch.func.grad(lambda p: rule.apply(p, torch.ones(3), rule.init(p))[0].sum())(p)
+    state = rule.init(p)
+    with pytest.raises(TypeError, match=f"^grads: {message}"):
+        torch.func.grad(lambda g: rule.apply(p, g, state)[0].sum())(p)
+
+
+@pytest.mark.parametrize("runner", [None, "tiled", "eager"])
+def test_an_optimizer_writes_in_no_transform(torch: Any, runner: Any) -> None:
+    p = torch.ones(3)
+    opt = xopt.Optimizer(p, xopt.Adam(lr=0.1), runner=runner)
+    message = r"^Optimizer: inside torch\.func, where it cannot write; use rule.init and rule.apply$"
+    with pytest.raises(TypeError, match=message):
+        torch.func.vmap(lambda g: opt.step(g))(torch.ones(2, 3))
+    with pytest.raises(TypeError, match=message):
+        torch.func.vmap(lambda q: xopt.Optimizer(q, xopt.Adam()).params)(torch.ones(2, 3))
+    assert opt.steps_taken == 0
+    assert bool((p == 1).all())
+    opt.step(torch.ones(3))
+    assert bool((p < 1).all())
+
+
+@pytest.mark.parametrize("runner", [None, "tiled", "eager"])
+def test_tensors_without_memory_go_with_their_like(torch: Any, runner: Any) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fake = torch.ones(3)
+    p = torch.ones(3)
+    opt, rule = xopt.Optimizer(p, xopt.Adam(lr=0.1), runner=runner), xopt.Adam(lr=0.1)
+    state = rule.init(p)
+    for call in (opt.step, lambda g: rule.apply(p, g, state, runner=runner)):
+        with pytest.raises(TypeError, match=r"^grads: a FakeTensor, but the parameter is an array with numbers$"):
+            call(fake)
+    assert bool((p == 1).all())
+    with pytest.raises(TypeError, match=r"^grads: an array with numbers, but the parameter is a FakeTensor$"):
+        xopt.Optimizer(fake, rule).step(p)
+
+
 REFUSED = {
     "sparse": (lambda torch: torch.eye(3).to_sparse(), r"layout torch\.sparse_coo, but .* pass x\.to_dense\(\)"),
     "csr": (lambda torch: torch.eye(3).to_sparse_csr(), r"layout torch\.sparse_csr"),
     "lazy": (lambda torch: torch.nn.LazyLinear(2).weight, "a parameter of a lazy module, which has no shape yet"),
     "nested": (
         lambda torch: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
-        "must have a known shape",
+        "a nested tensor, whose components differ in shape",
     ),
+    "nested strided": (lambda torch: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "a nested tensor"),
 }
 
 

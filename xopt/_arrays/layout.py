@@ -161,6 +161,9 @@ class Layout:
             got = f"an array of {library}" if library else _what(x)
             hint = "; pass a dense gradient" if isinstance(x, SparseRows) else ""
             raise TypeError(f"{path}: {got}, but the parameter is an array of {self.library}{hint}")
+        ours, theirs = (self.library.stands_for(y) or "an array with numbers" for y in (p, x))
+        if ours != theirs:
+            raise TypeError(f"{path}: {theirs}, but the parameter is {ours}")
         own, other = self.library.layout(p), self.library.layout(x)
         if other != own:
             hint = "" if part else " or SparseRows"

@@ -92,6 +92,10 @@ class Library:
         """Whether none of these arrays was made read-only."""
         return True
 
+    def stands_for(self, x: Array) -> str:
+        """Name what has a shape and a dtype but no numbers; nothing where an array has some."""
+        return ""
+
     def is_part(self, x: Array) -> bool:
         """Whether an array is known to be a part of a larger one, of which other processes have the rest."""
         return False

@@ -26,7 +26,12 @@ def _torch() -> Any:
 
 def _fake(x: Array) -> bool:
     """Whether this is a FakeTensor, which must not be asked where it lies."""
-    return hasattr(x, "fake_mode")
+    return type(x).__name__ == "FakeTensor"
+
+
+def _transforms() -> Any:
+    """Return the transforms of ``torch.func`` that run here, in which new tensors hide their memory; None of none."""
+    return _torch()._C._functorch.peek_interpreter_stack()
 
 
 class Own(Library):
@@ -44,7 +49,11 @@ class Own(Library):
     def reason(self, x: Array) -> str:
         if isinstance(x, _torch().nn.parameter.UninitializedTensorMixin):
             return "a parameter of a lazy module, which has no shape yet; call the module once before"
-        if str(x.layout) not in ("torch.strided", "torch.jagged"):
+        if x.is_nested:
+            return "a nested tensor, whose components differ in shape; pass the list of them, x.unbind()"
+        if _torch()._C._functorch.is_gradtrackingtensor(x):  # else their gradients would be 0
+            return "a tensor of torch.func.grad or jvp, which do not see through a step; take the step outside of them"
+        if x.layout != _torch().strided:
             return f"a tensor in the layout {x.layout}, but a parameter must be dense; pass x.to_dense()"
         if not hasattr(x, "to_local"):
             return ""
@@ -52,6 +61,9 @@ class Own(Library):
             "a DTensor, whose parts lie with several processes; pass x.to_local().detach(), where no component needs "
             "the whole array"
         )
+
+    def stands_for(self, x: Array) -> str:
+        return "a FakeTensor" if _fake(x) else ""
 
     def is_part(self, x: Array) -> bool:
         return "ToTorchTensor" in type(x.grad_fn).__name__  # nobody can tell once it is detached
@@ -81,7 +93,9 @@ class Own(Library):
         return value
 
     def host_view(self, x: Array) -> NDArray | None:
-        if x.device.type != "cpu" or not self.is_plain(x) or (x.dtype == _torch().bfloat16 and bfloat16() is None):
+        if _transforms() is not None or x.device.type != "cpu" or not self.is_plain(x):
+            return None
+        if x.dtype == _torch().bfloat16 and bfloat16() is None:
             return None
         half, x = x.dtype == _torch().bfloat16, x.detach()
         try:
@@ -120,7 +134,8 @@ class Own(Library):
         return list(map(_address, column if plain else [x for x in column if not _fake(x)]))
 
     def facts(self, column: list[Array]) -> list[Any]:
-        if any(map(_conj, column)) or any(map(_neg, column)):
+        fake = "FakeTensor" in {kind.__name__ for kind in {*map(type, column)}}
+        if fake or any(map(_conj, column)) or any(map(_neg, column)):
             return []
         return [list(map(fact, column)) for fact in _FACTS]
 
@@ -147,6 +162,8 @@ class Own(Library):
             return None
 
     def moving(self, leaves: list[Array], wide: bool) -> list[Any]:
+        if _transforms() is not None:
+            raise TypeError("Optimizer: inside torch.func, where it cannot write; use rule.init and rule.apply")
         views = [list(map(_conj, leaves)) if wide else None, list(map(_stride, leaves))]
         return [*shapes_and_dtypes(leaves), *views, self._memory(leaves)]
 
