@@ -19,8 +19,8 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 
-if _intel := sorted(Path(sys.prefix).glob("lib*/**/libintelocl.so")):  # SYCL's CPU device is in this package
-    os.environ.setdefault("OCL_ICD_FILENAMES", str(_intel[0]))
+if (_intel := Path(sys.prefix, "lib", "libintelocl.so")).exists():  # SYCL's CPU device is in this package
+    os.environ.setdefault("OCL_ICD_FILENAMES", str(_intel))
 os.environ.setdefault("SYCL_CACHE_PERSISTENT", "1")  # else each process compiles each function of dpnp anew
 
 import numpy as np
@@ -96,7 +96,7 @@ class Lib:
             x = x.float() if str(x.dtype) == "torch.bfloat16" else x
         if self.name == "cupy":
             x = x.get()
-        if str(x.dtype) == "mlx.core.bfloat16":
+        if self.name == "mlx" and str(x.dtype) == "mlx.core.bfloat16":
             x = x.astype(self.module().float32)
         made = np.from_dlpack(x) if self.name == "strict" else np.asarray(x)
         return made.astype(np.float32) if made.dtype.name == "bfloat16" else made
