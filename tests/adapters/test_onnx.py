@@ -265,6 +265,24 @@ def test_any_tree_is_a_state() -> None:
     assert (state["seen"], state["name"]) == (5, None)
 
 
+@pytest.mark.parametrize("rule", [xopt.Adam(amsgrad=True), xopt.Adan(), xopt.LossScale(xopt.Prodigy())], ids=repr)
+def test_what_is_restored_is_what_was_fed(rule: Any) -> None:
+    """Each slot in its place, also where their names are not in the order of the alphabet."""
+    from xopt.adapters import onnx
+
+    rng = np.random.default_rng(0)
+    params, state = START, rule.init(START)
+    for _ in range(2):
+        params, state = rule.apply(params, {n: rng.normal(size=x.shape) for n, x in START.items()}, state)
+    new, last = onnx.restore(onnx.feeds(params, state), params, state)
+    assert [*last.slots] == [*state.slots]
+    for name, tree in state.slots.items():
+        for n, x in tree.items():
+            assert np.array_equal(last.slots[name][n], x), (name, n)
+    assert (last.step, last.carry) == (state.step, state.carry)
+    assert all(np.array_equal(new[n], x) for n, x in params.items())
+
+
 def test_state_of_other_libraries() -> None:
     strict = pytest.importorskip("array_api_strict")
     from xopt.adapters import onnx

@@ -225,15 +225,12 @@ def _value(name: str, x: Any) -> Any:
 
 
 def _named(name: str, tree: Any) -> dict[str, Any]:
-    """Return the leaves of a tree by the names that they have in a checkpoint."""
+    """Return the leaves of a tree, in their order, by the names that they have in a checkpoint."""
     leaves, spec = _tree.flatten(tree)
-    if isinstance(tree, State):
-        slots = {f"{name}/{n}": _named(f"{name}/{n}", x) for n, x in tree.slots.items()}
-        found = {f"{name}/step": tree.step}
-        for x in slots.values():
-            found |= x
-        return found | {f"{name}/{n}": x for n, x in tree.carry.items()}
-    return {f"{name}/{key}" if key else name: x for key, x in zip(_tree.pointers(spec), leaves, strict=True)}
+    keys = _tree.pointers(spec)
+    if isinstance(tree, State):  # slots/0.adam.m/w
+        keys = [key.partition("/")[2] or key for key in keys]
+    return {f"{name}/{key}" if key else name: x for key, x in zip(keys, leaves, strict=True)}
 
 
 def _recorded(tree: Any) -> Any:
