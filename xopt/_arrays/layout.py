@@ -66,6 +66,11 @@ class Layout:
         """A parameter, to make other arrays beside it; None where there is none."""
         return self.leaves[0] if self.leaves else None
 
+    @property
+    def near(self) -> dict[str, Any]:
+        """Where to make other arrays: an argument of ``xp.zeros`` and so on."""
+        return _arrays.beside(self.leaves[0]) if self.leaves else {}
+
     def names(self) -> list[str]:
         """Name every leaf by its keys, with slashes between them: ``layer1/w``."""
         if "names" not in self.memo:

@@ -60,11 +60,10 @@ class ScalarResolver:
         """
         layout, host = self._layout, np.asarray(value, np.float64)
         if layout.library.records:
-            near = {} if layout.like is None else _arrays.beside(layout.like)
-            return layout.xp.asarray(host, dtype=self.wide, **near)
+            return layout.xp.asarray(host, dtype=self.wide, **layout.near)
         if dtype is not None and not layout.library.host and (self.as_saved or not self._host):
             kind = layout.xp.float32 if dtype == "float32" else self.wide
-            return layout.xp.asarray(host, dtype=kind, **_arrays.beside(layout.like))
+            return layout.xp.asarray(host, dtype=kind, **layout.near)
         if spec.scope == "leaf":
             return host if self._plain() else self._vector(host)
         return host.item()
@@ -288,7 +287,7 @@ class ScalarResolver:
         if self._plain():
             return np.asarray(x, np.float64)
         if isinstance(x, np.ndarray):
-            x = self._layout.xp.asarray(x, dtype=self.wide, **_arrays.beside(self._layout.like))
+            x = self._layout.xp.asarray(x, dtype=self.wide, **self._layout.near)
         return x
 
     def _taken(self, vector: Any, leaves: list[int]) -> Any:

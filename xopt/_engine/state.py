@@ -165,11 +165,10 @@ class StateSpec:
 
     def new_step(self, taken: int = 0) -> Any:
         """Return the number of steps taken: a Python int, on JAX an int32 array, so that a jitted step traces once."""
-        xp, like = self.layout.xp, self.layout.like
         if not self.layout.library.records:
             return taken
-        near = {} if like is None else _arrays.beside(like)
-        return xp.asarray(min(taken, 2**31 - 1), dtype=xp.int32, **near)
+        xp = self.layout.xp
+        return xp.asarray(min(taken, 2**31 - 1), dtype=xp.int32, **self.layout.near)
 
     def check(self, state: Any) -> dict[str, list[Any]]:
         """Return the slots of a state leaf by leaf, or say what does not fit this chain and these parameters."""

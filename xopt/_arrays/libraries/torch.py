@@ -24,9 +24,9 @@ def _torch() -> Any:
     return importlib.import_module("torch")
 
 
-def _fake(x: Array) -> bool:
-    """Whether this is a FakeTensor, which must not be asked where it lies."""
-    return type(x).__name__ == "FakeTensor"
+def _fake(*column: Array) -> bool:
+    """Whether any of these is a FakeTensor, which must not be asked where it lies."""
+    return any(kind.__name__ == "FakeTensor" for kind in {*map(type, column)})
 
 
 def _transforms() -> Any:
@@ -95,9 +95,9 @@ class Own(Library):
     def host_view(self, x: Array) -> NDArray | None:
         if _transforms() is not None or x.device.type != "cpu" or not self.is_plain(x):
             return None
-        if x.dtype == _torch().bfloat16 and bfloat16() is None:
-            return None
         half, x = x.dtype == _torch().bfloat16, x.detach()
+        if half and bfloat16() is None:
+            return None
         try:
             view: NDArray = (x.view(_torch().int16) if half else x).numpy()
         except RuntimeError:  # one that stands for others, under vmap, or for one without memory, a FakeTensor
@@ -132,12 +132,10 @@ class Own(Library):
         return list(map(_contiguous, column))
 
     def addresses(self, column: list[Array]) -> list[int]:
-        plain = {*map(type, column)} <= {_torch().Tensor, _torch().nn.Parameter}
-        return list(map(_address, column if plain else [x for x in column if not _fake(x)]))
+        return list(map(_address, column))
 
     def facts(self, column: list[Array]) -> list[Any]:
-        fake = "FakeTensor" in {kind.__name__ for kind in {*map(type, column)}}
-        if fake or any(map(_conj, column)) or any(map(_neg, column)):
+        if _fake(*column) or any(map(_conj, column)) or any(map(_neg, column)):
             return []
         return [list(map(fact, column)) for fact in _FACTS]
 
@@ -172,7 +170,7 @@ class Own(Library):
     def _memory(self, leaves: list[Array]) -> list[int]:
         """Return where tensors lie; nothing of those that stand for others."""
         try:
-            return self.addresses(leaves)
+            return [] if _fake(*leaves) else self.addresses(leaves)
         except RuntimeError:
             return []
 
